@@ -1,0 +1,74 @@
+// What an op may ask of its tensors, in one vocabulary. Every message names the argument, what it
+// has to be, and what it is.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "kernels/common/dtype.h"
+
+namespace mast_ext {
+
+inline void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef want) {
+  TORCH_CHECK_VALUE(t.sizes() == want, name, " must have shape ", want, ", got ", t.sizes());
+}
+
+inline void check_device(const at::Tensor& t, const char* name, const at::Tensor& ref,
+                         const char* ref_name) {
+  TORCH_CHECK_VALUE(t.device() == ref.device(), name, " must be on ", ref.device(), " like ",
+                    ref_name, ", got ", t.device());
+}
+
+inline void check_like(const at::Tensor& t, const char* name, const at::Tensor& ref,
+                       const char* ref_name) {
+  check_device(t, name, ref, ref_name);
+  TORCH_CHECK_TYPE(t.scalar_type() == ref.scalar_type(), name, " must be ", ref.scalar_type(),
+                   " like ", ref_name, ", got ", t.scalar_type());
+}
+
+// The kernel dtype of t, or a TypeError.
+inline DType dtype_of(const at::Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return DType::kFloat32;
+    case at::kDouble:
+      TORCH_CHECK_TYPE(t.is_cpu(), name, " may be float64 on the CPU only, got a tensor on ",
+                       t.device());
+      return DType::kFloat64;
+    case at::kHalf:
+      return DType::kFloat16;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    default:
+      TORCH_CHECK_TYPE(false, name, " must be float32, float16, bfloat16 or float64, got ",
+                       t.scalar_type());
+  }
+}
+
+// What sums over t's elements are carried, and results returned, in.
+inline at::ScalarType accumulation_type(const at::Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// A [K, D] mask tensor for embeddings `x` of width D: float32 (float64 beside float64 embeddings).
+// Values are looked at on the CPU only: a GPU would have to be waited for.
+inline void check_masks(const at::Tensor& masks, const at::Tensor& x) {
+  const auto dim = x.size(-1);
+  TORCH_CHECK_VALUE(masks.dim() == 2 && masks.size(1) == dim, "masks must have shape [K, ", dim,
+                    "] to fit x of shape ", x.sizes(), ", got ", masks.sizes());
+  check_device(masks, "masks", x, "x");
+  TORCH_CHECK_TYPE(masks.scalar_type() == accumulation_type(x), "masks must be ",
+                   accumulation_type(x), " beside ", x.scalar_type(), " embeddings, got ",
+                   masks.scalar_type());
+  if (!masks.is_cpu()) return;
+  const at::Tensor dense = masks.contiguous();
+  visit_dtype(dtype_of(dense, "masks"), [&]<typename T>() {
+    const auto* values = static_cast<const T*>(dense.const_data_ptr());
+    float least = 0;
+    for (std::int64_t i = 0; i < dense.numel(); ++i) {
+      least = values[i] < least ? static_cast<float>(values[i]) : least;
+    }
+    TORCH_CHECK_VALUE(least == 0, "masks must be non-negative, got a minimum of ", least);
+  });
+}
+
+}  // namespace mast_ext

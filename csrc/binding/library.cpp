@@ -1,0 +1,33 @@
+// Table of contents: every op mast_ext defines, with its schema.
+//
+// Shape-only (fake) kernels and autograd formulas are in mast_ext/ops/<op>.py. `wanted` says which
+// gradients a backward op computes; the others come back empty.
+#include <torch/library.h>
+
+#include "binding/ops.h"
+
+namespace {
+
+void define(torch::Library& m) {
+  m.def(
+      "subspace_similarity(Tensor x, Tensor? y, Tensor? masks, str metric, float eps) "
+      "-> (Tensor similarity, Tensor inv_norm_x, Tensor inv_norm_y)");
+  m.def(
+      "subspace_similarity_backward(Tensor grad_similarity, Tensor x, Tensor? y, Tensor? masks, "
+      "Tensor similarity, Tensor inv_norm_x, Tensor inv_norm_y, str metric, float eps, "
+      "bool[3] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks)");
+}
+
+// One body for every device: run_on() picks the kernel.
+void implement(torch::Library& m) {
+  m.impl("subspace_similarity", TORCH_FN(mast_ext::subspace_similarity));
+  m.impl("subspace_similarity_backward", TORCH_FN(mast_ext::subspace_similarity_backward));
+}
+
+}  // namespace
+
+TORCH_LIBRARY(mast_ext, m) { define(m); }
+TORCH_LIBRARY_IMPL(mast_ext, CPU, m) { implement(m); }
+#ifdef MAST_EXT_WITH_CUDA
+TORCH_LIBRARY_IMPL(mast_ext, CUDA, m) { implement(m); }
+#endif

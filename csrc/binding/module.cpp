@@ -1,0 +1,22 @@
+// mast_ext._C: importing it registers the ops (library.cpp); what it holds itself is a
+// description of the build.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native part of mast_ext; call its ops through mast_ext.functional.";
+  py::dict build;
+  build["torch"] = MAST_EXT_TORCH_VERSION;
+  build["build_type"] = MAST_EXT_BUILD_TYPE;
+  build["cpu_isas"] = MAST_EXT_CPU_ISAS;
+  build["compiler"] = __VERSION__;
+#ifdef MAST_EXT_WITH_CUDA
+  build["cuda"] = MAST_EXT_CUDA_VERSION;
+  build["cuda_archs"] = MAST_EXT_CUDA_ARCHS;
+#else
+  build["cuda"] = py::none();
+  build["cuda_archs"] = "";
+#endif
+  m.attr("build") = build;
+}

@@ -1,0 +1,24 @@
+// The ops, as the dispatcher calls them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+namespace mast_ext {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+std::tuple<Tensor, Tensor, Tensor> subspace_similarity(const Tensor& x, const OptionalTensor& y,
+                                                       const OptionalTensor& masks,
+                                                       std::string_view metric, double eps);
+std::tuple<Tensor, Tensor, Tensor> subspace_similarity_backward(
+    const Tensor& grad_similarity, const Tensor& x, const OptionalTensor& y,
+    const OptionalTensor& masks, const Tensor& similarity, const Tensor& inv_norm_x,
+    const Tensor& inv_norm_y, std::string_view metric, double eps, std::array<bool, 3> wanted);
+
+}  // namespace mast_ext

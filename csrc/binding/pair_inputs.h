@@ -1,0 +1,156 @@
+// The arguments that subspace_similarity and subspace_nll share: checks, layout, kernel struct.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "binding/checks.h"
+#include "binding/run_on.h"
+#include "kernels/common/pair_sums.h"
+
+namespace mast_ext {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// The last dimension dense, other strides as they are.
+inline at::Tensor dense_rows(const at::Tensor& t) {
+  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
+}
+
+inline kernels::Views views_of(const at::Tensor& t) {
+  return {.data = t.const_data_ptr(), .view_stride = t.stride(0), .batch_stride = t.stride(1)};
+}
+
+// x [Vx, B, D], y [Vy, B, D] and masks [K, D], checked and laid out for the kernels.
+struct PairInputs {
+  at::Tensor x, y, masks;  // y is x in self comparison; masks are undefined when not given
+  bool self;
+
+  PairInputs(const at::Tensor& x_, const OptionalTensor& y_, const OptionalTensor& masks_)
+      : self(!y_) {
+    TORCH_CHECK_VALUE(x_.dim() == 3, "x must have shape [Vx, B, D], got ", x_.sizes());
+    dtype_of(x_, "x");
+    if (y_) {
+      TORCH_CHECK_VALUE(y_->dim() == 3 && y_->size(1) == x_.size(1) && y_->size(2) == x_.size(2),
+                        "y must have shape [Vy, ", x_.size(1), ", ", x_.size(2),
+                        "] to fit x of shape ", x_.sizes(), ", got ", y_->sizes());
+      check_like(*y_, "y", x_, "x");
+    }
+    if (masks_) {
+      check_masks(*masks_, x_);
+      masks = masks_->contiguous();
+    }
+    constexpr std::int64_t kMostViews = 1 << 12;  // rows of pairs are counted in 32 bits
+    TORCH_CHECK_VALUE(x_.size(0) <= kMostViews && (!y_ || y_->size(0) <= kMostViews),
+                      "x and y may have at most ", kMostViews, " views, got ", x_.sizes(), " and ",
+                      y_ ? y_->sizes() : x_.sizes());
+    x = dense_rows(x_);
+    y = y_ ? dense_rows(*y_) : x;
+  }
+
+  std::int64_t x_views() const { return x.size(0); }
+  std::int64_t y_views() const { return y.size(0); }
+  std::int64_t batch() const { return x.size(1); }
+  std::int64_t dim() const { return x.size(2); }
+  std::int64_t subspaces() const { return masks.defined() ? masks.size(0) : 1; }
+  at::TensorOptions accumulation() const { return x.options().dtype(accumulation_type(x)); }
+
+  // A [K, Vx, Vy, B] result.
+  at::Tensor new_pairs() const {
+    return x.new_empty({subspaces(), x_views(), y_views(), batch()}, accumulation());
+  }
+
+  kernels::PairSums sums(bool norms) const {
+    return {
+        .dtype = dtype_of(x, "x"),
+        .rows = {.x_views = static_cast<std::int32_t>(x_views()),
+                 .y_views = static_cast<std::int32_t>(y_views()),
+                 .self = self,
+                 .norms = norms},
+        .batch = batch(),
+        .dim = dim(),
+        .subspaces = subspaces(),
+        .x = views_of(x),
+        .y = views_of(y),
+        .log_var_x = {},
+        .log_var_y = {},
+        .masks = masks.defined() ? masks.const_data_ptr() : nullptr,
+    };
+  }
+
+  // About how many scalar steps one image takes.
+  std::int64_t image_cost(const kernels::PairSums& p) const {
+    return p.rows.count() * (2 + subspaces()) * dim();
+  }
+};
+
+// The gradients a backward op returns; those not wanted are empty, and null for the kernel.
+struct PairGradients {
+  at::Tensor x, y, log_var_x, log_var_y, masks;
+
+  struct Wanted {
+    bool x, y, log_var_x, log_var_y, masks;
+  };
+
+  PairGradients(const PairInputs& in, const Wanted& wanted)
+      : x(new_like(in.x, wanted.x)),
+        y(new_like(in.y, wanted.y && !in.self)),
+        log_var_x(new_like(in.x, wanted.log_var_x)),
+        log_var_y(new_like(in.y, wanted.log_var_y && !in.self)),
+        masks(in.masks.defined() ? new_like(in.masks, wanted.masks)
+                                 : in.x.new_empty({0}, in.accumulation())) {}
+
+  kernels::PairSumsGrad pointers() {
+    return {.x = pointer(x),
+            .y = pointer(y),
+            .log_var_x = pointer(log_var_x),
+            .log_var_y = pointer(log_var_y),
+            .masks = pointer(masks)};
+  }
+
+  // Runs backward(p, begin, end) over slices of the batch on the CPU, then adds up what the slices
+  // found for the masks.
+  template <typename Params, typename Backward>
+  void run_slices(const PairInputs& in, Params p, const Backward& backward) {
+    constexpr std::int64_t kMostSlices = 16;
+    p.work.slices = kernels::mask_grad_slices(in.batch(), kMostSlices);
+    at::Tensor grad_weights;
+    if (wants(masks)) {
+      const std::int64_t padded = (in.dim() + 15) / 16 * 16;
+      grad_weights = in.masks.new_zeros({p.work.slices, in.subspaces(), padded});
+      p.work.grad_weights = grad_weights.mutable_data_ptr();
+    }
+    parallel_rows(p.work.slices, 4 * in.image_cost(p.pairs) * in.batch() / p.work.slices,
+                  [&](auto begin, auto end) { backward(p, begin, end); });
+    if (wants(masks)) {
+      masks.copy_(grad_weights.sum(0).narrow(1, 0, in.dim()).mul_(in.masks).mul_(2));
+    }
+  }
+
+  kernels::PairSumsWork cuda_workspace(const PairInputs& in, std::int64_t rows) {
+    constexpr std::int64_t kMostSlices = 64;
+    kernels::PairSumsWork work{.slices = kernels::mask_grad_slices(in.batch(), kMostSlices),
+                               .grad_weights = nullptr,
+                               .coefficients = nullptr};
+    if (wants(masks)) {
+      grad_weights_ = in.x.new_empty({work.slices, in.subspaces(), in.dim()}, in.accumulation());
+      work.grad_weights = grad_weights_.mutable_data_ptr();
+    }
+    coefficients_ = in.x.new_empty({in.batch(), rows, kernels::padded_subspaces(in.subspaces())},
+                                   in.accumulation());
+    work.coefficients = coefficients_.mutable_data_ptr();
+    return work;
+  }
+
+ private:
+  static at::Tensor new_like(const at::Tensor& t, bool wanted) {
+    return wanted ? t.new_empty(t.sizes()) : t.new_empty({0});
+  }
+  static bool wants(const at::Tensor& t) { return t.dim() != 1; }
+  static void* pointer(const at::Tensor& t) { return wants(t) ? t.mutable_data_ptr() : nullptr; }
+
+  at::Tensor grad_weights_, coefficients_;
+};
+
+}  // namespace mast_ext

@@ -1,0 +1,40 @@
+// The only place where the build's devices are told apart.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#ifdef MAST_EXT_WITH_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace mast_ext {
+
+// Runs cpu(), or cuda(stream) on the current stream, by where `tensor` lives. `cuda` must be a
+// generic lambda: a CPU-only build then never instantiates its body, nor asks the linker for the
+// CUDA kernel.
+template <typename Cpu, typename Cuda>
+void run_on([[maybe_unused]] const at::Tensor& tensor, Cpu&& cpu, [[maybe_unused]] Cuda&& cuda) {
+#ifdef MAST_EXT_WITH_CUDA
+  if (tensor.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(tensor.device());
+    C10_CUDA_CHECK(static_cast<cudaError_t>(cuda(c10::cuda::getCurrentCUDAStream().stream())));
+    return;
+  }
+#endif
+  cpu();
+}
+
+// Shares [0, rows) out over torch's threads as body(begin, end). `row_cost` is about how many
+// scalar steps a row takes; little work stays on the calling thread.
+template <typename Body>
+void parallel_rows(std::int64_t rows, std::int64_t row_cost, const Body& body) {
+  constexpr std::int64_t kWorthAThread = 1 << 15;  // as ATen's own grain size
+  at::parallel_for(0, rows, 1 + kWorthAThread / (1 + row_cost), body);
+}
+
+}  // namespace mast_ext

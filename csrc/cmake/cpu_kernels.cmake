@@ -1,0 +1,41 @@
+# mast_ext_add_cpu_kernels(target source...): compiles every source once per instruction set.
+#
+# Each copy lives in the namespace MAST_EXT_ISA and the baseline copy also holds the dispatcher
+# (csrc/kernels/common/isa.h). The baseline objects come first on the link line, so that where the
+# copies share a weak symbol the linker keeps the one that runs on every machine.
+include(CheckCXXCompilerFlag)
+
+set(MAST_EXT_ISAS baseline)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(MAST_EXT_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(MAST_EXT_ISA_FLAGS_avx512
+      ${MAST_EXT_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+  foreach(isa avx2 avx512)
+    list(JOIN MAST_EXT_ISA_FLAGS_${isa} " " flags)
+    check_cxx_compiler_flag("${flags}" MAST_EXT_HAS_${isa})
+    if(MAST_EXT_HAS_${isa})
+      list(APPEND MAST_EXT_ISAS ${isa})
+    endif()
+  endforeach()
+endif()
+list(JOIN MAST_EXT_ISAS " " MAST_EXT_CPU_ISAS)
+
+function(mast_ext_add_cpu_kernels target)
+  foreach(isa IN LISTS MAST_EXT_ISAS)
+    add_library(cpu_kernels_${isa} OBJECT ${ARGN})
+    string(TOUPPER ${isa} isa_upper)
+    target_include_directories(cpu_kernels_${isa} PRIVATE csrc)
+    target_link_libraries(cpu_kernels_${isa} PRIVATE torch::libs)
+    target_compile_definitions(cpu_kernels_${isa} PRIVATE MAST_EXT_ISA=${isa}
+                                                          MAST_EXT_ISA_IS_${isa_upper})
+    foreach(other IN LISTS MAST_EXT_ISAS)
+      string(TOUPPER ${other} other_upper)
+      target_compile_definitions(cpu_kernels_${isa} PRIVATE MAST_EXT_BUILDS_${other_upper})
+    endforeach()
+    # Contraction to FMA is wanted, value-changing fast-math is not: NaN and Inf must pass through.
+    target_compile_options(cpu_kernels_${isa} PRIVATE
+      -Wall -Wextra -Werror -Wno-psabi -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
+      ${MAST_EXT_ISA_FLAGS_${isa}})
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:cpu_kernels_${isa}>)
+  endforeach()
+endfunction()

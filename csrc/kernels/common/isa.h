@@ -1,0 +1,61 @@
+// One CPU kernel, several instruction sets, chosen once per process.
+//
+// Each *_cpu.cpp is compiled per instruction set (csrc/cmake/cpu_kernels.cmake) into the
+// namespace MAST_EXT_ISA. It declares its entry points with MAST_EXT_CPU_ENTRY; the baseline copy
+// also defines the function the binding calls, which forwards to the best copy this CPU can run.
+#pragma once
+
+#ifdef MAST_EXT_ISA_IS_BASELINE
+
+namespace mast_ext::kernels {
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+inline Isa best_isa() {
+  static const Isa isa = [] {
+#ifdef MAST_EXT_BUILDS_AVX512
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      return Isa::kAvx512;
+    }
+#endif
+#ifdef MAST_EXT_BUILDS_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c")) {
+      return Isa::kAvx2;
+    }
+#endif
+    return Isa::kBaseline;
+  }();
+  return isa;
+}
+
+}  // namespace mast_ext::kernels
+
+#ifdef MAST_EXT_BUILDS_AVX512
+#define MAST_EXT_IF_AVX512(statement) statement
+#else
+#define MAST_EXT_IF_AVX512(statement)
+#endif
+#ifdef MAST_EXT_BUILDS_AVX2
+#define MAST_EXT_IF_AVX2(statement) statement
+#else
+#define MAST_EXT_IF_AVX2(statement)
+#endif
+
+// Use after the entry point is defined in namespace MAST_EXT_ISA, at the scope of
+// mast_ext::kernels. `params` is the parenthesised parameter list, `args` the names to pass on.
+#define MAST_EXT_CPU_ENTRY(name, params, args)                                    \
+  MAST_EXT_IF_AVX512(namespace avx512 { void name params; })                      \
+  MAST_EXT_IF_AVX2(namespace avx2 { void name params; })                          \
+  void name params {                                                              \
+    MAST_EXT_IF_AVX512(if (best_isa() == Isa::kAvx512) return avx512::name args;) \
+    MAST_EXT_IF_AVX2(if (best_isa() == Isa::kAvx2) return avx2::name args;)       \
+    baseline::name args;                                                          \
+  }
+
+#else
+
+#define MAST_EXT_CPU_ENTRY(name, params, args)
+
+#endif

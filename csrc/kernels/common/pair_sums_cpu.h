@@ -1,0 +1,282 @@
+// The CPU engine of pair_sums.h: one image at a time, in tiles that stay in the first-level cache.
+//
+// Forward: the values of a few rows over a block of D are written to a tile once, then multiplied
+// with the masks like a small matrix product, with 3 rows x 8 masks of accumulators in registers.
+// Backward: the same tile gives the masks' gradient; the coefficient fields c_d live in registers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/common/pair_math.h"
+#include "kernels/common/pair_sums.h"
+#include "kernels/common/simd.h"
+
+namespace mast_ext::kernels::MAST_EXT_ISA {
+
+struct VectorMath {
+  template <typename V>
+  static V exp(V x) {
+    return MAST_EXT_ISA::exp(x);
+  }
+  template <typename V>
+  static V log_add_exp(V a, V b) {
+    const V high = a > b ? a : b, difference = a - b;
+    return high + log1p_unit(exp(difference < 0 ? difference : -difference));
+  }
+};
+
+// T is the type of the embeddings, A = accum_t<T> that of everything computed.
+template <typename T, typename Values>
+class PairSumsCpu {
+  using A = accum_t<T>;
+  using V = vec<A>;
+  static constexpr int kLane = kLanes<A>;
+  static constexpr std::int64_t kBlock = 256;    // elements of D in a tile
+  static constexpr std::int64_t kTileRows = 12;  // rows in a tile
+
+ public:
+  explicit PairSumsCpu(const PairSums& p)
+      : p_(p),
+        rows_(p.rows.count()),
+        views_(p.rows.views()),
+        dim_(padded(p.dim)),
+        weights_(scratch<A, struct Weights>(p.subspaces * dim_)),
+        tile_(scratch<A, struct Tile>(kTileRows * kBlock)),
+        z_(scratch<A, struct Embeddings>(views_ * dim_)),
+        log_var_(Values::kHasVariance ? scratch<A, struct LogVariances>(views_ * dim_) : nullptr) {
+    const auto* masks = static_cast<const A*>(p.masks);
+    for (std::int64_t k = 0; k < p.subspaces; ++k) {
+      A* w = weights_ + k * dim_;
+      for (std::int64_t d = 0; d < p.dim; ++d) {
+        w[d] = masks ? masks[k * p.dim + d] * masks[k * p.dim + d] : A{1};
+      }
+      std::fill(w + p.dim, w + dim_, A{0});
+    }
+  }
+
+  std::int64_t rows() const { return rows_; }
+
+  // sum_d w_kd
+  A weight(std::int64_t k) const {
+    V sum{};
+    for (std::int64_t d = 0; d < dim_; d += kLane) sum += load(weights_ + k * dim_ + d);
+    return sum_lanes<A>(sum);
+  }
+
+  // Where a slice adds up its masks' gradient [K, padded D]; null when nobody wants it.
+  A* slice_of(const PairSumsWork& work, std::int64_t slice) const {
+    if (work.grad_weights == nullptr) return nullptr;
+    return static_cast<A*>(work.grad_weights) + slice * p_.subspaces * dim_;
+  }
+
+  // sums[row * K + k] of image b.
+  void forward(std::int64_t b, A* sums) {
+    read_image(b);
+    std::fill(sums, sums + rows_ * p_.subspaces, A{0});
+    for_tiles([&](std::int64_t d0, std::int64_t length, std::int64_t r0, std::int64_t count) {
+      fill_tile(d0, length, r0, count);
+      std::int64_t r = 0;
+      for (; r + 3 <= count; r += 3) multiply<3>(d0, length, r, sums + (r0 + r) * p_.subspaces);
+      for (; r < count; ++r) multiply<1>(d0, length, r, sums + (r0 + r) * p_.subspaces);
+    });
+  }
+
+  // Adds image b's share of the masks' gradient to grad_weights [K, padded D], and writes its
+  // embeddings' and log-variances' gradients. coefficients[row * K + k] is the sums' gradient.
+  void backward(std::int64_t b, const A* coefficients, const PairSumsGrad& grad, A* grad_weights) {
+    read_image(b);
+    if (grad_weights != nullptr) {
+      for_tiles([&](std::int64_t d0, std::int64_t length, std::int64_t r0, std::int64_t count) {
+        fill_tile(d0, length, r0, count);
+        add_grad_weights(d0, length, count, coefficients + r0 * p_.subspaces, grad_weights);
+      });
+    }
+    if (grad.x == nullptr && grad.y == nullptr && grad.log_var_x == nullptr &&
+        grad.log_var_y == nullptr) {
+      return;
+    }
+    A* grad_z = scratch<A, struct GradEmbeddings>(views_ * dim_);
+    A* grad_log_var =
+        Values::kHasVariance ? scratch<A, struct GradLogVariances>(views_ * dim_) : nullptr;
+    std::fill(grad_z, grad_z + views_ * dim_, A{0});
+    if (Values::kHasVariance) std::fill(grad_log_var, grad_log_var + views_ * dim_, A{0});
+    std::int64_t r = 0;
+    for (; r + 4 <= rows_; r += 4) add_grad_views<4>(r, coefficients, grad_z, grad_log_var);
+    for (; r < rows_; ++r) add_grad_views<1>(r, coefficients, grad_z, grad_log_var);
+    write_image(b, grad_z, grad.x, grad.y);
+    if (Values::kHasVariance) write_image(b, grad_log_var, grad.log_var_x, grad.log_var_y);
+  }
+
+ private:
+  void read_views(const Views& from, std::int32_t views, std::int64_t b, A* to) const {
+    for (std::int32_t v = 0; v < views; ++v, to += dim_) {
+      const T* row =
+          static_cast<const T*>(from.data) + v * from.view_stride + b * from.batch_stride;
+      for (std::int64_t d = 0; d < p_.dim; ++d) to[d] = static_cast<A>(row[d]);
+      std::fill(to + p_.dim, to + dim_, A{0});
+    }
+  }
+
+  void read_image(std::int64_t b) {
+    read_views(p_.x, p_.rows.x_views, b, z_);
+    if (!p_.rows.self) read_views(p_.y, p_.rows.y_views, b, z_ + p_.rows.x_views * dim_);
+    if constexpr (Values::kHasVariance) {
+      read_views(p_.log_var_x, p_.rows.x_views, b, log_var_);
+      if (!p_.rows.self) {
+        read_views(p_.log_var_y, p_.rows.y_views, b, log_var_ + p_.rows.x_views * dim_);
+      }
+    }
+  }
+
+  void write_image(std::int64_t b, const A* from, void* x, void* y) const {
+    for (std::int32_t v = 0; v < views_; ++v, from += dim_) {
+      const bool is_x = v < p_.rows.x_views;
+      void* to = is_x ? x : y;
+      if (to == nullptr) continue;
+      T* row = static_cast<T*>(to) + ((is_x ? v : v - p_.rows.x_views) * p_.batch + b) * p_.dim;
+      for (std::int64_t d = 0; d < p_.dim; ++d) row[d] = static_cast<T>(from[d]);
+    }
+  }
+
+  Element<V> element(const A* z, const A* log_var, std::int64_t offset) const {
+    Element<V> e{load(z + offset), V{}};
+    if constexpr (Values::kHasVariance) e.log_var = load(log_var + offset);
+    return e;
+  }
+
+  template <typename Body>
+  void for_tiles(const Body& body) const {
+    for (std::int64_t d0 = 0; d0 < dim_; d0 += kBlock) {
+      for (std::int64_t r0 = 0; r0 < rows_; r0 += kTileRows) {
+        body(d0, std::min(kBlock, dim_ - d0), r0, std::min(kTileRows, rows_ - r0));
+      }
+    }
+  }
+
+  void fill_tile(std::int64_t d0, std::int64_t length, std::int64_t r0, std::int64_t count) {
+    for (std::int64_t r = 0; r < count; ++r) {
+      std::int32_t left, right;
+      p_.rows.views_of(static_cast<std::int32_t>(r0 + r), left, right);
+      A* tile = tile_ + r * kBlock;
+      for (std::int64_t d = 0; d < length; d += kLane) {
+        store(tile + d,
+              Values::template value<VectorMath>(element(z_, log_var_, left * dim_ + d0 + d),
+                                                 element(z_, log_var_, right * dim_ + d0 + d)));
+      }
+    }
+  }
+
+  // sums[R, K] += tile[R rows from r] * weights^T
+  template <int R>
+  void multiply(std::int64_t d0, std::int64_t length, std::int64_t r, A* sums) const {
+    std::int64_t k = 0;
+    for (; k + 8 <= p_.subspaces; k += 8) multiply<R, 8>(d0, length, r, k, sums);
+    for (; k + 4 <= p_.subspaces; k += 4) multiply<R, 4>(d0, length, r, k, sums);
+    for (; k < p_.subspaces; ++k) multiply<R, 1>(d0, length, r, k, sums);
+  }
+
+  template <int R, int K>
+  void multiply(std::int64_t d0, std::int64_t length, std::int64_t r, std::int64_t k,
+                A* sums) const {
+    const A* tile = tile_ + r * kBlock;
+    const A* weights = weights_ + k * dim_ + d0;
+    V sum[R][K] = {};
+    for (std::int64_t d = 0; d < length; d += kLane) {
+      V value[R];
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) value[i] = load(tile + i * kBlock + d);
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j) {
+        const V w = load(weights + j * dim_ + d);
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i) sum[i][j] += value[i] * w;
+      }
+    }
+    for (int i = 0; i < R; ++i) {
+      for (int j = 0; j < K; ++j) sums[i * p_.subspaces + k + j] += sum_lanes<A>(sum[i][j]);
+    }
+  }
+
+  // grad_weights[K, D] += coefficients[rows, K]^T * tile
+  void add_grad_weights(std::int64_t d0, std::int64_t length, std::int64_t count,
+                        const A* coefficients, A* grad_weights) const {
+    std::int64_t k = 0;
+    for (; k + 8 <= p_.subspaces; k += 8) {
+      add_grad_weights<8>(d0, length, count, k, coefficients, grad_weights);
+    }
+    for (; k < p_.subspaces; ++k) {
+      add_grad_weights<1>(d0, length, count, k, coefficients, grad_weights);
+    }
+  }
+
+  template <int K>
+  void add_grad_weights(std::int64_t d0, std::int64_t length, std::int64_t count, std::int64_t k,
+                        const A* coefficients, A* grad_weights) const {
+    for (std::int64_t d = 0; d < length; d += kLane) {
+      V sum[K] = {};
+      for (std::int64_t r = 0; r < count; ++r) {
+        const V value = load(tile_ + r * kBlock + d);
+        const A* c = coefficients + r * p_.subspaces + k;
+#pragma GCC unroll 8
+        for (int j = 0; j < K; ++j) sum[j] += value * c[j];
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j) {
+        A* to = grad_weights + (k + j) * dim_ + d0 + d;
+        store(to, load(to) + sum[j]);
+      }
+    }
+  }
+
+  // The gradients of the two views of each of R rows: c_d for R rows at a time in registers.
+  template <int R>
+  void add_grad_views(std::int64_t r, const A* coefficients, A* grad_z, A* grad_log_var) const {
+    constexpr int kUnroll = 2;
+    static_assert(kPad % kLanes<float> == 0);
+    std::int32_t left[R], right[R];
+    for (int i = 0; i < R; ++i) {
+      p_.rows.views_of(static_cast<std::int32_t>(r + i), left[i], right[i]);
+    }
+    const A* rows = coefficients + r * p_.subspaces;
+    for (std::int64_t d = 0; d < dim_; d += kUnroll * kLane) {
+      const int vectors = d + kUnroll * kLane <= dim_ ? kUnroll : 1;
+      V c[kUnroll][R] = {};
+      for (std::int64_t k = 0; k < p_.subspaces; ++k) {
+        const A* w = weights_ + k * dim_ + d;
+        const V w0 = load(w), w1 = vectors == kUnroll ? load(w + kLane) : V{};
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i) {
+          c[0][i] += w0 * rows[i * p_.subspaces + k];
+          c[1][i] += w1 * rows[i * p_.subspaces + k];
+        }
+      }
+      for (int i = 0; i < R; ++i) {
+        for (int u = 0; u < vectors; ++u) {
+          const std::int64_t at_left = left[i] * dim_ + d + u * kLane;
+          const std::int64_t at_right = right[i] * dim_ + d + u * kLane;
+          const Element<V> a = element(z_, log_var_, at_left), b = element(z_, log_var_, at_right);
+          add_grad(c[u][i], a, b, grad_z, grad_log_var, at_left);
+          add_grad(c[u][i], b, a, grad_z, grad_log_var, at_right);
+        }
+      }
+    }
+  }
+
+  void add_grad(V c, const Element<V>& a, const Element<V>& b, A* grad_z, A* grad_log_var,
+                std::int64_t offset) const {
+    Element<V> grad = element(grad_z, grad_log_var, offset);
+    Values::template add_grad<VectorMath>(c, a, b, grad);
+    store(grad_z + offset, grad.z);
+    if constexpr (Values::kHasVariance) store(grad_log_var + offset, grad.log_var);
+  }
+
+  const PairSums p_;
+  const std::int64_t rows_, views_, dim_;
+  A* const weights_;
+  A* const tile_;
+  A* const z_;
+  A* const log_var_;
+};
+
+}  // namespace mast_ext::kernels::MAST_EXT_ISA

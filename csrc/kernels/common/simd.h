@@ -1,0 +1,138 @@
+// Vectors of the instruction set this copy is compiled for, by the compiler's vector extension.
+//
+// Rows are padded to kPad elements with zeros, so that loops have no tails on any instruction set.
+// exp and log1p keep NaN and Inf; in float they are within 2 ulp, in double they are libm's.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifndef MAST_EXT_ISA
+#error "included by *_cpu.cpp only, which csrc/cmake/cpu_kernels.cmake compiles per instruction set"
+#endif
+
+namespace mast_ext::kernels::MAST_EXT_ISA {
+
+#if defined(MAST_EXT_ISA_IS_AVX512)
+inline constexpr int kVectorBytes = 64;
+#elif defined(MAST_EXT_ISA_IS_AVX2)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename T>
+using vec = typename VectorOf<T>::type;
+
+template <typename T>
+inline constexpr int kLanes = kVectorBytes / sizeof(T);
+
+// A multiple of every vector width, in elements.
+inline constexpr std::int64_t kPad = 16;
+
+inline std::int64_t padded(std::int64_t dim) { return (dim + kPad - 1) / kPad * kPad; }
+
+template <typename T>
+inline vec<T> load(const T* p) {
+  vec<T> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <typename T>
+inline void store(T* p, vec<T> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+template <typename T>
+inline vec<T> broadcast(T value) {
+  return value - vec<T>{};
+}
+
+// The sum of all lanes, always in the same order.
+template <typename T>
+inline T sum_lanes(vec<T> v) {
+  T lanes[kLanes<T>];
+  std::memcpy(lanes, &v, sizeof(v));
+  for (int width = kLanes<T> / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// 2^n * x for n of a whole-number vector, in two steps so that the result may be subnormal.
+inline vec<float> scale_by_power(vec<float> x, vec<std::int32_t> n) {
+  const vec<std::int32_t> half = n >> 1;
+  const vec<std::int32_t> low = (half + 127) << 23, high = (n - half + 127) << 23;
+  vec<float> a, b;
+  std::memcpy(&a, &low, sizeof(a));
+  std::memcpy(&b, &high, sizeof(b));
+  return x * a * b;
+}
+
+inline vec<float> exp(vec<float> x) {
+  // Beyond these the result is 0 or Inf anyway; a NaN fails both comparisons and stays.
+  x = x < -104.0f ? broadcast(-104.0f) : x;
+  x = x > 89.0f ? broadcast(89.0f) : x;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const vec<float> shifted = x * 1.44269504f + kRound;
+  vec<std::int32_t> n;
+  std::memcpy(&n, &shifted, sizeof(n));
+  n -= 0x4B400000;
+  const vec<float> whole = shifted - kRound;
+  const vec<float> r = x - whole * 0.693359375f - whole * -2.12194440e-4f;
+  // Taylor to degree 7 on |r| <= log(2)/2: truncation below 1 ulp.
+  vec<float> p = broadcast(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return scale_by_power(p, n);
+}
+
+// log(1 + u) for u in [0, 1]: 2 atanh(u / (2 + u)), exact in the leading term for small u.
+inline vec<float> log1p_unit(vec<float> u) {
+  const vec<float> z = u / (u + 2.0f), z2 = z * z;
+  vec<float> p = broadcast(1.0f / 15);
+  p = p * z2 + 1.0f / 13;
+  p = p * z2 + 1.0f / 11;
+  p = p * z2 + 1.0f / 9;
+  p = p * z2 + 1.0f / 7;
+  p = p * z2 + 1.0f / 5;
+  p = p * z2 + 1.0f / 3;
+  return 2.0f * (z + z * z2 * p);
+}
+
+inline vec<double> exp(vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+inline vec<double> log1p_unit(vec<double> u) {
+  for (int i = 0; i < kLanes<double>; ++i) u[i] = std::log1p(u[i]);
+  return u;
+}
+
+// Memory of one thread, kept from call to call: fresh pages cost more than the arithmetic on them.
+// `Tag` tells apart buffers that are in use at the same time.
+template <typename T, typename Tag>
+inline T* scratch(std::int64_t count) {
+  thread_local std::vector<T> buffer;
+  constexpr std::int64_t kAlignment = 64 / sizeof(T);
+  if (static_cast<std::int64_t>(buffer.size()) < count + kAlignment) {
+    buffer.resize(count + kAlignment);
+  }
+  const auto address = reinterpret_cast<std::uintptr_t>(buffer.data());
+  return buffer.data() + (64 - address % 64) % 64 / sizeof(T);
+}
+
+}  // namespace mast_ext::kernels::MAST_EXT_ISA

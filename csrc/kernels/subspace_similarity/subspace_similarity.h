@@ -1,0 +1,52 @@
+// subspace_similarity: every view of x against every view of y, in every subspace.
+//
+//   cosine        S[k,i,j,b] = sum_d w_kd x_ibd y_jbd / (max(|m_k x_ib|, eps) max(|m_k y_jb|, eps))
+//   sqeuclidean   S[k,i,j,b] = sum_d w_kd (x_ibd - y_jbd)^2                     w = m^2
+//
+// The contract between the binding, which fills in the structs, and the kernels, which read them.
+// All tensors are on one device; embeddings may be strided (Views), everything else is dense.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/pair_sums.h"
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace mast_ext::kernels {
+
+enum class Metric { kCosine, kSquaredEuclidean };
+
+struct SubspaceSimilarity {
+  PairSums pairs;
+  Metric metric;
+  double eps;        // norms below it count as eps
+  void* similarity;  // [K, Vx, Vy, B]
+  void* inv_norm_x;  // [K, Vx, B]  1 / max(norm, eps); cosine only
+  void* inv_norm_y;  // [K, Vy, B]  cosine with y given only
+  void* sums;        // [rows, K, B] workspace; CUDA only
+};
+
+struct SubspaceSimilarityBackward {
+  PairSums pairs;
+  Metric metric;
+  double eps;
+  const void* grad_similarity;  // [K, Vx, Vy, B]
+  const void* similarity;       // [K, Vx, Vy, B]
+  const void* inv_norm_x;       // [K, Vx, B]
+  const void* inv_norm_y;       // [K, Vy, B]
+  PairSumsGrad grad;
+  PairSumsWork work;
+};
+
+// Images [begin, end); ranges that do not overlap may run at the same time.
+void subspace_similarity_cpu(const SubspaceSimilarity& p, std::int64_t begin, std::int64_t end);
+// Slices [begin, end) of the batch.
+void subspace_similarity_backward_cpu(const SubspaceSimilarityBackward& p, std::int64_t begin,
+                                      std::int64_t end);
+
+// Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
+int subspace_similarity_cuda(const SubspaceSimilarity& p, CUstream_st* stream);
+int subspace_similarity_backward_cuda(const SubspaceSimilarityBackward& p, CUstream_st* stream);
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,50 @@
+"""Stateless entry points; the canonical public API."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from mast_ext import ops
+
+__all__ = ["subspace_similarity"]
+
+
+def subspace_similarity(
+    x: Tensor,
+    y: Tensor | None = None,
+    masks: Tensor | None = None,
+    *,
+    metric: Literal["cosine", "sqeuclidean"] = "cosine",
+    eps: float = 1e-8,
+) -> Tensor:
+    r"""Per-image similarity of every view of ``x`` with every view of ``y``, in every subspace.
+
+    With :math:`w_k = m_k^2`::
+
+        cosine        S[k,i,j,b] = Σ_d w_kd x_ibd y_jbd / (max(‖m_k∘x_ib‖, eps) · max(‖m_k∘y_jb‖, eps))
+        sqeuclidean   S[k,i,j,b] = Σ_d w_kd (x_ibd − y_jbd)²
+
+    One pass reads ``x`` and ``y`` once for all subspaces and all pairs; nothing of size
+    ``K·V·B·D`` is allocated. Distances are summed from the differences, so that near pairs keep
+    their digits.
+
+    Args:
+        x: Embeddings ``[Vx, B, D]``: float32, float16, bfloat16, or float64 on the CPU. Any strides.
+        y: Embeddings ``[Vy, B, D]``, dtype and device of ``x``. ``None`` compares ``x`` with itself:
+            the result is symmetric and every unordered pair is computed once.
+        masks: Non-negative masks ``[K, D]``, float32 (float64 beside float64 embeddings). ``None``
+            is one subspace of all ones; the result keeps its leading axis ``K = 1``.
+        metric: ``"cosine"`` or ``"sqeuclidean"``.
+        eps: Norms below it count as ``eps`` (cosine only), so that a blank row has similarity 0 and
+            a finite gradient.
+
+    Returns:
+        ``[K, Vx, Vy, B]`` in float32 (float64 for float64 inputs). Differentiable once in ``x``,
+        ``y`` and ``masks``.
+
+    Raises:
+        ValueError: A shape or device does not fit, a mask is negative (checked on the CPU; a GPU
+            is not waited for, and a mask's sign has no effect there), or ``eps`` is not positive.
+        TypeError: A dtype is not supported or differs from that of ``x``.
+    """
+    return ops.subspace_similarity.op(x, y, masks, metric, eps)[0]

@@ -1,0 +1,13 @@
+"""The native ops as torch sees them: schema (C++), shape-only kernel, gradient."""
+
+import torch  # noqa: F401  libtorch has to be loaded before _C, which links to it
+
+from mast_ext import _C
+from mast_ext.ops import subspace_similarity
+
+__all__ = ["build_info", "subspace_similarity"]
+
+
+def build_info() -> dict[str, str | None]:
+    """What ``_C`` was compiled for: torch, compiler, CPU instruction sets, CUDA and its chips."""
+    return dict(_C.build)

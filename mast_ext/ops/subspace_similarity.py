@@ -1,0 +1,52 @@
+"""Shape-only kernel and gradient of ``mast_ext::subspace_similarity``; schema in library.cpp."""
+
+import torch
+
+from mast_ext.ops.common import accumulation_dtype, refuse_second_derivative, wanted_like
+
+op = torch.ops.mast_ext.subspace_similarity.default
+backward_op = torch.ops.mast_ext.subspace_similarity_backward.default
+
+
+@torch.library.register_fake("mast_ext::subspace_similarity")
+def _(x, y, masks, metric, eps):
+    subspaces = 1 if masks is None else masks.shape[0]
+    cosine = metric == "cosine"
+    x_views, batch = x.shape[:2]
+    y_views = x_views if y is None else y.shape[0]
+    similarity = x.new_empty((subspaces, x_views, y_views, batch), dtype=accumulation_dtype(x))
+    inv_norm_x = similarity.new_empty((subspaces, x_views if cosine else 0, batch))
+    inv_norm_y = similarity.new_empty(
+        (subspaces, y_views if cosine and y is not None else 0, batch)
+    )
+    return similarity, inv_norm_x, inv_norm_y
+
+
+@torch.library.register_fake("mast_ext::subspace_similarity_backward")
+def _(grad_similarity, x, y, masks, similarity, inv_norm_x, inv_norm_y, metric, eps, wanted):
+    return (
+        wanted_like(x, wanted[0], x),
+        wanted_like(y, wanted[1], x),
+        wanted_like(masks, wanted[2], similarity),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    x, y, masks, ctx.metric, ctx.eps = inputs
+    ctx.save_for_backward(x, y, masks, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_similarity, _grad_inv_norm_x, _grad_inv_norm_y):
+    if grad_similarity is None:
+        return None, None, None, None, None
+    wanted = ctx.needs_input_grad[:3]
+    grads = backward_op(grad_similarity, *ctx.saved_tensors, ctx.metric, ctx.eps, wanted)
+    return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None, None
+
+
+torch.library.register_autograd(
+    "mast_ext::subspace_similarity", _backward, setup_context=_setup_context
+)
+refuse_second_derivative("subspace_similarity")

@@ -1,0 +1,52 @@
+"""Thin driver: everything native is described in CMakeLists.txt.
+
+MAST_EXT_CUDA=AUTO|ON|OFF and CMAKE_ARGS reach CMake; MAX_JOBS bounds the build. The build tree
+stays in build/, so that a changed file costs only its own compilation.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def run(command: list[str]) -> None:
+    """Runs a step of the build; its own output has said why when it fails."""
+    try:
+        subprocess.run(command, check=True)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"mast_ext: {shlex.join(command[:2])} failed with exit code {error.returncode}")
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds ./CMakeLists.txt, then installs `_C` beside the package."""
+
+    def build_extension(self, ext: Extension) -> None:
+        for tool in ("cmake", "ninja"):
+            if shutil.which(tool) is None:
+                sys.exit(f"mast_ext: building needs {tool}: pip install {tool}")
+        cuda = os.environ.get("MAST_EXT_CUDA", "AUTO").upper()
+        if cuda not in ("AUTO", "ON", "OFF"):
+            sys.exit(f"mast_ext: MAST_EXT_CUDA must be AUTO, ON or OFF, got {cuda}")
+        package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-{cuda.lower()}"
+        options = [
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DMAST_EXT_CUDA={cuda}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options])
+        run(["cmake", "--build", str(build), "--parallel", jobs])
+        run(["cmake", "--install", str(build), "--prefix", str(package.parent)])
+
+
+setup(ext_modules=[Extension("mast_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
