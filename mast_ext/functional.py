@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mast_ext import ops
 
-__all__ = ["subspace_similarity"]
+__all__ = ["subspace_nll", "subspace_similarity"]
 
 
 def subspace_similarity(
@@ -48,3 +48,48 @@ def subspace_similarity(
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
     return ops.subspace_similarity.op(x, y, masks, metric, eps)[0]
+
+
+def subspace_nll(
+    x: Tensor,
+    log_var_x: Tensor,
+    y: Tensor | None = None,
+    log_var_y: Tensor | None = None,
+    masks: Tensor | None = None,
+    *,
+    variance: Literal["diagonal", "subspace"] | None = None,
+) -> Tensor:
+    r"""Negative log-likelihood that two uncertain embeddings agree, per pair of views and subspace.
+
+    The Gaussian likelihood with learned variances of Kendall & Gal (2017), between two uncertain
+    points as in the mutual likelihood score of Shi & Jain (2019), up to a constant. With
+    :math:`w_k = m_k^2`::
+
+        log_var [V, B, D] ("diagonal"):   s_d = exp(lvx_ibd) + exp(lvy_jbd)
+            L[k,i,j,b] = ½ · Σ_d w_kd [ (x_ibd − y_jbd)² / s_d + log s_d ] / Σ_d w_kd
+        log_var [V, B, K] ("subspace"):   s_k = exp(lvx_ibk) + exp(lvy_jbk)
+            L[k,i,j,b] = ½ · [ δ_k / s_k + log s_k ],   δ_k = Σ_d w_kd (x_ibd − y_jbd)² / Σ_d w_kd
+
+    ``log s`` is a log-add-exp, so that log-variances of ±80 give finite values and gradients. A
+    mask of zeros counts as distance 0 (``L = 0`` in the diagonal form).
+
+    Args:
+        x: Embeddings ``[Vx, B, D]``: float32, float16, bfloat16, or float64 on the CPU. Any strides.
+        log_var_x: Log-variances of ``x``, ``[Vx, B, D]`` or ``[Vx, B, K]``, dtype of ``x``.
+        y: Embeddings ``[Vy, B, D]``, dtype and device of ``x``. ``None`` compares ``x`` with itself.
+        log_var_y: Log-variances of ``y``; given exactly when ``y`` is.
+        masks: Non-negative masks ``[K, D]``, float32 (float64 beside float64 embeddings). ``None``
+            is one subspace of all ones.
+        variance: ``"diagonal"`` or ``"subspace"``; told by the last dimension of ``log_var_x``
+            unless ``D == K``, when it has to be given.
+
+    Returns:
+        ``[K, Vx, Vy, B]`` in float32 (float64 for float64 inputs). Differentiable once in all
+        tensors.
+
+    Raises:
+        ValueError: A shape or device does not fit, a mask is negative (checked on the CPU only), or
+            the form of the variance is ambiguous.
+        TypeError: A dtype is not supported or differs from that of ``x``.
+    """
+    return ops.subspace_nll.op(x, log_var_x, y, log_var_y, masks, variance)[0]

@@ -16,12 +16,22 @@ void define(torch::Library& m) {
       "subspace_similarity_backward(Tensor grad_similarity, Tensor x, Tensor? y, Tensor? masks, "
       "Tensor similarity, Tensor inv_norm_x, Tensor inv_norm_y, str metric, float eps, "
       "bool[3] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks)");
+  m.def(
+      "subspace_nll(Tensor x, Tensor log_var_x, Tensor? y, Tensor? log_var_y, Tensor? masks, "
+      "str? variance) -> (Tensor nll, Tensor distance)");
+  m.def(
+      "subspace_nll_backward(Tensor grad_nll, Tensor x, Tensor log_var_x, Tensor? y, "
+      "Tensor? log_var_y, Tensor? masks, Tensor nll, Tensor distance, str? variance, "
+      "bool[5] wanted) -> (Tensor grad_x, Tensor grad_log_var_x, Tensor grad_y, "
+      "Tensor grad_log_var_y, Tensor grad_masks)");
 }
 
 // One body for every device: run_on() picks the kernel.
 void implement(torch::Library& m) {
   m.impl("subspace_similarity", TORCH_FN(mast_ext::subspace_similarity));
   m.impl("subspace_similarity_backward", TORCH_FN(mast_ext::subspace_similarity_backward));
+  m.impl("subspace_nll", TORCH_FN(mast_ext::subspace_nll));
+  m.impl("subspace_nll_backward", TORCH_FN(mast_ext::subspace_nll_backward));
 }
 
 }  // namespace

@@ -21,4 +21,13 @@ std::tuple<Tensor, Tensor, Tensor> subspace_similarity_backward(
     const OptionalTensor& masks, const Tensor& similarity, const Tensor& inv_norm_x,
     const Tensor& inv_norm_y, std::string_view metric, double eps, std::array<bool, 3> wanted);
 
+std::tuple<Tensor, Tensor> subspace_nll(const Tensor& x, const Tensor& log_var_x,
+                                        const OptionalTensor& y, const OptionalTensor& log_var_y,
+                                        const OptionalTensor& masks,
+                                        std::optional<std::string_view> variance);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_nll_backward(
+    const Tensor& grad_nll, const Tensor& x, const Tensor& log_var_x, const OptionalTensor& y,
+    const OptionalTensor& log_var_y, const OptionalTensor& masks, const Tensor& nll,
+    const Tensor& distance, std::optional<std::string_view> variance, std::array<bool, 5> wanted);
+
 }  // namespace mast_ext

@@ -89,17 +89,19 @@ struct PairInputs {
 struct PairGradients {
   at::Tensor x, y, log_var_x, log_var_y, masks;
 
-  struct Wanted {
-    bool x, y, log_var_x, log_var_y, masks;
-  };
-
-  PairGradients(const PairInputs& in, const Wanted& wanted)
-      : x(new_like(in.x, wanted.x)),
-        y(new_like(in.y, wanted.y && !in.self)),
-        log_var_x(new_like(in.x, wanted.log_var_x)),
-        log_var_y(new_like(in.y, wanted.log_var_y && !in.self)),
-        masks(in.masks.defined() ? new_like(in.masks, wanted.masks)
+  PairGradients(const PairInputs& in, bool wants_x, bool wants_y, bool wants_masks)
+      : x(new_like(in.x, wants_x)),
+        y(new_like(in.y, wants_y && !in.self)),
+        log_var_x(in.x.new_empty({0})),
+        log_var_y(in.x.new_empty({0})),
+        masks(in.masks.defined() ? new_like(in.masks, wants_masks)
                                  : in.x.new_empty({0}, in.accumulation())) {}
+
+  void add_log_variances(const PairInputs& in, const at::Tensor& like_x, bool wants_x,
+                         const at::Tensor& like_y, bool wants_y) {
+    log_var_x = new_like(like_x, wants_x);
+    log_var_y = new_like(like_y, wants_y && !in.self);
+  }
 
   kernels::PairSumsGrad pointers() {
     return {.x = pointer(x),

@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> subspace_similarity_backward(
   check_shape(grad_similarity_, "grad_similarity", similarity.sizes());
   check_like(grad_similarity_, "grad_similarity", similarity, "similarity");
   const Tensor grad_similarity = grad_similarity_.contiguous();
-  PairGradients out(in, {wanted[0], wanted[1], false, false, wanted[2]});
+  PairGradients out(in, wanted[0], wanted[1], wanted[2]);
 
   kernels::SubspaceSimilarityBackward p{
       .pairs = in.sums(metric == kernels::Metric::kCosine),

@@ -15,8 +15,10 @@ def wanted_like(reference: Tensor | None, wanted: bool, fallback: Tensor) -> Ten
     """Shape of a gradient a backward op returns: like ``reference``, or empty if not wanted."""
     if reference is None:
         return fallback.new_empty(0)
-    return torch.empty_like(reference, memory_format=torch.contiguous_format) if wanted else (
-        reference.new_empty(0)
+    return (
+        torch.empty_like(reference, memory_format=torch.contiguous_format)
+        if wanted
+        else (reference.new_empty(0))
     )
 
 

@@ -2,13 +2,33 @@
 // derivatives. Written once for scalars (CUDA) and for vectors (CPU): V is either.
 //
 // Every operator is  sums[row, k] = sum_d w_kd * value(a_d, b_d)  followed by arithmetic on the
-// sums; its backward turns the gradient of the sums into a coefficient per (row, k), and `add_grad`
-// receives  c_d = sum_k coefficient_k * w_kd.
+// sums; its backward turns the gradient of the sums into a coefficient per (row, k), and
+// `add_grads` receives  c_d = sum_k coefficient_k * w_kd. A view with itself has formulas of its
+// own: most of the general one falls away, except that a NaN or Inf has to stay visible.
 #pragma once
+
+#include <type_traits>
+#include <utility>
 
 #include "kernels/common/host_device.h"
 
 namespace mast_ext::kernels {
+
+// float of a vector of floats, and of float.
+template <typename V>
+struct ScalarOf {
+  using type = std::remove_cvref_t<decltype(std::declval<V&>()[0])>;
+};
+template <>
+struct ScalarOf<float> {
+  using type = float;
+};
+template <>
+struct ScalarOf<double> {
+  using type = double;
+};
+template <typename V>
+using scalar_of = typename ScalarOf<V>::type;
 
 // An element of one view: its embedding and, for the likelihood, its log-variance.
 template <typename V>
@@ -23,10 +43,19 @@ struct Product {
   MAST_EXT_HD static V value(const Element<V>& a, const Element<V>& b) {
     return a.z * b.z;
   }
+  template <typename V>
+  MAST_EXT_HD static V self_value(const Element<V>& a) {
+    return a.z * a.z;
+  }
   template <typename Math, typename V>
-  MAST_EXT_HD static void add_grad(V c, const Element<V>&, const Element<V>& b,
-                                   Element<V>& grad_a) {
+  MAST_EXT_HD static void add_grads(V c, const Element<V>& a, const Element<V>& b,
+                                    Element<V>& grad_a, Element<V>& grad_b) {
     grad_a.z += c * b.z;
+    grad_b.z += c * a.z;
+  }
+  template <typename V>
+  MAST_EXT_HD static void add_self_grad(V c, const Element<V>& a, Element<V>& grad_a) {
+    grad_a.z += c * a.z * 2;
   }
 };
 
@@ -38,31 +67,59 @@ struct SquaredDifference {
     const V difference = a.z - b.z;
     return difference * difference;
   }
+  template <typename V>
+  MAST_EXT_HD static V self_value(const Element<V>& a) {
+    return a.z - a.z;
+  }
   template <typename Math, typename V>
-  MAST_EXT_HD static void add_grad(V c, const Element<V>& a, const Element<V>& b,
-                                   Element<V>& grad_a) {
-    grad_a.z += c * (a.z - b.z) * 2;
+  MAST_EXT_HD static void add_grads(V c, const Element<V>& a, const Element<V>& b,
+                                    Element<V>& grad_a, Element<V>& grad_b) {
+    const V pull = c * (a.z - b.z) * 2;
+    grad_a.z += pull;
+    grad_b.z -= pull;
+  }
+  template <typename V>
+  MAST_EXT_HD static void add_self_grad(V c, const Element<V>& a, Element<V>& grad_a) {
+    grad_a.z += c * (a.z - a.z);
   }
 };
 
-// (a - b)^2 / s + log s  with  s = exp(log_var_a) + exp(log_var_b), never formed itself.
+// (a - b)^2 / s + log s  with  s = exp(log_var_a) + exp(log_var_b) = exp(high) (1 + u) never
+// formed.
 struct Likelihood {
   static constexpr bool kHasVariance = true;
 
   template <typename Math, typename V>
   MAST_EXT_HD static V value(const Element<V>& a, const Element<V>& b) {
-    const V difference = a.z - b.z;
-    const V log_s = Math::log_add_exp(a.log_var, b.log_var);
-    return difference * difference * Math::exp(-log_s) + log_s;
+    const V difference = a.z - b.z, gap = a.log_var - b.log_var;
+    const V high = gap > 0 ? a.log_var : b.log_var;
+    const V u = Math::exp(gap > 0 ? -gap : gap);
+    return difference * difference * (Math::exp(-high) / (1 + u)) + (high + Math::log1p(u));
+  }
+  template <typename V>
+  MAST_EXT_HD static V self_value(const Element<V>& a) {
+    constexpr double kLog2 = 0.693147180559945309417;
+    return (a.z - a.z) + (a.log_var + static_cast<scalar_of<V>>(kLog2));
   }
   template <typename Math, typename V>
-  MAST_EXT_HD static void add_grad(V c, const Element<V>& a, const Element<V>& b,
-                                   Element<V>& grad_a) {
-    const V difference = a.z - b.z;
-    const V log_s = Math::log_add_exp(a.log_var, b.log_var);
-    const V scaled = difference * Math::exp(-log_s);
-    grad_a.z += c * scaled * 2;
-    grad_a.log_var += c * (1 - difference * scaled) * Math::exp(a.log_var - log_s);
+  MAST_EXT_HD static void add_grads(V c, const Element<V>& a, const Element<V>& b,
+                                    Element<V>& grad_a, Element<V>& grad_b) {
+    const V difference = a.z - b.z, gap = a.log_var - b.log_var;
+    const V high = gap > 0 ? a.log_var : b.log_var;
+    const V u = Math::exp(gap > 0 ? -gap : gap);
+    const V larger = 1 / (1 + u), smaller = u * larger;  // exp(log_var) / s of the two views
+    const V scaled = difference * (Math::exp(-high) * larger);
+    const V pull = c * scaled * 2, push = c * (1 - difference * scaled);
+    grad_a.z += pull;
+    grad_b.z -= pull;
+    grad_a.log_var += push * (gap > 0 ? larger : smaller);
+    grad_b.log_var += push * (gap > 0 ? smaller : larger);
+  }
+  template <typename V>
+  MAST_EXT_HD static void add_self_grad(V c, const Element<V>& a, Element<V>& grad_a) {
+    const V nothing = c * (a.z - a.z);
+    grad_a.z += nothing;
+    grad_a.log_var += c + nothing;
   }
 };
 

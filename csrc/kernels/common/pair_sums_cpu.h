@@ -20,9 +20,8 @@ struct VectorMath {
     return MAST_EXT_ISA::exp(x);
   }
   template <typename V>
-  static V log_add_exp(V a, V b) {
-    const V high = a > b ? a : b, difference = a - b;
-    return high + log1p_unit(exp(difference < 0 ? difference : -difference));
+  static V log1p(V u) {
+    return log1p_unit(u);
   }
 };
 
@@ -68,6 +67,13 @@ class PairSumsCpu {
   A* slice_of(const PairSumsWork& work, std::int64_t slice) const {
     if (work.grad_weights == nullptr) return nullptr;
     return static_cast<A*>(work.grad_weights) + slice * p_.subspaces * dim_;
+  }
+
+  // grad_weights[k, d] += terms[k] for every d.
+  void add_to_all(const A* terms, A* grad_weights) const {
+    for (std::int64_t k = 0; k < p_.subspaces; ++k) {
+      for (std::int64_t d = 0; d < p_.dim; ++d) grad_weights[k * dim_ + d] += terms[k];
+    }
   }
 
   // sums[row * K + k] of image b.
@@ -158,11 +164,17 @@ class PairSumsCpu {
     for (std::int64_t r = 0; r < count; ++r) {
       std::int32_t left, right;
       p_.rows.views_of(static_cast<std::int32_t>(r0 + r), left, right);
+      const std::int64_t from_left = left * dim_ + d0, from_right = right * dim_ + d0;
       A* tile = tile_ + r * kBlock;
+      if (left == right) {
+        for (std::int64_t d = 0; d < length; d += kLane) {
+          store(tile + d, Values::self_value(element(z_, log_var_, from_left + d)));
+        }
+        continue;
+      }
       for (std::int64_t d = 0; d < length; d += kLane) {
-        store(tile + d,
-              Values::template value<VectorMath>(element(z_, log_var_, left * dim_ + d0 + d),
-                                                 element(z_, log_var_, right * dim_ + d0 + d)));
+        store(tile + d, Values::template value<VectorMath>(element(z_, log_var_, from_left + d),
+                                                           element(z_, log_var_, from_right + d)));
       }
     }
   }
@@ -251,22 +263,32 @@ class PairSumsCpu {
           c[1][i] += w1 * rows[i * p_.subspaces + k];
         }
       }
+#pragma GCC unroll 4
       for (int i = 0; i < R; ++i) {
-        for (int u = 0; u < vectors; ++u) {
-          const std::int64_t at_left = left[i] * dim_ + d + u * kLane;
-          const std::int64_t at_right = right[i] * dim_ + d + u * kLane;
-          const Element<V> a = element(z_, log_var_, at_left), b = element(z_, log_var_, at_right);
-          add_grad(c[u][i], a, b, grad_z, grad_log_var, at_left);
-          add_grad(c[u][i], b, a, grad_z, grad_log_var, at_right);
+        add_grads(c[0][i], left[i], right[i], d, grad_z, grad_log_var);
+        if (vectors == kUnroll) {
+          add_grads(c[1][i], left[i], right[i], d + kLane, grad_z, grad_log_var);
         }
       }
     }
   }
 
-  void add_grad(V c, const Element<V>& a, const Element<V>& b, A* grad_z, A* grad_log_var,
-                std::int64_t offset) const {
-    Element<V> grad = element(grad_z, grad_log_var, offset);
-    Values::template add_grad<VectorMath>(c, a, b, grad);
+  void add_grads(V c, std::int32_t left, std::int32_t right, std::int64_t d, A* grad_z,
+                 A* grad_log_var) const {
+    const std::int64_t at_left = left * dim_ + d, at_right = right * dim_ + d;
+    const Element<V> a = element(z_, log_var_, at_left);
+    Element<V> grad_a = element(grad_z, grad_log_var, at_left);
+    if (left == right) {
+      Values::add_self_grad(c, a, grad_a);
+    } else {
+      Element<V> grad_b = element(grad_z, grad_log_var, at_right);
+      Values::template add_grads<VectorMath>(c, a, element(z_, log_var_, at_right), grad_a, grad_b);
+      put(grad_b, grad_z, grad_log_var, at_right);
+    }
+    put(grad_a, grad_z, grad_log_var, at_left);
+  }
+
+  void put(const Element<V>& grad, A* grad_z, A* grad_log_var, std::int64_t offset) const {
     store(grad_z + offset, grad.z);
     if constexpr (Values::kHasVariance) store(grad_log_var + offset, grad.log_var);
   }

@@ -13,6 +13,11 @@ struct ScalarMath {
     return std::exp(x);
   }
 
+  template <typename A>
+  MAST_EXT_HD static A log1p(A x) {
+    return std::log1p(x);
+  }
+
   // log(exp(a) + exp(b)) without overflow.
   template <typename A>
   MAST_EXT_HD static A log_add_exp(A a, A b) {
