@@ -1,0 +1,34 @@
+// Sums across threads, always in the same order: the same inputs give the same bits.
+#pragma once
+
+namespace mast_ext::kernels {
+
+inline constexpr int kWarpSize = 32;
+
+// Every thread returns the sum over the aligned group of `Lanes` neighbours it belongs to. All
+// threads of the warp have to call it.
+template <int Lanes, typename A>
+__device__ __forceinline__ A group_sum(A value) {
+#pragma unroll
+  for (int offset = Lanes / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  return value;
+}
+
+// Every thread returns the sum over the block of `Threads` threads. All of them have to call it.
+template <int Threads, typename A>
+__device__ __forceinline__ A block_sum(A value) {
+  static_assert(Threads % kWarpSize == 0);
+  __shared__ A partial[Threads / kWarpSize];
+  value = group_sum<kWarpSize>(value);
+  if (threadIdx.x % kWarpSize == 0) partial[threadIdx.x / kWarpSize] = value;
+  __syncthreads();
+  A total = 0;
+#pragma unroll
+  for (int i = 0; i < Threads / kWarpSize; ++i) total += partial[i];
+  __syncthreads();  // the next call writes `partial` again
+  return total;
+}
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,81 @@
+// The sums of pair_sums_cuda.cuh, then one thread per (subspace, image) for the arithmetic on them;
+// each block adds up its subspace's weights for itself.
+#include "kernels/common/pair_sums_cuda.cuh"
+#include "kernels/subspace_nll/subspace_nll.h"
+#include "kernels/subspace_nll/subspace_nll_math.h"
+
+namespace mast_ext::kernels {
+namespace {
+
+namespace engine = pair_sums_cuda;
+namespace math = subspace_nll_math;
+
+template <typename T>
+__global__ void __launch_bounds__(engine::kThreads) finish(SubspaceNll p) {
+  const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
+  const std::int64_t k = blockIdx.y;
+  const float total = engine::total_weight<>(p.pairs, k);
+  if (b >= p.pairs.batch) return;
+  const auto* sums = static_cast<const float*>(p.sums);
+  math::finish<T>(p, k, b, total, [&](std::int32_t row) {
+    return sums[(row * p.pairs.subspaces + k) * p.pairs.batch + b];
+  });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(engine::kThreads) write_coefficients(SubspaceNllBackward p) {
+  const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
+  const std::int64_t k = blockIdx.y, padded_k = gridDim.y;
+  const bool padding = k >= p.pairs.subspaces;  // the same for the whole block
+  const float total = padding ? 0 : engine::total_weight<>(p.pairs, k);
+  if (b >= p.pairs.batch) return;
+  const std::int32_t rows = p.pairs.rows.count();
+  float* image = static_cast<float*>(p.work.coefficients) + b * rows * padded_k + k;
+  if (padding) {
+    for (std::int32_t row = 0; row < rows; ++row) image[row * padded_k] = 0;
+    return;
+  }
+  static_cast<float*>(p.grad_totals)[b * p.pairs.subspaces + k] = math::coefficients<T>(
+      p, k, b, total, [&](std::int32_t row, float c) { image[row * padded_k] = c; });
+}
+
+dim3 grid_of(const PairSums& p, std::int64_t subspaces) {
+  return dim3(engine::blocks(p.batch, engine::kThreads), static_cast<unsigned>(subspaces));
+}
+
+}  // namespace
+
+int subspace_nll_cuda(const SubspaceNll& p, cudaStream_t stream) {
+  if (p.pairs.batch * p.pairs.subspaces * p.pairs.rows.count() == 0) return cudaSuccess;
+  auto* sums = static_cast<float*>(p.sums);
+  const cudaError_t error = p.variance == Variance::kDiagonal
+                                ? engine::launch_sums<Likelihood>(p.pairs, sums, stream)
+                                : engine::launch_sums<SquaredDifference>(p.pairs, sums, stream);
+  if (error != cudaSuccess) return error;
+  return visit_dtype(p.pairs.dtype, [&]<typename T>() -> cudaError_t {
+    if constexpr (!std::is_same_v<T, double>) {
+      finish<T><<<grid_of(p.pairs, p.pairs.subspaces), engine::kThreads, 0, stream>>>(p);
+    }
+    return cudaGetLastError();
+  });
+}
+
+int subspace_nll_backward_cuda(const SubspaceNllBackward& p, cudaStream_t stream) {
+  const std::int64_t padded_k = padded_subspaces(p.pairs.subspaces);
+  if (p.pairs.batch * padded_k > 0) {
+    const cudaError_t error = visit_dtype(p.pairs.dtype, [&]<typename T>() -> cudaError_t {
+      if constexpr (!std::is_same_v<T, double>) {
+        write_coefficients<T><<<grid_of(p.pairs, padded_k), engine::kThreads, 0, stream>>>(p);
+      }
+      return cudaGetLastError();
+    });
+    if (error != cudaSuccess) return error;
+  }
+  const auto* grad_totals = static_cast<const float*>(p.grad_totals);
+  return p.variance == Variance::kDiagonal
+             ? engine::launch_grads<Likelihood>(p.pairs, p.work, p.grad, grad_totals, stream)
+             : engine::launch_grads<SquaredDifference>(p.pairs, p.work, p.grad, grad_totals,
+                                                       stream);
+}
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,65 @@
+// The sums of pair_sums_cuda.cuh, then one thread per (subspace, image) for the arithmetic on them.
+#include "kernels/common/pair_sums_cuda.cuh"
+#include "kernels/subspace_similarity/subspace_similarity.h"
+#include "kernels/subspace_similarity/subspace_similarity_math.h"
+
+namespace mast_ext::kernels {
+namespace {
+
+namespace engine = pair_sums_cuda;
+namespace math = subspace_similarity_math;
+
+__global__ void __launch_bounds__(engine::kThreads) finish(SubspaceSimilarity p) {
+  const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
+  const std::int64_t k = blockIdx.y;
+  if (b >= p.pairs.batch) return;
+  const auto* sums = static_cast<const float*>(p.sums);
+  math::finish<float>(p, k, b, [&](std::int32_t row) {
+    return sums[(row * p.pairs.subspaces + k) * p.pairs.batch + b];
+  });
+}
+
+__global__ void __launch_bounds__(engine::kThreads)
+    write_coefficients(SubspaceSimilarityBackward p) {
+  const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
+  const std::int64_t k = blockIdx.y, padded_k = gridDim.y;
+  if (b >= p.pairs.batch) return;
+  const std::int32_t rows = p.pairs.rows.count();
+  float* image = static_cast<float*>(p.work.coefficients) + b * rows * padded_k + k;
+  if (k >= p.pairs.subspaces) {
+    for (std::int32_t row = 0; row < rows; ++row) image[row * padded_k] = 0;
+    return;
+  }
+  math::coefficients<float>(p, k, b, [&](std::int32_t row, float c) { image[row * padded_k] = c; });
+}
+
+dim3 grid_of(const PairSums& p, std::int64_t subspaces) {
+  return dim3(engine::blocks(p.batch, engine::kThreads), static_cast<unsigned>(subspaces));
+}
+
+}  // namespace
+
+int subspace_similarity_cuda(const SubspaceSimilarity& p, cudaStream_t stream) {
+  if (p.pairs.batch * p.pairs.subspaces * p.pairs.rows.count() == 0) return cudaSuccess;
+  auto* sums = static_cast<float*>(p.sums);
+  const cudaError_t error = p.metric == Metric::kCosine
+                                ? engine::launch_sums<Product>(p.pairs, sums, stream)
+                                : engine::launch_sums<SquaredDifference>(p.pairs, sums, stream);
+  if (error != cudaSuccess) return error;
+  finish<<<grid_of(p.pairs, p.pairs.subspaces), engine::kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+int subspace_similarity_backward_cuda(const SubspaceSimilarityBackward& p, cudaStream_t stream) {
+  const std::int64_t padded_k = padded_subspaces(p.pairs.subspaces);
+  if (p.pairs.batch * padded_k > 0) {
+    write_coefficients<<<grid_of(p.pairs, padded_k), engine::kThreads, 0, stream>>>(p);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) return error;
+  }
+  return p.metric == Metric::kCosine
+             ? engine::launch_grads<Product>(p.pairs, p.work, p.grad, nullptr, stream)
+             : engine::launch_grads<SquaredDifference>(p.pairs, p.work, p.grad, nullptr, stream);
+}
+
+}  // namespace mast_ext::kernels
