@@ -1,0 +1,258 @@
+"""The loader covers the data, in a keyed order, and resumes with the same bits."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from mast_ext.augment import (
+    AugmentationRecipe,
+    ViewBatch,
+    build_loader,
+    evaluation_images,
+    make_policy,
+)
+
+RECIPE = AugmentationRecipe(size=16)
+
+
+class Images:
+    """A source of random images; `stacked` only if asked for."""
+
+    def __init__(self, count=50, size=16, stacked=True, broken=()):
+        generator = torch.Generator().manual_seed(0)
+        self._images = torch.randint(
+            0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator
+        )
+        self._broken = broken
+        self.stacked = self._images if stacked else None
+        self.sizes = np.full((count, 2), size, np.int32)
+        self.labels = {"parity": np.arange(count) % 2, "third": np.arange(count) % 3}
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def image(self, index):
+        if index in self._broken:
+            raise ValueError(f"cannot decode image photos/{index}.jpg: truncated")
+        return self._images[index]
+
+
+def build(source=None, policy="sampled", batch_size=8, **options):
+    return build_loader(
+        source or Images(), make_policy(policy, RECIPE), batch_size=batch_size, **options
+    )
+
+
+def assert_same(batch, other):
+    for name in ("images", "parameters", "pair_subspace", "index"):
+        assert torch.equal(getattr(batch, name), getattr(other, name)), name
+    assert batch.labels.keys() == other.labels.keys()
+    assert all(torch.equal(batch.labels[name], other.labels[name]) for name in batch.labels)
+
+
+def visited(loader):
+    return torch.cat([batch.index for batch in loader]).tolist()
+
+
+def test_batch_has_the_promised_form():
+    batch = next(iter(build()))
+    assert batch.images.shape == (2, 8, 3, 16, 16) and batch.images.dtype == torch.float32
+    assert batch.parameters.shape == (2, 8, 14)
+    assert batch.pair_subspace.shape == (2, 2, 8) and batch.pair_subspace.dtype == torch.int64
+    assert batch.index.shape == (8,) and batch.index.dtype == torch.int64
+    assert torch.equal(batch.labels["third"], batch.index % 3)
+    assert batch.labels["third"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("options", "length", "last", "count"),
+    [
+        ({"drop_last": True}, 6, 8, 48),
+        ({"drop_last": False}, 7, 2, 50),
+        ({"drop_last": False, "batch_size": 50}, 1, 50, 50),
+        ({"drop_last": True, "batch_size": 25}, 2, 25, 50),
+        ({"drop_last": False, "batch_size": 64}, 1, 50, 50),
+        ({"drop_last": True, "world_size": 3}, 2, 8, 16),
+        ({"drop_last": False, "world_size": 3}, 2, 8, 16),
+        ({"drop_last": False, "world_size": 7, "rank": 6}, 1, 7, 7),
+    ],
+)
+def test_length(options, length, last, count):
+    loader = build(**options)
+    sizes = [len(batch.index) for batch in loader]
+    assert len(loader) == len(sizes) == length
+    assert sizes[-1] == last and sum(sizes) == count
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_ranks_are_disjoint_and_complete(world_size, shuffle):
+    shares = [
+        visited(build(rank=r, world_size=world_size, shuffle=shuffle, drop_last=False))
+        for r in range(world_size)
+    ]
+    assert sorted(index for share in shares for index in share) == list(range(50))
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_order_is_keyed_by_seed_and_epoch():
+    first = visited(build(drop_last=False))
+    assert visited(build(drop_last=False)) == first
+    assert visited(build(drop_last=False, seed=1)) != first
+    later = build(drop_last=False)
+    later.set_epoch(1)
+    assert visited(later) != first
+    assert visited(build(drop_last=False, shuffle=False)) == list(range(50))
+
+
+def test_views_of_an_image_do_not_depend_on_batch_size_or_world_size():
+    def views(**options):
+        return {
+            int(index): batch.images[:, i]
+            for batch in build(drop_last=False, **options)
+            for i, index in enumerate(batch.index)
+        }
+
+    whole = views(batch_size=50)
+    for options in ({"batch_size": 7}, {"world_size": 2, "rank": 1}, {"shuffle": False}):
+        for index, images in views(**options).items():
+            assert torch.equal(images, whole[index])
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_give_the_same_batches(workers, stacked):
+    source = Images(stacked=stacked)
+    for batch, other in zip(build(), build(source, workers=workers), strict=True):
+        assert_same(batch, other)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [0, 1, 3, 5])
+def test_resume_gives_the_same_bits(step, workers):
+    loader = build(workers=workers)
+    loader.set_epoch(2)
+    batches = iter(loader)
+    for _ in range(step):
+        next(batches)
+    state = loader.state_dict()
+    assert state == {"seed": 0, "epoch": 2, "step": step}
+    rest = list(batches)
+
+    resumed = build(workers=workers)
+    resumed.load_state_dict(state)
+    resumed.set_epoch(2)  # as a trainer does at the start of the resumed epoch
+    remaining = list(resumed)
+    assert len(remaining) == 6 - step
+    for batch, other in zip(rest, remaining, strict=True):
+        assert_same(batch, other)
+    assert resumed.state_dict() == loader.state_dict() == {"seed": 0, "epoch": 3, "step": 0}
+    for batch, other in zip(loader, resumed, strict=True):
+        assert_same(batch, other)
+
+
+def test_state_of_the_last_step_resumes_with_the_next_epoch():
+    loader = build()
+    batches = iter(loader)
+    for _ in range(6):
+        next(batches)
+    state = loader.state_dict()  # before the loop saw the end of the epoch
+    resumed = build()
+    resumed.load_state_dict(state)
+    assert list(resumed) == []
+    fresh = build()
+    fresh.set_epoch(1)
+    assert visited(resumed) == visited(fresh)
+
+
+def test_exhausting_an_epoch_moves_to_the_next_and_leaving_it_does_not():
+    loader = build()
+    first = visited(loader)
+    assert loader.epoch == 1
+    second = visited(loader)
+    assert second != first
+    loader.set_epoch(0)
+    next(iter(loader))
+    assert loader.epoch == 0
+    assert visited(loader) == first
+
+
+def test_set_epoch_during_an_epoch_is_kept_at_its_end():
+    loader = build()
+    batches = iter(loader)
+    next(batches)
+    loader.set_epoch(7)
+    list(batches)
+    assert loader.epoch == 7
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_error_names_the_file(workers):
+    source = Images(stacked=False, broken=(13,))
+    with pytest.raises(ValueError, match=r"photos/13\.jpg"):
+        visited(build(source, workers=workers, drop_last=False))
+
+
+def test_leaving_early_ends_the_threads():
+    before = set(threading.enumerate())
+    batches = iter(build(workers=2))
+    next(batches)
+    started = set(threading.enumerate()) - before
+    assert started
+    batches.close()
+    for thread in started:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_batch_moves_to_a_device(device):
+    batch = next(iter(build())).to(device)
+    assert isinstance(batch, ViewBatch)
+    tensors = (batch.images, batch.parameters, batch.pair_subspace, batch.index)
+    assert {t.device.type for t in (*tensors, *batch.labels.values())} == {
+        torch.device(device).type
+    }
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_evaluation_images_are_all_images_in_order(stacked):
+    source = Images(stacked=stacked)
+    levels = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}
+    parts = list(evaluation_images(source, 16, **levels, batch_size=20))
+    assert [len(index) for _, index in parts] == [20, 20, 10]
+    assert torch.cat([index for _, index in parts]).tolist() == list(range(50))
+    images = torch.cat([images for images, _ in parts])
+    assert torch.equal(images.round(), torch.stack([source.image(i) for i in range(50)]).float())
+
+
+REFUSED = [
+    ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+    ({"batch_size": 2.0}, "batch_size must be an integer"),
+    ({"workers": -1}, "workers must be an integer of at least 0"),
+    ({"rank": 2, "world_size": 2}, "rank must be below world_size 2, got 2"),
+    ({"backend": "dali"}, "backend must be one of torchvision, got 'dali'"),
+    ({"batch_size": 51}, "50 images are too few for one batch: batch_size 51"),
+    ({"world_size": 51, "drop_last": False}, "50 images are too few"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_bad_option_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+BAD_STATES = [
+    ({"seed": 0, "epoch": 1}, "lacks step"),
+    ({"seed": 1, "epoch": 0, "step": 0}, "has seed 1, this loader 0"),
+    ({"seed": 0, "epoch": 0, "step": 7}, r"step in \[0, 6\]"),
+    ({"seed": 0, "epoch": -1, "step": 0}, "epoch of at least 0"),
+]
+
+
+@pytest.mark.parametrize(("state", "message"), BAD_STATES)
+def test_bad_state_is_refused(state, message):
+    with pytest.raises(ValueError, match=message):
+        build().load_state_dict(state)

@@ -1,0 +1,78 @@
+"""The recipe accepts what makes sense and refuses everything else by name."""
+
+import dataclasses
+import math
+
+import pytest
+
+from mast_ext.augment import AUGMENTATIONS, AugmentationRecipe
+
+BAD_VALUES = [
+    ("size", 0, "size must be an integer of at least 1, got 0"),
+    ("size", 32.0, "size must be an integer"),
+    ("size", True, "size must be an integer"),
+    ("views", 0, "views must be an integer of at least 1"),
+    ("crop_scale", (0.0, 1.0), "crop_scale must be .*0 < low <= high <= 1"),
+    ("crop_scale", (0.2, 1.1), "crop_scale must be"),
+    ("crop_scale", (0.8, 0.2), "crop_scale must be"),
+    ("crop_scale", (0.2,), "crop_scale must be 2 finite numbers"),
+    ("crop_scale", "ab", "crop_scale must be 2 finite numbers"),
+    ("crop_scale", 0.5, "crop_scale must be 2 finite numbers"),
+    ("crop_ratio", (-1.0, 1.0), "crop_ratio must be"),
+    ("crop_ratio", (1.0, math.inf), "crop_ratio must be 2 finite numbers"),
+    ("flip", 1.5, "flip must be a probability"),
+    ("flip", -0.1, "flip must be a probability"),
+    ("flip", True, "flip must be a probability"),
+    ("jitter", math.nan, "jitter must be a probability"),
+    ("grayscale", "0.2", "grayscale must be a probability"),
+    ("blur", 2, "blur must be a probability"),
+    ("solarize", -1, "solarize must be a probability"),
+    ("brightness", -0.4, "brightness must be a finite strength"),
+    ("contrast", math.inf, "contrast must be a finite strength"),
+    ("saturation", None, "saturation must be a finite strength"),
+    ("hue", 0.6, "hue must be a strength in \\[0, 0.5\\]"),
+    ("blur_sigma", (0.0, 2.0), "blur_sigma must be"),
+    ("solarize_threshold", 256, "solarize_threshold must be an integer in \\[0, 255\\]"),
+    ("solarize_threshold", 0.5, "solarize_threshold must be an integer"),
+    ("mean", (0.5, 0.5), "mean must be 3 finite numbers"),
+    ("std", (0.5, 0.5, 0.0), "std must be three positive numbers"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD_VALUES)
+def test_bad_value_is_refused(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentationRecipe(**{name: value})
+
+
+AUGMENTATION_CASES = [
+    ({}, ("crop", "flip", "color", "grayscale")),
+    ({"blur": 0.5, "solarize": 0.1}, AUGMENTATIONS),
+    ({"crop_scale": (1.0, 1.0), "flip": 0, "grayscale": 0}, ("color",)),
+    ({"jitter": 0.0}, ("crop", "flip", "grayscale")),
+    ({"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}, ("crop", "flip", "grayscale")),
+    ({"brightness": 0, "contrast": 0, "saturation": 0}, ("crop", "flip", "color", "grayscale")),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), AUGMENTATION_CASES)
+def test_augmentations_lists_what_is_on(changes, expected):
+    assert AugmentationRecipe(**changes).augmentations == expected
+
+
+def test_lists_become_tuples_so_that_recipes_from_yaml_are_equal_and_hashable():
+    listed = AugmentationRecipe(crop_scale=[0.2, 1], mean=[0.485, 0.456, 0.406])
+    assert listed == AugmentationRecipe()
+    assert hash(listed) == hash(AugmentationRecipe())
+
+
+def test_recipe_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        AugmentationRecipe().size = 64
+
+
+def test_factor_range_is_torchvisions():
+    recipe = AugmentationRecipe(brightness=1.5, contrast=0.4, hue=0.1)
+    assert recipe.factor_range("brightness") == (0.0, 2.5)
+    assert recipe.factor_range("contrast") == (0.6, 1.4)
+    assert recipe.factor_range("hue") == (-0.1, 0.1)

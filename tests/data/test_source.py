@@ -1,0 +1,21 @@
+"""Opening a source by name refuses what makes no sense."""
+
+import pytest
+
+from mast_ext.data import open_source
+
+REFUSED = [
+    ({"name": "imagenet"}, "source must be one of shapes, folder, got 'imagenet'"),
+    ({"split": "val"}, "split must be train or test, got 'val'"),
+    ({"on_bad_image": "ignore"}, "on_bad_image must be error or skip"),
+    ({"max_images": 0}, "max_images must be at least 1, got 0"),
+    ({"size": 8}, "size must be at least 16 pixels"),
+    ({"seed": -1}, "seed must be at least 0"),
+    ({"name": "folder"}, "source 'folder' needs a path"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_bad_option_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(**{"name": "shapes", "split": "train", **options})
