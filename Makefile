@@ -1,0 +1,53 @@
+# The verbs. Each one sets up what it needs: .venv with the pinned environment, and the native build.
+#
+#   make pretrain [ARGS="--method vicreg"]    make test [ARGS="-k nll"]    make bench    make lint
+#   make gpu-check PYTHON=python3             uses that Python as it is: no .venv, no downloads
+
+PYTHON ?= python3
+BIN := .venv/bin
+# A GPU at hand: for that chip. None: every generation, so that nothing rots uncompiled.
+CUDA_ARCHS ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo native || echo "80-real;90a-real;100-real;120")
+NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export CMAKE_ARGS ?= -DCMAKE_CUDA_ARCHITECTURES="$(CUDA_ARCHS)"
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: pretrain test lint format bench gpu-check clean
+
+pretrain: .venv/built
+	mast-ext pretrain $(ARGS)
+
+test: .venv/built
+	python -m pytest $(ARGS)
+
+lint: .venv/built
+	ruff check .
+	ruff format --check .
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format --dry-run -Werror
+	mypy
+
+format: .venv/built
+	ruff check --fix .
+	ruff format .
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format -i
+
+bench: .venv/built
+	python -m pytest benchmarks/ops --benchmark-only $(ARGS)
+
+gpu-check:
+	PYTHON=$(PYTHON) bash .ci/gpu-check
+
+clean:
+	rm -rf .venv build mast_ext/*.so *.egg-info
+
+# torch comes first: the extension is built against the installed one.
+.venv/installed: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --constraint .ci/constraints.txt torch torchvision setuptools cmake ninja pybind11
+	python -m pip install --quiet --constraint .ci/constraints.txt --no-build-isolation --editable ".[dev]"
+	touch $@
+
+.venv/built: .venv/installed $(NATIVE)
+	python setup.py --quiet build_ext --inplace
+	touch $@

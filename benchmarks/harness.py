@@ -1,0 +1,183 @@
+"""How operators are compared: what a workload is, and how its contestants are timed.
+
+* Every contestant gets the same random tensors, and must agree with the first on the result.
+* Contestants are timed in turn, round by round, so that a drift of the machine hits all of them;
+  medians are quoted, and ratios of medians of one run.
+* On a GPU: CUDA events around one call, after a sweep over a buffer larger than the L2 cache.
+* Memory: the most that is held beyond the inputs. On a GPU by the allocator; on the CPU by the peak
+  resident memory of a process of its own (peak_memory.py).
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+L2_SWEEP_BYTES = 256 << 20
+MODES = ["forward", "forward + backward"]
+SECONDS_PER_CONTESTANT = 20.0  # slow ones get fewer rounds, three at least
+
+Case = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """An operator's inputs and the ways of computing one scalar loss from them.
+
+    Attributes:
+        file: The module that defines it.
+        cases: Sizes, smallest first.
+        gpu_cases: Sizes that only a GPU is asked for.
+        inputs: Makes the tensors of a case; those of floating point get a gradient.
+        contestants: Name to function of the tensors; the first is ours.
+        tolerance: How far contestants may differ from ours, relative to the loss.
+    """
+
+    file: str
+    cases: list[Case]
+    inputs: Callable[..., tuple[Tensor, ...]]
+    contestants: dict[str, Callable[..., Tensor]]
+    gpu_cases: tuple[Case, ...] = ()
+    tolerance: float = 1e-3
+
+    def runs(self) -> list[tuple[str, Case]]:
+        """What there is to measure: device and case."""
+        everywhere = [(device, case) for device in ("cpu", "cuda") for case in self.cases]
+        return everywhere + [("cuda", case) for case in self.gpu_cases]
+
+    def make_inputs(self, case: Case, device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        made = self.inputs(**case, dtype=dtype)
+        return tuple(t.to(device).requires_grad_(t.is_floating_point()) for t in made)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A contestant in one case: milliseconds by round, and bytes held beyond the inputs."""
+
+    name: str
+    milliseconds: list[float]
+    peak_bytes: int | None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.milliseconds)
+
+
+def step_of(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], mode: str
+) -> Callable[[], object]:
+    """One timed call: the loss alone, or with the gradients of all inputs."""
+    leaves = [t for t in inputs if t.requires_grad]
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function(*inputs)
+
+    def both() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(*inputs), leaves)
+
+    return forward if mode == "forward" else both
+
+
+class Clock:
+    """Times one call of a step, in milliseconds."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        self.sweep = (
+            torch.empty(L2_SWEEP_BYTES, dtype=torch.int8, device="cuda") if self.cuda else None
+        )
+
+    def __call__(self, step: Callable[[], object]) -> float:
+        if self.sweep is None:
+            begin = time.perf_counter()
+            step()
+            return (time.perf_counter() - begin) * 1e3
+        self.sweep.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def race(workload: Workload, case: Case, mode: str, device: str, rounds: int) -> list[Result]:
+    """Times all contestants of a case in turn. Raises AssertionError when they disagree."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    inputs = workload.make_inputs(case, device, dtype)
+    steps, losses = {}, {}
+    for name, function in workload.contestants.items():
+        with torch.no_grad():
+            losses[name] = function(*inputs).item()
+        steps[name] = step_of(function, inputs, mode)
+    if device == "cuda":
+        ours = next(iter(steps))
+        steps[f"{ours}, CUDA graph"] = graphed(steps[ours])
+    ours_loss = next(iter(losses.values()))
+    for name, loss in losses.items():
+        assert abs(loss - ours_loss) <= workload.tolerance * max(1.0, abs(ours_loss)), (
+            name,
+            losses,
+        )
+
+    clock = Clock(device)
+    budget = {}
+    for name, step in steps.items():  # also the warm-up
+        step()
+        seconds = clock(step) / 1e3
+        budget[name] = max(3, min(rounds, int(SECONDS_PER_CONTESTANT / max(seconds, 1e-9))))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(rounds):
+        for name, step in steps.items():
+            if round_ < budget[name]:
+                times[name].append(clock(step))
+    return [
+        Result(name, times[name], peak_bytes(workload, case, mode, device, name, steps[name]))
+        for name in steps
+    ]
+
+
+def graphed(step: Callable[[], object]) -> Callable[[], None]:
+    """The step captured into a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def peak_bytes(
+    workload: Workload, case: Case, mode: str, device: str, name: str, step: Callable[[], object]
+) -> int | None:
+    if name not in workload.contestants or (device == "cpu" and sys.platform != "linux"):
+        return None
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    script = Path(__file__).with_name("peak_memory.py")
+    index = str(workload.cases.index(case))
+    child = subprocess.run(
+        [sys.executable, str(script), workload.file, name, index, mode],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(child.stdout.splitlines()[-1])

@@ -1,0 +1,1 @@
+build: dict[str, str | None]

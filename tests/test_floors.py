@@ -1,0 +1,114 @@
+"""The floors of the house: who may use whom. A floor sees those below it, and no sibling."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mast_ext"
+
+# Lowest first; modules of one floor are siblings, and none imports another.
+FLOORS = [
+    {"_C"},
+    {"ops"},
+    {"functional"},
+    {"losses", "augment", "data", "models"},
+    {"methods"},
+    {"train"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+# What an import of mast_ext and its losses may pull in besides the standard library.
+CORE_PACKAGES = {"mast_ext", "torch", "numpy"}
+
+NATIVE_FLOORS = {
+    "kernels": re.compile(
+        r"<torch/headeronly/[\w/]+\.h>|<cuda\w*(\.h)?>|<(?!torch)[a-z_]+>|\"kernels/[\w/.]+\""
+    ),
+    "binding": re.compile(
+        r"<ATen/core/Tensor\.h>|<ATen/Parallel\.h>|<c10/cuda/\w+\.h>|<pybind11/\w+\.h>|<[a-z_]+>"
+        r"|\"(kernels|binding)/[\w/.]+\""
+    ),
+}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Absolute names of what a module imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.relative_to(ROOT)}:{node.lineno} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(module: str) -> str | None:
+    """The member of a floor that a module belongs to; None for the package itself."""
+    names = module.split(".")
+    return names[1] if names[0] == "mast_ext" and len(names) > 1 else None
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_from_below(path):
+    own = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    if own in (None, "reference"):  # the package lists what is public; reference uses torch alone
+        return
+    for name in imports_of(path):
+        other = part_of(name)
+        if other in (None, own) or (own != "cli" and other == "__version__"):
+            continue
+        assert other != "reference", f"{name} is for tests, benchmarks and docs"
+        assert other in LEVEL, f"{name} has no floor"
+        assert LEVEL[other] < LEVEL[own], f"{own} may not use {name}"
+
+
+def test_reference_is_plain_torch():
+    for name in imports_of(PACKAGE / "reference.py"):
+        assert name.split(".")[0] in {"torch", "typing"}, name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_ops_knows_the_dispatcher(path):
+    text = path.read_text()
+    if path.parent.name != "ops":
+        assert "torch.ops." not in text
+        assert "import _C" not in text
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_optional_packages_stay_where_they_belong(path):
+    names = {name.split(".")[0] for name in imports_of(path)} - set(sys.stdlib_module_names)
+    part = path.relative_to(PACKAGE).parts[0]
+    if part in ("__init__.py", "functional.py", "reference.py", "ops", "losses"):
+        assert names <= CORE_PACKAGES
+    if path.relative_to(PACKAGE).as_posix() != "augment/dali.py":
+        assert "nvidia" not in names
+
+
+@pytest.mark.parametrize("floor", NATIVE_FLOORS)
+def test_native_includes(floor):
+    allowed = NATIVE_FLOORS[floor]
+    files = [path for path in sorted((ROOT / "csrc" / floor).rglob("*")) if path.is_file()]
+    assert files
+    for path in files:
+        for line in re.findall(r"^\s*#\s*include (.*)$", path.read_text(), re.MULTILINE):
+            schema_file = path.name == "library.cpp" and line == "<torch/library.h>"
+            assert schema_file or allowed.fullmatch(line), f"{path.relative_to(ROOT)}: {line}"
+
+
+def test_devices_are_told_apart_in_one_place():
+    """MAST_EXT_WITH_CUDA has code behind it in run_on.h; elsewhere it only lists what was built."""
+    users = {
+        path.name
+        for path in (ROOT / "csrc").rglob("*")
+        if path.is_file() and "MAST_EXT_WITH_CUDA" in path.read_text()
+    }
+    assert users == {"run_on.h", "library.cpp", "module.cpp"}
