@@ -207,6 +207,16 @@ def test_leaving_early_ends_the_threads():
     assert not any(thread.is_alive() for thread in started)
 
 
+def test_workers_leave_the_callers_threads_alone():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        list(build(workers=2))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_batch_moves_to_a_device(device):
     batch = next(iter(build())).to(device)
     assert isinstance(batch, ViewBatch)

@@ -127,6 +127,8 @@ def test_forced_draws_differ_in_every_group(size):
     for name, group in GROUPS.items():
         assert (forced[:, group] != anchor[:, group]).any(axis=1).all(), name
     assert (forced[:, COLUMN["jitter"]] == 1).all()
+    for name in ("flip", "grayscale", "blur", "solarize"):
+        np.testing.assert_array_equal(forced[:, COLUMN[name]], 1 - anchor[:, COLUMN[name]])
     off = forced[:, COLUMN["blur"]] == 0
     assert (forced[off, COLUMN["sigma"]] == 0).all()
     assert (forced[~off, COLUMN["sigma"]] > 0).all()

@@ -1,16 +1,20 @@
 """The renderer gives torchvision's pixels, and the same bits in every circumstance."""
 
 import math
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as functional
+from PIL import Image
 
 from mast_ext.augment import AugmentationRecipe, make_policy
 from mast_ext.augment.parameters import COLUMN, NEUTRAL
 from mast_ext.augment.torchvision import render
 
+PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos.tar"
 LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # leaves levels in [0, 255]
 EVERYTHING = AugmentationRecipe(blur=0.5, solarize=0.3, **LEVELS)
 
@@ -149,6 +153,23 @@ def test_whole_recipe_agrees_with_torchvision(shape):
     # A level at the solarisation threshold may fall on either side: it is one in ten thousand.
     assert difference.mean() <= 0.25
     assert difference.flatten()[::7].quantile(0.99) <= 2
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason=f"needs {PHOTOS.name} in ../shared/data")
+@pytest.mark.parametrize("size", [32, 224])
+def test_whole_recipe_agrees_with_torchvision_on_photographs(size):
+    images = []
+    with tarfile.open(PHOTOS) as archive:
+        while len(images) < 16 and (member := archive.next()):
+            if member.isfile():
+                with Image.open(archive.extractfile(member)) as image:
+                    images.append(functional.pil_to_tensor(image.convert("RGB")))
+    recipe = AugmentationRecipe(size=size, blur=0.5, solarize=0.1, **LEVELS)
+    sizes = np.array([image.shape[1:] for image in images])
+    plan = make_policy("composed", recipe, views=1).plan(0, 0, np.arange(16), sizes)
+    difference = differences(images, plan.rows[0], recipe)
+    assert difference.mean() <= 0.5
+    assert np.quantile(difference, 0.99) <= 3
 
 
 def test_normalisation_is_torchvisions():

@@ -35,7 +35,8 @@ def split_folder(tmp_path):
     save(tmp_path / "train/dog/deeper/1.png")
     for name in ("test/cat/0.png", "test/dog/0.png"):
         save(tmp_path / name)
-    (tmp_path / "train/.cache").mkdir()
+    for name in ("train/.cache/0.png", "train/.0.png", "train/cat/.thumbnails/0.png"):
+        save(tmp_path / name)
     (tmp_path / "train/cat/._0.png").write_text("left by a file manager")
     (tmp_path / "train/cat/notes.txt").write_text("not an image")
     return tmp_path

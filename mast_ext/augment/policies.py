@@ -1,0 +1,260 @@
+"""View policies: which views an image gets, and which pairs of them say something.
+
+A policy only writes parameter rows; the renderer is the same for all. With the rows it answers, for
+every pair of views of every image, the subspace the pair belongs to: 0 for pairs in which all
+augmentations were drawn independently (the joint subspace), k for pairs that differ by
+``recipe.augmentations[k - 1]`` alone, -1 for pairs that are not to be used.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from mast_ext.augment import sampler
+from mast_ext.augment.checks import check_integer, check_number
+from mast_ext.augment.parameters import GROUPS
+from mast_ext.augment.recipe import AugmentationRecipe
+
+UNUSED, JOINT = -1, 0
+
+_CHOICE = 1 << 33  # streams of choices lie above those of views and of repeated crops
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Everything that is to be rendered for a batch.
+
+    Attributes:
+        rows: Augmentation parameters, ``[V, B, P]`` float32 (columns: `parameters.COLUMNS`).
+        pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64, symmetric, -1 on the
+            diagonal and for unused pairs.
+    """
+
+    rows: Tensor
+    pair_subspace: Tensor
+
+
+class ViewPolicy(ABC):
+    """Turns sample indices into a `ViewPlan`; without state, so any batch can be planned alone.
+
+    Args:
+        recipe: What may be done to a view.
+        with_centre: Append the plain centre view (no augmentation, in no pair) as the last view.
+    """
+
+    def __init__(self, recipe: AugmentationRecipe, *, with_centre: bool = False) -> None:
+        self.recipe = recipe
+        self.with_centre = with_centre
+
+    @property
+    def subspaces(self) -> tuple[str, ...]:
+        """Names of the subspaces: ``("joint", *recipe.augmentations)``."""
+        return ("joint", *self.recipe.augmentations)
+
+    def num_views(self) -> int:
+        """Views of every image, the centre view included."""
+        return self._augmented_views() + self.with_centre
+
+    def plan(self, seed: int, epoch: int, indices: ArrayLike, sizes: ArrayLike) -> ViewPlan:
+        """Draws the views of a batch.
+
+        Args:
+            seed: Seed of the run.
+            epoch: Epoch, at least 0.
+            indices: Sample indices in the source, ``[B]`` integers.
+            sizes: Height and width of every image, ``[B, 2]`` integers.
+
+        Raises:
+            ValueError: ``indices`` and ``sizes`` do not fit together.
+        """
+        indices, sizes = np.asarray(indices, np.int64), np.asarray(sizes, np.int64)
+        if indices.ndim != 1 or sizes.shape != (len(indices), 2):
+            raise ValueError(
+                "indices and sizes must have shapes [B] and [B, 2], "
+                f"got {list(indices.shape)} and {list(sizes.shape)}"
+            )
+        draw = _Draw(self.recipe, seed, epoch, indices, sizes)
+        views, pairs = self._views(draw)
+        if self.with_centre:
+            views = [*views, sampler.centre_rows(sizes)]
+        count = len(views)
+        pair_subspace = np.full((count, count, len(indices)), UNUSED, np.int64)
+        for (i, j), subspace in pairs.items():
+            pair_subspace[i, j] = pair_subspace[j, i] = subspace
+        return ViewPlan(torch.from_numpy(np.stack(views)), torch.from_numpy(pair_subspace))
+
+    @abstractmethod
+    def _augmented_views(self) -> int:
+        """Views of every image without the centre view."""
+
+    @abstractmethod
+    def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], "_Pairs"]:
+        """Rows of every augmented view, and the subspace(s) of the pairs that are used."""
+
+
+_Pairs = dict[tuple[int, int], int | NDArray[np.int64]]
+
+
+class ComposedPolicy(ViewPolicy):
+    """``views`` independent views with all augmentations; every pair is a joint pair.
+
+    Args:
+        recipe: What may be done to a view.
+        views: Number of views, at least 1 (default: ``recipe.views``).
+        with_centre: Append the plain centre view.
+    """
+
+    def __init__(
+        self, recipe: AugmentationRecipe, *, views: int | None = None, with_centre: bool = False
+    ) -> None:
+        super().__init__(recipe, with_centre=with_centre)
+        self.views = check_integer("views", recipe.views if views is None else views, 1)
+
+    def _augmented_views(self) -> int:
+        return self.views
+
+    def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], _Pairs]:
+        views = [draw.composed(view) for view in range(self.views)]
+        pairs: _Pairs = {(i, j): JOINT for j in range(self.views) for i in range(j)}
+        return views, pairs
+
+
+class FactorizedPolicy(ViewPolicy):
+    """An anchor and, for each augmentation k, a view that differs from it by that one alone.
+
+    The pair (anchor, view k) belongs to subspace k; views of different augmentations are not
+    compared with each other.
+
+    Args:
+        recipe: What may be done to a view; at least one augmentation must be on.
+        joint: Add one independent composed view, paired with the anchor in the joint subspace.
+        with_centre: Append the plain centre view.
+    """
+
+    def __init__(
+        self, recipe: AugmentationRecipe, *, joint: bool = False, with_centre: bool = False
+    ) -> None:
+        super().__init__(recipe, with_centre=with_centre)
+        _require_augmentations("factorized", recipe)
+        self.joint = joint
+
+    def _augmented_views(self) -> int:
+        return 1 + len(self.recipe.augmentations) + self.joint
+
+    def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], _Pairs]:
+        anchor = draw.composed(0)
+        views, pairs = [anchor], _Pairs()
+        for k, name in enumerate(self.recipe.augmentations, start=1):
+            view = anchor.copy()
+            view[:, GROUPS[name]] = draw.forced(anchor, k)[:, GROUPS[name]]
+            views.append(view)
+            pairs[0, k] = k
+        if self.joint:
+            pairs[0, len(views)] = JOINT
+            views.append(draw.composed(len(views)))
+        return views, pairs
+
+
+class SampledPolicy(ViewPolicy):
+    """An anchor and ``n`` views, each of a kind that is drawn for every image.
+
+    With probability ``joint`` a view is composed independently (joint subspace), else it differs
+    from the anchor by one augmentation, drawn uniformly. With ``n = 1`` it costs what two-view
+    training costs. Only pairs with the anchor are used.
+
+    Args:
+        recipe: What may be done to a view; at least one augmentation must be on if ``joint < 1``.
+        n: Views beside the anchor, at least 1.
+        joint: Probability of a composed view, in ``[0, 1]``.
+        with_centre: Append the plain centre view.
+    """
+
+    def __init__(
+        self,
+        recipe: AugmentationRecipe,
+        *,
+        n: int = 1,
+        joint: float = 0.5,
+        with_centre: bool = False,
+    ) -> None:
+        super().__init__(recipe, with_centre=with_centre)
+        self.n = check_integer("n", n, 1)
+        self.joint = check_number("joint", joint, 0, 1, "a probability in [0, 1]")
+        if self.joint < 1:
+            _require_augmentations("sampled", recipe)
+
+    def _augmented_views(self) -> int:
+        return 1 + self.n
+
+    def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], _Pairs]:
+        anchor = draw.composed(0)
+        views, pairs = [anchor], _Pairs()
+        names = self.recipe.augmentations
+        for view in range(1, self.n + 1):
+            u = draw.choice(view)
+            drawn = 1 + np.floor(u[:, 1] * len(names)).astype(np.int64)
+            subspace = np.where(u[:, 0] < self.joint, JOINT, drawn)
+            forced = draw.forced(anchor, view)
+            rows = np.where((subspace == JOINT)[:, None], draw.composed(view), anchor)
+            for k, name in enumerate(names, start=1):
+                members = subspace == k
+                rows[members, GROUPS[name]] = forced[members, GROUPS[name]]
+            views.append(rows)
+            pairs[0, view] = subspace
+        return views, pairs
+
+
+POLICIES: dict[str, type[ViewPolicy]] = {
+    "composed": ComposedPolicy,
+    "factorized": FactorizedPolicy,
+    "sampled": SampledPolicy,
+}
+"""Every view policy by its name."""
+
+
+def make_policy(name: str, recipe: AugmentationRecipe, **options: Any) -> ViewPolicy:
+    """Makes the view policy of this name; ``options`` are its keyword arguments.
+
+    Raises:
+        ValueError: The name, an option or a value is unknown.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"view policy must be one of {', '.join(POLICIES)}, got {name!r}")
+    try:
+        return POLICIES[name](recipe, **options)
+    except TypeError as error:
+        raise ValueError(f"view policy {name!r} does not take these options: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The sampler's arguments for one batch."""
+
+    recipe: AugmentationRecipe
+    seed: int
+    epoch: int
+    indices: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def composed(self, view: int) -> NDArray[np.float32]:
+        key = (self.seed, self.epoch, self.indices, self.sizes)
+        return sampler.composed_rows(self.recipe, *key, view)
+
+    def forced(self, anchor: NDArray[np.float32], view: int) -> NDArray[np.float32]:
+        key = (self.seed, self.epoch, self.indices, self.sizes)
+        return sampler.forced_rows(self.recipe, anchor, *key, view)
+
+    def choice(self, view: int) -> NDArray[np.float64]:
+        """Two uniform numbers per image, apart from those of the view itself: ``[B, 2]``."""
+        stream = _CHOICE + view
+        return sampler.uniforms(sampler.keys(self.seed, self.epoch, self.indices, stream), 2)
+
+
+def _require_augmentations(policy: str, recipe: AugmentationRecipe) -> None:
+    if not recipe.augmentations:
+        raise ValueError(f"policy {policy!r} needs a recipe with an augmentation switched on")

@@ -1,0 +1,123 @@
+"""What may be done to a view: the augmentation recipe.
+
+The recipe is a frozen dataclass that checks every value when it is made, because renderers accept
+nonsense (a negative brightness, an empty crop) silently. It says nothing about how parameters are
+drawn (`sampler`), which views exist (`policies`) or how pixels are made (`torchvision`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mast_ext.augment.checks import check_integer, check_number, is_finite
+
+AUGMENTATIONS = ("crop", "flip", "color", "grayscale", "blur", "solarize")
+"""Every augmentation the schema knows, in the order in which a renderer applies them."""
+
+
+@dataclass(frozen=True)
+class AugmentationRecipe:
+    """Probabilities, ranges and normalisation of one kind of view.
+
+    Strengths follow torchvision: a brightness strength ``s`` means a factor drawn from
+    ``[max(0, 1 - s), 1 + s]``, a hue strength ``h`` a shift from ``[-h, h]`` turns. Operations are
+    applied in the order crop, flip, brightness, contrast, saturation, hue, grayscale, blur,
+    solarize, normalise.
+
+    Attributes:
+        size: Side of the square view in pixels, at least 1.
+        crop_scale: Range of the crop's area relative to the image's, in ``(0, 1]``;
+            ``(1, 1)`` switches the crop off (the central square is used).
+        crop_ratio: Range of the crop's aspect ratio (width / height), positive.
+        flip: Probability of a horizontal flip.
+        jitter: Probability that brightness, contrast, saturation and hue are changed.
+        brightness: Strength of the brightness change, at least 0.
+        contrast: Strength of the contrast change, at least 0.
+        saturation: Strength of the saturation change, at least 0.
+        hue: Strength of the hue change in turns, in ``[0, 0.5]``.
+        grayscale: Probability of conversion to grey.
+        blur: Probability of a Gaussian blur.
+        blur_sigma: Range of the blur's standard deviation in pixels of the view, positive.
+        solarize: Probability of solarisation (pixels at or above the threshold are inverted).
+        solarize_threshold: Level from which pixels are inverted, an integer in ``[0, 255]``.
+        mean: Mean of each channel, of pixels in ``[0, 1]`` (default: ImageNet's).
+        std: Standard deviation of each channel, positive (default: ImageNet's).
+        views: How many views of this kind a composed policy makes, at least 1.
+
+    Raises:
+        ValueError: A value lies outside its range or has the wrong form.
+    """
+
+    size: int = 32
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    solarize_threshold: int = 128
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    views: int = 2
+
+    def __post_init__(self) -> None:
+        check_integer("size", self.size, 1)
+        check_integer("views", self.views, 1)
+        check_integer("solarize_threshold", self.solarize_threshold, 0, 255)
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            check_number(name, getattr(self, name), 0, 1, "a probability in [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            strength = getattr(self, name)
+            check_number(name, strength, 0, math.inf, "a finite strength of at least 0")
+        check_number("hue", self.hue, 0, 0.5, "a strength in [0, 0.5] (turns of the colour circle)")
+        self._check_range("crop_scale", 1.0)
+        self._check_range("crop_ratio", math.inf)
+        self._check_range("blur_sigma", math.inf)
+        for name in ("mean", "std"):
+            values = self._numbers(name, 3)
+            if name == "std" and min(values) <= 0:
+                raise ValueError(f"std must be three positive numbers, got {values}")
+            object.__setattr__(self, name, values)
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """Names of the augmentations that this recipe switches on, in order of application."""
+        jitters = max(self.brightness, self.contrast, self.saturation, self.hue) > 0
+        on = {
+            "crop": self.crop_scale[0] < 1,
+            "flip": self.flip > 0,
+            "color": self.jitter > 0 and jitters,
+            "grayscale": self.grayscale > 0,
+            "blur": self.blur > 0,
+            "solarize": self.solarize > 0,
+        }
+        return tuple(name for name in AUGMENTATIONS if on[name])
+
+    def factor_range(self, name: str) -> tuple[float, float]:
+        """Range from which the jitter's ``brightness``, ``contrast``, ``saturation`` or ``hue``
+        is drawn, when it is applied."""
+        strength: float = getattr(self, name)
+        return (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
+
+    def _check_range(self, name: str, high: float) -> None:
+        values = self._numbers(name, 2)
+        if not 0 < values[0] <= values[1] <= high:
+            limit = "" if math.isinf(high) else f" <= {high:g}"
+            raise ValueError(
+                f"{name} must be (low, high) with 0 < low <= high{limit}, got {values}"
+            )
+        object.__setattr__(self, name, values)
+
+    def _numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """The attribute as a tuple of floats; lists (as YAML gives them) are accepted."""
+        values = getattr(self, name)
+        listed = isinstance(values, Sequence) and not isinstance(values, str)
+        if not listed or len(values) != count or not all(is_finite(v) for v in values):
+            raise ValueError(f"{name} must be {count} finite numbers, got {values!r}")
+        return tuple(float(v) for v in values)

@@ -1,0 +1,326 @@
+"""Renders views on the CPU, with the pixels that torchvision's functional API gives.
+
+Whole batches are rendered at once, in numpy, and the result is exact: pixels are integer levels
+between operations (as in torchvision's uint8 path) and filter weights are multiples of a power of
+two, so that all sums of resize and blur are exact in float32 and do not depend on the order of
+summation. Hence the same rows give the same bits whatever the batch, the thread count or the BLAS.
+numpy rather than torch, because a renderer works beside a training step: torch's operator threads
+would fight over the cores with the step's, and autocast or a lowered matmul precision would reach
+in here. Several batches are rendered in parallel by the loader's threads.
+
+Images up to `DENSE_LIMIT` pixels a side are cropped, resized and flipped by two batched matrix
+products; larger ones by torchvision, one at a time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from mast_ext.augment.parameters import COLUMN, COLUMNS, GROUPS
+from mast_ext.augment.recipe import AugmentationRecipe
+
+Levels = NDArray[np.float32]  # [N, 3, S, S], integers in [0, 255]
+Rows = NDArray[np.float32]  # [N, P]
+
+DENSE_LIMIT = 64
+"""Largest side of an image, in pixels, whose resize is a dense matrix product."""
+
+_CHUNK_PIXELS = 1 << 16  # pixels worked on at a time: planes stay in the cache
+_BLOCK = 32  # output pixels of a filter computed by one product
+_WEIGHT_BITS, _FRACTION_BITS = 13, 3  # with the 8 bits of a level: the 24 of float32
+
+
+def render(images: Tensor | Sequence[Tensor], rows: Tensor, recipe: AugmentationRecipe) -> Tensor:
+    """Renders the views that the rows describe.
+
+    Args:
+        images: uint8 RGB images, ``[B, 3, H, W]``, or a sequence of B tensors ``[3, H, W]``.
+        rows: Augmentation parameters, ``[V, B, P]`` float32.
+        recipe: Size of the views, solarisation threshold and normalisation.
+
+    Returns:
+        Normalised views, ``[V, B, 3, S, S]`` float32.
+
+    Raises:
+        ValueError: Shapes do not fit, or a crop box is empty or leaves its image.
+        TypeError: An image is not uint8.
+    """
+    rows = torch.as_tensor(rows, dtype=torch.float32)
+    _check(images, rows)
+    views, batch = rows.shape[:2]
+    parameters = rows.numpy()
+    out = np.empty((views, batch, 3, recipe.size, recipe.size), np.float32)
+    chunk = max(1, _CHUNK_PIXELS // recipe.size**2)
+    for members, stack in _same_size_groups(images):
+        for start in range(0, len(members), chunk):
+            part = slice(start, start + chunk)
+            for view in range(views):
+                chosen = parameters[view, members[part]]
+                levels = _geometry(stack[part], chosen, recipe.size)
+                _photometry(levels, chosen, recipe)
+                _normalise(levels, recipe)
+                out[view, members[part]] = levels
+    return torch.from_numpy(out)
+
+
+def _check(images: Tensor | Sequence[Tensor], rows: Tensor) -> None:
+    if rows.ndim != 3 or rows.shape[1:] != (len(images), len(COLUMNS)):
+        expected = f"[V, {len(images)}, {len(COLUMNS)}] for {len(images)} images"
+        raise ValueError(f"rows must have shape {expected}, got {list(rows.shape)}")
+    # A stack is judged as one image of its kind.
+    for image in [images[0]] if isinstance(images, Tensor) and len(images) else images:
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise ValueError(f"images must have shape [3, H, W], got {list(image.shape)}")
+        if image.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, got {image.dtype}")
+    start, extent = rows[..., :2], rows[..., 2:4]
+    valid = (start >= 0) & (extent > 0) & (start + extent <= 1 + 1e-5)
+    if not valid.all():
+        view, index = (~valid.all(-1)).nonzero()[0].tolist()
+        box = [round(v, 4) for v in rows[view, index, :4].tolist()]
+        raise ValueError(
+            f"crop boxes must be non-empty and inside the image, got (y, x, h, w) = {box} "
+            f"for view {view} of image {index}"
+        )
+
+
+def _same_size_groups(
+    images: Tensor | Sequence[Tensor],
+) -> list[tuple[NDArray[np.intp], Tensor | list[Tensor]]]:
+    """Positions in the batch and images of each size; small images of one size are stacked."""
+    if isinstance(images, Tensor):
+        return [(np.arange(len(images)), images)]
+    positions: dict[tuple[int, int], list[int]] = {}
+    for position, image in enumerate(images):
+        height, width = image.shape[1:]
+        # Large images are rendered one at a time: one group holds them all.
+        large = max(height, width) > DENSE_LIMIT
+        positions.setdefault((0, 0) if large else (height, width), []).append(position)
+    groups: list[tuple[NDArray[np.intp], Tensor | list[Tensor]]] = []
+    for size, members in positions.items():
+        chosen = [images[position] for position in members]
+        groups.append((np.array(members), chosen if size == (0, 0) else torch.stack(chosen)))
+    return groups
+
+
+def _geometry(images: Tensor | list[Tensor], rows: Rows, size: int) -> Levels:
+    """Crop, antialiased bilinear resize and flip: levels ``[N, 3, S, S]``."""
+    boxes, flipped = rows[:, GROUPS["crop"]], rows[:, COLUMN["flip"]] > 0.5
+    if isinstance(images, Tensor) and max(images.shape[-2:]) <= DENSE_LIMIT:
+        height, width = images.shape[-2:]
+        y, x, h, w = boxes.T
+        across = _resize_weights(x, w, width, size, flipped)
+        down = _resize_weights(y, h, height, size, np.zeros_like(flipped))
+        return _filter(images.numpy().astype(np.float32), across, down)
+
+    levels = np.empty((len(rows), 3, size, size), np.float32)
+    for image, box, flip, view in zip(images, boxes.tolist(), flipped, levels, strict=True):
+        height, width = image.shape[-2:]
+        sides = (height, width, height, width)
+        y, x, h, w = (round(value * side) for value, side in zip(box, sides, strict=True))
+        crop = functional.crop(image, y, x, max(h, 1), max(w, 1))
+        crop = functional.resize(crop, [size, size], antialias=True)
+        view[:] = crop.numpy()[..., ::-1] if flip else crop.numpy()
+    return levels
+
+
+def _resize_weights(
+    start: Rows, extent: Rows, length: int, size: int, flipped: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Weights ``[N, S, L]`` with which output pixels take input pixels along one axis.
+
+    The triangle filter of Pillow and torch: its half width is one input pixel when enlarging and
+    one output pixel when shrinking, and it ends at the crop's border. Weights are multiples of
+    ``2 ** -_WEIGHT_BITS``.
+    """
+    start = np.rint(start * length)[:, None, None]
+    extent = np.maximum(np.rint(extent * length), 1)[:, None, None]
+    scale = extent / np.float32(size)
+    output = np.arange(size, dtype=np.float32)
+    output = np.where(flipped[:, None], size - 1 - output, output)[:, :, None]
+    position = np.arange(length, dtype=np.float32) - start
+    weights = (position + 0.5) - (output + 0.5) * scale
+    np.abs(weights, out=weights)
+    weights /= -np.maximum(scale, 1)
+    weights += 1
+    np.maximum(weights, 0, out=weights)
+    weights *= (position >= 0) & (position < extent)
+    # Integers before the sum, so that the sum has one value in any order of addition.
+    weights *= 65536.0
+    np.rint(weights, out=weights)
+    weights *= 2.0**_WEIGHT_BITS / weights.sum(axis=-1, keepdims=True)
+    np.rint(weights, out=weights)
+    weights *= 2.0**-_WEIGHT_BITS
+    return weights
+
+
+def _filter(levels: Levels, across: NDArray[np.float32], down: NDArray[np.float32]) -> Levels:
+    """Applies a filter along rows, then one along columns: new levels ``[N, 3, S, S]``.
+
+    Both are matrices ``[N, S, L]`` of multiples of ``2 ** -_WEIGHT_BITS``; between them levels keep
+    ``_FRACTION_BITS`` fractional bits. So every partial sum is exact in float32.
+    """
+    count, channels, height, _ = levels.shape
+    rows = np.empty((count, channels, height, across.shape[1]), np.float32)
+    for block, used in _bands(across):
+        weights = across[:, None, block, used].swapaxes(-1, -2)
+        np.matmul(levels[..., used], weights, out=rows[..., block])
+    rows *= 2.0**_FRACTION_BITS
+    np.rint(rows, out=rows)
+    np.minimum(rows, 255 * 2**_FRACTION_BITS, out=rows)  # rounded weights may sum to over 1
+    rows *= 2.0**-_FRACTION_BITS
+    result = np.empty((count, channels, down.shape[1], across.shape[1]), np.float32)
+    for block, used in _bands(down):
+        np.matmul(down[:, None, block, used], rows[:, :, used], out=result[:, :, block])
+    np.rint(result, out=result)
+    return np.clip(result, 0, 255, out=result)
+
+
+def _bands(weights: NDArray[np.float32]) -> Iterator[tuple[slice, slice]]:
+    """Blocks of output pixels and, for each, the input pixels it takes anything from.
+
+    A filter's matrix is a band: leaving out the rest saves most of the work of a large one, and
+    keeps the products so small that a BLAS does not start threads for them.
+    """
+    for start in range(0, weights.shape[1], _BLOCK):
+        block = slice(start, start + _BLOCK)
+        used = weights[:, block].any(axis=(0, 1)).nonzero()[0]
+        yield block, slice(used[0], used[-1] + 1)
+
+
+def _photometry(levels: Levels, rows: Rows, recipe: AugmentationRecipe) -> None:
+    """Jitter, grey, blur and solarize of ``levels`` ``[N, 3, S, S]``, in place."""
+    applied = rows > 0.5
+    jittered = applied[:, COLUMN["jitter"]]
+    shifted = jittered & (rows[:, COLUMN["hue"]] != 0)
+    blurred = applied[:, COLUMN["blur"]] & (rows[:, COLUMN["sigma"]] > 0)
+    operations: tuple[tuple[NDArray[np.bool_], Callable[[Levels, Rows], None]], ...] = (
+        (jittered, _jitter),
+        (shifted, _shift_hue),
+        (applied[:, COLUMN["grayscale"]], _to_grey),
+        (blurred, _blur),
+        (applied[:, COLUMN["solarize"]], lambda part, _: _solarize(part, recipe)),
+    )
+    for chosen, operation in operations:
+        at = chosen.nonzero()[0]
+        if len(at) == len(levels):
+            operation(levels, rows)
+        elif len(at):
+            part = levels[at]
+            operation(part, rows[at])
+            levels[at] = part
+
+
+def _jitter(levels: Levels, rows: Rows) -> None:
+    """Brightness, contrast (about the mean grey) and saturation; truncated to levels each time."""
+    brightness, contrast, saturation = (
+        rows[:, COLUMN[name], None, None, None] for name in ("brightness", "contrast", "saturation")
+    )
+    levels *= brightness
+    np.minimum(levels, 255, out=levels)
+    np.floor(levels, out=levels)
+
+    # A sum of integers in float64 is exact; the mean is rounded once.
+    mean = _grey(levels).mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64)
+    levels *= contrast
+    levels += (1 - contrast) * mean.astype(np.float32)
+    np.clip(levels, 0, 255, out=levels)
+    np.floor(levels, out=levels)
+
+    grey = _grey(levels)
+    grey *= 1 - saturation
+    levels *= saturation
+    levels += grey
+    np.clip(levels, 0, 255, out=levels)
+    np.floor(levels, out=levels)
+
+
+def _grey(levels: Levels) -> Levels:
+    """Luma (ITU-R 601-2) truncated to levels, ``[N, 1, S, S]``."""
+    grey = levels[:, 0:1] * 0.2989
+    grey += levels[:, 1:2] * 0.587
+    grey += levels[:, 2:3] * 0.114
+    return np.floor(grey, out=grey)
+
+
+def _to_grey(levels: Levels, rows: Rows) -> None:
+    levels[:] = _grey(levels)
+
+
+def _shift_hue(levels: Levels, rows: Rows) -> None:
+    """Turns the hue of HSV by a fraction of a turn; value and chroma are kept."""
+    red, green, blue = (levels[:, channel] for channel in range(3))
+    top = np.maximum(np.maximum(red, green), blue)
+    chroma = top - np.minimum(np.minimum(red, green), blue)
+    per_chroma = 1 / np.maximum(chroma, 1)  # levels are integers: only a zero is raised
+    # The hue in sixths of a turn, from the sector in which the largest channel lies.
+    hue = (red - green) * per_chroma
+    hue += 4
+    np.copyto(hue, (blue - red) * per_chroma + 2, where=top == green)
+    np.copyto(hue, (green - blue) * per_chroma, where=top == red)
+    hue += 6 * rows[:, COLUMN["hue"], None, None]
+    # torchvision goes to [0, 1] and back with a factor just below 256.
+    to_levels = (256 - 1e-3) / 255
+    for channel, offset in enumerate((5.0, 3.0, 1.0)):
+        sextant = hue + offset  # modulo 6
+        turns = sextant * (1 / 6)
+        np.floor(turns, out=turns)
+        turns *= 6
+        sextant -= turns
+        missing = np.minimum(sextant, 4 - sextant)
+        np.clip(missing, 0, 1, out=missing)
+        missing *= chroma
+        np.subtract(top, missing, out=missing)
+        missing *= to_levels
+        np.floor(missing, out=levels[:, channel])
+
+
+def _blur(levels: Levels, rows: Rows) -> None:
+    """Separable Gaussian of sigma pixels with window ``2 ceil(3 sigma) + 1``.
+
+    The image is reflected without repeating its border (reflect-101), however large the window.
+    """
+    weights = _blur_weights(rows[:, COLUMN["sigma"]].astype(np.float64), levels.shape[-1])
+    levels[:] = _filter(levels, weights, weights)
+
+
+def _blur_weights(sigma: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+    """Matrices ``[N, S, S]`` of a blur along one axis, multiples of ``2 ** -_WEIGHT_BITS``."""
+    radius = np.ceil(3 * sigma)[:, None]
+    reach = int(radius.max())
+    distance = np.arange(reach + 1.0)
+    # One half of the kernel; integers before the sum, whose value then depends on no padding.
+    half = np.rint(2.0**20 * np.exp(-0.5 * (distance / sigma[:, None]) ** 2))
+    half *= distance <= radius
+    total = 2 * half.sum(axis=1, keepdims=True) - half[:, :1]
+    half = np.rint(half / total * 2.0**_WEIGHT_BITS)
+    half[:, 0] = 2.0**_WEIGHT_BITS - 2 * half[:, 1:].sum(axis=1)  # a constant image stays as it is
+    kernel = np.zeros((len(sigma), reach + 2), np.float32)  # and a 0 for what is out of reach
+    kernel[:, :-1] = half * 2.0**-_WEIGHT_BITS
+
+    # The places outside the image at which reflections show pixel j again: ±j + whole periods.
+    output, pixel = np.arange(size)[:, None], np.arange(size)
+    period = max(2 * (size - 1), 1)
+    mirrored = 2 * pixel % period != 0  # the border pixels are their own mirror images
+    weights = np.zeros((len(sigma), size, size), np.float32)
+    for turn in range(-(reach // period) - 1, reach // period + 2):
+        for place, shown in ((pixel, True), (-pixel, mirrored)):
+            away = np.where(shown, np.abs(place + turn * period - output), reach + 1)
+            if away.min() <= reach:
+                weights += kernel[:, np.minimum(away, reach + 1)]
+    return weights
+
+
+def _solarize(levels: Levels, recipe: AugmentationRecipe) -> None:
+    np.copyto(levels, 255 - levels, where=levels >= recipe.solarize_threshold)
+
+
+def _normalise(levels: Levels, recipe: AugmentationRecipe) -> None:
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (recipe.mean, recipe.std))
+    levels /= 255
+    levels -= mean
+    levels /= std
