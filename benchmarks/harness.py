@@ -8,6 +8,8 @@
   resident memory of a process of its own (peak_memory.py).
 """
 
+import importlib
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -56,6 +58,15 @@ class Workload:
         torch.manual_seed(0)
         made = self.inputs(**case, dtype=dtype)
         return tuple(t.to(device).requires_grad_(t.is_floating_point()) for t in made)
+
+
+def lightly_rivals(loss: str) -> dict[str, Callable[..., Tensor]]:
+    """lightly's loss of that name, eager and compiled; nothing where lightly is not installed."""
+    if importlib.util.find_spec("lightly") is None:
+        return {}
+    module = getattr(importlib.import_module("lightly.loss"), loss)()
+    compiled = torch.compile(module, dynamic=False)
+    return {"lightly": module, "torch.compile(lightly)": compiled}
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,10 @@ def graphed(step: Callable[[], object]) -> Callable[[], None]:
 def peak_bytes(
     workload: Workload, case: Case, mode: str, device: str, name: str, step: Callable[[], object]
 ) -> int | None:
-    if name not in workload.contestants or (device == "cpu" and sys.platform != "linux"):
+    """Bytes held beyond the inputs; on the CPU in full steps only, as each costs a process."""
+    if name not in workload.contestants:
+        return None
+    if device == "cpu" and (mode == "forward" or sys.platform != "linux"):
         return None
     if device == "cuda":
         torch.cuda.synchronize()

@@ -1,0 +1,49 @@
+"""BarlowTwinsLoss against lightly's and what one can do in plain torch."""
+
+import pytest
+import torch
+from harness import MODES, Workload, lightly_rivals
+from torch import Tensor
+
+from mast_ext.losses import BarlowTwinsLoss
+
+
+def make_inputs(batch, dim, dtype):
+    a = torch.randn(batch, dim, dtype=dtype)
+    return a, (a + 0.5 * torch.randn(batch, dim)).to(dtype)
+
+
+def normalised(z: Tensor) -> Tensor:
+    return (z - z.mean(0)) * torch.rsqrt(z.var(0, unbiased=False) + 1e-5)
+
+
+def gram(a: Tensor, b: Tensor) -> Tensor:
+    """The Gram trick in plain torch: no D×D matrix."""
+    a, b = normalised(a.float()), normalised(b.float())
+    diagonal = (a * b).mean(0)
+    total = ((a @ a.T) * (b @ b.T)).sum() / len(a) ** 2
+    return (diagonal - 1).square().sum() + 5e-3 * (total - diagonal.square().sum())
+
+
+WORKLOAD = Workload(
+    file=__file__,
+    cases=[
+        {"batch": 256, "dim": 128},
+        {"batch": 256, "dim": 2048},
+        {"batch": 1024, "dim": 2048},
+        {"batch": 256, "dim": 8192},
+    ],
+    gpu_cases=({"batch": 1024, "dim": 8192},),
+    inputs=make_inputs,
+    contestants={
+        "mast_ext": BarlowTwinsLoss(),
+        "Gram form": gram,
+        **lightly_rivals("BarlowTwinsLoss"),
+    },
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
+def bench_cross_correlation_penalty(compare, device, case, mode):
+    compare(WORKLOAD, device, case, mode)
