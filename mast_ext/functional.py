@@ -6,7 +6,12 @@ from torch import Tensor
 
 from mast_ext import ops
 
-__all__ = ["subspace_nll", "subspace_similarity"]
+__all__ = [
+    "cross_correlation_penalty",
+    "subspace_nll",
+    "subspace_similarity",
+    "variance_covariance",
+]
 
 
 def subspace_similarity(
@@ -21,7 +26,7 @@ def subspace_similarity(
 
     With :math:`w_k = m_k^2`::
 
-        cosine        S[k,i,j,b] = Σ_d w_kd x_ibd y_jbd / (max(‖m_k∘x_ib‖, eps) · max(‖m_k∘y_jb‖, eps))
+        cosine        S[k,i,j,b] = Σ_d w_kd x_ibd y_jbd / (|m_k∘x_ib| · |m_k∘y_jb|)
         sqeuclidean   S[k,i,j,b] = Σ_d w_kd (x_ibd − y_jbd)²
 
     One pass reads ``x`` and ``y`` once for all subspaces and all pairs; nothing of size
@@ -29,9 +34,9 @@ def subspace_similarity(
     their digits.
 
     Args:
-        x: Embeddings ``[Vx, B, D]``: float32, float16, bfloat16, or float64 on the CPU. Any strides.
-        y: Embeddings ``[Vy, B, D]``, dtype and device of ``x``. ``None`` compares ``x`` with itself:
-            the result is symmetric and every unordered pair is computed once.
+        x: Embeddings ``[Vx, B, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        y: Embeddings ``[Vy, B, D]``, dtype and device of ``x``. ``None`` compares ``x`` with
+            itself: the result is symmetric and every unordered pair is computed once.
         masks: Non-negative masks ``[K, D]``, float32 (float64 beside float64 embeddings). ``None``
             is one subspace of all ones; the result keeps its leading axis ``K = 1``.
         metric: ``"cosine"`` or ``"sqeuclidean"``.
@@ -74,9 +79,9 @@ def subspace_nll(
     mask of zeros counts as distance 0 (``L = 0`` in the diagonal form).
 
     Args:
-        x: Embeddings ``[Vx, B, D]``: float32, float16, bfloat16, or float64 on the CPU. Any strides.
+        x: Embeddings ``[Vx, B, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
         log_var_x: Log-variances of ``x``, ``[Vx, B, D]`` or ``[Vx, B, K]``, dtype of ``x``.
-        y: Embeddings ``[Vy, B, D]``, dtype and device of ``x``. ``None`` compares ``x`` with itself.
+        y: Embeddings ``[Vy, B, D]``, dtype and device of ``x``. ``None``: ``x`` with itself.
         log_var_y: Log-variances of ``y``; given exactly when ``y`` is.
         masks: Non-negative masks ``[K, D]``, float32 (float64 beside float64 embeddings). ``None``
             is one subspace of all ones.
@@ -93,3 +98,70 @@ def subspace_nll(
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
     return ops.subspace_nll.op(x, log_var_x, y, log_var_y, masks, variance)[0]
+
+
+def variance_covariance(
+    z: Tensor, masks: Tensor | None = None, *, eps: float = 1e-4
+) -> tuple[Tensor, Tensor]:
+    r"""VICReg's two batch statistics of every view, in every subspace.
+
+    With :math:`w_k = m_k^2`, unbiased variances, and the covariances ``C = zcᵀzc / (N−1)`` of the
+    centred embeddings ``zc``::
+
+        variance[k,v]   = mean_d relu(1 − sqrt(w_kd · Var_n(z_vnd) + eps))
+        covariance[k,v] = Σ_{d≠e} w_kd w_ke C_de² / D
+
+    Where ``D ≥ 2·K·(N−1)`` the covariances are never formed: ``‖zcᵀzc‖_F = ‖zc zcᵀ‖_F``, so one
+    ``N×N`` product per subspace costs less than the ``D×D`` one, which serves all of them (Bardes
+    et al. 2022 give the terms; the choice of form changes rounding only: in the first form the
+    covariance is a difference, exact to about 1e-7 of ``mean_d (w_kd Var_d)²``).
+
+    Args:
+        z: Embeddings ``[V, N, D]`` with ``N ≥ 2``: float32, float16, bfloat16, or float64 on the
+            CPU. Any strides.
+        masks: Non-negative masks ``[K, D]``, float32 (float64 beside float64 embeddings). ``None``
+            is one subspace of all ones; the results keep their leading axis ``K = 1``.
+        eps: Added to the variances inside the root.
+
+    Returns:
+        ``variance`` and ``covariance``, both ``[K, V]`` in float32 (float64 for float64 inputs).
+        Differentiable once in ``z`` and ``masks``.
+
+    Raises:
+        ValueError: A shape or device does not fit, ``N < 2``, a mask is negative (checked on the
+            CPU only), or ``eps`` is negative.
+        TypeError: A dtype is not supported.
+    """
+    return ops.variance_covariance.op(z, masks, eps)[:2]
+
+
+def cross_correlation_penalty(
+    a: Tensor, b: Tensor, *, lambda_: float, variant: Literal["official", "paper"] = "official"
+) -> Tensor:
+    r"""Distance of the cross-correlation of two views from the identity (Barlow Twins).
+
+    ::
+
+        Σ_d (C_dd − 1)² + lambda_ · Σ_{d≠e} C_de²        C = AᵀB / N
+        A = (a − mean a) / sqrt(Var a + 1e-5)            ("official": biased variance)
+        A = (a − mean a) / sqrt(Var a)                   ("paper": unbiased variance)
+
+    and ``B`` alike; means and variances over the batch (Zbontar et al. 2021). Where
+    ``D ≥ 2·(N−1)`` the correlations are never formed: ``‖AᵀB‖_F² = ⟨AAᵀ, BBᵀ⟩``.
+
+    Args:
+        a: Embeddings ``[N, D]`` of one view, ``N ≥ 2``: float32, float16, bfloat16, or float64 on
+            the CPU. Any strides.
+        b: Embeddings ``[N, D]`` of the other view, dtype and device of ``a``.
+        lambda_: Weight of the off-diagonal entries.
+        variant: ``"official"`` standardises as batch norm does (the authors' code, lightly),
+            ``"paper"`` as the paper's pseudo-code, where a constant dimension gives NaN.
+
+    Returns:
+        A scalar in float32 (float64 for float64 inputs). Differentiable once in ``a`` and ``b``.
+
+    Raises:
+        ValueError: A shape or device does not fit, ``N < 2``, or ``variant`` is unknown.
+        TypeError: A dtype is not supported or differs from that of ``a``.
+    """
+    return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]

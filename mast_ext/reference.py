@@ -8,7 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["subspace_nll", "subspace_similarity"]
+__all__ = [
+    "cross_correlation_penalty",
+    "subspace_nll",
+    "subspace_similarity",
+    "variance_covariance",
+]
 
 
 def _weights(masks: Tensor | None, like: Tensor) -> Tensor:
@@ -59,3 +64,31 @@ def subspace_nll(
         return (weights * (squared / log_s.exp() + log_s)).sum(-1) / 2
     log_s = log_s.movedim(-1, 0)
     return ((weights * squared).sum(-1) / log_s.exp() + log_s) / 2
+
+
+def variance_covariance(
+    z: Tensor, masks: Tensor | None = None, *, eps: float = 1e-4
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.variance_covariance`."""
+    dim = z.shape[2]
+    weights = _weights(masks, z)[:, None]  # [K, 1, D]
+    variance = (1 - (weights * z.var(1) + eps).sqrt()).relu().mean(-1)
+    centred = z - z.mean(1, keepdim=True)
+    covariances = centred.mT @ centred / (z.shape[1] - 1)  # [V, D, D]
+    off_diagonal = covariances.square() * (1 - torch.eye(dim, dtype=z.dtype, device=z.device))
+    return variance, torch.einsum("kd,ke,vde->kv", weights[:, 0], weights[:, 0], off_diagonal) / dim
+
+
+def cross_correlation_penalty(
+    a: Tensor, b: Tensor, *, lambda_: float, variant: Literal["official", "paper"] = "official"
+) -> Tensor:
+    """See :func:`mast_ext.functional.cross_correlation_penalty`."""
+    biased, eps = (True, 1e-5) if variant == "official" else (False, 0.0)
+    normal = [
+        (t - t.mean(0)) / (t.var(0, unbiased=not biased) + eps).sqrt() for t in (a, b)
+    ]  # [N, D] each
+    c = normal[0].mT @ normal[1] / len(a)
+    diagonal = torch.diagonal(c)
+    return (diagonal - 1).square().sum() + lambda_ * (
+        c.square().sum() - diagonal.square().sum()
+    )

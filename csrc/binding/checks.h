@@ -51,11 +51,11 @@ inline at::ScalarType accumulation_type(const at::Tensor& t) {
 
 // A [K, D] mask tensor for embeddings `x` of width D: float32 (float64 beside float64 embeddings).
 // Values are looked at on the CPU only: a GPU would have to be waited for.
-inline void check_masks(const at::Tensor& masks, const at::Tensor& x) {
+inline void check_masks(const at::Tensor& masks, const at::Tensor& x, const char* x_name = "x") {
   const auto dim = x.size(-1);
   TORCH_CHECK_VALUE(masks.dim() == 2 && masks.size(1) == dim, "masks must have shape [K, ", dim,
-                    "] to fit x of shape ", x.sizes(), ", got ", masks.sizes());
-  check_device(masks, "masks", x, "x");
+                    "] to fit ", x_name, " of shape ", x.sizes(), ", got ", masks.sizes());
+  check_device(masks, "masks", x, x_name);
   TORCH_CHECK_TYPE(masks.scalar_type() == accumulation_type(x), "masks must be ",
                    accumulation_type(x), " beside ", x.scalar_type(), " embeddings, got ",
                    masks.scalar_type());

@@ -24,6 +24,22 @@ void define(torch::Library& m) {
       "Tensor? log_var_y, Tensor? masks, Tensor nll, Tensor distance, str? variance, "
       "bool[5] wanted) -> (Tensor grad_x, Tensor grad_log_var_x, Tensor grad_y, "
       "Tensor grad_log_var_y, Tensor grad_masks)");
+  m.def(
+      "variance_covariance(Tensor z, Tensor? masks, float eps) -> (Tensor variance, "
+      "Tensor covariance, Tensor mean, Tensor sum_squares, Tensor product, Tensor row_sums, "
+      "Tensor centered)");
+  m.def(
+      "variance_covariance_backward(Tensor grad_variance, Tensor grad_covariance, Tensor z, "
+      "Tensor? masks, Tensor mean, Tensor sum_squares, Tensor product, Tensor row_sums, "
+      "Tensor centered, float eps, bool[2] wanted) -> (Tensor grad_z, Tensor grad_masks)");
+  m.def(
+      "cross_correlation_penalty(Tensor a, Tensor b, float lambda_, str variant) -> "
+      "(Tensor penalty, Tensor mean, Tensor scale, Tensor product, Tensor dots, Tensor row_sums, "
+      "Tensor standard)");
+  m.def(
+      "cross_correlation_penalty_backward(Tensor grad_penalty, Tensor a, Tensor b, Tensor mean, "
+      "Tensor scale, Tensor product, Tensor dots, Tensor row_sums, Tensor standard, "
+      "float lambda_, str variant, bool[2] wanted) -> (Tensor grad_a, Tensor grad_b)");
 }
 
 // One body for every device: run_on() picks the kernel.
@@ -32,6 +48,11 @@ void implement(torch::Library& m) {
   m.impl("subspace_similarity_backward", TORCH_FN(mast_ext::subspace_similarity_backward));
   m.impl("subspace_nll", TORCH_FN(mast_ext::subspace_nll));
   m.impl("subspace_nll_backward", TORCH_FN(mast_ext::subspace_nll_backward));
+  m.impl("variance_covariance", TORCH_FN(mast_ext::variance_covariance));
+  m.impl("variance_covariance_backward", TORCH_FN(mast_ext::variance_covariance_backward));
+  m.impl("cross_correlation_penalty", TORCH_FN(mast_ext::cross_correlation_penalty));
+  m.impl("cross_correlation_penalty_backward",
+         TORCH_FN(mast_ext::cross_correlation_penalty_backward));
 }
 
 }  // namespace

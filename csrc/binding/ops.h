@@ -30,4 +30,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_nll_backward(
     const OptionalTensor& log_var_y, const OptionalTensor& masks, const Tensor& nll,
     const Tensor& distance, std::optional<std::string_view> variance, std::array<bool, 5> wanted);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_covariance(
+    const Tensor& z, const OptionalTensor& masks, double eps);
+std::tuple<Tensor, Tensor> variance_covariance_backward(
+    const Tensor& grad_variance, const Tensor& grad_covariance, const Tensor& z,
+    const OptionalTensor& masks, const Tensor& mean, const Tensor& sum_squares,
+    const Tensor& product, const Tensor& row_sums, const Tensor& centered, double eps,
+    std::array<bool, 2> wanted);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correlation_penalty(
+    const Tensor& a, const Tensor& b, double lambda, std::string_view variant);
+std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
+    const Tensor& grad_penalty, const Tensor& a, const Tensor& b, const Tensor& mean,
+    const Tensor& scale, const Tensor& product, const Tensor& dots, const Tensor& row_sums,
+    const Tensor& standard, double lambda, std::string_view variant, std::array<bool, 2> wanted);
+
 }  // namespace mast_ext

@@ -12,7 +12,20 @@
 #include <c10/cuda/CUDAStream.h>
 #endif
 
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
 namespace mast_ext {
+
+#ifdef MAST_EXT_EMULATE_CUDA
+// A build for tests: the CUDA kernels run on the CPU (tests/emulation), on the CPU's tensors.
+inline bool uses_cuda_kernels(const at::Tensor&) { return true; }
+
+template <typename Cpu, typename Cuda>
+void run_on(const at::Tensor&, Cpu&&, Cuda&& cuda) {
+  TORCH_CHECK(cuda(static_cast<CUstream_st*>(nullptr)) == 0, "the emulated launch was refused");
+}
+#else
+inline bool uses_cuda_kernels(const at::Tensor& tensor) { return tensor.is_cuda(); }
 
 // Runs cpu(), or cuda(stream) on the current stream, by where `tensor` lives. `cuda` must be a
 // generic lambda: a CPU-only build then never instantiates its body, nor asks the linker for the
@@ -28,6 +41,7 @@ void run_on([[maybe_unused]] const at::Tensor& tensor, Cpu&& cpu, [[maybe_unused
 #endif
   cpu();
 }
+#endif
 
 // Shares [0, rows) out over torch's threads as body(begin, end). `row_cost` is about how many
 // scalar steps a row takes; little work stays on the calling thread.

@@ -3,9 +3,20 @@
 import torch  # noqa: F401  libtorch has to be loaded before _C, which links to it
 
 from mast_ext import _C
-from mast_ext.ops import subspace_nll, subspace_similarity
+from mast_ext.ops import (
+    cross_correlation_penalty,
+    subspace_nll,
+    subspace_similarity,
+    variance_covariance,
+)
 
-__all__ = ["build_info", "subspace_nll", "subspace_similarity"]
+__all__ = [
+    "build_info",
+    "cross_correlation_penalty",
+    "subspace_nll",
+    "subspace_similarity",
+    "variance_covariance",
+]
 
 
 def build_info() -> dict[str, str | None]:

@@ -11,6 +11,16 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+# As kKeptElements and product_type() in csrc/binding/columns.h.
+KEPT_ELEMENTS = 1 << 18
+
+
+def product_dtype(z: Tensor) -> torch.dtype:
+    """The dtype matrix products of embeddings run in."""
+    cuda_bfloat16 = z.device.type == "cuda" and z.dtype == torch.bfloat16
+    return torch.bfloat16 if cuda_bfloat16 else accumulation_dtype(z)
+
+
 def wanted_like(reference: Tensor | None, wanted: bool, fallback: Tensor) -> Tensor:
     """Shape of a gradient a backward op returns: like ``reference``, or empty if not wanted."""
     if reference is None:

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/launch.cuh"
 #include "kernels/common/pair_math.h"
 #include "kernels/common/pair_sums.h"
 #include "kernels/common/reductions.cuh"
@@ -22,10 +23,6 @@ inline constexpr int kThreads = 128;
 inline constexpr int kGroup = 8;     // threads that share a tile's D
 inline constexpr int kTileRows = 4;  // rows of a tile
 inline constexpr int kTileMasks = 8;
-
-inline unsigned blocks(std::int64_t work, std::int64_t per_block) {
-  return static_cast<unsigned>((work + per_block - 1) / per_block);
-}
 
 // N neighbouring elements, moved as one.
 template <typename T, int N>
@@ -100,6 +97,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t k0 = group / row_tiles % mask_tiles * Masks;
   const auto r0 = static_cast<std::int32_t>(group % row_tiles * kTileRows);
   const std::int32_t rows = p.rows.count();
+  const int lane = static_cast<int>(threadIdx.x) % kGroup;
 
   std::int32_t left[kTileRows], right[kTileRows];
 #pragma unroll
@@ -107,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
     p.rows.views_of(r0 + q < rows ? r0 + q : rows - 1, left[q], right[q]);
   }
   float sum[kTileRows][Masks] = {};
-  for (std::int64_t d = threadIdx.x % kGroup * N; d < p.dim; d += kGroup * N) {
+  for (std::int64_t d = lane * N; d < p.dim; d += kGroup * N) {
     float w[Masks][N];
 #pragma unroll
     for (int k = 0; k < Masks; ++k) {
@@ -131,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int k = 0; k < Masks; ++k) {
       const float total = group_sum<kGroup>(sum[q][k]);
-      const bool mine = threadIdx.x % kGroup == (q * Masks + k) % kGroup;
+      const bool mine = lane == (q * Masks + k) % kGroup;
       if (mine && own < groups && r0 + q < rows && k0 + k < p.subspaces) {
         sums[((r0 + q) * p.subspaces + k0 + k) * p.batch + b] = total;
       }
@@ -310,8 +308,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // grad_masks = 2 masks * sum over slices of grad_weights
-template <typename = void>
-__global__ void __launch_bounds__(kThreads)
+static __global__ void __launch_bounds__(kThreads)
     grad_masks_from_slices(const float* masks, const float* grad_weights, std::int64_t slices,
                            std::int64_t count, float* grad_masks) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -322,7 +319,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // sum_d w_kd, the same in every thread of the block.
-template <typename = void>
 __device__ __forceinline__ float total_weight(const PairSums& p, std::int64_t k) {
   if (p.masks == nullptr) return static_cast<float>(p.dim);
   float sum = 0;
@@ -351,40 +347,43 @@ inline bool packs(const PairSums& p, bool has_variance, std::int64_t count) {
                             (p.rows.self || aligned(p.log_var_y, element, count))));
 }
 
+// body.operator()<T>(): what visit_dtype does, without the float64 that the binding refuses.
+template <typename Body>
+cudaError_t visit_type(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return body.template operator()<c10::Half>();
+    case DType::kBFloat16:
+      return body.template operator()<c10::BFloat16>();
+    case DType::kFloat32:
+      return body.template operator()<float>();
+    case DType::kFloat64:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
 // body.operator()<T, N>() for the tensors' type and the widest packet they allow.
 template <typename Body>
 cudaError_t visit_layout(const PairSums& p, bool has_variance, Body&& body) {
-  const bool packed = packs(p, has_variance, 4);
-  const auto with_type = [&]<typename T>() {
-    return packed ? body.template operator()<T, 4>() : body.template operator()<T, 1>();
-  };
-  switch (p.dtype) {
-    case DType::kFloat16:
-      return with_type.template operator()<c10::Half>();
-    case DType::kBFloat16:
-      return with_type.template operator()<c10::BFloat16>();
-    case DType::kFloat32:
-      return with_type.template operator()<float>();
-    case DType::kFloat64:
-      break;  // the binding has refused it
-  }
-  return cudaErrorInvalidValue;
+  return visit_type(p.dtype, [&]<typename T>() {
+    return packs(p, has_variance, 4) ? body.template operator()<T, 4>()
+                                     : body.template operator()<T, 1>();
+  });
 }
 
 template <typename Values>
 cudaError_t launch_sums(const PairSums& p, float* sums, cudaStream_t stream) {
   const std::int64_t row_tiles = (p.rows.count() + kTileRows - 1) / kTileRows;
-  if (p.batch * row_tiles * p.subspaces == 0) return cudaSuccess;
   return visit_layout(p, Values::kHasVariance, [&]<typename T, int N>() {
-    const auto launch = [&]<int Masks>() {
+    const auto with_masks = [&]<int Masks>() {
       const std::int64_t mask_tiles = (p.subspaces + Masks - 1) / Masks;
       const std::int64_t threads = p.batch * row_tiles * mask_tiles * kGroup;
-      sum_pairs<T, Values, N, Masks>
-          <<<blocks(threads, kThreads), kThreads, 0, stream>>>(p, row_tiles, mask_tiles, sums);
-      return cudaGetLastError();
+      return launch(sum_pairs<T, Values, N, Masks>, blocks(threads, kThreads), kThreads, stream, p,
+                    row_tiles, mask_tiles, sums);
     };
-    return p.subspaces == 1 ? launch.template operator()<1>()
-                            : launch.template operator()<kTileMasks>();
+    return p.subspaces == 1 ? with_masks.template operator()<1>()
+                            : with_masks.template operator()<kTileMasks>();
   });
 }
 
@@ -397,27 +396,25 @@ cudaError_t launch_grads(const PairSums& p, const PairSumsWork& work, const Pair
       grad.x != nullptr || grad.y != nullptr ||
       (Values::kHasVariance && (grad.log_var_x != nullptr || grad.log_var_y != nullptr));
   return visit_layout(p, Values::kHasVariance, [&]<typename T, int N>() {
-    cudaError_t error = cudaSuccess;
-    if (wants_views && p.batch * p.dim > 0) {
-      grad_views<T, Values, N>
-          <<<blocks(p.batch * (p.dim / N), kThreads), kThreads, 0, stream>>>(p, coefficients, grad);
-      error = cudaGetLastError();
-    }
-    if (error != cudaSuccess || grad.masks == nullptr || p.subspaces * p.dim == 0) return error;
     const std::int64_t packets = p.dim / N;
+    if (wants_views) {
+      const cudaError_t error =
+          launch(grad_views<T, Values, N>, blocks(p.batch * packets, kThreads), kThreads, stream, p,
+                 coefficients, grad);
+      if (error != cudaSuccess) return error;
+    }
+    if (grad.masks == nullptr) return cudaSuccess;
     const int threads = packets < kThreads ? static_cast<int>((packets + 31) / 32 * 32) : kThreads;
-    auto* grad_weights = static_cast<float*>(work.grad_weights);
-    const dim3 grid(blocks(packets, threads), blocks(p.subspaces, kTileMasks),
+    const dim3 grid(packets > 0 ? blocks(packets, threads) : 0, blocks(p.subspaces, kTileMasks),
                     static_cast<unsigned>(work.slices));
-    grad_weights_of_slice<T, Values, N>
-        <<<grid, threads, 0, stream>>>(p, coefficients, grad_totals, work.slices, grad_weights);
-    error = cudaGetLastError();
+    auto* grad_weights = static_cast<float*>(work.grad_weights);
+    const cudaError_t error = launch(grad_weights_of_slice<T, Values, N>, grid, threads, stream, p,
+                                     coefficients, grad_totals, work.slices, grad_weights);
     if (error != cudaSuccess) return error;
     const std::int64_t count = p.subspaces * p.dim;
-    grad_masks_from_slices<><<<blocks(count, kThreads), kThreads, 0, stream>>>(
-        static_cast<const float*>(p.masks), grad_weights, work.slices, count,
-        static_cast<float*>(grad.masks));
-    return cudaGetLastError();
+    return launch(grad_masks_from_slices, blocks(count, kThreads), kThreads, stream,
+                  static_cast<const float*>(p.masks), grad_weights, work.slices, count,
+                  static_cast<float*>(grad.masks));
   });
 }
 

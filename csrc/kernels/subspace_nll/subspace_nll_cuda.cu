@@ -14,7 +14,7 @@ template <typename T>
 __global__ void __launch_bounds__(engine::kThreads) finish(SubspaceNll p) {
   const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
   const std::int64_t k = blockIdx.y;
-  const float total = engine::total_weight<>(p.pairs, k);
+  const float total = engine::total_weight(p.pairs, k);
   if (b >= p.pairs.batch) return;
   const auto* sums = static_cast<const float*>(p.sums);
   math::finish<T>(p, k, b, total, [&](std::int32_t row) {
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(engine::kThreads) write_coefficients(SubspaceN
   const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
   const std::int64_t k = blockIdx.y, padded_k = gridDim.y;
   const bool padding = k >= p.pairs.subspaces;  // the same for the whole block
-  const float total = padding ? 0 : engine::total_weight<>(p.pairs, k);
+  const float total = padding ? 0 : engine::total_weight(p.pairs, k);
   if (b >= p.pairs.batch) return;
   const std::int32_t rows = p.pairs.rows.count();
   float* image = static_cast<float*>(p.work.coefficients) + b * rows * padded_k + k;
@@ -40,37 +40,28 @@ __global__ void __launch_bounds__(engine::kThreads) write_coefficients(SubspaceN
 }
 
 dim3 grid_of(const PairSums& p, std::int64_t subspaces) {
-  return dim3(engine::blocks(p.batch, engine::kThreads), static_cast<unsigned>(subspaces));
+  return dim3(blocks(p.batch, engine::kThreads), static_cast<unsigned>(subspaces));
 }
 
 }  // namespace
 
 int subspace_nll_cuda(const SubspaceNll& p, cudaStream_t stream) {
-  if (p.pairs.batch * p.pairs.subspaces * p.pairs.rows.count() == 0) return cudaSuccess;
   auto* sums = static_cast<float*>(p.sums);
   const cudaError_t error = p.variance == Variance::kDiagonal
                                 ? engine::launch_sums<Likelihood>(p.pairs, sums, stream)
                                 : engine::launch_sums<SquaredDifference>(p.pairs, sums, stream);
   if (error != cudaSuccess) return error;
-  return visit_dtype(p.pairs.dtype, [&]<typename T>() -> cudaError_t {
-    if constexpr (!std::is_same_v<T, double>) {
-      finish<T><<<grid_of(p.pairs, p.pairs.subspaces), engine::kThreads, 0, stream>>>(p);
-    }
-    return cudaGetLastError();
+  return engine::visit_type(p.pairs.dtype, [&]<typename T>() {
+    return launch(finish<T>, grid_of(p.pairs, p.pairs.subspaces), engine::kThreads, stream, p);
   });
 }
 
 int subspace_nll_backward_cuda(const SubspaceNllBackward& p, cudaStream_t stream) {
-  const std::int64_t padded_k = padded_subspaces(p.pairs.subspaces);
-  if (p.pairs.batch * padded_k > 0) {
-    const cudaError_t error = visit_dtype(p.pairs.dtype, [&]<typename T>() -> cudaError_t {
-      if constexpr (!std::is_same_v<T, double>) {
-        write_coefficients<T><<<grid_of(p.pairs, padded_k), engine::kThreads, 0, stream>>>(p);
-      }
-      return cudaGetLastError();
-    });
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = engine::visit_type(p.pairs.dtype, [&]<typename T>() {
+    return launch(write_coefficients<T>, grid_of(p.pairs, padded_subspaces(p.pairs.subspaces)),
+                  engine::kThreads, stream, p);
+  });
+  if (error != cudaSuccess) return error;
   const auto* grad_totals = static_cast<const float*>(p.grad_totals);
   return p.variance == Variance::kDiagonal
              ? engine::launch_grads<Likelihood>(p.pairs, p.work, p.grad, grad_totals, stream)

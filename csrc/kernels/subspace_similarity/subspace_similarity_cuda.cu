@@ -34,29 +34,25 @@ __global__ void __launch_bounds__(engine::kThreads)
 }
 
 dim3 grid_of(const PairSums& p, std::int64_t subspaces) {
-  return dim3(engine::blocks(p.batch, engine::kThreads), static_cast<unsigned>(subspaces));
+  return dim3(blocks(p.batch, engine::kThreads), static_cast<unsigned>(subspaces));
 }
 
 }  // namespace
 
 int subspace_similarity_cuda(const SubspaceSimilarity& p, cudaStream_t stream) {
-  if (p.pairs.batch * p.pairs.subspaces * p.pairs.rows.count() == 0) return cudaSuccess;
   auto* sums = static_cast<float*>(p.sums);
   const cudaError_t error = p.metric == Metric::kCosine
                                 ? engine::launch_sums<Product>(p.pairs, sums, stream)
                                 : engine::launch_sums<SquaredDifference>(p.pairs, sums, stream);
   if (error != cudaSuccess) return error;
-  finish<<<grid_of(p.pairs, p.pairs.subspaces), engine::kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch(finish, grid_of(p.pairs, p.pairs.subspaces), engine::kThreads, stream, p);
 }
 
 int subspace_similarity_backward_cuda(const SubspaceSimilarityBackward& p, cudaStream_t stream) {
-  const std::int64_t padded_k = padded_subspaces(p.pairs.subspaces);
-  if (p.pairs.batch * padded_k > 0) {
-    write_coefficients<<<grid_of(p.pairs, padded_k), engine::kThreads, 0, stream>>>(p);
-    const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error =
+      launch(write_coefficients, grid_of(p.pairs, padded_subspaces(p.pairs.subspaces)),
+             engine::kThreads, stream, p);
+  if (error != cudaSuccess) return error;
   return p.metric == Metric::kCosine
              ? engine::launch_grads<Product>(p.pairs, p.work, p.grad, nullptr, stream)
              : engine::launch_grads<SquaredDifference>(p.pairs, p.work, p.grad, nullptr, stream);

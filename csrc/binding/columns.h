@@ -1,0 +1,98 @@
+// What variance_covariance and cross_correlation_penalty share on this floor: passes down the batch
+// (kernels/common/columns.h) and matrix products of tiles.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstddef>
+
+#include "binding/checks.h"
+#include "binding/pair_inputs.h"
+#include "binding/run_on.h"
+#include "kernels/common/columns.h"
+
+namespace mast_ext {
+
+// While it lives, tensor methods compute as they are told: no autocast of a product's operands, no
+// autograd graph.
+class PlainTensors {
+  const c10::impl::ExcludeDispatchKeyGuard guard_{c10::autograd_dispatch_keyset |
+                                                  c10::autocast_dispatch_keyset};
+};
+
+// The dtype matrix products run in: that of sums, except that CUDA's tensor cores take bfloat16 as
+// it is (float16 would overflow: an entry is a sum of up to D squares).
+inline at::ScalarType product_type(const at::Tensor& z) {
+  return uses_cuda_kernels(z) && z.scalar_type() == at::kBFloat16 ? at::kBFloat16
+                                                                  : accumulation_type(z);
+}
+
+inline kernels::Columns::List columns_list(const at::Tensor& z) {
+  const bool views = z.dim() == 3;
+  return {.data = z.const_data_ptr(),
+          .view_stride = views ? z.stride(0) : 0,
+          .row_stride = z.stride(views ? 1 : 0)};
+}
+
+// One axis of a product's operands in stretches, so that no operand is larger than the product.
+struct Stretches {
+  std::int64_t length, step;
+
+  // `other` is the axis of the product. A GPU is given long stretches: there a launch costs more
+  // than memory does.
+  Stretches(std::int64_t length_, std::int64_t other, bool whole, bool cuda)
+      : length(length_), step(whole ? length_ : std::max<std::int64_t>(cuda ? 8192 : 512, other)) {}
+
+  bool single() const { return step >= length; }
+
+  template <typename Body>  // body(first, count)
+  void each(const Body& body) const {
+    for (std::int64_t first = 0; first < length; first += step) {
+      body(first, std::min(step, length - first));
+    }
+  }
+};
+
+// Small standardised embeddings are kept for the backward: reading them is cheaper than a pass.
+constexpr std::int64_t kKeptElements = 1 << 18;
+
+inline void column_moments(const kernels::ColumnMoments& p, const at::Tensor& z) {
+  run_on(
+      z,
+      [&] {
+        parallel_rows(p.z.views * kernels::column_blocks(p.z.dim),
+                      4 * p.z.rows * kernels::kColumnBlock,
+                      [&](auto begin, auto end) { kernels::column_moments_cpu(p, begin, end); });
+      },
+      [&](auto stream) { return kernels::column_moments_cuda(p, stream); });
+}
+
+inline void column_tile(const kernels::ColumnTile& p, const at::Tensor& z) {
+  if (p.subspaces == 0) return;
+  run_on(
+      z,
+      [&] {
+        parallel_rows(p.z.views * p.rows, p.subspaces * p.dims,
+                      [&](auto begin, auto end) { kernels::column_tile_cpu(p, begin, end); });
+      },
+      [&](auto stream) { return kernels::column_tile_cuda(p, stream); });
+}
+
+inline void column_dots(const kernels::ColumnDots& p, const at::Tensor& z) {
+  run_on(
+      z,
+      [&] {
+        parallel_rows(p.subspaces * p.views * kernels::column_blocks(p.dims),
+                      2 * p.rows * kernels::kColumnBlock,
+                      [&](auto begin, auto end) { kernels::column_dots_cpu(p, begin, end); });
+      },
+      [&](auto stream) { return kernels::column_dots_cuda(p, stream); });
+}
+
+// products[i] (+)= x[i]^T y[i] or x[i] y[i]^T, for a batch of matrices.
+inline void add_product(at::Tensor products, const at::Tensor& x, const at::Tensor& y, bool first) {
+  products.baddbmm_(x, y, first ? 0 : 1);
+}
+
+}  // namespace mast_ext

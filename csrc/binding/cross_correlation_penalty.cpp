@@ -1,0 +1,250 @@
+#include "kernels/cross_correlation_penalty/cross_correlation_penalty.h"
+
+#include "binding/columns.h"
+#include "binding/ops.h"
+
+namespace mast_ext {
+namespace {
+
+// The checked arguments and the form that is cheaper for them.
+struct Inputs {
+  Tensor a, b;
+  std::int64_t rows, dim;
+  bool gram, keep;
+  double divisor, eps;
+
+  Inputs(const Tensor& a_, const Tensor& b_, std::string_view variant) {
+    TORCH_CHECK_VALUE(a_.dim() == 2 && a_.size(0) >= 2 && a_.size(1) >= 1,
+                      "a must have shape [N, D] with N >= 2 and D >= 1, got ", a_.sizes());
+    dtype_of(a_, "a");
+    check_shape(b_, "b", a_.sizes());
+    check_like(b_, "b", a_, "a");
+    const bool official = variant == "official";
+    TORCH_CHECK_VALUE(official || variant == "paper",
+                      "variant must be 'official' or 'paper', got '", std::string(variant), "'");
+    a = dense_rows(a_);
+    b = dense_rows(b_);
+    rows = a.size(0), dim = a.size(1);
+    divisor = static_cast<double>(official ? rows : rows - 1);
+    eps = official ? 1e-5 : 0;
+    gram = dim >= 2 * (rows - 1);  // cheaper and well conditioned, as in variance_covariance
+    keep = 2 * a.numel() <= kKeptElements;
+  }
+
+  Tensor new_empty(at::IntArrayRef shape) const {
+    return a.new_empty(shape, a.options().dtype(accumulation_type(a)));
+  }
+  Tensor new_product(at::IntArrayRef shape) const {
+    return a.new_empty(shape, a.options().dtype(product_type(a)));
+  }
+
+  // Stretches of D (Gram) or N (direct).
+  Stretches stretches() const {
+    return {gram ? dim : rows, gram ? rows : dim, keep, uses_cuda_kernels(a)};
+  }
+
+  kernels::Columns columns() const {
+    return {.dtype = dtype_of(a, "a"),
+            .x = columns_list(a),
+            .y = columns_list(b),
+            .x_views = 1,
+            .views = 2,
+            .rows = rows,
+            .dim = dim};
+  }
+
+  // The standardised stretch [2, N, count] (Gram) or [2, count, D] (direct).
+  Tensor tile(const Tensor& mean, const Tensor& scale, std::int64_t first,
+              std::int64_t count) const {
+    const std::int64_t tile_rows = gram ? rows : count, dims = gram ? count : dim;
+    Tensor out = new_product({2, tile_rows, dims});
+    column_tile({.z = columns(),
+                 .mean = mean.const_data_ptr(),
+                 .scale = scale.const_data_ptr(),
+                 .subspaces = 1,
+                 .subspace_stride = 0,
+                 .view_stride = dim,
+                 .first_row = gram ? 0 : first,
+                 .rows = tile_rows,
+                 .first_dim = gram ? first : 0,
+                 .dims = dims,
+                 .tile = out.mutable_data_ptr()},
+                a);
+    return out;
+  }
+
+  kernels::CrossCorrelationShape shape(double lambda, const Tensor& product, const Tensor& dots,
+                                       const Tensor& row_sums) const {
+    return {.dtype = dtype_of(product, "product"),
+            .gram = gram,
+            .rows = rows,
+            .dim = dim,
+            .lambda = lambda,
+            .divisor = divisor,
+            .product = product.const_data_ptr(),
+            .dots = dots.const_data_ptr(),
+            .row_sums = row_sums.const_data_ptr()};
+  }
+};
+
+void* at_column(const Tensor& t, std::int64_t column) {
+  return static_cast<std::byte*>(t.mutable_data_ptr()) + column * t.element_size();
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correlation_penalty(
+    const Tensor& a, const Tensor& b, double lambda, std::string_view variant) {
+  const PlainTensors plain;
+  const Inputs in(a, b, variant);
+  const auto N = in.rows, D = in.dim;
+  Tensor penalty = in.new_empty({});
+  Tensor mean = in.new_empty({2, D}), scale = in.new_empty({2, D}), dots = in.new_empty({D});
+  Tensor sum_squares = in.new_empty({2, D});
+  Tensor product = in.gram ? in.new_product({2, N, N}) : in.new_product({1, D, D});
+  Tensor row_sums = in.new_empty({in.gram ? N : D});
+  Tensor standard = in.new_product({in.keep ? 2 : 0, N, D});
+
+  const Stretches stretches = in.stretches();
+  Tensor whole = in.keep ? standard : Tensor();
+  if (!in.keep && stretches.single()) whole = in.new_product({2, N, D});
+  column_moments({.z = in.columns(),
+                  .mean = mean.mutable_data_ptr(),
+                  .sum_squares = sum_squares.mutable_data_ptr(),
+                  .scale = scale.mutable_data_ptr(),
+                  .divisor = in.divisor,
+                  .eps = in.eps,
+                  .tile = whole.defined() ? whole.mutable_data_ptr() : nullptr},
+                 in.a);
+  stretches.each([&](std::int64_t first, std::int64_t count) {
+    const Tensor tile = whole.defined() ? whole : in.tile(mean, scale, first, count);
+    const Tensor a_tile = tile.narrow(0, 0, 1), b_tile = tile.narrow(0, 1, 1);
+    if (!in.gram) return add_product(product, a_tile.transpose(1, 2), b_tile, first == 0);
+    add_product(product.narrow(0, 0, 1), b_tile, b_tile.transpose(1, 2), first == 0);
+    add_product(product.narrow(0, 1, 1), a_tile, a_tile.transpose(1, 2), first == 0);
+    column_dots({.dtype = dtype_of(tile, "tile"),
+                 .x = a_tile.const_data_ptr(),
+                 .y = b_tile.const_data_ptr(),
+                 .subspaces = 1,
+                 .views = 1,
+                 .rows = N,
+                 .dims = count,
+                 .stride = D,
+                 .dots = at_column(dots, first)},
+                in.a);
+  });
+
+  const kernels::CrossCorrelationPenalty p{.shape = in.shape(lambda, product, dots, row_sums),
+                                           .dots = dots.mutable_data_ptr(),
+                                           .row_sums = row_sums.mutable_data_ptr(),
+                                           .penalty = penalty.mutable_data_ptr()};
+  run_on(
+      in.a,
+      [&] {
+        const std::int64_t rows = in.gram ? N : D;
+        parallel_rows(rows, rows, [&](auto begin, auto end) {
+          kernels::cross_correlation_rows_cpu(p, begin, end);
+        });
+        kernels::cross_correlation_finish_cpu(p, 0, 1);
+      },
+      [&](auto stream) { return kernels::cross_correlation_penalty_cuda(p, stream); });
+  return {penalty, mean, scale, product, dots, row_sums, standard};
+}
+
+std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
+    const Tensor& grad_penalty, const Tensor& a, const Tensor& b, const Tensor& mean,
+    const Tensor& scale, const Tensor& product, const Tensor& dots, const Tensor& row_sums,
+    const Tensor& standard, double lambda, std::string_view variant, std::array<bool, 2> wanted) {
+  const PlainTensors plain;
+  const Inputs in(a, b, variant);
+  const auto N = in.rows, D = in.dim;
+  check_shape(grad_penalty, "grad_penalty", {});
+  check_like(grad_penalty, "grad_penalty", mean, "mean");
+  const auto new_grad = [&](bool want) {
+    return want ? in.a.new_empty({N, D}) : in.a.new_empty({0});
+  };
+  Tensor grad_a = new_grad(wanted[0]), grad_b = new_grad(wanted[1]);
+  if (!wanted[0] && !wanted[1]) return {grad_a, grad_b};
+  Tensor projections = in.gram ? in.new_empty({2, D}) : in.new_empty({D});
+  Tensor matrix = in.gram ? Tensor() : in.new_product({1, D, D});
+
+  kernels::CrossCorrelationPenaltyBackward p{
+      .shape = in.shape(lambda, product, dots, row_sums),
+      .grad_penalty = grad_penalty.const_data_ptr(),
+      .scale = scale.const_data_ptr(),
+      .projections = projections.const_data_ptr(),
+      .matrix = in.gram ? nullptr : matrix.mutable_data_ptr(),
+      .first_row = 0,
+      .tile_rows = N,
+      .first_dim = 0,
+      .dims = D,
+      .tile = nullptr,
+      .pulled = nullptr,
+      .grad_dtype = dtype_of(in.a, "a"),
+      .grad_a = wanted[0] ? grad_a.mutable_data_ptr() : nullptr,
+      .grad_b = wanted[1] ? grad_b.mutable_data_ptr() : nullptr,
+  };
+  if (!in.gram) {
+    if (wanted[1]) {
+      column_dots({.dtype = p.shape.dtype,
+                   .x = p.shape.product,
+                   .y = p.shape.product,
+                   .subspaces = 1,
+                   .views = 1,
+                   .rows = D,
+                   .dims = D,
+                   .stride = D,
+                   .dots = projections.mutable_data_ptr()},
+                  in.a);
+    }
+    run_on(
+        in.a,
+        [&] {
+          parallel_rows(D, D, [&](auto begin, auto end) {
+            kernels::cross_correlation_matrix_cpu(p, begin, end);
+          });
+        },
+        [&](auto stream) { return kernels::cross_correlation_matrix_cuda(p, stream); });
+  }
+  in.stretches().each([&](std::int64_t first, std::int64_t count) {
+    const Tensor tile = in.keep ? standard : in.tile(mean, scale, first, count);
+    Tensor pulled = in.new_product(tile.sizes());
+    const std::int64_t begin = wanted[0] ? 0 : 1, views = wanted[0] + wanted[1];
+    if (in.gram) {
+      const Tensor own = tile.narrow(0, begin, views), own_pulled = pulled.narrow(0, begin, views);
+      add_product(own_pulled, product.narrow(0, begin, views), own, true);
+      column_dots({.dtype = p.shape.dtype,
+                   .x = own.const_data_ptr(),
+                   .y = own_pulled.const_data_ptr(),
+                   .subspaces = 1,
+                   .views = views,
+                   .rows = N,
+                   .dims = count,
+                   .stride = D,
+                   .dots = at_column(projections, begin * D + first)},
+                  in.a);
+      p.first_dim = first;
+      p.dims = count;
+    } else {
+      if (wanted[0]) {
+        add_product(pulled.narrow(0, 0, 1), tile.narrow(0, 1, 1), matrix.transpose(1, 2), true);
+      }
+      if (wanted[1]) add_product(pulled.narrow(0, 1, 1), tile.narrow(0, 0, 1), matrix, true);
+      p.first_row = first;
+      p.tile_rows = count;
+    }
+    p.tile = tile.const_data_ptr();
+    p.pulled = pulled.const_data_ptr();
+    run_on(
+        in.a,
+        [&] {
+          parallel_rows(2 * p.tile_rows, 3 * p.dims, [&](auto first_row, auto last_row) {
+            kernels::cross_correlation_combine_cpu(p, first_row, last_row);
+          });
+        },
+        [&](auto stream) { return kernels::cross_correlation_combine_cuda(p, stream); });
+  });
+  return {grad_a, grad_b};
+}
+
+}  // namespace mast_ext

@@ -1,0 +1,252 @@
+#include "kernels/variance_covariance/variance_covariance.h"
+
+#include "binding/columns.h"
+#include "binding/ops.h"
+
+namespace mast_ext {
+namespace {
+
+// The checked arguments and the form that is cheaper for them.
+struct Inputs {
+  Tensor z, masks;  // masks are undefined when not given
+  std::int64_t views, rows, dim, subspaces;
+  bool gram, keep;
+
+  Inputs(const Tensor& z_, const OptionalTensor& masks_) {
+    TORCH_CHECK_VALUE(z_.dim() == 3 && z_.size(1) >= 2 && z_.size(2) >= 1,
+                      "z must have shape [V, N, D] with N >= 2 and D >= 1, got ", z_.sizes());
+    dtype_of(z_, "z");
+    if (masks_) {
+      check_masks(*masks_, z_, "z");
+      masks = masks_->contiguous();
+    }
+    z = dense_rows(z_);
+    views = z.size(0), rows = z.size(1), dim = z.size(2);
+    subspaces = masks.defined() ? masks.size(0) : 1;
+    // One D x D product serves all subspaces, an N x N one only its own. At D = 2(N - 1) the Gram
+    // form also starts to be well conditioned: at most half of |G|^2 is then taken off again.
+    gram = dim >= 2 * subspaces * (rows - 1);
+    keep = !(gram && masks.defined()) && z.numel() <= kKeptElements;
+  }
+
+  Tensor new_empty(at::IntArrayRef shape) const {
+    return z.new_empty(shape, z.options().dtype(accumulation_type(z)));
+  }
+  Tensor new_product(at::IntArrayRef shape) const {
+    return z.new_empty(shape, z.options().dtype(product_type(z)));
+  }
+
+  // Stretches of D (Gram) or N (direct).
+  Stretches stretches() const {
+    return {gram ? dim : rows, gram ? rows : dim, keep, uses_cuda_kernels(z)};
+  }
+
+  kernels::Columns columns() const {
+    return {.dtype = dtype_of(z, "z"),
+            .x = columns_list(z),
+            .y = {},
+            .x_views = views,
+            .views = views,
+            .rows = rows,
+            .dim = dim};
+  }
+
+  kernels::VarianceCovarianceShape shape(const Tensor& sum_squares, const Tensor& product,
+                                         double eps) const {
+    return {.dtype = dtype_of(product, "product"),
+            .gram = gram,
+            .views = views,
+            .rows = rows,
+            .dim = dim,
+            .subspaces = subspaces,
+            .eps = eps,
+            .masks = masks.defined() ? masks.const_data_ptr() : nullptr,
+            .sum_squares = sum_squares.const_data_ptr(),
+            .product = product.const_data_ptr()};
+  }
+
+  // The centred stretch [V, N, count] (Gram) or [V, count, D] (direct), or that times every mask
+  // [K, V, N, count].
+  Tensor tile(const Tensor& mean, std::int64_t first, std::int64_t count, bool masked) const {
+    const std::int64_t first_row = gram ? 0 : first, first_dim = gram ? first : 0;
+    const std::int64_t tile_rows = gram ? rows : count, dims = gram ? count : dim;
+    Tensor out = masked ? new_product({subspaces, views, tile_rows, dims})
+                        : new_product({views, tile_rows, dims});
+    column_tile({.z = columns(),
+                 .mean = mean.const_data_ptr(),
+                 .scale = masked ? masks.const_data_ptr() : nullptr,
+                 .subspaces = masked ? subspaces : 1,
+                 .subspace_stride = dim,
+                 .view_stride = 0,
+                 .first_row = first_row,
+                 .rows = tile_rows,
+                 .first_dim = first_dim,
+                 .dims = dims,
+                 .tile = out.mutable_data_ptr()},
+                z);
+    return out;
+  }
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_covariance(
+    const Tensor& z, const OptionalTensor& masks, double eps) {
+  const PlainTensors plain;
+  const Inputs in(z, masks);
+  TORCH_CHECK_VALUE(eps >= 0, "eps must not be negative, got ", eps);
+  const auto V = in.views, N = in.rows, D = in.dim, K = in.subspaces;
+  Tensor variance = in.new_empty({K, V}), covariance = in.new_empty({K, V});
+  Tensor mean = in.new_empty({V, D}), sum_squares = in.new_empty({V, D});
+  Tensor product = in.gram ? in.new_product({K, V, N, N}) : in.new_product({V, D, D});
+  Tensor row_sums = in.new_empty({K, V, in.gram ? N : D});
+  Tensor centered = in.keep ? in.new_product({V, N, D}) : in.new_product({0});
+
+  const Stretches stretches = in.stretches();
+  const bool masked = in.gram && in.masks.defined();
+  Tensor whole = in.keep ? centered : Tensor();
+  if (!in.keep && stretches.single() && !masked) whole = in.new_product({V, N, D});
+  column_moments({.z = in.columns(),
+                  .mean = mean.mutable_data_ptr(),
+                  .sum_squares = sum_squares.mutable_data_ptr(),
+                  .scale = nullptr,
+                  .divisor = 1,
+                  .eps = 0,
+                  .tile = whole.defined() ? whole.mutable_data_ptr() : nullptr},
+                 in.z);
+  stretches.each([&](std::int64_t first, std::int64_t count) {
+    Tensor tile = whole.defined() ? whole : in.tile(mean, first, count, masked);
+    if (in.gram) {
+      tile = tile.view({K * V, N, count});
+      add_product(product.view({K * V, N, N}), tile, tile.transpose(1, 2), first == 0);
+    } else {
+      add_product(product, tile.transpose(1, 2), tile, first == 0);
+    }
+  });
+
+  const kernels::VarianceCovariance p{.shape = in.shape(sum_squares, product, eps),
+                                      .row_sums = row_sums.mutable_data_ptr(),
+                                      .variance = variance.mutable_data_ptr(),
+                                      .covariance = covariance.mutable_data_ptr()};
+  run_on(
+      in.z,
+      [&] {
+        parallel_rows(in.gram ? K * V * N : V * D, in.gram ? N : K * D, [&](auto begin, auto end) {
+          kernels::variance_covariance_rows_cpu(p, begin, end);
+        });
+        parallel_rows(K * V, 8 * D, [&](auto begin, auto end) {
+          kernels::variance_covariance_finish_cpu(p, begin, end);
+        });
+      },
+      [&](auto stream) { return kernels::variance_covariance_cuda(p, stream); });
+  return {variance, covariance, mean, sum_squares, product, row_sums, centered};
+}
+
+std::tuple<Tensor, Tensor> variance_covariance_backward(
+    const Tensor& grad_variance_, const Tensor& grad_covariance_, const Tensor& z,
+    const OptionalTensor& masks, const Tensor& mean, const Tensor& sum_squares,
+    const Tensor& product, const Tensor& row_sums, const Tensor& centered, double eps,
+    std::array<bool, 2> wanted) {
+  const PlainTensors plain;
+  const Inputs in(z, masks);
+  const auto V = in.views, N = in.rows, D = in.dim, K = in.subspaces;
+  for (const auto& [grad, name] : {std::pair(&grad_variance_, "grad_variance"),
+                                   std::pair(&grad_covariance_, "grad_covariance")}) {
+    check_shape(*grad, name, {K, V});
+    check_like(*grad, name, mean, "mean");
+  }
+  const Tensor grad_variance = grad_variance_.contiguous();
+  const Tensor grad_covariance = grad_covariance_.contiguous();
+  const bool want_z = wanted[0], want_masks = wanted[1] && in.masks.defined();
+  Tensor grad_z = want_z ? in.z.new_empty({V, N, D}) : in.z.new_empty({0});
+  Tensor grad_masks = want_masks ? in.new_empty({K, D}) : in.new_empty({0});
+  Tensor dots = in.gram && want_masks ? in.new_empty({K, V, D}) : Tensor();
+
+  kernels::VarianceCovarianceBackward p{
+      .shape = in.shape(sum_squares, product, eps),
+      .grad_variance = grad_variance.const_data_ptr(),
+      .grad_covariance = grad_covariance.const_data_ptr(),
+      .slopes = dots.defined() ? dots.const_data_ptr() : row_sums.const_data_ptr(),
+      .matrix = nullptr,
+      .first_dim = 0,
+      .dims = 0,
+      .centered = nullptr,
+      .pulled = nullptr,
+      .grad_dtype = dtype_of(in.z, "z"),
+      .grad_z = want_z ? grad_z.mutable_data_ptr() : nullptr,
+      .grad_masks = want_masks ? grad_masks.mutable_data_ptr() : nullptr,
+  };
+  const auto tile_at = [&](std::int64_t first, std::int64_t count) {
+    return in.keep ? centered : in.tile(mean, first, count, false);
+  };
+
+  if (!in.gram && want_z) {
+    Tensor matrix = in.new_product({V, D, D});
+    p.matrix = matrix.mutable_data_ptr();
+    run_on(
+        in.z,
+        [&] {
+          parallel_rows(V * D, (1 + K) * D, [&](auto begin, auto end) {
+            kernels::variance_covariance_matrix_cpu(p, begin, end);
+          });
+        },
+        [&](auto stream) { return kernels::variance_covariance_matrix_cuda(p, stream); });
+    in.stretches().each([&](std::int64_t first, std::int64_t count) {
+      const Tensor tile = tile_at(first, count);
+      Tensor rows = grad_z.narrow(1, first, count);
+      if (rows.scalar_type() == matrix.scalar_type()) {
+        add_product(rows, tile, matrix, true);
+      } else {
+        rows.copy_(tile.bmm(matrix));
+      }
+    });
+  }
+  if (in.gram && (want_z || want_masks)) {
+    in.stretches().each([&](std::int64_t first, std::int64_t count) {
+      const Tensor tile = tile_at(first, count);
+      Tensor pulled = in.new_product({K, V, N, count});
+      for (std::int64_t k = 0; k < K; ++k) {
+        add_product(pulled.select(0, k), product.select(0, k), tile, true);
+      }
+      p.first_dim = first;
+      p.dims = count;
+      p.centered = tile.const_data_ptr();
+      p.pulled = pulled.const_data_ptr();
+      if (want_masks) {
+        column_dots({.dtype = p.shape.dtype,
+                     .x = p.centered,
+                     .y = p.pulled,
+                     .subspaces = K,
+                     .views = V,
+                     .rows = N,
+                     .dims = count,
+                     .stride = D,
+                     .dots = static_cast<std::byte*>(dots.mutable_data_ptr()) +
+                             first * dots.element_size()},
+                    in.z);
+      }
+      if (!want_z) return;
+      run_on(
+          in.z,
+          [&] {
+            parallel_rows(V * N, (1 + K) * count, [&](auto begin, auto end) {
+              kernels::variance_covariance_combine_cpu(p, begin, end);
+            });
+          },
+          [&](auto stream) { return kernels::variance_covariance_combine_cuda(p, stream); });
+    });
+  }
+  if (want_masks) {
+    run_on(
+        in.z,
+        [&] {
+          parallel_rows(K * D, 8 * V, [&](auto begin, auto end) {
+            kernels::variance_covariance_masks_cpu(p, begin, end);
+          });
+        },
+        [&](auto stream) { return kernels::variance_covariance_masks_cuda(p, stream); });
+  }
+  return {grad_z, grad_masks};
+}
+
+}  // namespace mast_ext

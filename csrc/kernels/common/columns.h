@@ -1,0 +1,79 @@
+// Passes over embeddings [V, N, D] down the batch axis N: what variance_covariance and
+// cross_correlation_penalty do around their matrix products.
+//
+// Tiles that go into matrix products are dense, in the accumulation type or, on CUDA, in bfloat16;
+// sums are always carried in the accumulation type.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/dtype.h"
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace mast_ext::kernels {
+
+// [V, N, D] in one tensor or in two: the views of x, followed by those of y. The last dimension is
+// dense.
+struct Columns {
+  struct List {
+    const void* data;
+    std::int64_t view_stride, row_stride;
+  };
+  DType dtype;
+  List x, y;
+  std::int64_t x_views;
+  std::int64_t views;  // V
+  std::int64_t rows;   // N
+  std::int64_t dim;    // D
+};
+
+// mean and sum_n (z - mean)^2 of every column.
+struct ColumnMoments {
+  Columns z;
+  void* mean;         // [V, D]
+  void* sum_squares;  // [V, D]
+  void* scale;        // [V, D]  1 / sqrt(sum_squares / divisor + eps), or null
+  double divisor, eps;
+  void* tile;  // [V, N, D]  (z - mean) * scale (scale 1 when it is null), or null
+};
+
+// The columns [first_dim, first_dim + dims) and rows [first_row, first_row + rows), standardised:
+//   tile[k, v, n, d] = (z - mean) * scale_kvd
+struct ColumnTile {
+  Columns z;
+  const void* mean;   // [V, D]
+  const void* scale;  // element (k, v, d) at k * subspace_stride + v * view_stride + d; null is 1
+  std::int64_t subspaces, subspace_stride, view_stride;
+  std::int64_t first_row, rows, first_dim, dims;
+  void* tile;  // [K, V, rows, dims]
+};
+
+// dots[k, v, d] = sum_n x[v, n, d] * y[k, v, n, d]
+struct ColumnDots {
+  DType dtype;    // of x and y
+  const void* x;  // [V, N, dims]
+  const void* y;  // [K, V, N, dims]
+  std::int64_t subspaces, views, rows, dims;
+  std::int64_t stride;  // between the rows [V] of `dots`
+  void* dots;           // element (k, v, d) at (k * views + v) * stride + d
+};
+
+// The CPU takes this many columns at a time down the rows.
+inline constexpr std::int64_t kColumnBlock = 256;
+inline std::int64_t column_blocks(std::int64_t dims) {
+  return (dims + kColumnBlock - 1) / kColumnBlock;
+}
+
+// Blocks [begin, end) of views * column_blocks(dims), times subspaces for the dots.
+void column_moments_cpu(const ColumnMoments& p, std::int64_t begin, std::int64_t end);
+void column_dots_cpu(const ColumnDots& p, std::int64_t begin, std::int64_t end);
+// Rows [begin, end) of views * rows.
+void column_tile_cpu(const ColumnTile& p, std::int64_t begin, std::int64_t end);
+
+// Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
+int column_moments_cuda(const ColumnMoments& p, CUstream_st* stream);
+int column_tile_cuda(const ColumnTile& p, CUstream_st* stream);
+int column_dots_cuda(const ColumnDots& p, CUstream_st* stream);
+
+}  // namespace mast_ext::kernels

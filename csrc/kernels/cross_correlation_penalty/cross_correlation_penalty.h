@@ -1,0 +1,77 @@
+// cross_correlation_penalty: Barlow Twins' loss of two views a, b [N, D].
+//
+//   sum_d (C_dd - 1)^2 + lambda sum_{d != e} C_de^2        C = A^T B / N
+//
+// A and B are a and b standardised over the batch. The matrix products are the vendor's and done by
+// the binding; here is what goes around them. Two forms, as |A^T B|_F^2 = <A A^T, B B^T>:
+//
+//   direct  P = A^T B           [D, D]
+//   Gram    P = (B B^T, A A^T)  [2, N, N]; in this order P_v times view v is what v's gradient
+//   needs
+//
+// The contract between the binding, which fills in the structs, and the kernels, which read them.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/dtype.h"
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace mast_ext::kernels {
+
+struct CrossCorrelationShape {
+  DType dtype;  // of the matrix products' operands and results
+  bool gram;
+  std::int64_t rows, dim;  // N, D
+  double lambda;
+  double divisor;        // of the variances: N or N - 1
+  const void* product;   // P, in dtype
+  const void* dots;      // [D]  N C_dd
+  const void* row_sums;  // direct [D]  N^2 sum_{e != d} C_de^2;  Gram [N]  N^2 split over the rows
+};
+
+struct CrossCorrelationPenalty {
+  CrossCorrelationShape shape;
+  void* dots;  // written in the direct form; the Gram form's are column_dots
+  void* row_sums;
+  void* penalty;  // scalar
+};
+
+struct CrossCorrelationPenaltyBackward {
+  CrossCorrelationShape shape;
+  const void* grad_penalty;  // scalar
+  const void* scale;         // [2, D]  1 / deviation
+  // What every view's gradient keeps of the view itself comes from
+  // direct [D]: N^2 sum_d C_de^2 with the diagonal;  Gram [2, D]: sum_n tile * pulled
+  const void* projections;
+
+  void* matrix;  // direct: [D, D] in dtype; H, with grad A = B H^T and grad B = A H
+
+  // Rows [first_row, first_row + tile_rows) and columns [first_dim, first_dim + dims)
+  std::int64_t first_row, tile_rows, first_dim, dims;
+  const void* tile;    // (A, B) [2, tile_rows, dims] in dtype
+  const void* pulled;  // direct (B H^T, A H), Gram (B B^T A, A A^T B): [2, tile_rows, dims]
+  DType grad_dtype;
+  void* grad_a;  // [N, D] in grad_dtype, or null
+  void* grad_b;
+};
+
+// Rows [begin, end) of `row_sums`: N (Gram) or D (direct).
+void cross_correlation_rows_cpu(const CrossCorrelationPenalty& p, std::int64_t begin,
+                                std::int64_t end);
+void cross_correlation_finish_cpu(const CrossCorrelationPenalty& p, std::int64_t begin,
+                                  std::int64_t end);
+// Rows [begin, end) of `matrix`, D.
+void cross_correlation_matrix_cpu(const CrossCorrelationPenaltyBackward& p, std::int64_t begin,
+                                  std::int64_t end);
+// Rows [begin, end) of 2 * tile_rows.
+void cross_correlation_combine_cpu(const CrossCorrelationPenaltyBackward& p, std::int64_t begin,
+                                   std::int64_t end);
+
+// Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
+int cross_correlation_penalty_cuda(const CrossCorrelationPenalty& p, CUstream_st* stream);
+int cross_correlation_matrix_cuda(const CrossCorrelationPenaltyBackward& p, CUstream_st* stream);
+int cross_correlation_combine_cuda(const CrossCorrelationPenaltyBackward& p, CUstream_st* stream);
+
+}  // namespace mast_ext::kernels

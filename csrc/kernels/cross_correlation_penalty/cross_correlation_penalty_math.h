@@ -1,0 +1,66 @@
+// The arithmetic of cross_correlation_penalty on single numbers, shared by the CPU and the CUDA
+// kernel. A is the accumulation type.
+#pragma once
+
+#include "kernels/common/host_device.h"
+#include "kernels/cross_correlation_penalty/cross_correlation_penalty.h"
+
+namespace mast_ext::kernels::cross_correlation_math {
+
+// C_dd
+template <typename A>
+MAST_EXT_HD A correlation(const CrossCorrelationShape& p, std::int64_t d) {
+  return static_cast<const A*>(p.dots)[d] / static_cast<A>(p.rows);
+}
+
+// The gradient of a standardised view, at (n, d), is
+//   pulled_scale * pulled_nd + other_factor_d * other_nd
+// In the direct form H holds all of it.
+template <typename A>
+MAST_EXT_HD A pulled_scale(const CrossCorrelationPenaltyBackward& p, A grad) {
+  const CrossCorrelationShape& s = p.shape;
+  if (!s.gram) return A{1};
+  const A rows = static_cast<A>(s.rows);
+  return grad * 2 * static_cast<A>(s.lambda) / (rows * rows);
+}
+
+template <typename A>
+MAST_EXT_HD A other_factor(const CrossCorrelationPenaltyBackward& p, A grad, std::int64_t d) {
+  const CrossCorrelationShape& s = p.shape;
+  if (!s.gram) return A{0};
+  const A c = correlation<A>(s, d);
+  return grad * 2 * (c - 1 - static_cast<A>(s.lambda) * c) / static_cast<A>(s.rows);
+}
+
+// H_de
+template <typename A>
+MAST_EXT_HD A matrix_factor(const CrossCorrelationShape& s, A grad) {
+  const A rows = static_cast<A>(s.rows);
+  return grad * 2 * static_cast<A>(s.lambda) / (rows * rows);
+}
+
+template <typename A>
+MAST_EXT_HD A matrix_diagonal(const CrossCorrelationShape& s, A grad, std::int64_t d) {
+  return grad * 2 * (correlation<A>(s, d) - 1) / static_cast<A>(s.rows);
+}
+
+// sum_n gradient_nd * view_nd / divisor: the part of a standardised view's gradient that rescales
+// the view, which standardisation takes out again.
+template <typename A>
+MAST_EXT_HD A projection(const CrossCorrelationPenaltyBackward& p, A grad, std::int64_t v,
+                         std::int64_t d) {
+  const CrossCorrelationShape& s = p.shape;
+  const A dot = static_cast<const A*>(s.dots)[d];
+  const auto* projections = static_cast<const A*>(p.projections);
+  A sum;
+  if (s.gram) {
+    sum = pulled_scale(p, grad) * projections[v * s.dim + d] + other_factor(p, grad, d) * dot;
+  } else {
+    // Rows of P belong to a, columns to b.
+    const A squares = v == 0 ? static_cast<const A*>(s.row_sums)[d] : projections[d] - dot * dot;
+    sum = matrix_factor(s, grad) * squares + matrix_diagonal(s, grad, d) * dot;
+  }
+  return sum / static_cast<A>(s.divisor);
+}
+
+}  // namespace mast_ext::kernels::cross_correlation_math

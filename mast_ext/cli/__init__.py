@@ -1,0 +1,1 @@
+"""The command line: ``mast-ext pretrain | evaluate | doctor``."""

@@ -1,0 +1,158 @@
+"""``mast-ext doctor``: what is installed, what is fast, what is missing and how to mend it.
+
+It imports nothing that may be absent: versions come from package metadata, and the native module
+is tried last.
+"""
+
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+TRAINING = {
+    "jsonargparse": "jsonargparse",
+    "lightning": "lightning",
+    "matplotlib": "matplotlib",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "tensorboard": "tensorboard",
+    "timm": "timm",
+    "torchvision": "torchvision",
+}
+"""What the training side needs: name of the package, name of its module."""
+
+INSTALL_TRAINING = "pip install 'mast-ext[train]'"
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        state: ``ok``, ``slow`` (works, but could be faster) or ``missing``.
+        what: What was looked at.
+        detail: What was found.
+        fix: What to do about it, when something can be done.
+    """
+
+    state: str
+    what: str
+    detail: str
+    fix: str = ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the findings.
+
+    Returns:
+        1 when something that `mast-ext pretrain` needs is missing, else 0.
+    """
+    if arguments and arguments[0] not in ("-h", "--help"):
+        from mast_ext.cli.main import UsageError
+
+        raise UsageError(f"doctor takes no options, got {arguments[0]}")
+    if arguments:
+        print("usage: mast-ext doctor\n\nWhat is installed, what is fast, what is missing.")
+        return 0
+    found = list(examine())
+    width = max(len(finding.what) for finding in found)
+    for finding in found:
+        print(f"{finding.state:<8}{finding.what:<{width}}  {finding.detail}")
+        if finding.fix:
+            print(f"{'':<8}{'':<{width}}  fix: {finding.fix}")
+    return int(any(finding.state == "missing" for finding in found))
+
+
+def examine() -> Iterator[Finding]:
+    """Looks at everything, most basic first."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("ok", "python", f"{platform.python_version()} on {platform.machine()}")
+    yield _package("mast-ext", "mast_ext", REBUILD)
+    torch = _import("torch")
+    if torch is None:
+        yield Finding("missing", "torch", "not importable", "pip install 'torch>=2.7'")
+        return
+    yield Finding("ok", "torch", torch.__version__)
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield Finding("ok", "cpu", f"{cores} cores, {torch.get_num_threads()} threads, {capability}")
+    build, why = _native_build()
+    if build is None:
+        yield Finding("missing", "native kernels", why, REBUILD)
+    else:
+        yield _compiled_for(build, torch.__version__)
+    yield _cuda(torch, build)
+    for package, module in TRAINING.items():
+        yield _package(package, module, INSTALL_TRAINING)
+
+
+def require_training_packages() -> None:
+    """Raises a ModuleNotFoundError that says what to install unless all of `TRAINING` is there."""
+    missing = [p for p, module in TRAINING.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"training needs {', '.join(missing)}, not installed here: {INSTALL_TRAINING}"
+        )
+
+
+def _package(package: str, module: str, fix: str) -> Finding:
+    if importlib.util.find_spec(module) is None:
+        return Finding("missing", package, "not installed", fix)
+    try:
+        return Finding("ok", package, metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return Finding("ok", package, "version unknown (not installed as a package)")
+
+
+def _native_build() -> tuple[dict[str, str | None] | None, str]:
+    """What the native module was built for, or None and why it cannot be loaded."""
+    try:
+        return importlib.import_module("mast_ext.ops").build_info(), ""
+    except ImportError as error:
+        return None, " ".join(str(error).split())
+
+
+def _compiled_for(build: dict[str, str | None], torch_version: str) -> Finding:
+    detail = f"built against torch {build.get('torch')} for CPU {build.get('cpu_isas')}"
+    if build.get("build_type") not in (None, "Release"):
+        detail += f", {build['build_type']}"
+        return Finding("slow", "native kernels", detail, f"build a release: {REBUILD}")
+    if str(build.get("torch")).split("+")[0] != torch_version.split("+")[0]:
+        detail += f", but torch {torch_version} is installed"
+        return Finding("slow", "native kernels", detail, f"rebuild: {REBUILD}")
+    return Finding("ok", "native kernels", detail)
+
+
+def _cuda(torch: Any, build: dict[str, str | None] | None) -> Finding:
+    native = build.get("cuda") if build else None
+    archs = f" for {build.get('cuda_archs')}" if build and native else ""
+    kernels = f"kernels built with CUDA {native}{archs}" if native else "kernels without CUDA"
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        if native:
+            return Finding("ok", "gpu", f"{name}, {kernels}")
+        fix = f"install nvcc of CUDA {torch.version.cuda}, then {REBUILD}"
+        return Finding("slow", "gpu", f"{name}, but {kernels}", fix)
+    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+        fix = "install a CUDA build of torch (pytorch.org), then rebuild"
+        return Finding("slow", "gpu", "a driver is there, but torch is built without CUDA", fix)
+    return Finding("ok", "gpu", f"none here: everything runs on the CPU ({kernels})")
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

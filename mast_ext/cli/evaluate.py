@@ -1,0 +1,83 @@
+"""``mast-ext evaluate``: k-NN and linear probes of a run, a checkpoint or a backbone file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mast_ext.cli.parser import Parser, build, first_look, output_console, parse, settings_parser
+from mast_ext.cli.pretrain import load_config
+from mast_ext.train.config import EvaluateConfig, PretrainConfig
+from mast_ext.train.errors import RunError
+from mast_ext.train.evaluation import chance, device_named, evaluate
+from mast_ext.train.pretrain import open_images
+from mast_ext.train.report import results, tables
+from mast_ext.train.restore import Restored, restore_backbone, restore_checkpoint
+from mast_ext.train.run_directory import RunDirectory, write_text
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = make_parser()
+    path = Path(first_look(parser, arguments).path)
+    run_config = None if path.suffix == ".safetensors" else load_config(path)
+    if run_config is not None:
+        parser.set_defaults(_defaults(run_config))
+    values = parse(parser, arguments)
+    config: EvaluateConfig = build(parser, values, EvaluateConfig, "path", "json")
+
+    opened = open_images(config.data)
+    images = opened.labelled
+    if images is None:
+        raise RunError(f"nothing to evaluate by: {opened.why_not}")
+    restored = _restore(path, run_config)
+    device = device_named(config.accelerator)
+    rows = []
+    for name, backbone, method in (
+        (restored.name, restored.backbone, restored.method),
+        ("untrained", restored.untrained, None),
+    ):
+        rows += evaluate(
+            name, backbone, images, config.augment, config.evaluation, method=method, device=device
+        )
+    rows.append(chance(images))
+    console = output_console()
+    for note in opened.notes:
+        console.print(note, highlight=False, markup=False)
+    for table in tables(rows):
+        console.print(table)
+    if values.json is not None:
+        subspaces = restored.method.subspaces() if restored.method else None
+        write_text(Path(values.json), json.dumps(results(rows, subspaces), indent=2) + "\n")
+    return 0
+
+
+def make_parser() -> Parser:
+    """All options of the command."""
+    parser = settings_parser(
+        "evaluate",
+        "k-NN and linear probes of frozen features, beside the same network untrained."
+        " Images and views are those of the run unless options say otherwise.",
+        EvaluateConfig,
+    )
+    parser.add_argument(
+        "path",
+        help="A run directory, a checkpoint in one, or a backbone.safetensors.",
+    )
+    parser.add_argument(
+        "--json", type=str | None, default=None, help="Write the numbers to this file, too."
+    )
+    return parser
+
+
+def _restore(path: Path, config: PretrainConfig | None) -> Restored:
+    if config is None:
+        return restore_backbone(path)
+    checkpoint = RunDirectory.open(path).last if path.is_dir() else path
+    return restore_checkpoint(checkpoint, config)
+
+
+def _defaults(config: PretrainConfig) -> dict[str, object]:
+    """The sections that an evaluation shares with the run, as dotted names."""
+    sections = {name: config.to_dict()[name] for name in ("data", "augment", "evaluation")}
+    return {
+        f"{s}.{name}": value for s, values in sections.items() for name, value in values.items()
+    }

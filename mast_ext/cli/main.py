@@ -1,0 +1,84 @@
+"""Entry point: finds the command, and turns what a user can mend into one sentence.
+
+Commands are imported when they are called, so that ``doctor`` works with whatever is installed.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+USAGE = """\
+usage: mast-ext <command> [options]
+
+  pretrain   train a backbone without labels, probe it, write a report
+  evaluate   k-NN and linear probes of a run, a checkpoint or a backbone file
+  doctor     what is installed, what is fast, what is missing
+
+`mast-ext <command> --help` lists the options of a command.
+"""
+
+
+class UsageError(Exception):
+    """The command line (or the file of `--config`) does not make sense."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: The command line without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        The exit status: 0, 1 for a run that failed, 2 for a wrong command line, 128 + n after
+        signal n.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    name, *rest = arguments
+    try:
+        return _command(name)(rest)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except Exception as error:
+        if os.environ.get("MAST_EXT_DEBUG") or not _is_for_users(error):
+            raise
+        return _fail(str(error), getattr(error, "status", 1))
+
+
+def _command(name: str) -> Callable[[Sequence[str]], int]:
+    if name == "doctor":
+        from mast_ext.cli import doctor
+
+        return doctor.main
+    if name not in ("pretrain", "evaluate"):
+        raise UsageError(f"there is no command {name!r}: there are pretrain, evaluate, doctor")
+    from mast_ext.cli.doctor import require_training_packages
+
+    require_training_packages()
+    if name == "pretrain":
+        from mast_ext.cli import pretrain
+
+        return pretrain.main
+    from mast_ext.cli import evaluate
+
+    return evaluate.main
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Errors that speak of settings, files and data; the rest are our bugs and keep a traceback."""
+    run_error = sys.modules.get("mast_ext.train.errors")
+    own = (run_error.RunError,) if run_error is not None else ()
+    return isinstance(error, (ValueError, OSError, ModuleNotFoundError, *own))
+
+
+def _fail(message: str, status: int) -> int:
+    print("mast-ext: " + " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

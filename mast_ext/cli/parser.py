@@ -1,0 +1,71 @@
+"""Turns settings dataclasses into options and YAML, by jsonargparse."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from rich.console import Console
+
+from mast_ext.cli.main import UsageError
+
+
+class Parser(ArgumentParser):
+    """A parser that answers a wrong command line with one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        explained = self._explain(" ".join(message.split()))
+        raise UsageError(f"{explained} (options: {self.prog} --help)") from ex
+
+    def _explain(self, message: str) -> str:
+        unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
+        if not unknown:
+            message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
+            return re.sub(r"typing\.Literal\[([^]]+)\]", r"one of \1", message)
+        option = unknown[1].split("=")[0]
+        known = [o for action in self._actions for o in action.option_strings]
+        close = difflib.get_close_matches(option, known, n=1)
+        return f"there is no option {option}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def settings_parser(command: str, description: str, settings: type) -> Parser:
+    """A parser with an option for every field of a settings dataclass, nested ones dotted."""
+    parser = Parser(prog=f"mast-ext {command}", description=description, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings.")
+    parser.add_class_arguments(settings, nested_key=None)
+    return parser
+
+
+def first_look(parser: Parser, arguments: Sequence[str]) -> Namespace:
+    """Values of a command line whose defaults are yet to be set by what they say."""
+    return parser.parse_args([a for a in arguments if not _prints(a)])
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> Namespace:
+    """Values of a command line. `--print_config` comes last: jsonargparse would print what it has
+    read up to there."""
+    return parser.parse_args(sorted(arguments, key=_prints))
+
+
+def _prints(argument: str) -> bool:
+    return argument.split("=")[0] == "--print_config"
+
+
+def build(parser: Parser, values: Namespace, settings: type, *others: str) -> Any:
+    """The settings dataclass from parsed values; ``others`` are options that are no settings."""
+    made = parser.instantiate(values)
+    fields = {name: value for name, value in vars(made).items() if name not in ("config", *others)}
+    return settings(**fields)
+
+
+def given(arguments: Sequence[str], but: Sequence[str]) -> list[str]:
+    """Options on a command line, except those named in ``but``."""
+    options = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+    return [option for option in options if option not in but]
+
+
+def output_console() -> Console:
+    """Standard output for tables; wide enough for them when it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 120))

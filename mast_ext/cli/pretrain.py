@@ -1,0 +1,73 @@
+"""``mast-ext pretrain``: settings to a run directory and a table."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mast_ext.cli.main import UsageError
+from mast_ext.cli.parser import (
+    Parser,
+    build,
+    first_look,
+    given,
+    output_console,
+    parse,
+    settings_parser,
+)
+from mast_ext.train.config import RECIPES, PretrainConfig
+from mast_ext.train.evaluation import LINEAR
+from mast_ext.train.pretrain import pretrain, run_of_checkpoint
+from mast_ext.train.report import tables
+from mast_ext.train.run_directory import RunDirectory
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = make_parser()
+    # The kind of data decides what is done to it unless options say otherwise.
+    recipe = RECIPES[first_look(parser, arguments).data.name]
+    parser.set_defaults({"augment": asdict(recipe)})
+    values = parse(parser, arguments)
+    resume = None if values.resume is None else Path(values.resume)
+    if resume is None:
+        config = build(parser, values, PretrainConfig, "resume")
+    else:
+        extra = given(arguments, ["--resume"])
+        if extra:
+            raise UsageError(f"--resume takes the settings of the run: leave out {extra[0]}")
+        config = load_config(resume)
+
+    outcome = pretrain(config, resume=resume)
+    console = output_console()
+    for note in outcome.notes:
+        console.print(note, highlight=False, markup=False)
+    which = [LINEAR] if config.data.name == "shapes" else None
+    for table in tables(outcome.rows, which):
+        console.print(table)
+    for label, path in (("report", outcome.report), ("run directory", outcome.run.path)):
+        console.print(f"{label}: {path}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def make_parser() -> Parser:
+    """All options of the command."""
+    parser = settings_parser(
+        "pretrain",
+        "Trains a backbone without labels, probes it, and writes a report.",
+        PretrainConfig,
+    )
+    parser.add_argument(
+        "--resume",
+        type=str | None,
+        default=None,
+        metavar="PATH",
+        help="Go on with an interrupted run: its directory, or a checkpoint in it.",
+    )
+    return parser
+
+
+def load_config(resume: Path) -> PretrainConfig:
+    """The settings of the run that a path belongs to."""
+    folder = resume if resume.is_dir() else run_of_checkpoint(resume)
+    parser = settings_parser("pretrain", "", PretrainConfig)
+    values = parser.parse_object(RunDirectory.open(folder).load_config())
+    return build(parser, values, PretrainConfig)

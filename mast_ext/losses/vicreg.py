@@ -1,0 +1,112 @@
+"""VICReg (Bardes, Ponce & LeCun, ICLR 2022), a drop-in for lightly's class.
+
+Composed of three native operators' results; nothing of size ``D·D`` exists where ``B·B`` is smaller.
+"""
+
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from mast_ext import functional
+from mast_ext.losses.gather import gather_batch, require_distributed
+
+Variant = Literal["official", "solo"]
+
+
+class VICRegLoss(nn.Module):
+    """Variance-invariance-covariance regularisation of two views::
+
+        lambda_param · mean (z_a − z_b)²
+          + mu_param · ½ [v(z_a) + v(z_b)]     v(z) = mean_d relu(1 − sqrt(Var_b(z_bd) + eps))
+          + nu_param · [c(z_a) + c(z_b)]       c(z) = Σ_{d≠e} Cov(z)_de² / D
+
+    with unbiased variances and covariances. Values equal those of lightly 1.6.0 to float32
+    accuracy, with one difference: the loss of 16-bit inputs is float32 (theirs is rounded to the
+    inputs' dtype, and overflows in float16).
+
+    Args:
+        lambda_param: Weight of the invariance term.
+        mu_param: Weight of the variance term.
+        nu_param: Weight of the covariance term.
+        gather_distributed: Takes the statistics over the batches of all processes, which must be
+            of equal size.
+        eps: Added to the variances inside the root.
+        variant: ``"official"`` as above (the authors' code, lightly); ``"solo"`` does not halve
+            the variance term (solo-learn, and the paper's equation).
+
+    Raises:
+        ValueError: ``variant`` is unknown, or ``gather_distributed`` without torch.distributed.
+    """
+
+    def __init__(
+        self,
+        lambda_param: float = 25.0,
+        mu_param: float = 25.0,
+        nu_param: float = 1.0,
+        gather_distributed: bool = False,
+        eps: float = 0.0001,
+        *,
+        variant: Variant = "official",
+    ) -> None:
+        super().__init__()
+        if variant not in get_args(Variant):
+            raise ValueError(f"variant must be 'official' or 'solo', got {variant!r}")
+        self.lambda_param = lambda_param
+        self.mu_param = mu_param
+        self.nu_param = nu_param
+        self.gather_distributed = require_distributed(gather_distributed)
+        self.eps = eps
+        self.variant = variant
+
+    def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        """The loss of two views.
+
+        Args:
+            z_a: Embeddings ``[B, ..., D]``. Axes between the batch and the embedding are positions:
+                every one has its own statistics, and the terms are their means.
+            z_b: Embeddings of the other view, like ``z_a``.
+
+        Returns:
+            A scalar, float32 (float64 for float64 inputs).
+
+        Raises:
+            AssertionError: The shapes differ, or ``B < 2`` (the type lightly raises).
+        """
+        if z_a.shape != z_b.shape:
+            raise AssertionError(
+                f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and "
+                f"{tuple(z_b.shape)}"
+            )
+        if z_a.ndim < 2 or z_a.shape[0] < 2:
+            raise AssertionError(
+                f"z_a and z_b must have shape [B, ..., D] with B > 1, got {tuple(z_a.shape)}"
+            )
+        distance = functional.subspace_similarity(
+            z_a.flatten(0, -2)[None], z_b.flatten(0, -2)[None], metric="sqeuclidean"
+        )
+        loss = distance.sum() * (self.lambda_param / z_a.numel())
+        for z in (z_a, z_b):
+            if self.gather_distributed:
+                z = gather_batch(z, 0)
+            variance, covariance = functional.variance_covariance(
+                z.flatten(1, -2).transpose(0, 1) if z.ndim > 2 else z[None], eps=self.eps
+            )
+            positions = variance.shape[1]
+            weight = self.mu_param / (2 if self.variant == "official" else 1) / positions
+            loss = loss + weight * variance.sum() + self.nu_param / positions * covariance.sum()
+        return loss
+
+    def pair_losses(self, views: Tensor) -> Tensor:
+        """What the loss says about every pair of views of every image.
+
+        Variance and covariance belong to the batch, so this is the invariance term alone, weighted
+        as in the loss: its mean over images is that term.
+
+        Args:
+            views: Embeddings ``[V, B, D]``.
+
+        Returns:
+            ``[V, V, B]``, float32 (float64 for float64 inputs).
+        """
+        distance = functional.subspace_similarity(views, metric="sqeuclidean")[0]
+        return distance * (self.lambda_param / views.shape[2])

@@ -1,0 +1,115 @@
+"""MAST: one embedding, a learnable mask per augmentation, invariance inside every mask.
+
+After Huang et al., "MAST: Masked Augmentation Subspace Training" (ICLR 2023), whose equations are
+not public: the definition is ours (see `mast_ext.losses.MASTLoss`). Subspace 0 is the joint one,
+of pairs with all augmentations composed; subspace k belongs to the recipe's k-th augmentation and
+to pairs that differ by it alone.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.losses import MASTLoss, SubspaceMasks
+from mast_ext.methods.method import Method, Subspaces
+from mast_ext.models import LogVarianceHead, Projector
+
+
+@dataclass(frozen=True)
+class MASTOptions:
+    """Settings of MAST.
+
+    Attributes:
+        projector: Widths of the projector's layers; the last one is the embedding's dimension.
+        policy: ``sampled``: an anchor and ``partners`` views, each drawn per image: a composed
+            one with probability ``joint``, else one that differs by a single augmentation.
+            ``factorized``: an anchor, one view per augmentation that differs by it alone, and one
+            composed view if ``joint`` is above 0.
+        partners: How many views are compared with the anchor (``sampled``).
+        joint: Probability of a composed pair (``sampled``); any number above 0 adds one
+            (``factorized``).
+        masks: Parameterisation of the masks; ``balanced`` cannot collapse onto few dimensions.
+        uncertainty: Learned variance that discounts ambiguous samples: none, one per subspace,
+            or one per dimension.
+        invariance: Weight of the masked distances' mean over subspaces.
+        variance: Weight of the hinge on every dimension's standard deviation.
+        covariance: Weight of the squared off-diagonal covariances.
+        sparsity: Weight of the masks' mean (L1).
+    """
+
+    projector: tuple[int, ...] = (512, 512, 256)
+    policy: Literal["sampled", "factorized"] = "sampled"
+    partners: int = 1
+    joint: float = 0.5
+    masks: Literal["balanced", "softmax", "sigmoid", "relu"] = "balanced"
+    uncertainty: Literal["none", "subspace", "diagonal"] = "none"
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+    sparsity: float = 0.0
+
+
+class MAST(Method):
+    """Masked augmentation subspaces.
+
+    Args:
+        num_features: Width of the backbone's features.
+        recipe: The augmentations; each one switched on gets a subspace.
+        options: See `MASTOptions`.
+
+    Raises:
+        ValueError: The recipe switches no augmentation on, or an option lies out of range.
+    """
+
+    name = "mast"
+    Options: ClassVar[type[MASTOptions]] = MASTOptions
+
+    def __init__(self, num_features: int, recipe: AugmentationRecipe, options: MASTOptions) -> None:
+        super().__init__()
+        if not recipe.augmentations:
+            raise ValueError("mast needs a recipe with at least one augmentation switched on")
+        self.options = options
+        self.subspace_names = self.policy(recipe).subspaces
+        self.projector = Projector(num_features, options.projector)
+        dim = self.projector.dim
+        self.loss = MASTLoss(
+            SubspaceMasks(len(self.subspace_names), dim, options.masks),
+            invariance=options.invariance,
+            variance=options.variance,
+            covariance=options.covariance,
+            sparsity=options.sparsity,
+            uncertainty=options.uncertainty,
+        )
+        self.log_variance: LogVarianceHead | None = None
+        if options.uncertainty != "none":
+            outputs = dim if options.uncertainty == "diagonal" else len(self.subspace_names)
+            self.log_variance = LogVarianceHead(num_features, outputs)
+
+    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
+        if self.options.policy == "factorized":
+            return make_policy("factorized", recipe, joint=self.options.joint > 0)
+        return make_policy("sampled", recipe, n=self.options.partners, joint=self.options.joint)
+
+    def forward(self, features: Tensor, batch: ViewBatch) -> dict[str, Tensor]:
+        log_var = None if self.log_variance is None else self.log_variance(features)
+        terms = self.loss(self.embed(features), batch.pair_subspace, log_var)
+        logs = dict(terms.logs)
+        for k, name in enumerate(self.subspace_names):
+            logs[f"invariance/{name}"] = logs.pop(f"invariance/{k}")
+        return {"loss": terms.loss, **logs}
+
+    @torch.no_grad()
+    def subspaces(self) -> Subspaces:
+        masks = self.loss.masks
+        return Subspaces(
+            self.subspace_names,
+            masks().float().cpu(),
+            masks.effective_dimensions().float().cpu(),
+            masks.overlap().float().cpu(),
+        )
+
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name.startswith("loss.")}

@@ -1,0 +1,63 @@
+"""VICReg: plain invariance to all augmentations composed (Bardes et al. 2022)."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.losses import VICRegLoss
+from mast_ext.methods.method import Method
+from mast_ext.models import Projector
+
+
+@dataclass(frozen=True)
+class VICRegOptions:
+    """Settings of VICReg.
+
+    Attributes:
+        projector: Widths of the projector's layers; the last one is the embedding's dimension.
+        invariance: Weight of the mean squared distance of two views (25 in the paper).
+        variance: Weight of the hinge on every dimension's standard deviation (25).
+        covariance: Weight of the squared off-diagonal covariances (1).
+    """
+
+    projector: tuple[int, ...] = (512, 512, 256)
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+
+
+class VICReg(Method):
+    """Independent views of an image; the loss is the mean over all pairs of views.
+
+    Args:
+        num_features: Width of the backbone's features.
+        recipe: The augmentations; ``recipe.views`` says how many views there are.
+        options: See `VICRegOptions`.
+
+    Raises:
+        ValueError: ``recipe.views`` is below 2.
+    """
+
+    name = "vicreg"
+    Options: ClassVar[type[VICRegOptions]] = VICRegOptions
+
+    def __init__(
+        self, num_features: int, recipe: AugmentationRecipe, options: VICRegOptions
+    ) -> None:
+        super().__init__()
+        if recipe.views < 2:
+            raise ValueError(f"vicreg needs augment.views of at least 2, got {recipe.views}")
+        self.projector = Projector(num_features, options.projector)
+        self.loss = VICRegLoss(options.invariance, options.variance, options.covariance)
+
+    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
+        return make_policy("composed", recipe)
+
+    def forward(self, features: Tensor, batch: ViewBatch) -> dict[str, Tensor]:
+        views = self.embed(features)
+        pairs = [self.loss(views[i], views[j]) for i, j in combinations(range(len(views)), 2)]
+        return {"loss": torch.stack(pairs).mean()}

@@ -1,0 +1,166 @@
+"""Backbones: timm models without a classifier, with a stem for small images.
+
+A backbone maps images ``[B, 3, S, S]`` to pooled features ``[B, F]``. What it is stands in a
+`BackboneSpec`, which travels in the weights file, so that a file alone is enough to rebuild it.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from timm.models.resnet import ResNet
+from torch import nn
+
+FORMAT = "mast_ext.backbone.1"
+
+
+@dataclass(frozen=True)
+class _Preset:
+    """A timm ResNet under a name of ours."""
+
+    timm_name: str
+    timm_args: dict[str, Any]
+    stem_stride: int = 1
+
+
+PRESETS = {
+    # One basic block per stage, narrow, at 1/2 of a small image's resolution: made for CPUs.
+    "resnet_small": _Preset(
+        "resnet18",
+        {
+            "layers": (1, 1, 1, 1),
+            "channels": (32, 64, 128, 256),
+            "stem_type": "deep",
+            "stem_width": 16,
+        },
+        stem_stride=2,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """All that is needed to rebuild a backbone (without its weights).
+
+    Attributes:
+        name: A timm model's name, or a preset of ours (``resnet_small``).
+        small_images: For ResNets: a 3x3 stem without max-pool, of stride 1 (stride 2 in
+            ``resnet_small``), instead of the 7x7 stride-2 stem with max-pool.
+        timm_args: Further arguments of ``timm.create_model`` (``img_size``, ``patch_size``, …).
+    """
+
+    name: str = "resnet_small"
+    small_images: bool = True
+    timm_args: dict[str, Any] = field(default_factory=dict)
+
+    def create(self) -> nn.Module:
+        """The backbone with random weights; errors as `create_backbone`."""
+        return create_backbone(self.name, self.small_images, **self.timm_args)[0]
+
+
+def create_backbone(
+    name: str, small_images: bool = False, **timm_args: Any
+) -> tuple[nn.Module, int]:
+    """A randomly initialised backbone and its number of features.
+
+    Args:
+        name: A timm model's name, or ``resnet_small``: a narrow ResNet of four basic blocks
+            (1.2 million parameters, 256 features) for small images on a CPU.
+        small_images: See `BackboneSpec`.
+        **timm_args: Passed to ``timm.create_model``. Nothing is fetched from a network.
+
+    Returns:
+        The module, images ``[B, 3, S, S]`` to features ``[B, F]``, and ``F``.
+
+    Raises:
+        ValueError: Unknown name, arguments that the model does not take, or ``small_images`` for
+            a model that is not a ResNet.
+    """
+    preset = PRESETS.get(name, _Preset(name, {}))
+    if preset.timm_name not in timm.list_models():
+        close = difflib.get_close_matches(name, [*PRESETS, *timm.list_models()], n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"no backbone is called {name!r} in timm{hint}")
+    if "pretrained" in timm_args:
+        raise ValueError("backbones start from random weights: pretrained is not an option")
+    arguments = {**preset.timm_args, **timm_args, "num_classes": 0, "pretrained": False}
+    backbone: Any
+    try:
+        backbone = timm.create_model(preset.timm_name, **arguments)
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"timm cannot build {name!r} with {timm_args}: {error}") from error
+    if small_images:
+        _use_small_stem(backbone, name, preset.stem_stride)
+    return backbone, int(backbone.num_features)
+
+
+def is_resnet(name: str) -> bool:
+    """Whether a model is a ResNet of timm's, which `BackboneSpec.small_images` needs."""
+    return name in PRESETS or timm.models.is_model_in_modules(name, ["resnet"])
+
+
+def to_channels_last(backbone: nn.Module) -> nn.Module:
+    """The backbone with its convolutions' weights in the layout that is fast on CPUs and GPUs."""
+    return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def save_backbone(backbone: nn.Module, spec: BackboneSpec, path: Path) -> None:
+    """Writes the weights and the spec to a safetensors file, in one step (never half a file)."""
+    tensors = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
+    metadata = {"format": FORMAT, "backbone": json.dumps(dataclasses.asdict(spec))}
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(save(tensors, metadata=metadata))
+    partial.replace(path)
+
+
+def load_backbone(path: Path) -> tuple[nn.Module, BackboneSpec]:
+    """A backbone with the weights of a file that `save_backbone` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not one of `save_backbone`'s, or does not fit its own spec.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no backbone file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a backbone of mast_ext (its metadata names none)")
+    try:
+        spec = BackboneSpec(**json.loads(metadata["backbone"]))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not say which backbone it holds: {error}") from error
+    backbone = spec.create()
+    try:
+        backbone.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {path} do not fit {spec.name}: {error}") from error
+    return backbone, spec
+
+
+def _use_small_stem(backbone: nn.Module, name: str, stride: int) -> None:
+    if not isinstance(backbone, ResNet):
+        raise ValueError(
+            f"small_images changes the stem of ResNets, and {name!r} is none; set it to false"
+            " (a vision transformer takes img_size and patch_size in timm_args)"
+        )
+    resnet: Any = backbone  # timm declares narrower types than it uses
+    if isinstance(resnet.conv1, nn.Sequential):
+        first: Any = resnet.conv1[0]
+        first.stride = (stride, stride)
+    else:
+        stem = nn.Conv2d(3, resnet.conv1.out_channels, 3, stride, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        resnet.conv1 = stem
+    resnet.maxpool = nn.Identity()

@@ -1,0 +1,52 @@
+"""Heads on a backbone's features: the projector, and the log-variances of uncertain embeddings."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class Projector(nn.Sequential):
+    """A multi-layer perceptron with batch norm and ReLU between its layers.
+
+    ``[N, F] -> [N, widths[-1]]``; the last layer is linear, without bias, batch norm or ReLU
+    (the expander of VICReg, Bardes et al. 2022).
+
+    Args:
+        num_features: Width of the input ``F``.
+        widths: Width of every layer; the last one is the embedding's dimension.
+
+    Raises:
+        ValueError: No widths, or one below 1.
+    """
+
+    def __init__(self, num_features: int, widths: Sequence[int]) -> None:
+        if not widths or min(widths) < 1:
+            raise ValueError(f"projector widths must be positive numbers, got {list(widths)}")
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise((num_features, *widths[:-1])):
+            layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
+        inputs = (num_features, *widths)[-2]
+        super().__init__(*layers, nn.Linear(inputs, widths[-1], bias=False))
+        self.dim = widths[-1]
+
+
+class LogVarianceHead(nn.Module):
+    """Log-variances of an embedding from a backbone's features: ``[N, F] -> [N, outputs]``.
+
+    It starts at log-variance 0 everywhere, so that training begins with every sample trusted
+    alike.
+
+    Args:
+        num_features: Width of the input ``F``.
+        outputs: One per subspace, or one per embedding dimension.
+    """
+
+    def __init__(self, num_features: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_features, outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(features)

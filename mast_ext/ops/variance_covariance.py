@@ -1,0 +1,71 @@
+"""Shape-only kernel and gradient of ``mast_ext::variance_covariance``; schema in library.cpp."""
+
+import torch
+
+from mast_ext.ops.common import (
+    KEPT_ELEMENTS,
+    accumulation_dtype,
+    product_dtype,
+    refuse_second_derivative,
+    wanted_like,
+)
+
+op = torch.ops.mast_ext.variance_covariance.default
+backward_op = torch.ops.mast_ext.variance_covariance_backward.default
+
+
+@torch.library.register_fake("mast_ext::variance_covariance")
+def _(z, masks, eps):
+    views, rows, dim = z.shape
+    subspaces = 1 if masks is None else masks.shape[0]
+    gram = dim >= 2 * subspaces * (rows - 1)
+    keep = not (gram and masks is not None) and z.numel() <= KEPT_ELEMENTS
+    variance = z.new_empty((subspaces, views), dtype=accumulation_dtype(z))
+    mean = variance.new_empty((views, dim))
+    product = z.new_empty(
+        (subspaces, views, rows, rows) if gram else (views, dim, dim), dtype=product_dtype(z)
+    )
+    return (
+        variance,
+        torch.empty_like(variance),
+        mean,
+        torch.empty_like(mean),
+        product,
+        variance.new_empty((subspaces, views, rows if gram else dim)),
+        product.new_empty(z.shape if keep else (0,)),
+    )
+
+
+@torch.library.register_fake("mast_ext::variance_covariance_backward")
+def _(
+    grad_variance,
+    grad_covariance,
+    z,
+    masks,
+    mean,
+    sum_squares,
+    product,
+    row_sums,
+    centered,
+    eps,
+    wanted,
+):
+    return wanted_like(z, wanted[0], z), wanted_like(masks, wanted[1], mean)
+
+
+def _setup_context(ctx, inputs, output):
+    z, masks, ctx.eps = inputs
+    ctx.save_for_backward(z, masks, *output[2:])
+    ctx.mark_non_differentiable(*output[2:])
+
+
+def _backward(ctx, grad_variance, grad_covariance, *_):
+    wanted = ctx.needs_input_grad[:2]
+    grads = backward_op(grad_variance, grad_covariance, *ctx.saved_tensors, ctx.eps, wanted)
+    return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None
+
+
+torch.library.register_autograd(
+    "mast_ext::variance_covariance", _backward, setup_context=_setup_context
+)
+refuse_second_derivative("variance_covariance")

@@ -1,0 +1,1 @@
+"""The training side: settings, a Lightning module, checkpoints, evaluation and the report."""

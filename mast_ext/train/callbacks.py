@@ -1,0 +1,125 @@
+"""What a run tells while it goes: rows of metrics, and a progress bar on a terminal."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from mast_ext.train.run_directory import write_text
+
+
+class MetricsFile:
+    """A CSV file that grows by rows, whose columns are fixed by the first row.
+
+    A run that resumes at a step drops the rows which it is going to write again.
+
+    Args:
+        path: The file.
+        resume_at: Steps done so far; rows after it are dropped. 0 starts a new file.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        self.path = path
+        if path.exists():
+            with path.open(newline="") as file:
+                lines = list(csv.reader(file))
+            kept = [row for row in lines[1:] if len(row) == len(lines[0])]
+            kept = [row for row in kept if int(row[0]) <= resume_at]
+            text = "".join(",".join(row) + "\n" for row in [*lines[:1], *kept] if kept)
+            write_text(path, text)
+
+    def append(self, row: dict[str, float]) -> None:
+        """Adds a row; its first column is ``step``."""
+        new = not self.path.exists() or self.path.stat().st_size == 0
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class Metrics(Callback):
+    """Writes the method's terms, learning rate, gradient norm and speed every few steps.
+
+    Args:
+        file: Where the rows go; loggers of the trainer (TensorBoard) get them, too.
+        every: Steps between rows.
+        steps_per_epoch: Steps of an epoch.
+    """
+
+    def __init__(self, file: Path, *, every: int, steps_per_epoch: int) -> None:
+        self.path, self.every, self.steps_per_epoch = file, every, steps_per_epoch
+        self.file: MetricsFile | None = None
+        self._since, self._views = 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.file = MetricsFile(self.path, trainer.global_step)
+        self._since, self._views = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        self._views += batch.images.shape[0] * batch.images.shape[1]
+        if self.file is None or not (step % self.every == 0 or step == trainer.max_steps):
+            return
+        now = time.perf_counter()
+        metrics = {
+            **{name: float(value) for name, value in outputs.items()},
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "gradient_norm": pl_module.gradient_norm,
+            "views_per_second": round(self._views / (now - self._since), 1),
+        }
+        self._since, self._views = now, 0
+        self.file.append({"step": step, "epoch": round(step / self.steps_per_epoch, 4), **metrics})
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step)
+
+
+class ProgressBar(Callback):
+    """One bar over all steps of a run, with the loss.
+
+    Args:
+        title: What is being trained.
+        console: Where to draw.
+    """
+
+    def __init__(self, title: str, console: Console) -> None:
+        self.title = title
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.task: TaskID | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.task = self.bar.add_task(
+            self.title, total=trainer.max_steps, completed=trainer.global_step, loss=float("nan")
+        )
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.task is not None:
+            loss = float(outputs["loss"])
+            self.bar.update(self.task, completed=trainer.global_step, loss=loss)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.bar.stop()

@@ -1,0 +1,215 @@
+"""Checkpoints: written in one step, read without running code, refused when they are not ours.
+
+A checkpoint is Lightning's (weights, optimiser, schedule, loops) with a section ``mast_ext`` that
+says which run it belongs to, where in the data it stands, and the state of every random number
+generator.
+"""
+
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mast_ext.train.errors import CheckpointError, Interrupted
+from mast_ext.train.run_directory import RunDirectory
+
+FORMAT = "mast_ext.checkpoint.1"
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end training early, with a checkpoint."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU, read with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged, or another program wrote it.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no run or checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # the unpickler raises nearly anything on foreign bytes
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint of mast-ext ({type(error).__name__})"
+        ) from error
+    header = checkpoint.get("mast_ext") if isinstance(checkpoint, dict) else None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of mast-ext: another program wrote it")
+    return checkpoint
+
+
+def check_belongs(checkpoint: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
+    """Raises a CheckpointError unless the checkpoint was made by a run of this identity."""
+    for name, value in identity.items():
+        found = checkpoint["mast_ext"]["identity"].get(name)
+        if found != value:
+            raise CheckpointError(
+                f"{path} belongs to another run: its {name} is {found}, this run's is {value}"
+            )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, forces it to the disk, then moves it there."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+class Checkpoints(Callback):
+    """Writes ``last`` every few steps and at epoch ends, and keeps the ``best`` epoch's.
+
+    Best is the lowest mean training loss of an epoch: there are no labels to judge by.
+
+    Args:
+        run: Where to write.
+        identity: What a run must have in common with a checkpoint to continue from it.
+        seed: Seed of the loader.
+        steps_per_epoch: Steps of an epoch.
+        every: Steps between checkpoints.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        identity: dict[str, Any],
+        seed: int,
+        steps_per_epoch: int,
+        every: int,
+    ) -> None:
+        self.run, self.identity, self.seed = run, identity, seed
+        self.steps_per_epoch, self.every = steps_per_epoch, every
+        self.loss_sum, self.best = 0.0, float("inf")
+        self.received: int | None = None
+        self._generators: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, float]:
+        return {"loss_sum": self.loss_sum, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.loss_sum, self.best = state_dict["loss_sum"], state_dict["best"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        epoch, step = divmod(trainer.global_step, self.steps_per_epoch)
+        checkpoint["mast_ext"] = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "loader": {"seed": self.seed, "epoch": epoch, "step": step},
+            "generators": _generator_states(),
+        }
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._generators = checkpoint["mast_ext"]["generators"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not earlier: building data and networks may draw numbers.
+        if self._generators is not None:
+            _restore_generators(self._generators)
+        # Instead of Lightning's, set just before, which would stop without a checkpoint.
+        with suppress(ValueError):  # handlers can be set in the main thread only
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        self.loss_sum += float(outputs["loss"])
+        # A run may end within an epoch, which then counts as one.
+        epoch_ended = step % self.steps_per_epoch == 0 or step == trainer.max_steps
+        improved = False
+        if epoch_ended:
+            mean = self.loss_sum / ((step - 1) % self.steps_per_epoch + 1)
+            improved, self.loss_sum = mean < self.best, 0.0
+            self.best = min(mean, self.best)
+        if epoch_ended or self.received is not None or step % self.every == 0:
+            trainer.save_checkpoint(self.run.last)
+            if improved:
+                _copy(self.run.last, self.run.best)
+        if self.received is not None:
+            raise Interrupted(self.received, step)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """The first signal ends training after the step under way, the second at once."""
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+@contextmanager
+def signals_restored() -> Iterator[None]:
+    """Gives the handlers of `SIGNALS` back, and tells of a SIGTERM before the first step."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    except SIGTERMException as error:
+        raise Interrupted(signal.SIGTERM, 0) from error
+    finally:
+        with suppress(ValueError):
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy in one step: a second name where the file system has hard links, since ``last`` is
+    replaced and never written into."""
+    partial = target.with_name(f".{target.name}.partial")
+    with suppress(FileNotFoundError):
+        partial.unlink()
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+def _generator_states() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = cast(tuple, np.random.get_state(legacy=True))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+    }
+
+
+def _restore_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

@@ -1,0 +1,222 @@
+"""All settings of a run, as frozen dataclasses that check themselves.
+
+The command line, the YAML of `--config` and the `config.yaml` of a run directory are three
+spellings of one `PretrainConfig`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mast_ext.augment import AugmentationRecipe
+from mast_ext.methods import METHODS, MASTOptions, VICRegOptions
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from.
+
+    Attributes:
+        name: ``shapes`` (procedural, with ground-truth factors) or ``folder``.
+        path: The folder: ``DIR/train/<class>/…`` with ``test/`` or ``val/``, ``DIR/<class>/…``,
+            or ``DIR/…`` without labels.
+        size: Side of the images that ``shapes`` renders, in pixels.
+        seed: Seed of the images that ``shapes`` renders.
+        max_images: Use at most this many training images.
+        max_test_images: Use at most this many test images.
+        on_bad_image: Stop at an unreadable image, naming it, or skip and count it.
+        workers: Background threads that prepare batches.
+    """
+
+    name: Literal["shapes", "folder"] = "shapes"
+    path: str | None = None
+    size: int = 32
+    seed: int = 0
+    max_images: int | None = None
+    max_test_images: int | None = None
+    on_bad_image: Literal["error", "skip"] = "error"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name == "folder" and not self.path:
+            raise ValueError("data.name folder needs data.path, the folder with the images")
+        _at_least(self, 1, "size")
+        _at_least(self, 0, "workers", "seed")
+        for name in ("max_images", "max_test_images"):
+            if getattr(self, name) is not None:
+                _at_least(self, 1, name)
+
+
+RECIPES = {
+    # Shapes are small and lie in a corner: a smaller crop would often miss them. Any hue, so that
+    # there is a factor which plain invariance has to give up.
+    "shapes": AugmentationRecipe(crop_scale=(0.5, 1.0), hue=0.5),
+    "folder": AugmentationRecipe(),
+}
+"""Default augmentations by `DataConfig.name`."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone.
+
+    Attributes:
+        name: A timm model, or ``resnet_small`` (a narrow ResNet for small images on a CPU).
+        small_images: For ResNets: a 3x3 stem without max-pool. By default on for ResNets when
+            views are at most 64 pixels wide.
+        timm_args: Further arguments of ``timm.create_model``.
+    """
+
+    name: str = "resnet_small"
+    small_images: bool | None = None
+    timm_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser and schedule.
+
+    Attributes:
+        name: ``adamw``, ``sgd`` (momentum 0.9) or ``lars``.
+        lr: Peak learning rate per 256 images: the rate used is ``lr * batch_size / 256``.
+        weight_decay: Not applied to biases, norms and masks.
+        warmup: Epochs (fractions allowed) of linear warm-up.
+        min_lr: The cosine schedule ends at this fraction of the peak.
+    """
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup: float = 1.0
+    min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
+        _at_least(self, 0, "weight_decay", "warmup")
+        if not 0 <= self.min_lr <= 1:
+            raise ValueError(f"optimizer.min_lr must be a fraction in [0, 1], got {self.min_lr}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop.
+
+    Attributes:
+        epochs: Passes over the images (fractions allowed).
+        batch_size: Images per step; each gives as many views as the method wants.
+        accelerator: Where to train; ``auto`` takes a GPU when there is one.
+        precision: ``32-true`` or ``bf16-mixed``.
+        checkpoint_every: Steps between checkpoints; there is one at every epoch's end, too.
+        log_every: Steps between rows of metrics.
+        tensorboard: Whether to write TensorBoard events beside ``metrics.csv``.
+        progress: Progress bar: ``auto`` shows one when standard error is a terminal.
+    """
+
+    epochs: float = 8.0
+    batch_size: int = 256
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    checkpoint_every: int = 100
+    log_every: int = 10
+    tensorboard: bool = True
+    progress: Literal["auto", "on", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.epochs > 0:
+            raise ValueError(f"train.epochs must be positive, got {self.epochs}")
+        _at_least(self, 2, "batch_size")
+        _at_least(self, 1, "checkpoint_every", "log_every")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured after training.
+
+    Attributes:
+        neighbours: Neighbours of the weighted k-NN classifiers.
+        temperature: Temperature of the neighbours' weights.
+        batch_size: Images per step of feature extraction.
+    """
+
+    neighbours: tuple[int, ...] = (20, 200)
+    temperature: float = 0.07
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        if not self.neighbours or min(self.neighbours) < 1:
+            raise ValueError(f"evaluation.neighbours must be positive, got {self.neighbours}")
+        if not self.temperature > 0:
+            raise ValueError(f"evaluation.temperature must be positive, got {self.temperature}")
+        _at_least(self, 1, "batch_size")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of an evaluation apart from training. Those of a run are its defaults.
+
+    Attributes:
+        accelerator: Where features are computed.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentationRecipe = field(default_factory=AugmentationRecipe)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that determines a run.
+
+    Attributes:
+        method: ``mast`` or ``vicreg``.
+        baseline: ``auto`` trains plain VICReg beside MAST, with the same number of image
+            forwards, when the images are ``shapes``; ``vicreg`` always; ``none`` never.
+        seed: Seed of initial weights, shuffling and augmentations.
+        out: The run directory, which must not exist yet; ``runs/<method>-<data>-<number>`` by
+            default.
+        augment: By default that of `RECIPES` for the kind of data.
+    """
+
+    method: str = "mast"
+    baseline: Literal["auto", "vicreg", "none"] = "auto"
+    seed: int = 0
+    out: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentationRecipe = RECIPES["shapes"]
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mast: MASTOptions = field(default_factory=MASTOptions)
+    vicreg: VICRegOptions = field(default_factory=VICRegOptions)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        _at_least(self, 0, "seed")
+
+    def options(self, method: str) -> Any:
+        """The settings of one method."""
+        return getattr(self, method)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as YAML and checkpoints hold them."""
+        return _plain(dataclasses.asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _at_least(config: Any, low: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not value >= low:
+            raise ValueError(f"{name} must be at least {low}, got {value}")

@@ -1,0 +1,49 @@
+"""What can go wrong with a run and is told to the user in one sentence, without a traceback."""
+
+from pathlib import Path
+
+
+class RunError(Exception):
+    """A run cannot start or go on, for a reason that its user can act upon.
+
+    Attributes:
+        status: Exit status of the program.
+    """
+
+    status = 1
+
+
+class CheckpointError(RunError):
+    """A checkpoint is missing, damaged, not ours, or of another run."""
+
+
+class NonFiniteError(RunError):
+    """The loss or its gradient became NaN or infinite.
+
+    Attributes:
+        step: The step (from 1) whose loss it was; no weight was changed by it.
+        indices: Sample indices of the step's batch in the source of images.
+    """
+
+    def __init__(self, what: str, step: int, indices: list[int]) -> None:
+        super().__init__(f"{what} at step {step}")
+        self.what, self.step, self.indices = what, step, indices
+
+
+class Interrupted(RunError):
+    """Training was stopped by a signal, after writing a checkpoint of the steps done.
+
+    Attributes:
+        signal: Number of the signal.
+        step: Steps done.
+        run: The run directory to resume, when something was done that can be.
+    """
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(signal, step)
+        self.signal, self.step, self.status = signal, step, 128 + signal
+        self.run: Path | None = None
+
+    def __str__(self) -> str:
+        how = f": go on with mast-ext pretrain --resume {self.run}" if self.run else ""
+        return f"stopped by signal {self.signal} after step {self.step}{how}"

@@ -1,0 +1,233 @@
+"""Builds a method's networks and trains them in a run directory, from nothing or a checkpoint."""
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from torch import nn
+
+from mast_ext.augment import ViewBatch, ViewLoader, build_loader
+from mast_ext.data import Source
+from mast_ext.methods import METHODS, Method
+from mast_ext.models import BackboneSpec, create_backbone, is_resnet, save_backbone
+from mast_ext.train.callbacks import Metrics, ProgressBar
+from mast_ext.train.checkpoint import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    check_belongs,
+    read_checkpoint,
+    signals_restored,
+)
+from mast_ext.train.config import PretrainConfig
+from mast_ext.train.errors import NonFiniteError, RunError
+from mast_ext.train.module import PretrainModule
+from mast_ext.train.run_directory import RunDirectory, write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """What is trained: a backbone, what it is, and a method on it."""
+
+    backbone: nn.Module
+    spec: BackboneSpec
+    method: Method
+
+
+def build_networks(config: PretrainConfig, method: str) -> Networks:
+    """Backbone and method with initial weights that follow from the seed alone.
+
+    Every method starts from the same backbone.
+
+    Raises:
+        ValueError: The backbone or an option of the method does not exist or does not fit.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    spec = backbone_spec(config)
+    backbone, num_features = create_backbone(spec.name, spec.small_images, **spec.timm_args)
+    options = config.options(method)
+    return Networks(backbone, spec, METHODS[method](num_features, config.augment, options))
+
+
+def backbone_spec(config: PretrainConfig) -> BackboneSpec:
+    """The backbone of the settings, with the stem decided."""
+    model = config.model
+    small = model.small_images
+    if small is None:
+        small = is_resnet(model.name) and config.augment.size <= 64
+    return BackboneSpec(model.name, small, dict(model.timm_args))
+
+
+def training_loader(config: PretrainConfig, method: Method, source: Source) -> ViewLoader:
+    """The loader of a method's views.
+
+    Raises:
+        ValueError: There are fewer images than one batch needs.
+    """
+    if len(source) < config.train.batch_size:
+        raise ValueError(
+            f"{source.name} has {len(source)} training images, fewer than one batch:"
+            f" set train.batch_size to {len(source)} or less"
+        )
+    return build_loader(
+        source,
+        method.policy(config.augment),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+    )
+
+
+def fit(
+    config: PretrainConfig,
+    networks: Networks,
+    loader: ViewLoader,
+    run: RunDirectory,
+    *,
+    total_steps: int,
+    resume: Path | None = None,
+    console: Console,
+) -> PretrainModule:
+    """Trains for ``total_steps`` steps and writes the backbone's weights.
+
+    Args:
+        config: All settings.
+        networks: What to train, changed in place.
+        loader: Its views.
+        run: Where checkpoints, metrics and the weights go.
+        total_steps: Steps of the run, those before the checkpoint included.
+        resume: A checkpoint to go on from.
+        console: Where a progress bar is drawn.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, not ours, or of another run.
+        Interrupted: A signal stopped training; the last checkpoint has the step it names.
+        RunError: The loss or gradient became NaN or infinite.
+    """
+    name = networks.method.name
+    identity = {
+        "method": name,
+        "backbone": dataclasses.asdict(networks.spec),
+        "images": len(loader.source),
+        "batch_size": config.train.batch_size,
+        "seed": config.seed,
+        "steps": total_steps,
+    }
+    if resume is not None:
+        check_belongs(read_checkpoint(resume), identity, resume)
+    module = PretrainModule(
+        networks.backbone,
+        networks.method,
+        config.optimizer,
+        batch_size=config.train.batch_size,
+        steps_per_epoch=len(loader),
+        total_steps=total_steps,
+    )
+    checkpoints = Checkpoints(
+        run,
+        identity=identity,
+        seed=config.seed,
+        steps_per_epoch=len(loader),
+        every=config.train.checkpoint_every,
+    )
+    every = config.train.log_every
+    callbacks: list[Callback] = [
+        Metrics(run.metrics, every=every, steps_per_epoch=len(loader)),
+        checkpoints,
+    ]
+    if config.train.progress == "on" or (config.train.progress == "auto" and console.is_terminal):
+        callbacks.append(ProgressBar(name, console))
+    with _quiet_lightning():
+        trainer = _trainer(config, run, callbacks, total_steps)
+        stream = _Stream(loader, trainer)
+        try:
+            with signals_restored():
+                trainer.fit(module, stream, ckpt_path=resume)
+        except NonFiniteError as error:
+            raise _describe(error, run) from error
+    save_backbone(module.backbone, networks.spec, run.backbone)
+    return module
+
+
+def _trainer(
+    config: PretrainConfig, run: RunDirectory, callbacks: list[Callback], total_steps: int
+) -> Trainer:
+    logger: Any = False
+    if config.train.tensorboard:
+        logger = TensorBoardLogger(run.tensorboard, name="", version="")
+    trainer = Trainer(
+        accelerator=config.train.accelerator,
+        devices=1,
+        precision=config.train.precision,
+        max_steps=total_steps,
+        max_epochs=-1,
+        logger=logger,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run.path,
+        deterministic=True,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    # Filling every new tensor is a debugging aid that costs time; no op here reads before writing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return trainer
+
+
+class _Stream:
+    """The loader as Lightning sees it: every epoch starts where the trainer's step says.
+
+    So one number, the trainer's step, decides what comes next, after a resume as before it.
+    """
+
+    def __init__(self, loader: ViewLoader, trainer: Trainer) -> None:
+        self.loader, self.trainer = loader, trainer
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[ViewBatch]:
+        self.loader.load_state_dict(self.state_dict())
+        yield from self.loader
+
+    def state_dict(self) -> dict[str, int]:
+        epoch, step = divmod(self.trainer.global_step, len(self.loader))
+        return {"seed": self.loader.seed, "epoch": epoch, "step": step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to do: the step is the trainer's. Its presence says that resuming is exact."""
+
+
+def _describe(error: NonFiniteError, run: RunDirectory) -> RunError:
+    listing = run.path / "nonfinite_batch.txt"
+    write_text(listing, "".join(f"{index}\n" for index in error.indices))
+    first = ", ".join(str(index) for index in error.indices[:8])
+    more = ", …" if len(error.indices) > 8 else ""
+    good = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint yet"
+    return RunError(
+        f"{error}: stopped before changing any weight. Its batch has samples {first}{more} (all in"
+        f" {listing}); {good}"
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keeps Lightning's tips and hints, which are for its own users, off the screen."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)

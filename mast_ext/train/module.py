@@ -1,0 +1,87 @@
+"""One training step: all views of a batch through the backbone at once, then the method's loss."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mast_ext.augment import ViewBatch
+from mast_ext.methods import Method
+from mast_ext.models import to_channels_last
+from mast_ext.train.config import OptimizerConfig
+from mast_ext.train.errors import NonFiniteError
+from mast_ext.train.optimizers import (
+    create_optimizer,
+    create_schedule,
+    gradient_norm,
+    parameter_groups,
+)
+
+
+class PretrainModule(LightningModule):
+    """A backbone and a method under training.
+
+    Args:
+        backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``.
+        method: Heads and loss on these features.
+        optimizer: Optimiser and schedule.
+        batch_size: Images per step (the learning rate scales with it).
+        steps_per_epoch: Steps of an epoch.
+        total_steps: Steps of the whole run.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        method: Method,
+        optimizer: OptimizerConfig,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        total_steps: int,
+    ) -> None:
+        super().__init__()
+        self.backbone = to_channels_last(backbone)
+        self.method = method
+        self.optimizer_config = optimizer
+        self.batch_size = batch_size
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.gradient_norm = float("nan")
+        self._indices = torch.empty(0, dtype=torch.int64)
+
+    def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
+        self._indices = batch.index
+        # One batch of V * B images: batch norm sees all views together.
+        images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features = self.backbone(images).unflatten(0, batch.images.shape[:2])
+        terms = self.method(features, batch)
+        self._require_finite("the loss", terms["loss"])
+        return terms
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        norm = gradient_norm(self)
+        self._require_finite("the gradient", norm)
+        self.gradient_norm = float(norm)
+
+    def configure_optimizers(self) -> Any:
+        exempt = {f"method.{name}" for name in self.method.no_weight_decay()}
+        groups = parameter_groups(self, self.optimizer_config.weight_decay, exempt)
+        optimizer = create_optimizer(groups, self.optimizer_config, self.batch_size)
+        schedule = create_schedule(
+            optimizer,
+            self.optimizer_config,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _require_finite(self, what: str, value: Tensor) -> None:
+        """Stops before a weight changes, so that the last checkpoint stays a good one."""
+        if not torch.isfinite(value):
+            step = self.trainer.global_step + 1
+            raise NonFiniteError(f"{what} is {value.item()}", step, self._indices.tolist())

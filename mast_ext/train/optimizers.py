@@ -1,0 +1,70 @@
+"""Optimisers, parameter groups and the learning-rate schedule."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from timm.optim import Lars
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from mast_ext.train.config import OptimizerConfig
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, exempt: Iterable[str] = ()
+) -> list[dict]:
+    """Two groups: weights, which decay, and the rest, which does not.
+
+    Biases and norms are told by having one axis; ``exempt`` names others (masks).
+    """
+    exempt = set(exempt)
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (keep if parameter.ndim < 2 or name in exempt else decay).append(parameter)
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": keep, "weight_decay": 0.0},
+    ]
+
+
+def create_optimizer(groups: list[dict], config: OptimizerConfig, batch_size: int) -> Optimizer:
+    """The optimiser with the peak learning rate ``lr * batch_size / 256`` (Goyal et al. 2017)."""
+    lr = config.lr * batch_size / 256
+    if config.name == "adamw":
+        return AdamW(groups, lr=lr)
+    if config.name == "sgd":
+        return SGD(groups, lr=lr, momentum=0.9)
+    return Lars(groups, lr=lr, momentum=0.9)
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
+    """Fraction of the peak learning rate at a step: linear rise, then half a cosine to ``floor``.
+
+    Loshchilov & Hutter 2017 with the warm-up of Goyal et al. 2017.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def create_schedule(
+    optimizer: Optimizer, config: OptimizerConfig, *, steps_per_epoch: int, total_steps: int
+) -> LambdaLR:
+    """Warm-up and cosine decay, moved once per step."""
+    warmup = min(round(config.warmup * steps_per_epoch), total_steps)
+
+    def factor(step: int) -> float:
+        return warmup_cosine(step, warmup=warmup, total=total_steps, floor=config.min_lr)
+
+    return LambdaLR(optimizer, factor)
+
+
+def gradient_norm(module: nn.Module) -> torch.Tensor:
+    """Euclidean norm of all gradients together, a scalar tensor."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients)

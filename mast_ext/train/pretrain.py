@@ -1,0 +1,289 @@
+"""A pretraining run from settings to report: train, train the baseline, measure, draw.
+
+Everything that can be wrong with settings and data is found before the run directory is made.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from lightning.pytorch import seed_everything
+from rich.console import Console
+
+from mast_ext.augment import ViewLoader
+from mast_ext.data import Source, open_source
+from mast_ext.train.checkpoint import read_checkpoint
+from mast_ext.train.config import DataConfig, PretrainConfig
+from mast_ext.train.errors import CheckpointError, Interrupted
+from mast_ext.train.evaluation import LabelledImages, Row, chance, device_named, evaluate
+from mast_ext.train.fit import Networks, build_networks, fit, training_loader
+from mast_ext.train.module import PretrainModule
+from mast_ext.train.report import write_report
+from mast_ext.train.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a run.
+
+    Attributes:
+        train: What is trained on.
+        labelled: Both splits, for probes, when they have labels.
+        notes: What to know of them.
+        why_not: Why ``labelled`` is None.
+    """
+
+    train: Source
+    labelled: LabelledImages | None
+    notes: list[str]
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a run: the method's own, or its baseline.
+
+    Attributes:
+        networks: What is trained.
+        loader: Its views.
+        steps: How many steps it takes.
+        run: Where its files are.
+        resume: A checkpoint to go on from.
+    """
+
+    networks: Networks
+    loader: ViewLoader
+    steps: int
+    run: RunDirectory
+    resume: Path | None
+
+    @property
+    def forwards(self) -> int:
+        """Images that go through the backbone."""
+        return self.steps * self.loader.batch_size * self.loader.policy.num_views()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has found.
+
+    Attributes:
+        run: Its directory.
+        rows: What was measured; empty without labels.
+        report: The HTML file.
+        notes: Sentences on what was trained, and on what was left out.
+    """
+
+    run: RunDirectory
+    rows: list[Row]
+    report: Path
+    notes: list[str]
+
+
+def pretrain(
+    config: PretrainConfig, *, resume: Path | None = None, console: Console | None = None
+) -> Outcome:
+    """Trains a method (and its baseline), probes it and writes the report.
+
+    Args:
+        config: All settings; of a resumed run, those of its ``config.yaml``.
+        resume: A run directory, or a checkpoint in one, to go on with.
+        console: Where progress is told (standard error by default).
+
+    Raises:
+        RunError: The run cannot start or go on; the message says why.
+        ValueError: A setting does not fit, or an image cannot be decoded.
+        FileNotFoundError: The images' folder does not exist.
+    """
+    console = console or Console(stderr=True)
+    opened = open_images(config.data)
+    images, notes = opened.labelled, list(opened.notes)
+    names = [config.method, *baseline_of(config)]
+    built = [build_networks(config, name) for name in names]
+    loaders = [training_loader(config, networks.method, opened.train) for networks in built]
+    steps = _equal_forwards(config, loaders)
+
+    run, checkpoint = _open_run(config, resume)
+    runs = [run, run.baseline()]
+    trainings = [
+        Training(networks, loader, count, place, _last(place))
+        for networks, loader, count, place in zip(built, loaders, steps, runs, strict=False)
+    ]
+    if checkpoint is not None:
+        trainings[0] = Training(built[0], loaders[0], steps[0], run, checkpoint)
+    if resume is None:
+        run.save_config(config.to_dict())
+    try:
+        modules = [_train(config, training, console) for training in trainings]
+    except BaseException as error:
+        if resume is None and not run.last.exists():
+            run.remove()
+        elif isinstance(error, Interrupted):
+            error.run = run.path
+        raise
+    notes += [
+        f"{training.networks.method.name}: {training.steps} steps,"
+        f" {training.forwards:,} image forwards"
+        for training in trainings
+    ]
+
+    rows: list[Row] = []
+    if images is None:
+        notes.append(f"nothing was probed: {opened.why_not}")
+    else:
+        _tell(console, "probing")
+        for name, module in zip(names, modules, strict=True):
+            rows += _measure(name, module, images, config)
+        rows += [*_untrained(config, images), chance(images)]
+    report = write_report(
+        run.report,
+        title=f"{config.method} on {config.data.name}",
+        rows=rows,
+        subspaces=modules[0].method.subspaces(),
+        metrics={training.networks.method.name: training.run.metrics for training in trainings},
+        settings=yaml.safe_dump(config.to_dict(), sort_keys=False),
+        notes=notes,
+    )
+    return Outcome(run, rows, report, notes)
+
+
+def open_images(data: DataConfig) -> Images:
+    """Opens the splits that a run needs.
+
+    Raises:
+        ValueError: The images cannot be used.
+        FileNotFoundError: The folder does not exist.
+    """
+    notes = []
+
+    def split(name: Literal["train", "test"], most: int | None) -> Source:
+        source = open_source(
+            data.name,
+            name,
+            path=data.path,
+            size=data.size,
+            seed=data.seed,
+            on_bad_image=data.on_bad_image,
+            max_images=most,
+        )
+        if source.skipped:
+            notes.append(f"{len(source.skipped)} unreadable images skipped in {name}")
+        return source
+
+    train = split("train", data.max_images)
+    if not train.labels:
+        return Images(train, None, notes, "the images have no labels")
+    try:
+        test = split("test", data.max_test_images)
+    except FileNotFoundError as error:
+        return Images(train, None, notes, str(error))
+    return Images(train, LabelledImages(train, test), notes)
+
+
+def baseline_of(config: PretrainConfig) -> list[str]:
+    """Name of the baseline to train beside the method, or nothing."""
+    wanted = config.baseline == "vicreg" or (
+        config.baseline == "auto" and config.data.name == "shapes"
+    )
+    return ["vicreg"] if wanted and config.method != "vicreg" else []
+
+
+def _equal_forwards(config: PretrainConfig, loaders: list[ViewLoader]) -> list[int]:
+    """Steps of each training: the first as the epochs say, the others with as many forwards."""
+    steps = max(1, round(config.train.epochs * len(loaders[0])))
+    views = [loader.policy.num_views() for loader in loaders]
+    return [max(1, round(steps * views[0] / count)) for count in views]
+
+
+def _open_run(config: PretrainConfig, resume: Path | None) -> tuple[RunDirectory, Path | None]:
+    if resume is None:
+        return RunDirectory.create(config.out, f"{config.method}-{config.data.name}"), None
+    if resume.is_dir():
+        return RunDirectory.open(resume), None
+    return RunDirectory.open(run_of_checkpoint(resume)), resume
+
+
+def run_of_checkpoint(path: Path) -> Path:
+    """The run directory that a checkpoint lies in.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, it is not ours, or lies outside of a run.
+    """
+    read_checkpoint(path)
+    folder = path.resolve().parent.parent
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{path} does not lie in a run directory (DIR/checkpoints/ beside DIR/config.yaml)"
+        )
+    return folder
+
+
+def _last(run: RunDirectory) -> Path | None:
+    return run.last if run.last.exists() else None
+
+
+def _train(config: PretrainConfig, training: Training, console: Console) -> PretrainModule:
+    method = training.networks.method.name
+    start = "resuming" if training.resume else "training"
+    _tell(
+        console, f"{start} {method}: {training.steps} steps, {training.forwards:,} image forwards"
+    )
+    training.run.checkpoints.mkdir(parents=True, exist_ok=True)
+    if not training.run.config.exists():
+        training.run.save_config(_alone(config, training).to_dict())
+    seed_everything(config.seed, workers=True, verbose=False)
+    began = time.perf_counter()
+    module = fit(
+        config,
+        training.networks,
+        training.loader,
+        training.run,
+        total_steps=training.steps,
+        resume=training.resume,
+        console=console,
+    )
+    _tell(console, f"{method} took {time.perf_counter() - began:.0f} s")
+    return module
+
+
+def _alone(config: PretrainConfig, training: Training) -> PretrainConfig:
+    """The settings with which a baseline is a run of its own."""
+    train = replace(config.train, epochs=training.steps / len(training.loader))
+    method = training.networks.method.name
+    return replace(config, method=method, baseline="none", train=train)
+
+
+def _measure(
+    name: str, module: PretrainModule, images: LabelledImages, config: PretrainConfig
+) -> list[Row]:
+    return evaluate(
+        name,
+        module.backbone,
+        images,
+        config.augment,
+        config.evaluation,
+        method=module.method,
+        device=device_named(config.train.accelerator),
+    )
+
+
+def _untrained(config: PretrainConfig, images: LabelledImages) -> list[Row]:
+    """The backbone with the weights that training began with."""
+    backbone = build_networks(config, config.method).backbone
+    return evaluate(
+        "untrained",
+        backbone,
+        images,
+        config.augment,
+        config.evaluation,
+        device=device_named(config.train.accelerator),
+    )
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
+
+
+__all__ = ["Images", "Outcome", "Training", "baseline_of", "open_images", "pretrain"]

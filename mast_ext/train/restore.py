@@ -1,0 +1,59 @@
+"""Rebuilds trained networks from what a run leaves: its checkpoints or its backbone file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from mast_ext.methods import Method
+from mast_ext.models import load_backbone
+from mast_ext.train.checkpoint import read_checkpoint
+from mast_ext.train.config import PretrainConfig
+from mast_ext.train.errors import CheckpointError
+from mast_ext.train.fit import build_networks
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Trained networks.
+
+    Attributes:
+        name: The method they were trained with, or the file's name.
+        backbone: The trained backbone.
+        untrained: The same architecture with random weights.
+        method: The trained heads, when they were stored.
+    """
+
+    name: str
+    backbone: nn.Module
+    untrained: nn.Module
+    method: Method | None = None
+
+
+def restore_checkpoint(path: Path, config: PretrainConfig) -> Restored:
+    """The networks of a checkpoint of a run with these settings.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not ours, or does not fit the settings.
+    """
+    checkpoint = read_checkpoint(path)
+    name = checkpoint["mast_ext"]["identity"]["method"]
+    networks = build_networks(config, name)
+    both = nn.ModuleDict({"backbone": networks.backbone, "method": networks.method})
+    try:
+        both.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the run's settings: {error}") from error
+    untrained = build_networks(config, name).backbone
+    return Restored(name, networks.backbone, untrained, networks.method)
+
+
+def restore_backbone(path: Path) -> Restored:
+    """The backbone of a ``backbone.safetensors``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a backbone of ours.
+    """
+    backbone, spec = load_backbone(path)
+    return Restored(path.name, backbone, spec.create())

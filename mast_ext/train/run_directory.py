@@ -1,0 +1,98 @@
+"""The run directory: which files a run leaves, and writing them so that none is ever half there."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mast_ext.train.errors import RunError
+
+
+class RunDirectory:
+    """Paths of a run's files.
+
+    Attributes:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        self.backbone = path / "backbone.safetensors"
+        self.report = path / "report"
+
+    @classmethod
+    def create(cls, out: str | None, stem: str) -> "RunDirectory":
+        """Makes a new run directory: ``out``, or ``runs/<stem>-<number>`` when it is None.
+
+        Raises:
+            RunError: The directory holds something already, or cannot be made or written to.
+        """
+        path = Path(out) if out is not None else _next_free(Path("runs"), stem)
+        run = cls(path)
+        try:
+            if path.is_dir() and any(path.iterdir()):
+                hint = f"continue it with --resume {path}, or " if run.config.exists() else ""
+                raise RunError(f"{path} exists and is not empty: {hint}choose another --out")
+            run.checkpoints.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """An existing run directory.
+
+        Raises:
+            RunError: There is no run in it.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            raise RunError(f"{path} is not a run directory: it has no config.yaml")
+        return run
+
+    def baseline(self) -> "RunDirectory":
+        """The directory of the run's baseline, inside this one."""
+        return RunDirectory(self.path / "baseline")
+
+    def save_config(self, values: dict[str, Any]) -> None:
+        write_text(self.config, yaml.safe_dump(values, sort_keys=False))
+
+    def load_config(self) -> dict[str, Any]:
+        """The settings in ``config.yaml``.
+
+        Raises:
+            RunError: The file is not a YAML mapping.
+        """
+        try:
+            values = yaml.safe_load(self.config.read_text())
+        except yaml.YAMLError as error:
+            raise RunError(f"{self.config} is not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise RunError(f"{self.config} does not hold settings")
+        return values
+
+    def remove(self) -> None:
+        """Takes the whole directory away (a run that failed before anything was learnt)."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file by way of a temporary one beside it, so that readers see all of it or none."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _next_free(parent: Path, stem: str) -> Path:
+    number = 1
+    while (parent / f"{stem}-{number}").exists():
+        number += 1
+    return parent / f"{stem}-{number}"

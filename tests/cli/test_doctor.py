@@ -1,0 +1,96 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mast_ext
+from mast_ext.cli import doctor
+
+HERE = {"torch": torch.__version__, "cpu_isas": "avx2", "cuda": None, "cuda_archs": ""}
+
+
+def states(out):
+    return {
+        line[8:].split("  ")[0].strip(): line.split()[0]
+        for line in out.splitlines()
+        if line[0] != " "
+    }
+
+
+def test_reports_what_is_there(call):
+    status, out, err = call("doctor")
+    assert (status, err) == (0, "")
+    assert f"torch {torch.__version__} for CPU" in out
+    found = states(out)
+    assert set(found.values()) <= {"ok", "slow"}
+    assert {"python", "torch", "cpu", "native kernels", "gpu", *doctor.TRAINING} <= found.keys()
+
+
+def test_names_what_is_missing_with_the_fix(call, monkeypatch):
+    for module in ("timm", "lightning"):
+        monkeypatch.setitem(sys.modules, module, None)
+    status, out, _ = call("doctor")
+    assert status == 1
+    found = states(out)
+    assert {name for name, state in found.items() if state == "missing"} == {"timm", "lightning"}
+    assert out.count("fix: pip install 'mast-ext[train]'") == 2
+
+
+# build information, state, part of the line
+BUILDS = [
+    (None, "missing", "no module"),
+    (HERE, "ok", "for CPU avx2"),
+    ({**HERE, "torch": "1.0"}, "slow", "built against torch 1.0"),
+    ({**HERE, "build_type": "Debug"}, "slow", "Debug"),
+]
+
+
+@pytest.mark.parametrize(("build", "state", "part"), BUILDS)
+def test_native_kernels(monkeypatch, build, state, part):
+    monkeypatch.setattr(doctor, "_native_build", lambda: (build, "no module"))
+    (finding,) = [f for f in doctor.examine() if f.what == "native kernels"]
+    assert finding.state == state and part in finding.detail
+    assert bool(finding.fix) == (state != "ok")
+
+
+# a GPU is there, torch's CUDA, the kernels' CUDA, nvidia-smi -> state, fix
+GPUS = [
+    (True, "13.0", "13.0", True, "ok", ""),
+    (True, "13.0", None, True, "slow", "install nvcc of CUDA 13.0"),
+    (False, None, None, True, "slow", "install a CUDA build of torch"),
+    (False, None, None, False, "ok", ""),
+    (False, "13.0", "13.0", False, "ok", ""),
+]
+
+
+@pytest.mark.parametrize(("present", "torch_cuda", "native", "driver", "state", "fix"), GPUS)
+def test_gpu(monkeypatch, present, torch_cuda, native, driver, state, fix):
+    monkeypatch.setattr(doctor, "_native_build", lambda: ({**HERE, "cuda": native}, ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: name if driver else None)
+    (finding,) = [f for f in doctor.examine() if f.what == "gpu"]
+    assert finding.state == state and finding.fix.startswith(fix)
+    assert bool(finding.fix) == bool(fix)
+
+
+def test_package_and_doctor_need_no_training_package():
+    """In a fresh interpreter in which none of them can be imported."""
+    blocked = [*doctor.TRAINING.values()]
+    code = (
+        "import sys\n"
+        f"for name in {blocked}: sys.modules[name] = None\n"
+        "import mast_ext\n"
+        "from mast_ext.cli.main import main\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    root = Path(mast_ext.__file__).parents[1]
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1, found.stderr
+    missing = [name for name, state in states(found.stdout).items() if state == "missing"]
+    assert missing == list(doctor.TRAINING)

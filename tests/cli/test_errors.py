@@ -1,0 +1,133 @@
+"""Whatever a user can get wrong: one sentence on standard error, a status, and no traces."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+SMALL = ["--data.max_images=24", "--train.batch_size=8"]
+
+# arguments, status, part of the sentence
+WRONG = [
+    (["pretrian"], 2, "there is no command 'pretrian'"),
+    (["pretrain", "--metod=mast"], 2, "there is no option --metod; did you mean --method?"),
+    (["pretrain", "--data.nam=folder"], 2, "there is no option --data.nam; did you mean"),
+    (["pretrain", "surplus"], 2, "there is no option surplus"),
+    (["pretrain", "--method=simclr"], 1, "method must be one of mast, vicreg, got 'simclr'"),
+    (["pretrain", "--seed=one"], 2, "--seed: Expected a <class 'int'>. Got value: one"),
+    (["pretrain", "--optimizer.name=adam"], 2, "--optimizer.name: Expected a one of 'adamw'"),
+    (["pretrain", "--config=none.yaml"], 2, "none.yaml"),
+    (["pretrain", "--augment.hue=2"], 1, "hue must be a strength in [0, 0.5]"),
+    (["pretrain", "--train.epochs=0"], 1, "train.epochs must be positive"),
+    (["pretrain", "--train.batch_size=1"], 1, "batch_size must be at least 2, got 1"),
+    (["pretrain", "--evaluation.neighbours=[]"], 1, "evaluation.neighbours must be positive"),
+    (["pretrain", "--mast.joint=2", *SMALL], 1, "joint must be a probability"),
+    (["pretrain", "--model.name=resnt18", *SMALL], 1, "did you mean resnet18"),
+    (["pretrain", "--data.max_images=24"], 1, "24 training images, fewer than one batch"),
+    (["pretrain", "--data.name=folder"], 1, "data.name folder needs data.path"),
+    (["pretrain", "--data.name=folder", "--data.path=none"], 1, "image folder none does not exist"),
+    (["pretrain", "--data.name=folder", "--data.path=empty"], 1, "no images"),
+    (["pretrain", "--data.name=folder", "--data.path=bad"], 1, "bad/1.png: the file is empty"),
+    (["pretrain", "--out=file/run", *SMALL], 1, "cannot make the run directory file/run"),
+    (["pretrain", "--out=full", *SMALL], 1, "full exists and is not empty"),
+    (["pretrain", "--resume=none"], 1, "there is no run or checkpoint at none"),
+    (["pretrain", "--resume=empty"], 1, "empty is not a run directory"),
+    (["pretrain", "--resume=file"], 1, "file is damaged or not a checkpoint"),
+    (["pretrain", "--resume=foreign.ckpt"], 1, "another program wrote it"),
+    (["pretrain", "--resume=full", "--seed=1"], 2, "--resume takes the settings of the run"),
+    (["evaluate"], 2, "the following arguments are required: path"),
+    (["evaluate", "none"], 1, "there is no run or checkpoint at none"),
+    (["evaluate", "full"], 1, "full is not a run directory"),
+    (["evaluate", "none.safetensors"], 1, "no backbone file at none.safetensors"),
+    (["evaluate", "foreign.safetensors"], 1, "is not a safetensors file"),
+    (["doctor", "--fix"], 2, "doctor takes no options"),
+]
+
+
+@pytest.fixture
+def surroundings(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("work of years")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "bad").mkdir()
+    for name in "123":
+        (tmp_path / "bad" / f"{name}.png").write_bytes(b"")
+    (tmp_path / "foreign.safetensors").write_bytes(b"zzzz")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+
+
+def listing(root):
+    return {
+        path.relative_to(root): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), WRONG, ids=lambda v: str(v)[:50])
+def test_one_sentence_and_no_traces(call, surroundings, tmp_path, arguments, status, message):
+    before = listing(tmp_path)
+    found, out, err = call(*arguments)
+    assert (found, out) == (status, "")
+    assert err.startswith("mast-ext: ") and err.count("\n") == 1 and len(err) < 300
+    assert message in err
+    assert listing(tmp_path) == before
+
+
+def test_truncated_jpeg_is_named_and_leaves_no_run(call, tiny, tmp_path):
+    """Large images are decoded when they are first used: training has begun by then."""
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(10):
+        Image.effect_noise((100, 90 + i), 80).convert("RGB").save(folder / f"{i}.jpg")
+    damaged = folder / "5.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    data = ["--data.name=folder", f"--data.path={folder}"]
+    status, _, err = call("pretrain", *tiny, *data, "--out=run")
+    assert status == 1
+    assert err.splitlines()[-1].startswith(f"mast-ext: cannot decode image {damaged}: ")
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anyway")
+def test_unwritable_directory(call, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    status, _, err = call("pretrain", "--out=locked/run", *SMALL)
+    assert status == 1 and "cannot make the run directory locked/run: Permission denied" in err
+
+
+def test_help(call):
+    for arguments in ([], ["--help"], ["pretrain", "--help"], ["evaluate", "-h"], ["doctor", "-h"]):
+        status, out, err = call(*arguments)
+        assert (status, err) == (0 if arguments else 2, "")
+        assert out.startswith("usage: mast-ext")
+
+
+def test_bugs_keep_their_traceback(call, monkeypatch):
+    def broken(arguments):
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr("mast_ext.cli.doctor.main", broken)
+    with pytest.raises(KeyError):
+        call("doctor")
+
+
+def test_ctrl_c_outside_of_training(call, monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mast_ext.cli.doctor.main", interrupted)
+    assert call("doctor") == (130, "", "mast-ext: interrupted\n")
+
+
+def test_training_packages_are_asked_for(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    status, out, err = call("pretrain")
+    assert (status, out) == (1, "")
+    assert (
+        err == "mast-ext: training needs timm, not installed here: pip install 'mast-ext[train]'\n"
+    )

@@ -1,0 +1,232 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import mast_ext
+from mast_ext.models import load_backbone
+from mast_ext.train.checkpoint import read_checkpoint
+
+FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]
+
+
+def weights(run):
+    return read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_default_run(call, tiny, shapes, tmp_path):
+    """MAST on shapes, VICReg beside it with as many forwards, the table, the pictures."""
+    status, out, err = call("pretrain", *tiny, *shapes)
+    assert status == 0
+    run = tmp_path / "runs" / "mast-shapes-1"
+    assert "mast: 3 steps, 48 image forwards" in out
+    assert "vicreg: 3 steps, 48 image forwards" in out
+    assert out.splitlines()[-1] == "run directory: runs/mast-shapes-1"
+    header = next(line for line in out.splitlines() if "representation" in line)
+    assert all(factor in header for factor in FACTORS)
+    for row in ("subspace joint", "subspace crop", "embedding", "untrained", "chance"):
+        assert row in out
+    assert err.splitlines()[0] == "training mast: 3 steps, 48 image forwards"
+    assert "\x1b" not in err  # no progress bar outside of a terminal
+
+    for place in (run, run / "baseline"):
+        names = {path.name for path in place.iterdir()}
+        assert {"config.yaml", "metrics.csv", "checkpoints", "backbone.safetensors"} <= names
+    pictures = sorted(path.name for path in (run / "report").glob("*.png"))
+    assert pictures == ["loss.png", "masks.png", "overlap.png"]
+    with (run / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert last["step"] == "3" and {"loss", "lr", "gradient_norm"} <= last.keys()
+
+    backbone, _ = load_backbone(run / "backbone.safetensors")
+    trained = weights(run)
+    assert_same_bits(
+        dict(backbone.state_dict()),
+        {n.removeprefix("backbone."): v for n, v in trained.items() if n.startswith("backbone.")},
+    )
+
+
+def test_equal_forwards_with_more_views(call, tiny, shapes):
+    out = call("pretrain", *tiny, *shapes, "--mast.policy=factorized")[1]
+    assert "mast: 3 steps, 144 image forwards" in out
+    assert "vicreg: 9 steps, 144 image forwards" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        (["--method=vicreg"], {"vicreg"}),
+        (["--baseline=none"], {"mast"}),
+        (["--mast.uncertainty=subspace", "--optimizer.name=lars"], {"mast", "vicreg"}),
+    ],
+)
+def test_what_is_trained(call, tiny, shapes, tmp_path, options, trained):
+    status, _, _ = call("pretrain", *tiny, *shapes, "--out=run", *options)
+    assert status == 0
+    found = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
+    models = {row["model"] for row in found["rows"]}
+    assert models == {*trained, "untrained", "chance"}
+    assert (tmp_path / "run" / "baseline").exists() == (len(trained) > 1)
+
+
+def test_same_seed_same_bits_and_another_seed_others(call, tiny, shapes, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        call("pretrain", *tiny, *shapes, "--baseline=none", f"--out={name}", f"--seed={seed}")
+    assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    a, c = (weights(tmp_path / name)["backbone.conv1.0.weight"] for name in "ac")
+    assert not torch.equal(a, c)
+
+
+def test_config_file_and_options(call, tiny, shapes, tmp_path):
+    call("pretrain", *tiny, *shapes, "--baseline=none", "--out=a", "--seed=3")
+    config = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    config["out"] = "b"
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(config))
+    status, _, _ = call("pretrain", "--config=settings.yaml", "--mast.joint=1.0")
+    assert status == 0
+    again = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())
+    config["mast"]["joint"] = 1.0
+    assert again == config
+
+
+def test_print_config_is_a_config(call, tmp_path):
+    status, out, _ = call("pretrain", "--print_config", "--seed=7")
+    assert status == 0 and yaml.safe_load(out)["seed"] == 7
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "crop_scale"),
+    [
+        (["--data.name=shapes"], [0.5, 1.0]),
+        (["--data.name=folder", "--data.path=x"], [0.2, 1.0]),
+        (["--data.name=folder", "--data.path=x", "--augment.crop_scale=[0.3,1]"], [0.3, 1.0]),
+        (["--config=settings.yaml"], [0.2, 1.0]),
+    ],
+)
+def test_augmentations_follow_the_data(call, tmp_path, options, crop_scale):
+    (tmp_path / "settings.yaml").write_text("data: {name: folder, path: x}\n")
+    status, out, _ = call("pretrain", "--print_config", *options)
+    assert status == 0 and yaml.safe_load(out)["augment"]["crop_scale"] == crop_scale
+
+
+def test_print_config_of_an_evaluation_shows_the_run(call, tiny, shapes):
+    call("pretrain", *tiny, *shapes, "--baseline=none", "--out=run")
+    status, out, _ = call("evaluate", "run", "--print_config", "--evaluation.temperature=1")
+    found = yaml.safe_load(out)
+    assert status == 0
+    assert found["data"]["max_images"] == 24 and found["augment"]["size"] == 16
+    assert found["evaluation"] == {"neighbours": [5], "temperature": 1.0, "batch_size": 512}
+
+
+def test_folder(call, tiny, folder, tmp_path):
+    """A labelled folder: k-NN and linear rows; names from data are escaped in the report."""
+    data = ["--data.name=folder", f"--data.path={folder}"]
+    status, out, _ = call("pretrain", *tiny, *data, "--method=mast", "--out=run")
+    assert status == 0
+    header = next(line for line in out.splitlines() if "representation" in line)
+    assert "linear probe" in header and "k-NN 5" in header
+    assert not (tmp_path / "run" / "baseline").exists()
+    found = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
+    untrained = next(row for row in found["rows"] if row["model"] == "untrained")
+    assert untrained["accuracy"]["linear probe"]["class"] == 1.0
+
+    status, out, _ = call("evaluate", "run")
+    assert status == 0 and "untrained" in out and "subspace crop" in out
+
+
+def test_folder_without_labels(call, tiny, folder, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted((folder / "train").rglob("*.png"))):
+        path.rename(flat / f"{i}.png")
+    data = ["--data.name=folder", f"--data.path={flat}"]
+    status, out, _ = call("pretrain", *tiny, *data, "--out=run")
+    assert status == 0 and "nothing was probed: the images have no labels" in out
+    status, _, err = call("evaluate", "run")
+    assert status == 1 and err == "mast-ext: nothing to evaluate by: the images have no labels\n"
+
+
+def test_bad_image_skipped_and_counted(call, tiny, folder):
+    (folder / "train" / "blue" / "0.png").write_bytes(b"")
+    data = ["--data.name=folder", f"--data.path={folder}", "--data.on_bad_image=skip"]
+    status, out, _ = call("pretrain", *tiny, *data)
+    assert status == 0 and "1 unreadable images skipped in train" in out
+
+
+def stop_by(number, options, folder, name):
+    """Starts a run as a process of its own and signals it once it has a checkpoint."""
+    command = [sys.executable, "-m", "mast_ext.cli.main", "pretrain", *options, f"--out={name}"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(mast_ext.__file__).parents[1])}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        last = folder / name / "checkpoints" / "last.ckpt"
+        while not last.exists() and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+def test_killed_processes_resume_to_the_same_bits(call, tiny, shapes, tmp_path):
+    options = [*tiny, *shapes, "--train.epochs=10", "--train.checkpoint_every=2"]
+    signals = {"killed": signal.SIGKILL, "stopped": signal.SIGTERM}
+    with ThreadPoolExecutor() as pool:
+        jobs = {
+            name: pool.submit(stop_by, number, options, tmp_path, name)
+            for name, number in signals.items()
+        }
+    assert call("pretrain", *options, "--out=whole")[0] == 0
+    for name, number in signals.items():
+        status, err = jobs[name].result()
+        done = read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["global_step"]
+        assert done < 30
+        if number == signal.SIGKILL:
+            assert status == -signal.SIGKILL
+        else:
+            assert status == 128 + signal.SIGTERM
+            expected = f"stopped by signal 15 after step {done}: go on with mast-ext pretrain"
+            assert err.splitlines()[-1] == f"mast-ext: {expected} --resume {name}"
+        status, _, err = call("pretrain", f"--resume={name}")
+        assert status == 0 and err.startswith("resuming mast: 30 steps")
+        for part in (".", "baseline"):
+            assert_same_bits(weights(tmp_path / name / part), weights(tmp_path / "whole" / part))
+        tables = [tmp_path / run / "report" / "results.json" for run in (name, "whole")]
+        assert tables[0].read_text() == tables[1].read_text()
+
+
+def test_resume_from_a_checkpoint_file_and_of_a_baseline(call, tiny, shapes, tmp_path):
+    call("pretrain", *tiny, *shapes, "--train.epochs=2", "--out=run")
+    before = weights(tmp_path / "run"), weights(tmp_path / "run" / "baseline")
+    for path in ("run/checkpoints/best.ckpt", "run/baseline"):
+        assert call("pretrain", f"--resume={path}")[0] == 0
+    assert_same_bits(before[0], weights(tmp_path / "run"))
+    assert_same_bits(before[1], weights(tmp_path / "run" / "baseline"))
+
+
+@pytest.mark.parametrize("what", ["run", "run/checkpoints/last.ckpt", "run/backbone.safetensors"])
+def test_evaluate(call, tiny, shapes, tmp_path, what):
+    call("pretrain", *tiny, *shapes, "--baseline=none", "--out=run")
+    options = ["--augment.size=16", *shapes, "--evaluation.neighbours=[5]"]
+    extra = options if what.endswith("safetensors") else []
+    status, out, err = call("evaluate", what, "--json=found.json", *extra)
+    assert status == 0, err
+    assert "k-NN 5: accuracy (%) of every factor" in out
+    found = json.loads((tmp_path / "found.json").read_text())["rows"]
+    trained = json.loads((tmp_path / "run" / "report" / "results.json").read_text())["rows"]
+    assert found[0]["accuracy"] == trained[0]["accuracy"]

@@ -1,0 +1,113 @@
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from mast_ext.models import BackboneSpec, create_backbone, is_resnet, load_backbone, save_backbone
+
+TINY = {"channels": (8, 8, 8, 16), "layers": (1, 1, 1, 1)}
+
+# name, small_images, timm_args, size of the images, features, side of the first stage's input
+BUILDS = [
+    ("resnet18", True, TINY, 16, 16, 16),
+    ("resnet18", False, TINY, 32, 16, 8),
+    ("resnet10t", True, {"stem_width": 8, "channels": (8, 8, 8, 8)}, 16, 8, 16),
+    ("resnet_small", True, {"stem_width": 4, **TINY}, 16, 16, 8),
+    ("test_vit", False, {"img_size": 32, "patch_size": 16}, 32, 64, None),
+]
+
+REFUSED = [
+    ("resnt18", False, {}, "no backbone is called 'resnt18' in timm; did you mean resnet18"),
+    ("test_vit", True, {}, "small_images changes the stem of ResNets, and 'test_vit' is none"),
+    ("resnet18", False, {"wings": 2}, "timm cannot build 'resnet18' with {'wings': 2}"),
+    ("resnet18", False, {"pretrained": True}, "pretrained is not an option"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "small", "arguments", "size", "features", "stage"), BUILDS, ids=lambda v: str(v)[:20]
+)
+def test_pooled_features(name, small, arguments, size, features, stage):
+    backbone, num_features = create_backbone(name, small, **arguments)
+    seen = []
+    if stage is not None:
+        backbone.layer1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    pooled = backbone(torch.randn(2, 3, size, size))
+    assert num_features == features
+    assert pooled.shape == (2, features)
+    assert [x.shape[-1] for x in seen] == ([] if stage is None else [stage])
+
+
+@pytest.mark.parametrize(("name", "small", "arguments", "message"), REFUSED)
+def test_refuses(name, small, arguments, message):
+    with pytest.raises(ValueError) as error:
+        create_backbone(name, small, **arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("resnet_small", True), ("resnet50", True), ("test_vit", False), ("nothing", False)],
+)
+def test_is_resnet(name, expected):
+    assert is_resnet(name) is expected
+
+
+def test_file_rebuilds_the_backbone(tmp_path):
+    spec = BackboneSpec("resnet_small", True, {"stem_width": 4, "channels": (8, 8, 8, 16)})
+    backbone = spec.create().eval()
+    backbone(torch.randn(4, 3, 16, 16))
+    save_backbone(backbone, spec, tmp_path / "backbone.safetensors")
+    restored, found = load_backbone(tmp_path / "backbone.safetensors")
+
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(restored.eval()(images), backbone(images))
+    assert found.create()(images).shape == (2, 16)
+    assert [p.name for p in tmp_path.iterdir()] == ["backbone.safetensors"]
+
+
+def test_file_loads_into_plain_timm(tmp_path):
+    spec = BackboneSpec("resnet18", False, {"channels": [8, 8, 8, 16]})
+    backbone = spec.create()
+    save_backbone(backbone, spec, tmp_path / "backbone.safetensors")
+    plain = timm.create_model("resnet18", num_classes=0, channels=(8, 8, 8, 16))
+    plain.load_state_dict(load_file(tmp_path / "backbone.safetensors"))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(plain.eval()(images), backbone.eval()(images))
+
+
+def _foreign(path):
+    save_file({"weight": torch.zeros(2)}, path)
+
+
+def _other_weights(path):
+    spec = {"name": "resnet_small", "small_images": True, "timm_args": {}}
+    metadata = {"format": "mast_ext.backbone.1", "backbone": json.dumps(spec)}
+    save_file({"weight": torch.zeros(2)}, path, metadata=metadata)
+
+
+def _no_spec(path):
+    save_file({"w": torch.zeros(2)}, path, metadata={"format": "mast_ext.backbone.1"})
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b"not a tensor in sight"), "is not a safetensors file"),
+        (_foreign, "is not a backbone of mast_ext"),
+        (_no_spec, "does not say which backbone it holds"),
+        (_other_weights, "do not fit resnet_small"),
+    ],
+)
+def test_refuses_foreign_files(tmp_path, write, message):
+    path = tmp_path / "file.safetensors"
+    write(path)
+    with pytest.raises(ValueError, match=message):
+        load_backbone(path)
+
+
+def test_names_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+        load_backbone(tmp_path / "nowhere.safetensors")

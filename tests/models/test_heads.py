@@ -1,0 +1,31 @@
+import pytest
+import torch
+from torch import nn
+
+from mast_ext.models import LogVarianceHead, Projector
+
+
+@pytest.mark.parametrize(
+    ("widths", "norms"), [((5,), 0), ((7, 5), 1), ((7, 9, 5), 2)], ids=["one", "two", "three"]
+)
+def test_projector(widths, norms):
+    projector = Projector(6, widths)
+    kinds = [type(layer) for layer in projector]
+    assert projector(torch.randn(4, 6)).shape == (4, 5)
+    assert projector.dim == 5
+    assert kinds.count(nn.BatchNorm1d) == kinds.count(nn.ReLU) == norms
+    assert kinds[-1] is nn.Linear and projector[-1].bias is None
+
+
+@pytest.mark.parametrize("widths", [(), (8, 0), (-1,)])
+def test_projector_refuses(widths):
+    with pytest.raises(ValueError, match="projector widths must be positive"):
+        Projector(6, widths)
+
+
+def test_log_variance_starts_at_zero_and_learns():
+    head = LogVarianceHead(6, 3)
+    log_var = head(torch.randn(2, 4, 6))
+    assert torch.equal(log_var, torch.zeros(2, 4, 3))
+    log_var.sum().backward()
+    assert head.linear.weight.grad.abs().sum() > 0

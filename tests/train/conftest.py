@@ -1,0 +1,62 @@
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from mast_ext.augment import AugmentationRecipe
+from mast_ext.data import open_source
+from mast_ext.methods import MASTOptions, VICRegOptions
+from mast_ext.train.config import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    TrainConfig,
+)
+from mast_ext.train.fit import build_networks, fit, training_loader
+from mast_ext.train.run_directory import RunDirectory
+
+TINY = PretrainConfig(
+    data=DataConfig(size=16, max_images=24, max_test_images=12, workers=1),
+    augment=AugmentationRecipe(size=16, crop_scale=(0.5, 1.0)),
+    model=ModelConfig(timm_args={"channels": [8, 8, 8, 16], "stem_width": 4}),
+    mast=MASTOptions(projector=(16, 16)),
+    vicreg=VICRegOptions(projector=(16, 16)),
+    optimizer=OptimizerConfig(warmup=0.5),
+    train=TrainConfig(
+        epochs=8 / 3, batch_size=8, accelerator="cpu", checkpoint_every=2, log_every=1
+    ),
+    evaluation=EvaluationConfig(neighbours=(5,)),
+)
+"""Eight steps, three to an epoch, of a network of a few thousand weights."""
+
+
+@pytest.fixture
+def tiny():
+    return TINY
+
+
+@pytest.fixture
+def train_tiny(tmp_path):
+    """Trains the tiny run in a directory and gives the trained module."""
+
+    def train(name="run", resume=None, config=TINY, method="mast"):
+        config = replace(config, method=method)
+        networks = build_networks(config, method)
+        data = config.data
+        source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
+        loader = training_loader(config, networks.method, source)
+        run = RunDirectory(tmp_path / name)
+        run.path.mkdir(exist_ok=True)
+        return fit(
+            config,
+            networks,
+            loader,
+            run,
+            total_steps=round(config.train.epochs * len(loader)),
+            resume=resume,
+            console=Console(quiet=True),
+        )
+
+    return train

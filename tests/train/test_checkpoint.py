@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from mast_ext.train.checkpoint import AtomicCheckpointIO, read_checkpoint
+from mast_ext.train.errors import CheckpointError, RunError
+from mast_ext.train.module import PretrainModule
+
+
+class Harmful:
+    """Would run code when unpickled."""
+
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+FOREIGN = [
+    (lambda path: path.write_bytes(b""), "is damaged or not a checkpoint"),
+    (lambda path: path.write_bytes(b"words, no tensors"), "is damaged or not a checkpoint"),
+    (lambda path: torch.save({"state_dict": {}}, path), "another program wrote it"),
+    (lambda path: torch.save([1, 2], path), "another program wrote it"),
+    (lambda path: torch.save({"mast_ext": {"format": "0"}}, path), "another program wrote it"),
+    (lambda path: torch.save({"mast_ext": Harmful()}, path), "is damaged or not a checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("write", "message"), FOREIGN)
+def test_refuses_foreign_files(tmp_path, capsys, write, message):
+    path = tmp_path / "model.ckpt"
+    write(path)
+    with pytest.raises(CheckpointError, match=message) as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_names_a_missing_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no run or checkpoint at .*nothing\.ckpt"):
+        read_checkpoint(tmp_path / "nothing.ckpt")
+
+
+def test_truncated_checkpoint_is_refused(train_tiny, tmp_path):
+    train_tiny()
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_checkpoint(path)
+
+
+def test_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    io.save_checkpoint({"mast_ext": {"format": "mast_ext.checkpoint.1", "n": 1}}, path)
+
+    def full(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        io.save_checkpoint({"mast_ext": {"format": "mast_ext.checkpoint.1", "n": 2}}, path)
+    assert read_checkpoint(path)["mast_ext"]["n"] == 1
+
+
+def test_keeps_last_and_best(train_tiny, tmp_path):
+    train_tiny()
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    last, best = (read_checkpoint(folder / f"{name}.ckpt") for name in ("last", "best"))
+    assert last["global_step"] == 8 and best["global_step"] in (3, 6, 8)
+    header = last["mast_ext"]
+    assert header["loader"] == {"seed": 0, "epoch": 2, "step": 2}
+    assert header["identity"]["method"] == "mast" and header["identity"]["images"] == 24
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_stops_at_a_number_that_is_not_finite(train_tiny, tmp_path, monkeypatch, what):
+    """At step 4 (of 8, from 1), with the checkpoint of step 3."""
+
+    def spoil(module, batch, batch_idx):
+        if module.trainer.global_step != 3:
+            return
+        if what == "loss":
+            batch.images[0, 0, 0, 0, 0] = float("nan")
+        else:
+            weight = module.method.projector[0].weight
+            weight.register_hook(lambda grad: torch.full_like(grad, float("inf")))
+
+    monkeypatch.setattr(PretrainModule, "on_train_batch_start", spoil)
+    with pytest.raises(RunError) as error:
+        train_tiny()
+    message, run = str(error.value), tmp_path / "run"
+    last = run / "checkpoints" / "last.ckpt"
+    assert message.startswith(f"the {what} is {'nan' if what == 'loss' else 'inf'} at step 4: ")
+    assert f"the last good checkpoint is {last}" in message
+    indices = [int(line) for line in (run / "nonfinite_batch.txt").read_text().split()]
+    assert len(set(indices)) == 8 and max(indices) < 24
+    assert f"samples {', '.join(map(str, indices))} (all in" in message
+    state = read_checkpoint(last)
+    assert state["global_step"] == 3
+    assert all(torch.isfinite(v).all() for v in state["state_dict"].values())
+
+
+def test_names_that_there_is_no_checkpoint_yet(train_tiny, monkeypatch):
+    def spoil(module, batch, batch_idx):
+        batch.images.fill_(float("inf"))
+
+    monkeypatch.setattr(PretrainModule, "on_train_batch_start", spoil)
+    with pytest.raises(RunError, match="at step 1: .*no checkpoint yet"):
+        train_tiny()

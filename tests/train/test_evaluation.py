@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+
+from mast_ext.augment import AugmentationRecipe, evaluation_images
+from mast_ext.data import open_source
+from mast_ext.methods import MAST, MASTOptions
+from mast_ext.models import create_backbone
+from mast_ext.train.config import EvaluationConfig
+from mast_ext.train.evaluation import (
+    LINEAR,
+    LabelledImages,
+    chance,
+    evaluate,
+    extract_features,
+    protocols,
+)
+
+RECIPE = AugmentationRecipe(size=16)
+FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]
+
+
+class Mean(nn.Module):
+    """Features that know colours and nothing else."""
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return LabelledImages(
+        open_source("shapes", "train", size=16, max_images=200),
+        open_source("shapes", "test", size=16, max_images=50),
+    )
+
+
+@pytest.fixture
+def backbone():
+    torch.manual_seed(0)
+    return create_backbone("resnet_small", True, channels=(8, 8, 8, 16), stem_width=4)[0]
+
+
+def test_features_do_not_depend_on_the_batch_size(images, backbone):
+    method = MAST(16, RECIPE, MASTOptions((8, 8)))
+    whole = extract_features(backbone, images.test, RECIPE, batch_size=50, method=method)
+    parts = extract_features(backbone, images.test, RECIPE, batch_size=7, method=method)
+    assert whole.backbone.shape == (50, 16) and whole.embedding.shape == (50, 8)
+    assert torch.allclose(whole.backbone, parts.backbone, atol=1e-5)
+    assert torch.allclose(whole.embedding, parts.embedding, atol=1e-5)
+
+
+def test_features_are_of_centre_views_in_order_and_leave_the_network_alone(images):
+    found = extract_features(Mean(), images.test, RECIPE, batch_size=16).backbone
+    centre = torch.cat(
+        [x for x, _ in evaluation_images(images.test, 16, RECIPE.mean, RECIPE.std, 50)]
+    )
+    assert torch.allclose(found, centre.mean((2, 3)), atol=1e-5)
+
+
+def test_network_state_is_untouched(images, backbone):
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    extract_features(backbone, images.test, RECIPE)
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+
+
+def test_rows(images, backbone):
+    method = MAST(16, RECIPE, MASTOptions((8, 8)))
+    config = EvaluationConfig(neighbours=(5,))
+    rows = evaluate("mast", backbone, images, RECIPE, config, method=method)
+    parts = ["backbone", "embedding", *(f"subspace {n}" for n in ("joint", *RECIPE.augmentations))]
+    assert [row.part for row in rows] == parts
+    assert protocols(rows) == [LINEAR, "k-NN 5"]
+    for row in rows:
+        for scores in row.scores.values():
+            assert list(scores) == FACTORS
+            assert all(0 <= score <= 1 for score in scores.values())
+    assert evaluate("mast", backbone, images, RECIPE, config, method=method) == rows
+
+
+def test_mean_colour_tells_hue_and_not_rotation(images):
+    (row,) = evaluate("mean", Mean(), images, RECIPE, EvaluationConfig((5,)))
+    for scores in row.scores.values():
+        assert scores["hue"] > 0.3 > 1 / 8
+        assert scores["rotation"] < 0.45
+
+
+def test_subspaces_use_their_masks(images, backbone):
+    method = MAST(16, RECIPE, MASTOptions((8, 8), masks="sigmoid"))
+    with torch.no_grad():
+        method.loss.masks.logits[1] = -200.0  # sees nothing
+        method.loss.masks.logits[2] = 0.0  # sees everything alike
+    rows = evaluate("m", backbone, images, RECIPE, EvaluationConfig((5,)), method=method)
+    scores = {row.part: row.scores[LINEAR] for row in rows}
+    assert scores["subspace flip"] == scores["embedding"]
+    assert scores["subspace crop"] == chance(images).scores[LINEAR]
+
+
+def test_chance(images):
+    scores = chance(images).scores[LINEAR]
+    assert scores["hue"] == pytest.approx(1 / 8, abs=0.1)
+    assert scores["position"] == pytest.approx(1 / 4, abs=0.15)

@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from mast_ext.train.probes import STRENGTHS, knn_accuracy, linear_accuracy, majority_accuracy
+
+
+def clusters(count, classes=3, dim=6, noise=0.1, seed=0):
+    """Points around one axis per class, and their classes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    points = torch.eye(dim)[labels] + noise * torch.randn(count, dim, generator=generator)
+    return points, labels
+
+
+def test_separable_classes_are_found():
+    train, labels = clusters(90)
+    test, truth = clusters(30, seed=1)
+    data = (train, test, {"f": labels}, {"f": truth})
+    assert linear_accuracy(*data) == {"f": 1.0}
+    assert knn_accuracy(*data, neighbours=(1, 5)) == {1: {"f": 1.0}, 5: {"f": 1.0}}
+
+
+def test_no_information_gives_chance():
+    generator = torch.Generator().manual_seed(0)
+    train, test = (torch.randn(n, 5, generator=generator) for n in (400, 400))
+    labels, truth = (torch.randint(4, (400,), generator=generator) for _ in range(2))
+    data = (train, test, {"f": labels}, {"f": truth})
+    assert linear_accuracy(*data)["f"] == pytest.approx(0.25, abs=0.08)
+    assert knn_accuracy(*data, neighbours=(20,))[20]["f"] == pytest.approx(0.25, abs=0.08)
+
+
+def test_knn_agrees_with_a_loop():
+    train, labels = clusters(50, noise=1.0)
+    test, truth = clusters(40, noise=1.0, seed=1)
+    right = dict.fromkeys((1, 7, 20), 0)
+    for point, expected in zip(test, truth, strict=True):
+        cosine = torch.cosine_similarity(point[None], train)
+        order = cosine.argsort(descending=True)
+        for k in right:
+            votes = torch.zeros(3)
+            for i in order[:k]:
+                votes[labels[i]] += torch.exp(cosine[i] / 0.07)
+            right[k] += int(votes.argmax() == expected)
+    found = knn_accuracy(
+        train, test, {"f": labels}, {"f": truth}, neighbours=tuple(right), chunk=16
+    )
+    assert {k: round(scores["f"] * 40) for k, scores in found.items()} == right
+    assert 0.3 < found[7]["f"] < 1  # the clusters overlap, so the case decides something
+
+
+def test_knn_with_more_neighbours_than_images():
+    train, labels = clusters(6)
+    assert knn_accuracy(train, train, {"f": labels}, {"f": labels}, neighbours=(200,)) == {
+        200: {"f": 1.0}
+    }
+
+
+def test_linear_probe_is_ridge_regression():
+    train, labels = clusters(60, noise=1.0)
+    test, truth = clusters(50, noise=1.0, seed=1)
+    mean, std = train.double().mean(0), train.double().std(0)
+    x, y = (train.double() - mean) / std, (test.double() - mean) / std
+
+    def solve(rows, strength):
+        a, b = x[rows], torch.eye(3, dtype=torch.float64)[labels[rows]]
+        a = a - a.mean(0)
+        gram = a.T @ a
+        penalty = strength * gram.diagonal().mean() * torch.eye(6, dtype=torch.float64)
+        weights = torch.linalg.solve(gram + penalty, a.T @ (b - b.mean(0)))
+        return lambda z: ((z - x[rows].mean(0)) @ weights + b.mean(0)).argmax(1)
+
+    everything, held = torch.arange(60), torch.arange(60) % 5 == 4
+    scores = [(solve(~held, s)(x[held]) == labels[held]).sum().item() for s in STRENGTHS]
+    best = STRENGTHS[scores.index(max(scores))]
+    expected = (solve(everything, best)(y) == truth).double().mean().item()
+    assert linear_accuracy(train, test, {"f": labels}, {"f": truth})["f"] == expected
+
+
+def test_weights_hide_dimensions():
+    train, labels = clusters(90)
+    test, truth = clusters(30, seed=1)
+    data = (train, test, {"f": labels}, {"f": truth})
+    informative = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    assert linear_accuracy(*data, weights=informative) == {"f": 1.0}
+    assert linear_accuracy(*data, weights=1 - informative)["f"] < 0.6
+    assert linear_accuracy(*data, weights=torch.zeros(6))["f"] == pytest.approx(1 / 3)
+
+
+def test_factors_do_not_mix():
+    train, labels = clusters(90)
+    test, truth = clusters(30, seed=1)
+    both = ({"f": labels, "g": labels % 2}, {"f": truth, "g": truth % 2})
+    together = linear_accuracy(train, test, *both)
+    for name in "fg":
+        alone = linear_accuracy(train, test, {name: both[0][name]}, {name: both[1][name]})
+        assert alone == {name: together[name]}
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_scale_of_features_does_not_matter(scale):
+    train, labels = clusters(60, noise=0.8)
+    test, truth = clusters(50, noise=0.8, seed=1)
+    labelled = ({"f": labels}, {"f": truth})
+    expected = linear_accuracy(train, test, *labelled)
+    assert linear_accuracy(train * scale, test * scale, *labelled) == expected
+
+
+def test_dead_features_are_survived():
+    train, labels = clusters(60)
+    train[:, 4], train[:, 5] = 0, train[:, 0]
+    assert linear_accuracy(train, train, {"f": labels}, {"f": labels}) == {"f": 1.0}
+
+
+def test_too_few_images():
+    train, labels = clusters(4)
+    with pytest.raises(ValueError, match="at least 5 training images, got 4"):
+        linear_accuracy(train, train, {"f": labels}, {"f": labels})
+
+
+def test_majority():
+    labels = {"f": torch.tensor([1, 1, 0]), "g": torch.tensor([2, 0, 2])}
+    truth = {"f": torch.tensor([1, 0, 0, 0]), "g": torch.tensor([2, 2, 2, 2])}
+    assert majority_accuracy(labels, truth) == {"f": 0.25, "g": 1.0}

@@ -1,0 +1,82 @@
+import json
+import re
+
+import pytest
+import torch
+
+from mast_ext.methods import Subspaces
+from mast_ext.train.evaluation import LINEAR, Row
+from mast_ext.train.report import grids, tables, write_report
+
+NASTY = "<script>alert(1)</script>[bold]"
+MANY = [
+    Row("mast", "backbone", {LINEAR: {"hue": 0.5, NASTY: 0.25}, "k-NN 20": {"hue": 0.4, NASTY: 0}}),
+    Row("mast", "subspace crop", {LINEAR: {"hue": 0.125, NASTY: 1.0}}),
+    Row("chance", "", {LINEAR: {"hue": 0.1, NASTY: 0.2}}),
+]
+ONE = [
+    Row("mast", "backbone", {LINEAR: {"class": 0.5}, "k-NN 20": {"class": 0.4}}),
+    Row("chance", "", {LINEAR: {"class": 0.1}}),
+]
+SUBSPACES = Subspaces(
+    ("joint", NASTY), torch.rand(2, 8), torch.tensor([4.0, 5.0]), torch.tensor([[1, 0.2], [0.2, 1]])
+)
+
+
+def test_a_table_per_protocol():
+    (_, heads, body), (_, _, neighbours) = grids(MANY)
+    assert heads == ["model", "representation", "hue", NASTY]
+    assert body[1] == ["mast", "subspace crop", 0.125, 1.0]
+    assert neighbours == [["mast", "backbone", 0.4, 0]]
+    assert len(grids(MANY, [LINEAR])) == 1
+
+
+def test_one_table_for_one_factor():
+    ((_, heads, body),) = grids(ONE)
+    assert heads == ["model", "representation", LINEAR, "k-NN 20"]
+    assert body == [["mast", "backbone", 0.5, 0.4], ["chance", "", 0.1, None]]
+
+
+@pytest.mark.parametrize("rows", [MANY, ONE, []])
+def test_terminal_tables_have_a_row_each(rows):
+    for table, grid in zip(tables(rows), grids(rows), strict=True):
+        assert table.row_count == len(grid[2])
+
+
+@pytest.fixture
+def report(tmp_path):
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text("step,epoch,loss\n1,0.5,3.0\n2,1.0,2.0\n")
+    return write_report(
+        tmp_path / "report",
+        title=f"mast on {NASTY}",
+        rows=MANY,
+        subspaces=SUBSPACES,
+        metrics={"mast": metrics, "vicreg": tmp_path / "none.csv"},
+        settings=f"path: {NASTY}",
+        notes=[NASTY],
+    )
+
+
+def test_html_is_self_contained_and_escaped(report):
+    page = report.read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 5
+    assert re.findall(r'src="([^"]{22})', page) == ["data:image/png;base64,"] * 3
+    assert "http" not in page
+
+
+def test_report_files(report):
+    names = sorted(path.name for path in report.parent.iterdir())
+    assert names == ["loss.png", "masks.png", "overlap.png", "report.html", "results.json"]
+    found = json.loads((report.parent / "results.json").read_text())
+    assert found["rows"][1]["accuracy"] == {LINEAR: {"hue": 0.125, NASTY: 1.0}}
+    assert found["subspaces"]["effective_dimensions"] == [4.0, 5.0]
+
+
+def test_report_without_labels_or_masks(tmp_path):
+    page = write_report(
+        tmp_path, title="t", rows=[], subspaces=None, metrics={}, settings="", notes=["no labels"]
+    )
+    assert "no labels" in page.read_text()
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".html", ".json"]

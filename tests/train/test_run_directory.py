@@ -1,0 +1,53 @@
+import pytest
+
+from mast_ext.train.errors import RunError
+from mast_ext.train.run_directory import RunDirectory, write_text
+
+
+def test_numbers_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [RunDirectory.create(None, "mast-shapes").path.as_posix() for _ in range(3)]
+    assert paths == [f"runs/mast-shapes-{n}" for n in (1, 2, 3)]
+    assert (tmp_path / paths[0] / "checkpoints").is_dir()
+
+
+def test_takes_an_empty_directory(tmp_path):
+    assert RunDirectory.create(str(tmp_path), "x").path == tmp_path
+
+
+def test_refuses_an_existing_run(tmp_path):
+    run = RunDirectory.create(str(tmp_path / "run"), "x")
+    with pytest.raises(RunError, match="exists and is not empty: choose another --out"):
+        RunDirectory.create(str(run.path), "x")
+    run.save_config({"seed": 1})
+    with pytest.raises(RunError, match=f"continue it with --resume {run.path}"):
+        RunDirectory.create(str(run.path), "x")
+    assert run.load_config() == {"seed": 1}
+
+
+def test_refuses_what_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="cannot make the run directory .*file/run"):
+        RunDirectory.create(str(tmp_path / "file" / "run"), "x")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_open_needs_a_run(tmp_path):
+    with pytest.raises(RunError, match="is not a run directory: it has no config.yaml"):
+        RunDirectory.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "- a list", ""])
+def test_refuses_a_damaged_config(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(RunError, match="config.yaml"):
+        RunDirectory.open(tmp_path).load_config()
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
