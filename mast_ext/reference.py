@@ -89,6 +89,4 @@ def cross_correlation_penalty(
     ]  # [N, D] each
     c = normal[0].mT @ normal[1] / len(a)
     diagonal = torch.diagonal(c)
-    return (diagonal - 1).square().sum() + lambda_ * (
-        c.square().sum() - diagonal.square().sum()
-    )
+    return (diagonal - 1).square().sum() + lambda_ * (c.square().sum() - diagonal.square().sum())

@@ -35,14 +35,16 @@ inline kernels::Columns::List columns_list(const at::Tensor& z) {
           .row_stride = z.stride(views ? 1 : 0)};
 }
 
-// One axis of a product's operands in stretches, so that no operand is larger than the product.
+// One axis of a product's operands in stretches, so that they need no more memory than the product
+// where that is large.
 struct Stretches {
   std::int64_t length, step;
 
   // `other` is the axis of the product. A GPU is given long stretches: there a launch costs more
   // than memory does.
   Stretches(std::int64_t length_, std::int64_t other, bool whole, bool cuda)
-      : length(length_), step(whole ? length_ : std::max<std::int64_t>(cuda ? 8192 : 512, other)) {}
+      : length(length_),
+        step(whole ? length_ : std::max<std::int64_t>(cuda ? 8192 : 1024, other)) {}
 
   bool single() const { return step >= length; }
 
@@ -90,9 +92,30 @@ inline void column_dots(const kernels::ColumnDots& p, const at::Tensor& z) {
       [&](auto stream) { return kernels::column_dots_cuda(p, stream); });
 }
 
-// products[i] (+)= x[i]^T y[i] or x[i] y[i]^T, for a batch of matrices.
-inline void add_product(at::Tensor products, const at::Tensor& x, const at::Tensor& y, bool first) {
+// products[i] (+)= x[i] y[i] for a batch of matrices.
+inline void add_product(const at::Tensor& products, const at::Tensor& x, const at::Tensor& y,
+                        bool first) {
   products.baddbmm_(x, y, first ? 0 : 1);
+}
+
+// products[i] (+)= x[i] x[i]^T. Of a large product on the CPU only the blocks on and above the
+// diagonal are computed, the others copied when `last`.
+inline void add_gram(const at::Tensor& products, const at::Tensor& x, bool first, bool last) {
+  const std::int64_t size = x.size(1);
+  if (uses_cuda_kernels(x) || size < 256) {
+    return add_product(products, x, x.transpose(1, 2), first);
+  }
+  const std::int64_t step = std::clamp<std::int64_t>(size / 8, 64, 256);
+  for (std::int64_t at = 0; at < size; at += step) {
+    const std::int64_t count = std::min(step, size - at);
+    const at::Tensor columns = products.narrow(2, at, count);
+    add_product(columns.narrow(1, 0, at + count), x.narrow(1, 0, at + count),
+                x.narrow(1, at, count).transpose(1, 2), first);
+    if (last)
+      products.narrow(1, at, count)
+          .narrow(2, 0, at)
+          .copy_(columns.narrow(1, 0, at).transpose(1, 2));
+  }
 }
 
 }  // namespace mast_ext

@@ -120,8 +120,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
     const Tensor tile = whole.defined() ? whole : in.tile(mean, scale, first, count);
     const Tensor a_tile = tile.narrow(0, 0, 1), b_tile = tile.narrow(0, 1, 1);
     if (!in.gram) return add_product(product, a_tile.transpose(1, 2), b_tile, first == 0);
-    add_product(product.narrow(0, 0, 1), b_tile, b_tile.transpose(1, 2), first == 0);
-    add_product(product.narrow(0, 1, 1), a_tile, a_tile.transpose(1, 2), first == 0);
+    const bool last = first + count == stretches.length;
+    add_gram(product.narrow(0, 0, 1), b_tile, first == 0, last);
+    add_gram(product.narrow(0, 1, 1), a_tile, first == 0, last);
     column_dots({.dtype = dtype_of(tile, "tile"),
                  .x = a_tile.const_data_ptr(),
                  .y = b_tile.const_data_ptr(),

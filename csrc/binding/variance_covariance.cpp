@@ -115,12 +115,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_cova
                   .tile = whole.defined() ? whole.mutable_data_ptr() : nullptr},
                  in.z);
   stretches.each([&](std::int64_t first, std::int64_t count) {
-    Tensor tile = whole.defined() ? whole : in.tile(mean, first, count, masked);
+    const Tensor tile = whole.defined() ? whole : in.tile(mean, first, count, masked);
+    const bool last = first + count == stretches.length;
     if (in.gram) {
-      tile = tile.view({K * V, N, count});
-      add_product(product.view({K * V, N, N}), tile, tile.transpose(1, 2), first == 0);
+      add_gram(product.view({K * V, N, N}), tile.view({K * V, N, count}), first == 0, last);
     } else {
-      add_product(product, tile.transpose(1, 2), tile, first == 0);
+      add_gram(product, tile.transpose(1, 2), first == 0, last);
     }
   });
 

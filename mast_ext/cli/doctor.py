@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from mast_ext.cli.errors import UsageError
+
 TRAINING = {
     "jsonargparse": "jsonargparse",
     "lightning": "lightning",
@@ -57,8 +59,6 @@ def main(arguments: Sequence[str]) -> int:
         1 when something that `mast-ext pretrain` needs is missing, else 0.
     """
     if arguments and arguments[0] not in ("-h", "--help"):
-        from mast_ext.cli.main import UsageError
-
         raise UsageError(f"doctor takes no options, got {arguments[0]}")
     if arguments:
         print("usage: mast-ext doctor\n\nWhat is installed, what is fast, what is missing.")

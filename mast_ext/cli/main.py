@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from mast_ext.cli.errors import UsageError
+
 USAGE = """\
 usage: mast-ext <command> [options]
 
@@ -16,10 +18,6 @@ usage: mast-ext <command> [options]
 
 `mast-ext <command> --help` lists the options of a command.
 """
-
-
-class UsageError(Exception):
-    """The command line (or the file of `--config`) does not make sense."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.console import Console
 
-from mast_ext.cli.main import UsageError
+from mast_ext.cli.errors import UsageError
 
 
 class Parser(ArgumentParser):
@@ -22,7 +22,8 @@ class Parser(ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
         if not unknown:
             message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
-            return re.sub(r"typing\.Literal\[([^]]+)\]", r"one of \1", message)
+            message = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", message)
+            return re.sub(r"Expected a typing\.Literal\[([^]]+)\]", r"expected one of \1", message)
         option = unknown[1].split("=")[0]
         known = [o for action in self._actions for o in action.option_strings]
         close = difflib.get_close_matches(option, known, n=1)

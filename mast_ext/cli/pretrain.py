@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from mast_ext.cli.main import UsageError
+from mast_ext.cli.errors import UsageError
 from mast_ext.cli.parser import (
     Parser,
     build,

@@ -5,8 +5,8 @@ Every objective is a small algebra on the operators of `mast_ext.functional`, an
 """
 
 from mast_ext.losses.barlow_twins import BarlowTwinsLoss
-from mast_ext.losses.mast import MASTLoss, MASTTerms
 from mast_ext.losses.masks import SubspaceMasks
+from mast_ext.losses.mast import MASTLoss, MASTTerms
 from mast_ext.losses.negative_cosine_similarity import NegativeCosineSimilarity
 from mast_ext.losses.vicreg import VICRegLoss
 

@@ -150,7 +150,8 @@ class MASTLoss(nn.Module):
             if log_var is not None:
                 raise ValueError("log_var is not used with uncertainty='none'")
             distance = functional.subspace_similarity(views, masks=masks, metric="sqeuclidean")
-            return distance / masks.square().sum(1)[:, None, None, None]
+            # A mask of zeros has distance 0, as in subspace_nll.
+            return distance / masks.square().sum(1).clamp_min(1e-30)[:, None, None, None]
         if log_var is None:
             raise ValueError(f"log_var must be given with uncertainty={self.uncertainty!r}")
         return functional.subspace_nll(views, log_var, masks=masks, variance=self.uncertainty)

@@ -13,9 +13,9 @@ Reduction = Literal["mean", "sum", "none"]
 class NegativeCosineSimilarity(nn.Module):
     """``−cos(x0, x1)`` along one dimension, averaged over the others.
 
-    Norms below ``eps`` count as ``eps``. No gradient is stopped: detach the target yourself, as
-    SimSiam does. Values equal those of lightly 1.6.0 to float32 accuracy; the result is float32
-    for 16-bit inputs.
+    Norms below ``eps`` count as ``eps``, in the gradient too (torch's passes it on as if the norm
+    were not held). No gradient is stopped: detach the target yourself, as SimSiam does. Values
+    equal those of lightly 1.6.0 to float32 accuracy; the result is float32 for 16-bit inputs.
 
     Args:
         dim: The dimension of the embeddings.
@@ -26,9 +26,7 @@ class NegativeCosineSimilarity(nn.Module):
         ValueError: ``reduction`` is unknown.
     """
 
-    def __init__(
-        self, dim: int = 1, eps: float = 1e-8, *, reduction: Reduction = "mean"
-    ) -> None:
+    def __init__(self, dim: int = 1, eps: float = 1e-8, *, reduction: Reduction = "mean") -> None:
         super().__init__()
         if reduction not in get_args(Reduction):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")

@@ -1,6 +1,7 @@
 """VICReg (Bardes, Ponce & LeCun, ICLR 2022), a drop-in for lightly's class.
 
-Composed of three native operators' results; nothing of size ``D·D`` exists where ``B·B`` is smaller.
+Composed of the results of two native operators; nothing of size ``D·D`` exists where ``B·B`` is
+smaller.
 """
 
 from typing import Literal, get_args
@@ -82,18 +83,18 @@ class VICRegLoss(nn.Module):
                 f"z_a and z_b must have shape [B, ..., D] with B > 1, got {tuple(z_a.shape)}"
             )
         distance = functional.subspace_similarity(
-            z_a.flatten(0, -2)[None], z_b.flatten(0, -2)[None], metric="sqeuclidean"
+            z_a.flatten(0, -2).unsqueeze(0), z_b.flatten(0, -2).unsqueeze(0), metric="sqeuclidean"
         )
         loss = distance.sum() * (self.lambda_param / z_a.numel())
+        mu = self.mu_param / 2 if self.variant == "official" else self.mu_param
+        # One view at a time: stacking them would copy both.
         for z in (z_a, z_b):
             if self.gather_distributed:
                 z = gather_batch(z, 0)
-            variance, covariance = functional.variance_covariance(
-                z.flatten(1, -2).transpose(0, 1) if z.ndim > 2 else z[None], eps=self.eps
-            )
-            positions = variance.shape[1]
-            weight = self.mu_param / (2 if self.variant == "official" else 1) / positions
-            loss = loss + weight * variance.sum() + self.nu_param / positions * covariance.sum()
+            positions = z.flatten(1, -2).transpose(0, 1) if z.ndim > 2 else z.unsqueeze(0)
+            variance, covariance = functional.variance_covariance(positions, eps=self.eps)
+            loss = loss.add(variance.mean(), alpha=mu)
+            loss = loss.add(covariance.mean(), alpha=self.nu_param)
         return loss
 
     def pair_losses(self, views: Tensor) -> Tensor:

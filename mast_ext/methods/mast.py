@@ -40,7 +40,7 @@ class MASTOptions:
         sparsity: Weight of the masks' mean (L1).
     """
 
-    projector: tuple[int, ...] = (512, 512, 256)
+    projector: tuple[int, ...] = (512, 256)
     policy: Literal["sampled", "factorized"] = "sampled"
     partners: int = 1
     joint: float = 0.5

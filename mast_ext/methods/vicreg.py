@@ -24,7 +24,7 @@ class VICRegOptions:
         covariance: Weight of the squared off-diagonal covariances (1).
     """
 
-    projector: tuple[int, ...] = (512, 512, 256)
+    projector: tuple[int, ...] = (512, 256)
     invariance: float = 25.0
     variance: float = 25.0
     covariance: float = 1.0

@@ -1,6 +1,4 @@
-"""Shape-only kernel and gradient of ``mast_ext::cross_correlation_penalty``; schema in
-library.cpp.
-"""
+"""Shape-only kernel and gradient of ``cross_correlation_penalty``; schema in library.cpp."""
 
 import torch
 
@@ -21,9 +19,7 @@ def _(a, b, lambda_, variant):
     rows, dim = a.shape
     gram = dim >= 2 * (rows - 1)
     penalty = a.new_empty((), dtype=accumulation_dtype(a))
-    product = a.new_empty(
-        (2, rows, rows) if gram else (1, dim, dim), dtype=product_dtype(a)
-    )
+    product = a.new_empty((2, rows, rows) if gram else (1, dim, dim), dtype=product_dtype(a))
     return (
         penalty,
         penalty.new_empty((2, dim)),

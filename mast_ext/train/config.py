@@ -86,7 +86,7 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
-    lr: float = 2e-3
+    lr: float = 8e-3
     weight_decay: float = 1e-4
     warmup: float = 1.0
     min_lr: float = 0.0
@@ -114,8 +114,8 @@ class TrainConfig:
         progress: Progress bar: ``auto`` shows one when standard error is a terminal.
     """
 
-    epochs: float = 8.0
-    batch_size: int = 256
+    epochs: float = 20.0
+    batch_size: int = 128
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     checkpoint_every: int = 100

@@ -111,7 +111,7 @@ def evaluate(
 ) -> list[Row]:
     """Rows for the backbone's features and, given a method, its embedding and its subspaces.
 
-    A subspace is the embedding with every (standardised) dimension scaled by the mask.
+    A subspace is probed on the dimensions that `subspace_dimensions` gives it.
     """
     train, test = (
         extract_features(
@@ -128,16 +128,39 @@ def evaluate(
     rows = [_row(name, "backbone", train.backbone, test.backbone, labels, config)]
     if method is not None and train.embedding is not None and test.embedding is not None:
         rows.append(_row(name, "embedding", train.embedding, test.embedding, labels, config))
-        subspaces = method.subspaces()
-        named = zip(subspaces.names, subspaces.masks, strict=True) if subspaces else ()
-        for subspace, mask in named:
-            scores = linear_accuracy(train.embedding, test.embedding, *labels, weights=mask)
+        for subspace, dims in subspace_dimensions(method).items():
+            scores = linear_accuracy(train.embedding[:, dims], test.embedding[:, dims], *labels)
             rows.append(Row(name, f"subspace {subspace}", {LINEAR: scores}))
     return rows
 
 
+def subspace_dimensions(method: Method) -> dict[str, Tensor]:
+    """The dimensions that make up each subspace of a method's embedding, by name.
+
+    As many of the largest mask as the subspace has effective dimensions (at least one). Scaling
+    all dimensions by the mask instead would tell little: a linear probe undoes any scale that is
+    not zero.
+    """
+    subspaces = method.subspaces()
+    if subspaces is None:
+        return {}
+    counts = subspaces.effective_dimensions.round().long().clamp(min=1)
+    return {
+        name: mask.argsort(descending=True, stable=True)[:count]
+        for name, mask, count in zip(subspaces.names, subspaces.masks, counts, strict=True)
+    }
+
+
 def device_named(accelerator: str) -> torch.device:
-    """The device of ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``."""
+    """The device of ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        ValueError: ``cuda`` without a GPU that torch can use.
+    """
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "accelerator cuda needs a GPU that torch can use (mast-ext doctor says why)"
+        )
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(accelerator)

@@ -6,39 +6,22 @@ Everything that can be wrong with settings and data is found before the run dire
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+import torch
 import yaml
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from mast_ext.augment import ViewLoader
-from mast_ext.data import Source, open_source
 from mast_ext.train.checkpoint import read_checkpoint
-from mast_ext.train.config import DataConfig, PretrainConfig
+from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation import LabelledImages, Row, chance, device_named, evaluate
 from mast_ext.train.fit import Networks, build_networks, fit, training_loader
+from mast_ext.train.images import open_images
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.report import write_report
 from mast_ext.train.run_directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images of a run.
-
-    Attributes:
-        train: What is trained on.
-        labelled: Both splits, for probes, when they have labels.
-        notes: What to know of them.
-        why_not: Why ``labelled`` is None.
-    """
-
-    train: Source
-    labelled: LabelledImages | None
-    notes: list[str]
-    why_not: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +81,7 @@ def pretrain(
         FileNotFoundError: The images' folder does not exist.
     """
     console = console or Console(stderr=True)
+    device = device_named(config.train.accelerator)
     opened = open_images(config.data)
     images, notes = opened.labelled, list(opened.notes)
     names = [config.method, *baseline_of(config)]
@@ -135,8 +119,8 @@ def pretrain(
     else:
         _tell(console, "probing")
         for name, module in zip(names, modules, strict=True):
-            rows += _measure(name, module, images, config)
-        rows += [*_untrained(config, images), chance(images)]
+            rows += _measure(name, module, images, config, device)
+        rows += [*_untrained(config, images, device), chance(images)]
     report = write_report(
         run.report,
         title=f"{config.method} on {config.data.name}",
@@ -147,39 +131,6 @@ def pretrain(
         notes=notes,
     )
     return Outcome(run, rows, report, notes)
-
-
-def open_images(data: DataConfig) -> Images:
-    """Opens the splits that a run needs.
-
-    Raises:
-        ValueError: The images cannot be used.
-        FileNotFoundError: The folder does not exist.
-    """
-    notes = []
-
-    def split(name: Literal["train", "test"], most: int | None) -> Source:
-        source = open_source(
-            data.name,
-            name,
-            path=data.path,
-            size=data.size,
-            seed=data.seed,
-            on_bad_image=data.on_bad_image,
-            max_images=most,
-        )
-        if source.skipped:
-            notes.append(f"{len(source.skipped)} unreadable images skipped in {name}")
-        return source
-
-    train = split("train", data.max_images)
-    if not train.labels:
-        return Images(train, None, notes, "the images have no labels")
-    try:
-        test = split("test", data.max_test_images)
-    except FileNotFoundError as error:
-        return Images(train, None, notes, str(error))
-    return Images(train, LabelledImages(train, test), notes)
 
 
 def baseline_of(config: PretrainConfig) -> list[str]:
@@ -256,7 +207,11 @@ def _alone(config: PretrainConfig, training: Training) -> PretrainConfig:
 
 
 def _measure(
-    name: str, module: PretrainModule, images: LabelledImages, config: PretrainConfig
+    name: str,
+    module: PretrainModule,
+    images: LabelledImages,
+    config: PretrainConfig,
+    device: torch.device,
 ) -> list[Row]:
     return evaluate(
         name,
@@ -265,11 +220,11 @@ def _measure(
         config.augment,
         config.evaluation,
         method=module.method,
-        device=device_named(config.train.accelerator),
+        device=device,
     )
 
 
-def _untrained(config: PretrainConfig, images: LabelledImages) -> list[Row]:
+def _untrained(config: PretrainConfig, images: LabelledImages, device: torch.device) -> list[Row]:
     """The backbone with the weights that training began with."""
     backbone = build_networks(config, config.method).backbone
     return evaluate(
@@ -278,12 +233,9 @@ def _untrained(config: PretrainConfig, images: LabelledImages) -> list[Row]:
         images,
         config.augment,
         config.evaluation,
-        device=device_named(config.train.accelerator),
+        device=device,
     )
 
 
 def _tell(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False)
-
-
-__all__ = ["Images", "Outcome", "Training", "baseline_of", "open_images", "pretrain"]

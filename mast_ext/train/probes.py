@@ -13,6 +13,9 @@ from torch.nn.functional import normalize, one_hot
 STRENGTHS = tuple(10.0**exponent for exponent in range(-6, 3))
 """Ridge penalties that are tried, in units of the Gram matrix's mean eigenvalue."""
 
+FEWEST_IMAGES = 5
+"""Training images that a linear probe needs: each fifth one chooses the penalty."""
+
 
 def knn_accuracy(
     train: Tensor,
@@ -60,21 +63,17 @@ def linear_accuracy(
     test: Tensor,
     train_labels: Mapping[str, Tensor],
     test_labels: Mapping[str, Tensor],
-    *,
-    weights: Tensor | None = None,
 ) -> dict[str, float]:
     """Accuracy of a linear classifier: ridge regression onto one-hot classes, in closed form.
 
-    The penalty is chosen for every factor on each fifth training image, then all of them are
-    used. Features are standardised; a dimension's weight says how cheap it is to use (0: not
-    at all), which is how a subspace is probed.
+    Features are standardised. The penalty is chosen for every factor on each fifth training image,
+    then all of them are used.
 
     Args:
         train: Features of the training images, ``[N, F]``, at least 5.
         test: Features of the test images, ``[M, F]``.
         train_labels: Class ids of every factor, ``[N]`` int64.
         test_labels: Class ids of every factor, ``[M]`` int64.
-        weights: Weight of every dimension, ``[F]``, non-negative (a subspace's mask).
 
     Returns:
         Accuracy by factor.
@@ -82,12 +81,10 @@ def linear_accuracy(
     Raises:
         ValueError: Fewer than 5 training images.
     """
-    if len(train) < 5:
-        raise ValueError(f"a linear probe needs at least 5 training images, got {len(train)}")
+    if len(train) < FEWEST_IMAGES:
+        raise ValueError(f"a linear probe needs {FEWEST_IMAGES} training images, got {len(train)}")
     mean, std = train.double().mean(0), train.double().std(0)
     scale = torch.where(std > 1e-9, 1 / std, torch.zeros_like(std))
-    if weights is not None:
-        scale = scale * weights.double()
     x, x_test = ((part.double() - mean) * scale for part in (train, test))
     targets = {name: one_hot(labels).double() for name, labels in train_labels.items()}
     held_out = torch.arange(len(x)) % 5 == 4

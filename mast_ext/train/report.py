@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mast_ext.methods import Subspaces
-from mast_ext.train.evaluation import LINEAR, Row, protocols
+from mast_ext.train.evaluation import Row, protocols
 from mast_ext.train.run_directory import write_text
 
 STYLE = """
@@ -207,15 +207,3 @@ def _html_table(title: str, heads: list[str], body: list) -> str:
         texts = [html.escape(model), html.escape(part), *(_percent(cell) for cell in cells)]
         lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
     return f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>{''.join(lines)}</table>"
-
-
-__all__ = [
-    "LINEAR",
-    "draw_losses",
-    "draw_masks",
-    "draw_overlap",
-    "grids",
-    "results",
-    "tables",
-    "write_report",
-]

@@ -19,6 +19,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._was_there = path.is_dir()
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.csv"
         self.tensorboard = path / "tensorboard"
@@ -80,8 +81,10 @@ class RunDirectory:
         return values
 
     def remove(self) -> None:
-        """Takes the whole directory away (a run that failed before anything was learnt)."""
+        """Takes away what `create` began (a run that failed before anything was learnt)."""
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._was_there:
+            self.path.mkdir(exist_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

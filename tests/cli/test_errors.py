@@ -1,10 +1,14 @@
 """Whatever a user can get wrong: one sentence on standard error, a status, and no traces."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+import mast_ext
 
 SMALL = ["--data.max_images=24", "--train.batch_size=8"]
 
@@ -15,9 +19,11 @@ WRONG = [
     (["pretrain", "--data.nam=folder"], 2, "there is no option --data.nam; did you mean"),
     (["pretrain", "surplus"], 2, "there is no option surplus"),
     (["pretrain", "--method=simclr"], 1, "method must be one of mast, vicreg, got 'simclr'"),
-    (["pretrain", "--seed=one"], 2, "--seed: Expected a <class 'int'>. Got value: one"),
-    (["pretrain", "--optimizer.name=adam"], 2, "--optimizer.name: Expected a one of 'adamw'"),
+    (["pretrain", "--seed=one"], 2, "--seed: expected int. Got value: one"),
+    (["pretrain", "--optimizer.name=adam"], 2, "--optimizer.name: expected one of 'adamw'"),
     (["pretrain", "--config=none.yaml"], 2, "none.yaml"),
+    (["pretrain", "--config=odd.yaml"], 2, "Group 'data' does not accept option 'nme'"),
+    (["pretrain", "--config=torn.yaml"], 2, "Problems parsing config"),
     (["pretrain", "--augment.hue=2"], 1, "hue must be a strength in [0, 0.5]"),
     (["pretrain", "--train.epochs=0"], 1, "train.epochs must be positive"),
     (["pretrain", "--train.batch_size=1"], 1, "batch_size must be at least 2, got 1"),
@@ -36,6 +42,7 @@ WRONG = [
     (["pretrain", "--resume=file"], 1, "file is damaged or not a checkpoint"),
     (["pretrain", "--resume=foreign.ckpt"], 1, "another program wrote it"),
     (["pretrain", "--resume=full", "--seed=1"], 2, "--resume takes the settings of the run"),
+    (["pretrain", "--train.accelerator=cuda", *SMALL], 1, "accelerator cuda needs a GPU"),
     (["evaluate"], 2, "the following arguments are required: path"),
     (["evaluate", "none"], 1, "there is no run or checkpoint at none"),
     (["evaluate", "full"], 1, "full is not a run directory"),
@@ -51,6 +58,8 @@ def surroundings(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("work of years")
     (tmp_path / "file").write_text("a file")
+    (tmp_path / "odd.yaml").write_text("data: {nme: shapes}")
+    (tmp_path / "torn.yaml").write_text("data: [")
     (tmp_path / "bad").mkdir()
     for name in "123":
         (tmp_path / "bad" / f"{name}.png").write_bytes(b"")
@@ -66,7 +75,10 @@ def listing(root):
 
 
 @pytest.mark.parametrize(("arguments", "status", "message"), WRONG, ids=lambda v: str(v)[:50])
-def test_one_sentence_and_no_traces(call, surroundings, tmp_path, arguments, status, message):
+def test_one_sentence_and_no_traces(
+    call, surroundings, tmp_path, monkeypatch, arguments, status, message
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = listing(tmp_path)
     found, out, err = call(*arguments)
     assert (found, out) == (status, "")
@@ -98,6 +110,20 @@ def test_unwritable_directory(call, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     status, _, err = call("pretrain", "--out=locked/run", *SMALL)
     assert status == 1 and "cannot make the run directory locked/run: Permission denied" in err
+
+
+def test_as_a_module(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "mast_ext.cli.main", "pretrain", "--what"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(mast_ext.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("mast-ext: there is no option --what")
+    assert found.stderr.count("\n") == 1
 
 
 def test_help(call):

@@ -14,7 +14,9 @@ from mast_ext.train.evaluation import (
     evaluate,
     extract_features,
     protocols,
+    subspace_dimensions,
 )
+from mast_ext.train.probes import linear_accuracy
 
 RECIPE = AugmentationRecipe(size=16)
 FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]
@@ -85,15 +87,26 @@ def test_mean_colour_tells_hue_and_not_rotation(images):
         assert scores["rotation"] < 0.45
 
 
-def test_subspaces_use_their_masks(images, backbone):
+def test_subspaces_are_probed_on_their_own_dimensions(images, backbone):
     method = MAST(16, RECIPE, MASTOptions((8, 8), masks="sigmoid"))
     with torch.no_grad():
-        method.loss.masks.logits[1] = -200.0  # sees nothing
-        method.loss.masks.logits[2] = 0.0  # sees everything alike
+        method.loss.masks.logits.fill_(-200.0)
+        method.loss.masks.logits[0] = 0.0  # joint: all dimensions alike
+        method.loss.masks.logits[1, 5] = method.loss.masks.logits[1, 2] = 3.0  # crop: two of them
+    dims = subspace_dimensions(method)
+    assert dims["joint"].tolist() == list(range(8))
+    assert dims["crop"].tolist() == [2, 5]
+    assert len(dims["flip"]) == 1  # sees nothing, and is probed on something all the same
+
     rows = evaluate("m", backbone, images, RECIPE, EvaluationConfig((5,)), method=method)
     scores = {row.part: row.scores[LINEAR] for row in rows}
-    assert scores["subspace flip"] == scores["embedding"]
-    assert scores["subspace crop"] == chance(images).scores[LINEAR]
+    assert scores["subspace joint"] == scores["embedding"]
+    train, test = (
+        extract_features(backbone, source, RECIPE, method=method).embedding[:, [2, 5]]
+        for source in (images.train, images.test)
+    )
+    expected = linear_accuracy(train, test, images.train_labels, images.test_labels)
+    assert scores["subspace crop"] == expected
 
 
 def test_chance(images):

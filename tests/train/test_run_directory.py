@@ -15,6 +15,14 @@ def test_takes_an_empty_directory(tmp_path):
     assert RunDirectory.create(str(tmp_path), "x").path == tmp_path
 
 
+def test_remove_leaves_what_was_there_before(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name, stays in (("old", True), ("new", False)):
+        RunDirectory.create(str(tmp_path / name), "x").remove()
+        assert (tmp_path / name).exists() is stays
+    assert list((tmp_path / "old").iterdir()) == []
+
+
 def test_refuses_an_existing_run(tmp_path):
     run = RunDirectory.create(str(tmp_path / "run"), "x")
     with pytest.raises(RunError, match="exists and is not empty: choose another --out"):

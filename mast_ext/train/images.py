@@ -1,0 +1,61 @@
+"""The images of a run: what is trained on, and what is probed by when there are labels."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mast_ext.data import Source, open_source
+from mast_ext.train.config import DataConfig
+from mast_ext.train.evaluation import LabelledImages
+from mast_ext.train.probes import FEWEST_IMAGES
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a run.
+
+    Attributes:
+        train: What is trained on.
+        labelled: Both splits, for probes, when they have labels.
+        notes: What to know of them.
+        why_not: Why ``labelled`` is None.
+    """
+
+    train: Source
+    labelled: LabelledImages | None
+    notes: list[str]
+    why_not: str = ""
+
+
+def open_images(data: DataConfig) -> Images:
+    """Opens the splits that a run needs.
+
+    Raises:
+        ValueError: The images cannot be used.
+        FileNotFoundError: The folder does not exist.
+    """
+    notes = []
+
+    def split(name: Literal["train", "test"], most: int | None) -> Source:
+        source = open_source(
+            data.name,
+            name,
+            path=data.path,
+            size=data.size,
+            seed=data.seed,
+            on_bad_image=data.on_bad_image,
+            max_images=most,
+        )
+        if source.skipped:
+            notes.append(f"{len(source.skipped)} unreadable images skipped in {name}")
+        return source
+
+    train = split("train", data.max_images)
+    if not train.labels:
+        return Images(train, None, notes, "the images have no labels")
+    if len(train) < FEWEST_IMAGES:
+        return Images(train, None, notes, f"there are only {len(train)} training images")
+    try:
+        test = split("test", data.max_test_images)
+    except FileNotFoundError as error:
+        return Images(train, None, notes, str(error))
+    return Images(train, LabelledImages(train, test), notes)
