@@ -34,19 +34,19 @@ class MASTOptions:
         masks: Parameterisation of the masks; ``balanced`` cannot collapse onto few dimensions.
         uncertainty: Learned variance that discounts ambiguous samples: none, one per subspace,
             or one per dimension.
-        invariance: Weight of the masked distances' mean over subspaces.
+        invariance: Weight of the masked distances' mean over subspaces (see `VICRegOptions`).
         variance: Weight of the hinge on every dimension's standard deviation.
         covariance: Weight of the squared off-diagonal covariances.
         sparsity: Weight of the masks' mean (L1).
     """
 
-    projector: tuple[int, ...] = (512, 256)
+    projector: tuple[int, ...] = (256, 256, 128)
     policy: Literal["sampled", "factorized"] = "sampled"
     partners: int = 1
     joint: float = 0.5
     masks: Literal["balanced", "softmax", "sigmoid", "relu"] = "balanced"
     uncertainty: Literal["none", "subspace", "diagonal"] = "none"
-    invariance: float = 25.0
+    invariance: float = 5.0
     variance: float = 25.0
     covariance: float = 1.0
     sparsity: float = 0.0
