@@ -145,7 +145,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
+        step, stop = trainer.global_step, self.received
         self.loss_sum += float(outputs["loss"])
         # A run may end within an epoch, which then counts as one.
         epoch_ended = step % self.steps_per_epoch == 0 or step == trainer.max_steps
@@ -154,12 +154,14 @@ class Checkpoints(Callback):
             mean = self.loss_sum / ((step - 1) % self.steps_per_epoch + 1)
             improved, self.loss_sum = mean < self.best, 0.0
             self.best = min(mean, self.best)
-        if epoch_ended or self.received is not None or step % self.every == 0:
+        if improved:
+            # Best first: a run that dies in between does the epoch's end again.
+            trainer.save_checkpoint(self.run.best)
+            _copy(self.run.best, self.run.last)
+        elif epoch_ended or stop is not None or step % self.every == 0:
             trainer.save_checkpoint(self.run.last)
-            if improved:
-                _copy(self.run.last, self.run.best)
-        if self.received is not None:
-            raise Interrupted(self.received, step)
+        if stop is not None:
+            raise Interrupted(stop, step)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The first signal ends training after the step under way, the second at once."""
@@ -183,7 +185,7 @@ def signals_restored() -> Iterator[None]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A copy in one step: a second name where the file system has hard links, since ``last`` is
+    """A copy in one step: a second name where the file system has hard links, since checkpoints are
     replaced and never written into."""
     partial = target.with_name(f".{target.name}.partial")
     with suppress(FileNotFoundError):
