@@ -2,8 +2,14 @@
 
 import torch  # noqa: F401  libtorch has to be loaded before _C, which links to it
 
-from mast_ext import _C
-from mast_ext.ops import (
+try:
+    from mast_ext import _C
+except ImportError as error:
+    raise ImportError(
+        f"the native module mast_ext._C does not load ({error}): build it against the installed "
+        "PyTorch with `pip install --no-build-isolation .`"
+    ) from error
+from mast_ext.ops import (  # they look their operators up, which _C has just registered
     cross_correlation_penalty,
     subspace_nll,
     subspace_similarity,
