@@ -177,6 +177,9 @@ class ViewLoader:
         pending: deque[Future[ViewBatch]] = deque()
         # In a worker torch's operators keep to that thread (the setting is the thread's own):
         # more would fight over the cores with the training step.
+        # A thread takes its number when it first asks, so the training thread asks before them:
+        # else it would depend on who comes first whether it trains on one core or on all.
+        torch.get_num_threads()
         pool = ThreadPoolExecutor(
             self._workers, "views", initializer=torch.set_num_threads, initargs=(1,)
         )
