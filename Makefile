@@ -24,13 +24,13 @@ test: .venv/built
 lint: .venv/built
 	ruff check .
 	ruff format --check .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format --dry-run -Werror
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format --dry-run -Werror
 	mypy
 
 format: .venv/built
 	ruff check --fix .
 	ruff format .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format -i
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format -i
 
 bench: .venv/built
 	python -m pytest benchmarks/ops --benchmark-only $(ARGS)

@@ -1,5 +1,5 @@
-// What the CUDA kernels use of CUDA, on the CPU: so that their indexing, barriers and arithmetic are
-// tested where there is no GPU. Found before the real header when MAST_EXT_EMULATE_CUDA is on.
+// What the CUDA kernels use of CUDA, on the CPU: so that their indexing, barriers and arithmetic
+// are tested where there is no GPU. Found before the real header when MAST_EXT_EMULATE_CUDA is on.
 //
 // Blocks run one after the other; a block's threads are coroutines that take turns. Every barrier
 // and shuffle hands over to the next thread, so all threads of a block have to reach it, which is

@@ -53,7 +53,9 @@ struct PairSumsWork {
 };
 
 // K as the CUDA kernels lay out coefficients: a whole number of 16-byte loads.
-MAST_EXT_HD std::int64_t padded_subspaces(std::int64_t subspaces) { return (subspaces + 3) / 4 * 4; }
+MAST_EXT_HD std::int64_t padded_subspaces(std::int64_t subspaces) {
+  return (subspaces + 3) / 4 * 4;
+}
 
 // The masks' gradient is summed over fixed slices of the batch and then over the slices, so that
 // its bits do not depend on how many threads there are.
