@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from threading import Barrier
 from typing import Protocol
 
 import numpy as np
@@ -175,14 +176,7 @@ class ViewLoader:
                 yield self._batch(part, epoch)
             return
         pending: deque[Future[ViewBatch]] = deque()
-        # In a worker torch's operators keep to that thread (the setting is the thread's own):
-        # more would fight over the cores with the training step.
-        # A thread takes its number when it first asks, so the training thread asks before them:
-        # else it would depend on who comes first whether it trains on one core or on all.
-        torch.get_num_threads()
-        pool = ThreadPoolExecutor(
-            self._workers, "views", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        pool = _single_threaded_pool(self._workers)
         try:
             for part in parts:
                 pending.append(pool.submit(self._batch, part, epoch))
@@ -207,6 +201,27 @@ class ViewLoader:
                 for name, ids in self.source.labels.items()
             },
         )
+
+
+def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
+    """Threads whose torch operators keep to them: more would fight with the training step.
+
+    ``torch.set_num_threads`` also changes what every thread that has not computed yet, and some
+    calls of the others, take up; so the caller sets its own number again once all have started.
+    """
+    threads = torch.get_num_threads()
+    started = Barrier(workers + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(workers, "views", initializer=start)
+    for _ in range(workers):  # a thread starts with the first task that finds none idle
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)
+    return pool
 
 
 def build_loader(

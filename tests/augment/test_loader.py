@@ -275,17 +275,22 @@ def test_bad_state_is_refused(state, message):
 def test_workers_leave_the_training_thread_its_cores():
     """In a fresh process, where no thread has yet asked how many it may use."""
     program = (
-        "import torch\n"
+        "from threading import Thread\n"
         "from mast_ext.augment import AugmentationRecipe, build_loader, make_policy\n"
         "from mast_ext.data import open_source\n"
         "source = open_source('shapes', 'train', max_images=8)\n"
         "policy = make_policy('composed', AugmentationRecipe(), views=2)\n"
-        "list(build_loader(source, policy, batch_size=4, workers=1))\n"
-        "print(torch.get_num_threads())\n"
+        "import torch\n"
+        "for _ in build_loader(source, policy, batch_size=4, workers=2):\n"
+        "    torch.ones(9, requires_grad=True).sum().backward()\n"
+        "new = []\n"
+        "thread = Thread(target=lambda: new.append(torch.get_num_threads()))\n"
+        "thread.start(), thread.join()\n"
+        "print(torch.get_num_threads(), *new)\n"
     )
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(root)}
     out = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
-    assert out.stdout.strip() == "2"
+    assert out.stdout.strip() == "2 2"
