@@ -7,6 +7,7 @@ from torch import Tensor
 from mast_ext import ops
 
 __all__ = [
+    "contrastive_logsumexp",
     "cross_correlation_penalty",
     "subspace_nll",
     "subspace_similarity",
@@ -98,6 +99,76 @@ def subspace_nll(
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
     return ops.subspace_nll.op(x, log_var_x, y, log_var_y, masks, variance)[0]
+
+
+def contrastive_logsumexp(
+    x: Tensor,
+    y: Tensor | None = None,
+    masks: Tensor | None = None,
+    *,
+    temperature: float | Tensor,
+    offset: int | None = 0,
+    exclude_self: bool = False,
+    exclude_positive: bool = False,
+    within_views: bool = True,
+) -> tuple[Tensor, Tensor]:
+    r"""Log-sum-exp of every row's scaled cosine similarities, per pair of views and subspace.
+
+    With :math:`cos_k` the cosine of ``m_k∘x`` and ``m_k∘y``::
+
+        s[k,i,b,j,c]      = cos_k(x_ib, y_jc) / temperature
+        lse[k,i,j,b]      = log Σ_c exp(s[k,i,b,j,c])
+        positive[k,i,j,b] = s[k,i,b,j,b+offset]
+
+    The contrastive primitive: NT-Xent of views ``i`` and ``j`` (Chen et al. 2020, eq. 1) is
+    ``logaddexp(lse_ii, lse_ij) − positive_ij``, and InfoNCE against a queue, CLIP's loss and
+    decoupled contrastive learning are as short. The ``N×M`` similarities are computed tile by tile,
+    forward and again backward, and never stored: memory is ``O((N + M)·D)`` whatever ``K`` is.
+
+    Args:
+        x: Rows, ``[Vx, N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        y: Columns, ``[Vy, M, D]``, dtype and device of ``x``. ``None`` contrasts ``x`` with itself:
+            ``y = x``, ``exclude_self`` holds, and one tile of products serves ``(i, j)`` and
+            ``(j, i)``.
+        masks: Non-negative masks ``[K, D]``, float32 (float64 beside float64 embeddings). ``None``
+            is one subspace of all ones; the results keep their leading axis ``K = 1``.
+        temperature: A positive number, or a scalar tensor in float32 (float64 beside float64
+            embeddings), which may require gradient. A number of at least 0.03 is fastest: a
+            running maximum is not needed then.
+        offset: Column of row 0's positive; row ``b``'s is ``b + offset``. ``None``: the columns hold
+            no positives (a queue of negatives), and ``positive`` is empty.
+        exclude_self: In the blocks ``(i, i)`` of a view with itself, column ``b + offset`` is the
+            row itself and left out of the sum. For rows out of a larger gathered batch ``y``.
+        exclude_positive: Leaves column ``b + offset`` out of the sum in every block, so that
+            ``lse`` is over negatives alone (decoupled contrastive learning, Yeh et al. 2022).
+        within_views: ``False`` leaves the blocks ``(i, i)`` out: their ``lse`` is ``-inf``, their
+            ``positive`` 0. Both directions of CLIP's loss in one sweep are the blocks ``(0, 1)`` and
+            ``(1, 0)`` of ``stack([image, text])``.
+
+    Returns:
+        ``lse`` and ``positive``, both ``[K, Vx, Vy, N]`` in float32 (float64 for float64 inputs);
+        ``positive`` is ``[K, Vx, Vy, N, 0]`` where ``offset`` is ``None``. An empty sum is
+        ``-inf``. Differentiable once in ``x``, ``y``, ``masks`` and ``temperature``. A row of norm
+        below 1e-8, such as a blank mask leaves, has similarity 0 and a finite gradient.
+
+    Raises:
+        ValueError: A shape or device does not fit, a mask is negative or the temperature not
+            positive (of tensors checked on the CPU only: a GPU is not waited for), ``offset`` leads
+            out of the columns, or views are to be told apart but ``Vx`` differs from ``Vy``.
+        TypeError: A dtype is not supported or differs from that of ``x``.
+    """
+    tensor = isinstance(temperature, Tensor)
+    return ops.contrastive_logsumexp.op(
+        x,
+        y,
+        masks,
+        temperature if tensor else None,
+        0.0 if tensor else temperature,
+        offset,
+        exclude_self,
+        exclude_positive,
+        within_views,
+    )[:2]
 
 
 def variance_covariance(

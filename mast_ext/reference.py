@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "contrastive_logsumexp",
     "cross_correlation_penalty",
     "subspace_nll",
     "subspace_similarity",
@@ -64,6 +65,37 @@ def subspace_nll(
         return (weights * (squared / log_s.exp() + log_s)).sum(-1) / 2
     log_s = log_s.movedim(-1, 0)
     return ((weights * squared).sum(-1) / log_s.exp() + log_s) / 2
+
+
+def contrastive_logsumexp(
+    x: Tensor,
+    y: Tensor | None = None,
+    masks: Tensor | None = None,
+    *,
+    temperature: float | Tensor,
+    offset: int | None = 0,
+    exclude_self: bool = False,
+    exclude_positive: bool = False,
+    within_views: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.contrastive_logsumexp`."""
+    exclude_self, y = exclude_self or y is None, x if y is None else y
+    scale = _weights(masks, x).sqrt()[:, None, None]  # [K, 1, 1, D]
+    a, b = (
+        scale * z / (scale * z).norm(dim=-1, keepdim=True).clamp_min(1e-8) for z in (x, y)
+    )  # [K, V, N, D] each
+    logits = torch.einsum("kind,kjmd->kijnm", a, b) / temperature
+    views = torch.eye(len(x), len(y), dtype=torch.bool, device=x.device)[:, :, None, None]
+    kept = torch.ones(logits.shape[1:], dtype=torch.bool, device=x.device)
+    positive = logits.new_empty((*logits.shape[:-1], 0))
+    if offset is not None:
+        columns = torch.arange(offset, offset + x.shape[1], device=x.device)
+        partner = columns[:, None] == torch.arange(y.shape[1], device=x.device)
+        positive = logits.diagonal(offset, -2, -1)[..., : x.shape[1]]
+        kept = kept & ~(partner & (views & exclude_self | exclude_positive))
+    if not within_views:
+        kept, positive = kept & ~views, positive.where(~views[..., 0], 0.0)
+    return logits.masked_fill(~kept, -torch.inf).logsumexp(-1), positive
 
 
 def variance_covariance(

@@ -40,6 +40,17 @@ void define(torch::Library& m) {
       "cross_correlation_penalty_backward(Tensor grad_penalty, Tensor a, Tensor b, Tensor mean, "
       "Tensor scale, Tensor product, Tensor dots, Tensor row_sums, Tensor standard, "
       "float lambda_, str variant, bool[2] wanted) -> (Tensor grad_a, Tensor grad_b)");
+  m.def(
+      "contrastive_logsumexp(Tensor x, Tensor? y, Tensor? masks, Tensor? temperature_tensor, "
+      "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
+      "bool within_views) -> (Tensor lse, Tensor positive, Tensor inv_norm_x, Tensor inv_norm_y)");
+  m.def(
+      "contrastive_logsumexp_backward(Tensor? grad_lse, Tensor? grad_positive, Tensor x, "
+      "Tensor? y, Tensor? masks, Tensor? temperature_tensor, Tensor lse, Tensor inv_norm_x, "
+      "Tensor inv_norm_y, Tensor? y_lse, Tensor? y_grad_lse, Tensor? y_grad_positive, "
+      "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
+      "bool within_views, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks, "
+      "Tensor grad_temperature)");
 }
 
 // One body for every device: run_on() picks the kernel.
@@ -53,6 +64,8 @@ void implement(torch::Library& m) {
   m.impl("cross_correlation_penalty", TORCH_FN(mast_ext::cross_correlation_penalty));
   m.impl("cross_correlation_penalty_backward",
          TORCH_FN(mast_ext::cross_correlation_penalty_backward));
+  m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
+  m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
 }
 
 }  // namespace

@@ -5,15 +5,24 @@ Every objective is a small algebra on the operators of `mast_ext.functional`, an
 """
 
 from mast_ext.losses.barlow_twins import BarlowTwinsLoss
+from mast_ext.losses.decoupled import DCLLoss, DCLWLoss
+from mast_ext.losses.equivariance import EquivarianceLoss
+from mast_ext.losses.info_nce import InfoNCELoss
 from mast_ext.losses.masks import SubspaceMasks
 from mast_ext.losses.mast import MASTLoss, MASTTerms
 from mast_ext.losses.negative_cosine_similarity import NegativeCosineSimilarity
+from mast_ext.losses.nt_xent import NTXentLoss
 from mast_ext.losses.vicreg import VICRegLoss
 
 __all__ = [
     "BarlowTwinsLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "EquivarianceLoss",
+    "InfoNCELoss",
     "MASTLoss",
     "MASTTerms",
+    "NTXentLoss",
     "NegativeCosineSimilarity",
     "SubspaceMasks",
     "VICRegLoss",

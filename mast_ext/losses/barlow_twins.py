@@ -1,12 +1,13 @@
 """Barlow Twins (Zbontar et al., ICML 2021), a drop-in for lightly's class."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.losses.gather import gather_batch, require_distributed
+from mast_ext.losses.inputs import require_option
 
 Variant = Literal["official", "paper"]
 
@@ -40,11 +41,9 @@ class BarlowTwinsLoss(nn.Module):
         variant: Variant = "official",
     ) -> None:
         super().__init__()
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant must be 'official' or 'paper', got {variant!r}")
         self.lambda_param = lambda_param
         self.gather_distributed = require_distributed(gather_distributed)
-        self.variant: Variant = variant
+        self.variant: Variant = require_option("variant", variant, Variant)
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """The loss of two views.

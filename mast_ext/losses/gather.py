@@ -6,6 +6,8 @@ the result is the gradient of one process on the global batch. So the backward o
 up the gradients that all processes found for an embedding, and does not average them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,21 +31,88 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's place among them; 0 outside of distributed training."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def all_reduce(x: Tensor) -> Tensor:
-    """Sum of ``x`` over processes, without gradient."""
-    if world_size() > 1:
-        x = x.detach().clone()
+    """Sum of ``x`` over processes, without gradient.
+
+    Raises:
+        RuntimeError: Another process died or is late.
+    """
+    return _all_reduce(x) if world_size() > 1 else x
+
+
+@torch.compiler.disable
+def _all_reduce(x: Tensor) -> Tensor:
+    x = x.detach().clone()
+    with _collective("all-reduce"):
         dist.all_reduce(x)
     return x
+
+
+@torch.compiler.disable
+def all_gather(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Concatenates ``x [B, ...]`` of all processes in the order of ranks, without gradient.
+
+    Args:
+        x: A tensor whose shape and dtype are the same on every process; not checked.
+        out: Contiguous ``[world size · B, ...]`` to write to.
+
+    Raises:
+        RuntimeError: Another process died or is late.
+    """
+    x = x.detach().contiguous()
+    if out is None:
+        out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
+    with _collective("all-gather"):
+        dist.all_gather_into_tensor(out, x)
+    return out
+
+
+@torch.compiler.disable
+def require_equal_batches(x: Tensor, dim: int) -> None:
+    """Compares what the processes are about to gather along ``dim``.
+
+    Every process learns every size, so all of them raise or none does. Not checked while a CUDA
+    graph is captured, as its shapes are fixed.
+
+    Raises:
+        ValueError: The sizes differ.
+        RuntimeError: Another process died or is late.
+    """
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    batch = x.shape[dim]
+    width = x.numel() // max(batch, 1)
+    every = all_gather(torch.tensor([[batch, width]], device=x.device)).tolist()
+    for what, sizes in zip(("a batch", "embeddings"), zip(*every, strict=True), strict=True):
+        if len(set(sizes)) > 1:
+            found = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
+            raise ValueError(
+                f"gather_distributed=True needs {what} of the same size on every process, "
+                f"got {found}"
+            )
 
 
 def gather_batch(x: Tensor, dim: int) -> Tensor:
     """Concatenates ``x`` of all processes along ``dim``, in the order of ranks; differentiable.
 
-    Every process must hold a tensor of the same shape and dtype. Outside of distributed training
-    ``x`` itself is returned.
+    Outside of distributed training ``x`` itself is returned.
+
+    Raises:
+        ValueError: The processes' tensors differ in size.
+        RuntimeError: Another process died or is late.
     """
-    return _Gather.apply(x.movedim(dim, 0)).movedim(0, dim) if world_size() > 1 else x
+    return _gather_batch(x, dim) if world_size() > 1 else x
+
+
+@torch.compiler.disable
+def _gather_batch(x: Tensor, dim: int) -> Tensor:
+    require_equal_batches(x, dim)
+    return _Gather.apply(x.movedim(dim, 0)).movedim(0, dim)
 
 
 class _Gather(torch.autograd.Function):
@@ -51,13 +120,19 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        gathered = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(gathered, x)
-        return gathered
+        return all_gather(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)
-        return total.chunk(world_size())[dist.get_rank()]
+        return all_reduce(grad.contiguous()).chunk(world_size())[rank()]
+
+
+@contextmanager
+def _collective(name: str) -> Iterator[None]:
+    """Says in one sentence what a backend's error means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{name} failed on rank {rank()} of {world_size()}: another process died or is late"
+        ) from error

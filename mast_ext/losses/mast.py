@@ -1,4 +1,4 @@
-"""MAST's objective on a VICReg base.
+"""MAST's objective, on a VICReg or a contrastive base.
 
 "MAST: Masked Augmentation Subspace Training" (Huang et al., ICLR 2023) learns one embedding in
 which a mask per augmentation selects the dimensions that are invariant to it, and reweights
@@ -6,15 +6,20 @@ ambiguous samples by their uncertainty. The paper's equations are not public: th
 *our* definition of that idea.
 """
 
-from typing import Literal, NamedTuple, get_args
+from functools import reduce
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.losses.contrast import contrast_views
 from mast_ext.losses.gather import all_reduce, gather_batch, require_distributed, world_size
+from mast_ext.losses.inputs import require_option, require_temperature
 from mast_ext.losses.masks import SubspaceMasks
+from mast_ext.losses.view_pairs import nt_xent_pairs
 
+Base = Literal["vicreg", "nt_xent"]
 Uncertainty = Literal["none", "subspace", "diagonal"]
 
 
@@ -26,62 +31,71 @@ class MASTTerms(NamedTuple):
 
 
 class MASTLoss(nn.Module):
-    """Invariance inside every subspace; variance and covariance on the whole embedding::
+    """Invariance inside every subspace, and what keeps the embedding from collapsing::
 
-        invariance · mean_k inv_k + variance · mean_v v(z_v) + covariance · 2 mean_v c(z_v)
-          + sparsity · ‖M‖₁ / (K·D)
+        vicreg    invariance · mean_k inv_k + variance · mean_v v(z_v)
+                    + covariance · 2 mean_v c(z_v) + sparsity · ‖M‖₁ / (K·D)
+        nt_xent   invariance · mean_k inv_k + sparsity · ‖M‖₁ / (K·D)
 
     ``inv_k`` is the mean over the pairs of views that belong to subspace ``k`` (``pair_subspace``)
-    of their distance ``Σ_d w_kd (x_d − y_d)² / Σ_d w_kd``, with ``w = masks²``; under an
-    ``uncertainty`` other than ``"none"`` it is their negative log-likelihood instead (see
-    :func:`mast_ext.functional.subspace_nll`), which discounts pairs of high variance. A subspace
-    without a pair in the batch is left out of the mean over ``k``. ``v`` and ``c`` are VICReg's
-    terms: with two views and the default weights the last three terms are those of
-    :class:`mast_ext.losses.VICRegLoss`.
+    of a pair term. A subspace without a pair in the batch is left out of the mean over ``k``.
+
+    * ``vicreg``: the term is the distance ``Σ_d w_kd (x_d − y_d)² / Σ_d w_kd`` with ``w = masks²``;
+      under an ``uncertainty`` other than ``"none"`` the negative log-likelihood instead (see
+      :func:`mast_ext.functional.subspace_nll`), which discounts pairs of high variance. ``v`` and
+      ``c`` are VICReg's terms on the whole embedding: with two views and the default weights the
+      last three terms are those of :class:`mast_ext.losses.VICRegLoss`.
+    * ``nt_xent``: the term is NT-Xent of the two masked views (:class:`mast_ext.losses.NTXentLoss`
+      of embeddings times mask ``k``), with the whole batch's rows of both views as negatives. They
+      keep every subspace from collapsing, so that variance and covariance are left out.
 
     This is our definition: the paper's equations are not public.
 
     Args:
         masks: The learned masks ``[K, D]``, a submodule of the loss.
-        invariance: Weight of the masked distances.
-        variance: Weight of the hinge on every dimension's standard deviation.
-        covariance: Weight of the squared off-diagonal covariances.
+        base: ``"vicreg"`` or ``"nt_xent"``.
+        invariance: Weight of the pair terms; 25 on ``vicreg`` and 1 on ``nt_xent`` by default.
+        variance: Weight of the hinge on every dimension's standard deviation (``vicreg``).
+        covariance: Weight of the squared off-diagonal covariances (``vicreg``).
         sparsity: Weight of the masks' mean.
         uncertainty: ``"none"``, or the form of the log-variances that `forward` then needs: one
-            per subspace (``"subspace"``) or one per dimension (``"diagonal"``).
-        eps: Added to the variances inside the root.
-        gather_distributed: Takes statistics and means over the batches of all processes, which
-            must be of equal size.
+            per subspace (``"subspace"``) or one per dimension (``"diagonal"``). ``vicreg`` only.
+        eps: Added to the variances inside the root (``vicreg``).
+        temperature: Divides the cosines (``nt_xent``); above 0.
+        gather_distributed: Takes statistics, means and negatives over the batches of all
+            processes, which must be of equal size.
 
     Raises:
-        ValueError: ``uncertainty`` is unknown, or ``gather_distributed`` without
-            torch.distributed.
+        ValueError: ``base`` or ``uncertainty`` is unknown, they do not go together,
+            ``temperature`` is not positive, or ``gather_distributed`` without torch.distributed.
     """
 
     def __init__(
         self,
         masks: SubspaceMasks,
         *,
-        invariance: float = 25.0,
+        base: Base = "vicreg",
+        invariance: float | None = None,
         variance: float = 25.0,
         covariance: float = 1.0,
         sparsity: float = 0.0,
         uncertainty: Uncertainty = "none",
         eps: float = 1e-4,
+        temperature: float = 0.2,
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        if uncertainty not in get_args(Uncertainty):
-            raise ValueError(
-                f"uncertainty must be 'none', 'subspace' or 'diagonal', got {uncertainty!r}"
-            )
+        self.base: Base = require_option("base", base, Base)
+        self.uncertainty: Uncertainty = require_option("uncertainty", uncertainty, Uncertainty)
+        if base == "nt_xent" and uncertainty != "none":
+            raise ValueError(f"uncertainty must be 'none' with base='nt_xent', got {uncertainty!r}")
         self.masks = masks
-        self.invariance = invariance
+        self.invariance = (25.0 if base == "vicreg" else 1.0) if invariance is None else invariance
         self.variance = variance
         self.covariance = covariance
         self.sparsity = sparsity
-        self.uncertainty: Uncertainty = uncertainty
         self.eps = eps
+        self.temperature = require_temperature(temperature)
         self.gather_distributed = require_distributed(gather_distributed)
 
     def forward(
@@ -97,43 +111,38 @@ class MASTLoss(nn.Module):
                 (``"diagonal"``).
 
         Returns:
-            ``loss``, and ``logs`` with ``invariance``, ``variance``, ``covariance``, ``sparsity``
-            (each before its weight) and ``invariance/<k>``, 0 for a subspace without pairs.
+            ``loss``, and ``logs`` with ``invariance``, ``variance``, ``covariance`` (on the
+            ``vicreg`` base), ``sparsity`` (each before its weight) and ``invariance/<k>``, 0 for a
+            subspace without pairs.
 
         Raises:
-            ValueError: A shape does not fit, ``B < 2``, ``log_var`` is missing or not wanted, or
-                (checked on the CPU) ``pair_subspace`` names a subspace that does not exist.
+            ValueError: A shape does not fit, ``B < 2`` on the ``vicreg`` base, ``log_var`` is
+                missing or not wanted, the processes' batches differ in size, or (checked on the
+                CPU) ``pair_subspace`` names a subspace that does not exist.
             TypeError: A dtype is not supported.
+            RuntimeError: Another process died or is late.
         """
         masks = self.masks()
         terms = self._pair_terms(views, masks, log_var)
         per_subspace, invariance = self._invariance(terms, views, pair_subspace)
-        if self.gather_distributed:
-            views = gather_batch(views, 1)
-        per_view = functional.variance_covariance(views, eps=self.eps)
-        variance, covariance = per_view[0].mean(), 2 * per_view[1].mean()
-        sparsity = masks.mean()
-        loss = (
-            self.invariance * invariance
-            + self.variance * variance
-            + self.covariance * covariance
-            + self.sparsity * sparsity
-        )
-        logs = {
-            "invariance": invariance.detach(),
-            "variance": variance.detach(),
-            "covariance": covariance.detach(),
-            "sparsity": sparsity.detach(),
-        }
-        per_subspace = per_subspace.detach()
-        logs.update({f"invariance/{k}": per_subspace[k] for k in range(len(per_subspace))})
+        parts = {"invariance": invariance}
+        if self.base == "vicreg":
+            if self.gather_distributed:
+                views = gather_batch(views, 1)
+            variance, covariance = functional.variance_covariance(views, eps=self.eps)
+            parts |= {"variance": variance.mean(), "covariance": 2 * covariance.mean()}
+        parts["sparsity"] = masks.mean()
+        loss = reduce(torch.add, (getattr(self, name) * part for name, part in parts.items()))
+        logs = {name: part.detach() for name, part in parts.items()}
+        logs.update({f"invariance/{k}": term for k, term in enumerate(per_subspace.detach())})
         return MASTTerms(loss, logs)
 
     def pair_losses(self, views: Tensor, log_var: Tensor | None = None) -> Tensor:
         """What the loss says about every pair of views of every image.
 
         Variance, covariance and sparsity belong to the batch, so this is the invariance term
-        alone: the mean over all subspaces, as no pair is assigned to one of them here.
+        alone: the mean over all subspaces, as no pair is assigned to one of them here. On the
+        ``nt_xent`` base the pair of a view with itself counts as one of two equal views.
 
         Args:
             views: Embeddings ``[V, B, D]``.
@@ -146,6 +155,13 @@ class MASTLoss(nn.Module):
 
     def _pair_terms(self, views: Tensor, masks: Tensor, log_var: Tensor | None) -> Tensor:
         """The summands of every ``inv_k``: ``[K, V, V, B]``."""
+        if self.base == "nt_xent":
+            if log_var is not None:
+                raise ValueError("log_var is not used with base='nt_xent'")
+            blocks = contrast_views(
+                views, masks, temperature=self.temperature, gather=self.gather_distributed
+            )
+            return nt_xent_pairs(*blocks)
         if self.uncertainty == "none":
             if log_var is not None:
                 raise ValueError("log_var is not used with uncertainty='none'")

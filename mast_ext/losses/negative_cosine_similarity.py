@@ -1,13 +1,10 @@
 """Negative cosine similarity (SimSiam, Chen & He, CVPR 2021), a drop-in for lightly's class."""
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-
-Reduction = Literal["mean", "sum", "none"]
+from mast_ext.losses.inputs import Reduction, reduce, require_option
 
 
 class NegativeCosineSimilarity(nn.Module):
@@ -28,11 +25,9 @@ class NegativeCosineSimilarity(nn.Module):
 
     def __init__(self, dim: int = 1, eps: float = 1e-8, *, reduction: Reduction = "mean") -> None:
         super().__init__()
-        if reduction not in get_args(Reduction):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
         self.dim = dim
         self.eps = eps
-        self.reduction = reduction
+        self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
         """The loss of two tensors.
@@ -59,9 +54,7 @@ class NegativeCosineSimilarity(nn.Module):
         similarity = functional.subspace_similarity(
             x0.reshape(1, -1, x0.shape[-1]), x1.reshape(1, -1, x1.shape[-1]), eps=self.eps
         )
-        if self.reduction == "mean":
-            return -similarity.mean()
-        return -similarity.sum() if self.reduction == "sum" else -similarity.view(x0.shape[:-1])
+        return reduce(-similarity.view(x0.shape[:-1]), self.reduction)
 
     def pair_losses(self, views: Tensor, targets: Tensor | None = None) -> Tensor:
         """The loss of every view against every target, per image.

@@ -4,12 +4,13 @@ Composed of the results of two native operators; nothing of size ``D·D`` exists
 smaller.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.losses.gather import gather_batch, require_distributed
+from mast_ext.losses.inputs import require_option
 
 Variant = Literal["official", "solo"]
 
@@ -50,14 +51,12 @@ class VICRegLoss(nn.Module):
         variant: Variant = "official",
     ) -> None:
         super().__init__()
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant must be 'official' or 'solo', got {variant!r}")
         self.lambda_param = lambda_param
         self.mu_param = mu_param
         self.nu_param = nu_param
         self.gather_distributed = require_distributed(gather_distributed)
         self.eps = eps
-        self.variant = variant
+        self.variant: Variant = require_option("variant", variant, Variant)
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """The loss of two views.

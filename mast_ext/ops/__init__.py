@@ -10,6 +10,7 @@ except ImportError as error:
         "PyTorch with `pip install --no-build-isolation .`"
     ) from error
 from mast_ext.ops import (  # they look their operators up, which _C has just registered
+    contrastive_logsumexp,
     cross_correlation_penalty,
     subspace_nll,
     subspace_similarity,
@@ -18,6 +19,7 @@ from mast_ext.ops import (  # they look their operators up, which _C has just re
 
 __all__ = [
     "build_info",
+    "contrastive_logsumexp",
     "cross_correlation_penalty",
     "subspace_nll",
     "subspace_similarity",

@@ -1,0 +1,190 @@
+// The arguments of contrastive_logsumexp, checked and laid out, for its CPU and CUDA drivers.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstddef>
+#include <optional>
+#include <string>
+
+#include "binding/checks.h"
+#include "binding/ops.h"
+#include "binding/pair_inputs.h"
+#include "binding/run_on.h"
+#include "kernels/contrastive_logsumexp/contrastive_logsumexp.h"
+
+namespace mast_ext {
+
+struct ContrastiveInputs {
+  Tensor x, y, masks;  // y is x in self-contrast; masks are undefined when not given
+  Tensor temperature_tensor;
+  double temperature;  // not known, and 0, when it is a tensor on a GPU
+  bool self, has_positive, exclude_self, exclude_positive, within_views;
+  std::int64_t offset;
+
+  ContrastiveInputs(const Tensor& x_, const OptionalTensor& y_, const OptionalTensor& masks_,
+                    const OptionalTensor& temperature_tensor_, double temperature_,
+                    std::optional<std::int64_t> offset_, bool exclude_self_, bool exclude_positive_,
+                    bool within_views_)
+      : temperature(temperature_),
+        self(!y_),
+        has_positive(offset_.has_value()),
+        exclude_self(exclude_self_ || self),
+        exclude_positive(exclude_positive_),
+        within_views(within_views_),
+        offset(offset_.value_or(0)) {
+    TORCH_CHECK_VALUE(x_.dim() == 3, "x must have shape [Vx, N, D], got ", x_.sizes());
+    dtype_of(x_, "x");
+    if (y_) {
+      TORCH_CHECK_VALUE(y_->dim() == 3 && y_->size(2) == x_.size(2), "y must have shape [Vy, M, ",
+                        x_.size(2), "] to fit x of shape ", x_.sizes(), ", got ", y_->sizes());
+      check_like(*y_, "y", x_, "x");
+    }
+    if (masks_) {
+      check_masks(*masks_, x_);
+      masks = masks_->contiguous();
+    }
+    x = dense_rows(x_);
+    y = y_ ? dense_rows(*y_) : x;
+    check_temperature(temperature_tensor_);
+    TORCH_CHECK_VALUE(!self || (has_positive && offset == 0),
+                      "offset must be 0 when y is not given, got ",
+                      has_positive ? std::to_string(offset) : "None");
+    TORCH_CHECK_VALUE(!has_positive || (offset >= 0 && offset <= y.size(1) - x.size(1)),
+                      "offset must lie between 0 and M - N = ", y.size(1) - x.size(1),
+                      " for x of shape ", x.sizes(), " and y of shape ", y.sizes(), ", got ",
+                      offset);
+    TORCH_CHECK_VALUE(has_positive || !(exclude_self || exclude_positive),
+                      "offset must be given with exclude_self or exclude_positive, got None");
+    TORCH_CHECK_VALUE(x.size(0) == y.size(0) || (within_views && !exclude_self),
+                      "y must have as many views as x, ", x.size(0),
+                      ", with exclude_self=True or within_views=False, got ", y.size(0));
+  }
+
+  std::int64_t x_views() const { return x.size(0); }
+  std::int64_t y_views() const { return y.size(0); }
+  std::int64_t rows() const { return x.size(1); }
+  std::int64_t columns() const { return y.size(1); }
+  std::int64_t dim() const { return x.size(2); }
+  std::int64_t subspaces() const { return masks.defined() ? masks.size(0) : 1; }
+  at::TensorOptions accumulation() const { return x.options().dtype(accumulation_type(x)); }
+  Tensor new_empty(at::IntArrayRef shape) const { return x.new_empty(shape, accumulation()); }
+
+  const void* mask(std::int64_t k) const {
+    return masks.defined() ? masks.select(0, k).const_data_ptr() : nullptr;
+  }
+
+  // 1 / norm of every row of z in every subspace, [K, V, N].
+  Tensor inverse_norms(const Tensor& z) const {
+    Tensor inv_norm = new_empty({subspaces(), z.size(0), z.size(1)});
+    const kernels::InverseNorms p{.z = embedding_rows(z),
+                                  .masks = masks.defined() ? masks.const_data_ptr() : nullptr,
+                                  .subspaces = subspaces(),
+                                  .inv_norm = inv_norm.mutable_data_ptr()};
+    run_on(
+        z,
+        [&] {
+          parallel_rows(z.size(0) * z.size(1), 2 * subspaces() * dim(),
+                        [&](auto begin, auto end) { kernels::inverse_norms_cpu(p, begin, end); });
+        },
+        [&](auto stream) { return kernels::inverse_norms_cuda(p, stream); });
+    return inv_norm;
+  }
+
+  static kernels::EmbeddingRows embedding_rows(const Tensor& z) {
+    return {.dtype = dtype_of(z, "z"),
+            .data = z.const_data_ptr(),
+            .view_stride = z.stride(0),
+            .row_stride = z.stride(1),
+            .views = z.size(0),
+            .rows = z.size(1),
+            .dim = z.size(2)};
+  }
+
+ private:
+  void check_temperature(const OptionalTensor& tensor) {
+    if (tensor) {
+      TORCH_CHECK_VALUE(tensor->dim() == 0, "temperature must be a number or a scalar tensor, got ",
+                        "shape ", tensor->sizes());
+      check_device(*tensor, "temperature", x, "x");
+      TORCH_CHECK_TYPE(tensor->scalar_type() == accumulation_type(x), "temperature must be ",
+                       accumulation_type(x), " beside ", x.scalar_type(), " embeddings, got ",
+                       tensor->scalar_type());
+      temperature_tensor = *tensor;
+      if (!tensor->is_cpu()) return;
+      temperature = tensor->item<double>();
+    }
+    TORCH_CHECK_VALUE(temperature > 0, "temperature must be positive, got ", temperature);
+  }
+};
+
+// The gradients that reach a loss's lse and positive, and its lse: [K, V, V', N].
+struct ContrastiveAnchors {
+  Tensor lse, grad_lse, grad_positive;
+
+  // Whose gradient is undefined has no part in it.
+  ContrastiveAnchors(const OptionalTensor& lse_, const OptionalTensor& grad_lse_,
+                     const OptionalTensor& grad_positive_, const char* prefix,
+                     at::IntArrayRef shape) {
+    const auto take = [&](const OptionalTensor& from, const char* name) {
+      if (!from) return Tensor();
+      check_shape(*from, (std::string(prefix) + name).c_str(), shape);
+      return from->contiguous();
+    };
+    grad_lse = take(grad_lse_, "grad_lse");
+    grad_positive = take(grad_positive_, "grad_positive");
+    if (grad_lse.defined()) {
+      TORCH_CHECK_VALUE(lse_, prefix, "lse must be given with ", prefix, "grad_lse");
+      lse = take(lse_, "lse");
+    }
+  }
+  ContrastiveAnchors() = default;
+
+  bool any() const { return grad_lse.defined() || grad_positive.defined(); }
+
+  // From element `at` on.
+  kernels::ContrastiveAnchor pointers(std::int64_t at = 0) const {
+    return {.lse = pointer(lse, at),
+            .grad_lse = pointer(grad_lse, at),
+            .grad_positive = pointer(grad_positive, at)};
+  }
+
+ private:
+  static const void* pointer(const Tensor& t, std::int64_t at) {
+    if (!t.defined()) return nullptr;
+    return static_cast<const std::byte*>(t.const_data_ptr()) + at * t.element_size();
+  }
+};
+
+// What a backward returns; what is not wanted is empty.
+struct ContrastiveGradients {
+  Tensor x, y, masks, temperature;
+  bool wants_x, wants_y, wants_masks, wants_temperature;
+
+  ContrastiveGradients(const ContrastiveInputs& in, std::array<bool, 4> wanted)
+      : wants_x(wanted[0]),
+        wants_y(wanted[1] && !in.self),
+        wants_masks(wanted[2] && in.masks.defined()),
+        wants_temperature(wanted[3] && in.temperature_tensor.defined()) {
+    x = wants_x ? in.x.new_empty(in.x.sizes()) : in.x.new_empty({0});
+    y = wants_y ? in.y.new_empty(in.y.sizes()) : in.x.new_empty({0});
+    masks = wants_masks ? in.masks.new_empty(in.masks.sizes()) : in.new_empty({0});
+    temperature = wants_temperature ? in.new_empty({}) : in.new_empty({0});
+  }
+
+  // Rows, or columns, whose sums are needed.
+  bool needs_x() const { return wants_x || wants_masks || wants_temperature; }
+  bool needs_y(bool columns_too) const { return wants_y || (wants_masks && !columns_too); }
+
+  // From the sums over rows: grad_weights [slices, K, D] and dots [slices] of both sides.
+  void finish(const ContrastiveInputs& in, const Tensor& grad_weights, const Tensor& dots,
+              bool columns_too) {
+    if (wants_masks) masks.copy_(grad_weights.sum(0).mul_(in.masks).mul_(2));
+    if (wants_temperature) {
+      temperature.copy_(dots.sum().div_(in.temperature_tensor).mul_(columns_too ? -0.5 : -1));
+    }
+  }
+};
+
+}  // namespace mast_ext

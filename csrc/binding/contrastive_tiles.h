@@ -1,0 +1,304 @@
+// contrastive_logsumexp on the CPU: the vendor's products of a tile of rows with a tile of columns,
+// each followed by one pass of a kernel.
+//
+// In self-contrast only tiles on and above the diagonal are made: their products are symmetric, so
+// that a tile serves its rows and its columns. One tile is worked on at a time, by all threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+
+#include "binding/columns.h"
+#include "binding/contrastive_inputs.h"
+
+namespace mast_ext {
+
+class ContrastiveTiles {
+ public:
+  explicit ContrastiveTiles(const ContrastiveInputs& inputs)
+      : in(inputs), x(rows_of(in.x)), y(in.self ? x : rows_of(in.y)) {
+    const std::int64_t rows = std::min(tile_rows(), x.size(0));
+    const std::int64_t columns = std::min(kTileColumns, y.size(0));
+    buffer_ = in.new_empty({std::max(rows * columns, rows * rows)});
+    const std::int64_t sums = in.self ? slices_of(rows) * columns : 0;
+    slice_sum_ = in.new_empty({sums});
+    slice_max_ = in.new_empty({fixed_shift() ? 0 : sums});
+  }
+
+  // lse and positive from the inverse norms [K, V, N].
+  void forward(const Tensor& inv_norm_x, const Tensor& inv_norm_y, const Tensor& lse,
+               const Tensor& positive) {
+    const bool fixed = fixed_shift();
+    Tensor maxima = fixed ? Tensor() : in.new_empty(lse.sizes());
+    lse.zero_();  // sums first
+    if (in.has_positive && !in.within_views) positive.zero_();
+    if (!fixed) maxima.fill_(-std::numeric_limits<double>::infinity());
+    for (std::int64_t k = 0; k < in.subspaces(); ++k) {
+      each_tile(k, [&](const Tensor& products, const Tile& a, const Tile& b) {
+        const bool mirror = in.self && a.first != b.first;
+        each_rectangle(a, b, [&](const Rectangle& r) {
+          if (left_out(r)) return;
+          const std::int64_t row = in_rows(k, r), column = in_columns(k, r);
+          const kernels::ContrastiveTileSums p{
+              .tile = tile(products, b, r, k, inv_norm_x, inv_norm_y),
+              .row_sum = element(lse, row),
+              .row_max = element(maxima, row),
+              .column_sum = mirror ? element(lse, column) : nullptr,
+              .column_max = mirror ? element(maxima, column) : nullptr,
+              .slice_sum = slice_sum_.mutable_data_ptr(),
+              .slice_max = slice_max_.mutable_data_ptr(),
+              .positive = in.has_positive ? element(positive, row) : nullptr,
+              .column_positive = mirror ? element(positive, column) : nullptr};
+          over_slices(
+              r, [&](auto begin, auto end) { kernels::contrastive_tile_sums_cpu(p, begin, end); });
+          if (mirror) {
+            parallel_rows(r.columns, slices_of(r.rows), [&](auto begin, auto end) {
+              kernels::contrastive_tile_columns_cpu(p, begin, end);
+            });
+          }
+        });
+      });
+    }
+    lse.log_();
+    fixed ? lse.add_(1 / in.temperature) : lse.add_(maxima);
+  }
+
+  // `columns` are the anchors that y's rows are of a loss of their own: x's in self-contrast.
+  void backward(const ContrastiveAnchors& rows, const ContrastiveAnchors& columns,
+                const Tensor& inv_norm_x, const Tensor& inv_norm_y, ContrastiveGradients& grads) {
+    const bool both = columns.any();
+    const bool needs_x = grads.needs_x(), needs_y = !in.self && grads.needs_y(both);
+    Side side_x(*this, in.x, x, inv_norm_x, needs_x, grads.wants_x ? &grads.x : nullptr, grads);
+    Side side_y(*this, in.y, y, inv_norm_y, needs_y, grads.wants_y ? &grads.y : nullptr, grads);
+    for (std::int64_t k = 0; k < in.subspaces(); ++k) {
+      side_x.begin();
+      side_y.begin();
+      each_tile(k, [&](const Tensor& products, const Tile& a, const Tile& b) {
+        each_rectangle(a, b, [&](const Rectangle& r) {
+          if (left_out(r)) {
+            products.narrow(0, r.row_in_tile, r.rows)
+                .narrow(1, r.column_in_tile, r.columns)
+                .zero_();
+            return;
+          }
+          const kernels::ContrastiveTileWeights p{
+              .tile = tile(products, b, r, k, inv_norm_x, inv_norm_y),
+              .row = rows.pointers(in_rows(k, r)),
+              .column = columns.pointers(in_columns(k, r))};
+          over_slices(r, [&](auto begin, auto end) {
+            kernels::contrastive_tile_weights_cpu(p, begin, end);
+          });
+        });
+        if (needs_x) side_x.add(a, products, y.narrow(0, b.first, b.count));
+        if (in.self && a.first != b.first) {
+          side_x.add(b, products.t(), x.narrow(0, a.first, a.count));
+        }
+        if (needs_y) side_y.add(b, products.t(), x.narrow(0, a.first, a.count));
+      });
+      side_x.end(k);
+      side_y.end(k);
+    }
+    Tensor weights = side_x.weights;
+    if (needs_y && grads.wants_masks) weights = weights.add(side_y.weights);
+    grads.finish(in, weights, side_x.dots, both);
+  }
+
+ private:
+  // Rows, or columns, of the views one after the other.
+  struct Tile {
+    std::int64_t first, count;
+  };
+
+  // The part of a tile inside block (i, j): rows [row, row + rows) against [column, ...).
+  struct Rectangle {
+    std::int64_t i, j, row, column, rows, columns;
+    std::int64_t row_in_tile, column_in_tile;
+  };
+
+  // One side's G, and what becomes of it.
+  struct Side {
+    const ContrastiveTiles& tiles;
+    const Tensor &z, &flat, &inv_norm;
+    Tensor* grad;
+    Tensor products, sums, weights, dots;
+    bool needed, in_place;
+    std::int64_t slices;
+
+    Side(const ContrastiveTiles& tiles_, const Tensor& z_, const Tensor& flat_,
+         const Tensor& inv_norm_, bool needed_, Tensor* grad_, const ContrastiveGradients& grads)
+        : tiles(tiles_), z(z_), flat(flat_), inv_norm(inv_norm_), grad(grad_), needed(needed_) {
+      constexpr std::int64_t kMostSlices = 16;
+      const ContrastiveInputs& in = tiles.in;
+      slices = std::clamp<std::int64_t>(flat.size(0) / 64, 1, kMostSlices);
+      weights = in.new_empty({slices, grads.wants_masks ? in.subspaces() : 0, in.dim()});
+      dots = in.new_empty({slices});
+      weights.zero_();
+      dots.zero_();
+      if (!needed) return;
+      // A single subspace's G becomes the gradient where it stands.
+      const bool wide = z.scalar_type() == accumulation_type(z);
+      in_place = grad != nullptr && wide && in.subspaces() == 1;
+      products = in_place ? grad->view(flat.sizes()) : in.new_empty(flat.sizes());
+      if (grad != nullptr) sums = wide || in.subspaces() == 1 ? *grad : in.new_empty(z.sizes());
+    }
+
+    void begin() {
+      if (needed) products.zero_();
+    }
+
+    void add(const Tile& to, const Tensor& weights_, const Tensor& from) {
+      products.narrow(0, to.first, to.count).addmm_(weights_, from);
+    }
+
+    void end(std::int64_t k) {
+      if (!needed) return;
+      Tensor of_subspace = weights.size(1) > 0 ? weights.new_zeros({slices, z.size(2)}) : Tensor();
+      const kernels::ContrastiveRows p{
+          .z = ContrastiveInputs::embedding_rows(z),
+          .mask = tiles.in.mask(k),
+          .inv_norm = inv_norm.select(0, k).const_data_ptr(),
+          .first = 0,
+          .count = flat.size(0),
+          .products_dtype = dtype_of(products, "products"),
+          .products = products.const_data_ptr(),
+          .add = k > 0,
+          .grad_dtype = grad != nullptr ? dtype_of(sums, "sums") : dtype_of(z, "z"),
+          .grad = grad != nullptr ? sums.mutable_data_ptr() : nullptr,
+          .slices = slices,
+          .grad_weights = of_subspace.defined() ? of_subspace.mutable_data_ptr() : nullptr,
+          .dots = dots.mutable_data_ptr()};
+      parallel_rows(slices, 4 * flat.size(0) / slices * z.size(2),
+                    [&](auto begin, auto end) { kernels::contrastive_rows_cpu(p, begin, end); });
+      if (of_subspace.defined()) weights.select(1, k).copy_(of_subspace);
+      if (grad != nullptr && k + 1 == tiles.in.subspaces() && !sums.is_same(*grad)) {
+        grad->copy_(sums);
+      }
+    }
+  };
+
+  // Tiles are large enough for the vendor's products to run at speed on all threads, and small
+  // enough to stay in the caches until the kernel has passed over them.
+  static constexpr std::int64_t kTileColumns = 2048;
+  static std::int64_t tile_rows() {
+    const int threads = at::get_num_threads();
+    return threads <= 4 ? 512 : threads <= 16 ? 1024 : 2048;
+  }
+
+  static std::int64_t slices_of(std::int64_t rows) {
+    return (rows + kernels::kTileSlice - 1) / kernels::kTileSlice;
+  }
+
+  bool fixed_shift() const { return in.temperature >= kernels::kLeastFixedTemperature; }
+
+  bool left_out(const Rectangle& r) const { return r.i == r.j && !in.within_views; }
+
+  // Where a rectangle's rows begin in [K, Vx, Vy, N], and its columns in [K, Vy, Vx, M].
+  std::int64_t in_rows(std::int64_t k, const Rectangle& r) const {
+    return ((k * in.x_views() + r.i) * in.y_views() + r.j) * in.rows() + r.row;
+  }
+  std::int64_t in_columns(std::int64_t k, const Rectangle& r) const {
+    return ((k * in.y_views() + r.j) * in.x_views() + r.i) * in.columns() + r.column;
+  }
+
+  static void* element(const Tensor& t, std::int64_t at) {
+    if (!t.defined()) return nullptr;
+    return static_cast<std::byte*>(t.mutable_data_ptr()) + at * t.element_size();
+  }
+
+  kernels::ContrastiveTile tile(const Tensor& products, const Tile& columns, const Rectangle& r,
+                                std::int64_t k, const Tensor& inv_norm_x,
+                                const Tensor& inv_norm_y) const {
+    const std::int64_t row = (k * in.x_views() + r.i) * in.rows() + r.row;
+    const std::int64_t column = (k * in.y_views() + r.j) * in.columns() + r.column;
+    return {.dtype = dtype_of(products, "products"),
+            .rows = r.rows,
+            .columns = r.columns,
+            .stride = columns.count,
+            .partner = r.row + in.offset - r.column,
+            .has_positive = in.has_positive,
+            .exclude = in.exclude_positive || (in.exclude_self && r.i == r.j),
+            .temperature = in.temperature,
+            .fixed_shift = fixed_shift(),
+            .row_scale = element(inv_norm_x, row),
+            .column_scale = element(inv_norm_y, column),
+            .products = element(products, r.row_in_tile * columns.count + r.column_in_tile)};
+  }
+
+  // body(products, a, b) with <w x, y> of the rows of tile a and the columns of tile b. In
+  // self-contrast a's own columns come first, then those behind them.
+  template <typename Body>
+  void each_tile(std::int64_t k, const Body& body) {
+    const Tensor weights = in.masks.defined() ? in.masks.select(0, k).square() : Tensor();
+    const std::int64_t columns = y.size(0);
+    for (std::int64_t first = 0; first < x.size(0);) {
+      const Tile a{first, length(first, tile_rows(), in.rows(), x.size(0))};
+      first += a.count;
+      Tensor rows = x.narrow(0, a.first, a.count);
+      if (weights.defined()) rows = rows.mul(weights);
+      const auto visit = [&](const Tile& b) {
+        if (!any_used(a, b)) return;
+        const Tensor products = buffer_.narrow(0, 0, a.count * b.count).view({a.count, b.count});
+        products.addmm_(rows, y.narrow(0, b.first, b.count).t(), 0);
+        body(products, a, b);
+      };
+      if (in.self) visit(a);
+      for (std::int64_t column = in.self ? first : 0; column < columns;) {
+        const Tile b{column, length(column, kTileColumns, in.columns(), columns)};
+        column += b.count;
+        visit(b);
+      }
+    }
+  }
+
+  // Where a tile that begins at `first` ends: at a view's end, too, where whole blocks are skipped.
+  std::int64_t length(std::int64_t first, std::int64_t step, std::int64_t rows,
+                      std::int64_t total) const {
+    const std::int64_t rest = in.within_views ? total - first : rows - first % rows;
+    return std::min(step, rest);
+  }
+
+  template <typename Body>
+  void each_rectangle(const Tile& a, const Tile& b, const Body& body) const {
+    const std::int64_t rows = in.rows(), columns = in.columns();
+    for (std::int64_t row = a.first, next; row < a.first + a.count; row = next) {
+      next = std::min((row / rows + 1) * rows, a.first + a.count);
+      for (std::int64_t column = b.first, end; column < b.first + b.count; column = end) {
+        end = std::min((column / columns + 1) * columns, b.first + b.count);
+        body(Rectangle{.i = row / rows,
+                       .j = column / columns,
+                       .row = row % rows,
+                       .column = column % columns,
+                       .rows = next - row,
+                       .columns = end - column,
+                       .row_in_tile = row - a.first,
+                       .column_in_tile = column - b.first});
+      }
+    }
+  }
+
+  bool any_used(const Tile& a, const Tile& b) const {
+    bool used = false;
+    each_rectangle(a, b, [&](const Rectangle& r) { used |= !left_out(r); });
+    return used;
+  }
+
+  template <typename Body>
+  static void over_slices(const Rectangle& r, const Body& body) {
+    constexpr std::int64_t kEntryCost = 4;
+    parallel_rows(slices_of(r.rows), kEntryCost * kernels::kTileSlice * r.columns, body);
+  }
+
+  Tensor rows_of(const Tensor& z) const {
+    return z.to(accumulation_type(z)).contiguous().view({z.size(0) * z.size(1), z.size(2)});
+  }
+
+  const ContrastiveInputs& in;
+  const Tensor x, y;  // [V * N, D] in the accumulation type
+  Tensor buffer_, slice_sum_, slice_max_;
+};
+
+}  // namespace mast_ext

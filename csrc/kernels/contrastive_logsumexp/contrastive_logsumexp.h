@@ -1,0 +1,190 @@
+// contrastive_logsumexp: cosine similarities of rows x [Vx, N, D] and columns y [Vy, M, D], summed
+// up per row and never stored.
+//
+//   s[k, i, b, j, c]      = <m_k x_ib, m_k y_jc> rx ry / temperature      r = 1 / max(norm, 1e-8)
+//   positive[k, i, j, b]  = s[k, i, b, j, b + offset]
+//   lse[k, i, j, b]       = log sum_c exp(s[k, i, b, j, c])
+//
+// Backward. With g the gradients of lse and p those of positive, the weight of an entry is
+//
+//   W = dL/dcos = 1/temperature * ( g_row exp(s - lse_row) + g_column exp(s - lse_column)
+//                                   + [c = b + offset] (p_row + p_column) )
+//
+// where the columns' terms exist when they are rows of the same loss, too: in self-contrast, and
+// against a gathered batch. Then, per row, with w = m^2,
+//
+//   G = sum_jc W rx ry y_jc      dot = <w x, G> = sum_jc W cos      h = norm < 1e-8 ? 0 : rx^2 dot
+//   grad x += w (G - h x)        grad w += x (G - h x) / 2          (halves: rows and columns
+//   share) grad temperature -= dot / temperature, halved when the columns' terms are in it
+//
+// The contract between the binding, which fills in the structs, and the kernels, which read them.
+// On the CPU the products are the vendor's, tile by tile, and the kernels are what follows a tile;
+// on CUDA one kernel does both.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/dtype.h"
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace mast_ext::kernels {
+
+inline constexpr double kSmallestNorm = 1e-8;
+
+// From here on exp((cos - 1) / temperature) is a normal float for every cosine, so that one
+// constant, and not a running maximum, keeps the sums in range.
+inline constexpr double kLeastFixedTemperature = 0.03;
+
+// ---- Rows, both devices
+
+// Embeddings [V, N, D] with a dense last dimension.
+struct EmbeddingRows {
+  DType dtype;
+  const void* data;
+  std::int64_t view_stride, row_stride;
+  std::int64_t views, rows, dim;
+};
+
+// inv_norm[k, v, n] = 1 / max(|m_k z_vn|, kSmallestNorm)
+struct InverseNorms {
+  EmbeddingRows z;
+  const void* masks;  // [K, D], or null: one subspace of all ones
+  std::int64_t subspaces;
+  void* inv_norm;  // [K, V, N]
+};
+
+// What a backward does with G of subspace k, for the rows [first, first + count) of V * N.
+struct ContrastiveRows {
+  EmbeddingRows z;
+  const void* mask;      // [D] of subspace k, or null
+  const void* inv_norm;  // [V, N] of subspace k
+  std::int64_t first, count;
+  DType products_dtype;
+  const void* products;  // G [count, D]
+  bool add;              // to grad instead of overwriting it
+  DType grad_dtype;      // of grad: float32 while subspaces are added up, else z's
+  void* grad;            // [V, N, D], or null
+  std::int64_t slices;   // of the rows, for the sums over them
+  void* grad_weights;    // [slices, D]  sum of x (G - h x) / 2, added to, or null
+  void* dots;            // [slices]  sum of dot, added to
+};
+
+// Rows [begin, end) of V * N; slices [begin, end).
+void inverse_norms_cpu(const InverseNorms& p, std::int64_t begin, std::int64_t end);
+void contrastive_rows_cpu(const ContrastiveRows& p, std::int64_t begin, std::int64_t end);
+int inverse_norms_cuda(const InverseNorms& p, CUstream_st* stream);
+int contrastive_rows_cuda(const ContrastiveRows& p, CUstream_st* stream);
+
+// ---- CPU: a rectangle of products <w x, y>, rows of view i against columns of view j
+
+struct ContrastiveTile {
+  DType dtype;  // of everything here: float32 or float64
+  std::int64_t rows, columns;
+  std::int64_t stride;   // between the rows of `products`
+  std::int64_t partner;  // column of row 0's positive, counted from this rectangle's first
+  bool has_positive;     // columns row + partner, where inside, are positives
+  bool exclude;          // and left out of the sums
+  double temperature;
+  bool fixed_shift;       // temperature >= kLeastFixedTemperature
+  const void* row_scale;  // [rows], 1 / norm
+  const void* column_scale;
+  void* products;  // overwritten
+};
+
+// Partial sums of a column run over this many rows, so that threads share a tile.
+inline constexpr std::int64_t kTileSlice = 64;
+
+// Adds a tile to the sums of its rows and, for self-contrast, of its columns.
+struct ContrastiveTileSums {
+  ContrastiveTile tile;
+  // Running sum of exp(s - shift), where shift is 1 / temperature, or the running maximum
+  void* row_sum;     // [rows]
+  void* row_max;     // [rows], null with the fixed shift
+  void* column_sum;  // as above for block (j, i), or null: not wanted
+  void* column_max;
+  void* slice_sum;  // [slices, columns], work space when column_sum is wanted
+  void* slice_max;
+  void* positive;         // [rows] of block (i, j), or null
+  void* column_positive;  // [columns] of block (j, i), or null
+};
+
+// One side's part in W: null pointers where it has none.
+struct ContrastiveAnchor {
+  const void* lse;
+  const void* grad_lse;
+  const void* grad_positive;
+};
+
+// Overwrites the products by W rx ry.
+struct ContrastiveTileWeights {
+  ContrastiveTile tile;
+  ContrastiveAnchor row, column;
+};
+
+// Slices [begin, end) of the tile's rows, then columns [begin, end) over its slices.
+void contrastive_tile_sums_cpu(const ContrastiveTileSums& p, std::int64_t begin, std::int64_t end);
+void contrastive_tile_columns_cpu(const ContrastiveTileSums& p, std::int64_t begin,
+                                  std::int64_t end);
+void contrastive_tile_weights_cpu(const ContrastiveTileWeights& p, std::int64_t begin,
+                                  std::int64_t end);
+
+// ---- CUDA: all blocks at once
+
+struct Contrastive {
+  EmbeddingRows x, y;
+  const float* masks;  // [K, D], or null
+  std::int64_t subspaces;
+  double temperature;
+  const float* temperature_tensor;  // scalar on the device, or null: `temperature`
+  std::int64_t partner;             // column of row 0's positive; any sign
+  bool has_positive;
+  bool exclude_self;        // positives are left out of blocks (i, i)
+  bool exclude_positive;    // and of all blocks
+  bool within_views;        // false: no blocks (i, i)
+  const float* inv_norm_x;  // [K, Vx, N]
+  const float* inv_norm_y;  // [K, Vy, M]
+};
+
+struct ContrastiveForward {
+  Contrastive p;
+  std::int64_t splits;  // of a view's columns, one block of threads each
+  float* partial_max;   // [splits, K, Vx, Vy, N]; unused with the fixed shift
+  float* partial_sum;
+  float* lse;       // [K, Vx, Vy, N]
+  float* positive;  // [K, Vx, Vy, N], or null
+};
+
+// The rows' anchors are [K, Vx, Vy, N], the columns' [K, Vy, Vx, M].
+struct ContrastiveBackward {
+  Contrastive p;
+  ContrastiveAnchor row, column;
+};
+
+// grad of x and the rows' sums, for dims up to kMostFusedDims.
+struct ContrastiveFusedBackward {
+  ContrastiveBackward b;
+  void* grad_x;         // [Vx, N, D] in x's dtype, or null
+  std::int64_t slices;  // of the Vx * N rows: fused_backward_slices()
+  float* grad_weights;  // [slices, K, D], written, or null
+  float* dots;          // [slices], written
+};
+
+// W rx ry of the rows [first, first + count) of view `view` and of all columns, for wider
+// embeddings.
+struct ContrastiveWeights {
+  ContrastiveBackward b;
+  std::int64_t subspace, view, first, count;
+  DType dtype;    // of weights: bfloat16 beside bfloat16 embeddings, else float32
+  void* weights;  // [count, Vy * M]
+};
+
+inline constexpr std::int64_t kMostFusedDims = 256;
+std::int64_t fused_backward_slices(const Contrastive& p);
+
+// Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
+int contrastive_forward_cuda(const ContrastiveForward& p, CUstream_st* stream);
+int contrastive_fused_backward_cuda(const ContrastiveFusedBackward& p, CUstream_st* stream);
+int contrastive_weights_cuda(const ContrastiveWeights& p, CUstream_st* stream);
+
+}  // namespace mast_ext::kernels

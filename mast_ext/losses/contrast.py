@@ -1,0 +1,132 @@
+"""What the contrastive losses share: views against views, on one process or on many.
+
+Every loss is an algebra on ``lse`` and ``positive`` of `mast_ext.functional.contrastive_logsumexp`,
+``[K, V, V, N]``. On many processes the rows are this process's and the columns all processes'. Then
+the gradient of an embedding has two parts: through its own row, and through every row of every
+process that has it as a column. The second needs no gradient from elsewhere, only the numbers
+``[K, V, V, N]`` of the other processes: they are gathered, the columns are here already, and no
+``[N, D]`` gradient is ever sent or added up.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mast_ext import functional
+from mast_ext.losses.gather import all_gather, rank, require_equal_batches, world_size
+from mast_ext.ops import contrastive_logsumexp
+
+
+def contrast_views(
+    views: Tensor,
+    masks: Tensor | None = None,
+    *,
+    temperature: float | Tensor,
+    gather: bool,
+    exclude_positive: bool = False,
+    within_views: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Contrasts every view of this process's images with every view of all processes' images.
+
+    Args:
+        views: Embeddings ``[V, N, D]`` of this process.
+        masks: ``[K, D]``, the same on every process.
+        temperature: A number, or a scalar tensor that is the same on every process.
+        gather: Whether the columns are the images of all processes.
+        exclude_positive: See :func:`mast_ext.functional.contrastive_logsumexp`.
+        within_views: See there.
+
+    Returns:
+        ``lse`` and ``positive``, ``[K, V, V, N]``, differentiable in the first three. If every
+        process reduces them to a loss, the gradient of ``views`` is that of the sum of all
+        processes' losses; those of ``masks`` and ``temperature`` are shares that add up to it.
+
+    Raises:
+        ValueError: As there, or the processes' batches differ in size.
+        TypeError: As there.
+        RuntimeError: Another process died or is late.
+    """
+    if not gather or world_size() == 1:
+        return functional.contrastive_logsumexp(
+            views,
+            masks=masks,
+            temperature=temperature,
+            exclude_positive=exclude_positive,
+            within_views=within_views,
+        )
+    return _contrast_gathered(views, masks, temperature, exclude_positive, within_views)
+
+
+@torch.compiler.disable
+def _contrast_gathered(
+    views: Tensor,
+    masks: Tensor | None,
+    temperature: float | Tensor,
+    exclude_positive: bool,
+    within_views: bool,
+) -> tuple[Tensor, Tensor]:
+    if views.ndim != 3:
+        raise ValueError(f"views must have shape [V, N, D], got {list(views.shape)}")
+    require_equal_batches(views, 1)
+    tensor = isinstance(temperature, Tensor)
+    return _GatheredContrast.apply(
+        views,
+        masks,
+        temperature if tensor else None,
+        0.0 if tensor else temperature,
+        exclude_positive,
+        within_views,
+    )
+
+
+class _GatheredContrast(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        masks: Tensor | None,
+        temperature_tensor: Tensor | None,
+        temperature: float,
+        exclude_positive: bool,
+        within_views: bool,
+    ) -> tuple[Tensor, Tensor]:
+        views, rows, dim = x.shape
+        y = x.new_empty(views, world_size() * rows, dim)
+        for view, columns in zip(x, y, strict=True):
+            all_gather(view, out=columns)
+        ctx.options = (temperature, rank() * rows, True, exclude_positive, within_views)
+        lse, positive, *inv_norms = contrastive_logsumexp.op(
+            x, y, masks, temperature_tensor, *ctx.options
+        )
+        ctx.save_for_backward(x, y, masks, temperature_tensor, lse, *inv_norms)
+        return lse, positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_lse: Tensor, grad_positive: Tensor) -> tuple[Tensor | None, ...]:
+        lse = ctx.saved_tensors[4]
+        of_columns = gather_last(torch.stack((lse, grad_lse, grad_positive))).unbind()
+        of_x, of_masks, of_temperature = ctx.needs_input_grad[:3]
+        grad_x, _, grad_masks, grad_temperature = contrastive_logsumexp.backward_op(
+            grad_lse,
+            grad_positive,
+            *ctx.saved_tensors,
+            *of_columns,
+            *ctx.options,
+            (of_x, False, of_masks, of_temperature),
+        )
+        return (
+            grad_x if of_x else None,
+            grad_masks if of_masks else None,
+            grad_temperature if of_temperature else None,
+            None,
+            None,
+            None,
+        )
+
+
+def gather_last(x: Tensor) -> Tensor:
+    """Concatenates ``x [..., N]`` of all processes along the last dimension, without gradient."""
+    return all_gather(x.movedim(-1, 0)).movedim(0, -1).contiguous()

@@ -1,0 +1,74 @@
+"""A queue of past embeddings to contrast with (He et al., "Momentum Contrast", CVPR 2020)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mast_ext.losses.gather import all_gather, require_equal_batches, world_size
+
+
+class MemoryBank(nn.Module):
+    """The last ``M`` embeddings, of norm 1; the oldest are overwritten.
+
+    As lightly's: the bank starts with random unit vectors (the same ones for the same seed), and a
+    batch that reaches its end fills it up and starts over at row 0; what does not fit is dropped.
+    Unlike lightly's, both buffers are in ``state_dict``, so that training resumes with its
+    negatives.
+
+    Args:
+        size: ``(M, D)``, or 0 for no bank.
+        gather_distributed: Adds the embeddings of all processes, so that all hold the same bank
+            (if they start with the same, as DistributedDataParallel sees to).
+
+    Attributes:
+        bank: ``[M, D]`` float32.
+        bank_ptr: ``[1]`` int64, the row that the next batch starts at.
+
+    Raises:
+        ValueError: ``size`` has a negative entry or is not ``(M, D)``.
+    """
+
+    bank: Tensor
+    bank_ptr: Tensor
+
+    def __init__(self, size: int | Sequence[int] = 0, gather_distributed: bool = False) -> None:
+        super().__init__()
+        self.size = (size,) if isinstance(size, int) else tuple(size)
+        self.gather_distributed = gather_distributed
+        if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
+            raise ValueError(f"memory_bank_size must be (rows, width) or 0 for none, got {size!r}")
+        bank = F.normalize(torch.randn(self.size), dim=-1) if len(self) else torch.empty(self.size)
+        pointer = torch.zeros(1, dtype=torch.long)
+        self.register_buffer("bank", bank, persistent=len(self) > 0)
+        self.register_buffer("bank_ptr", pointer, persistent=len(self) > 0)
+
+    def __len__(self) -> int:
+        return self.size[0]
+
+    @torch.no_grad()
+    def update(self, embeddings: Tensor) -> None:
+        """Overwrites the oldest rows.
+
+        Args:
+            embeddings: ``[B, D]``, of any norm.
+
+        Raises:
+            ValueError: The processes' batches differ in size.
+            RuntimeError: Another process died or is late.
+        """
+        rows = F.normalize(embeddings.float(), dim=1).to(self.bank.dtype)
+        if self.gather_distributed and world_size() > 1:
+            require_equal_batches(rows, 0)
+            rows = all_gather(rows)
+        # Without a look at the pointer: a GPU is not waited for.
+        target = self.bank_ptr + torch.arange(min(len(rows), len(self)), device=self.bank.device)
+        fits = (target < len(self)).unsqueeze(1)
+        target = target % len(self)
+        self.bank.index_copy_(0, target, rows[: len(self)].where(fits, self.bank[target]))
+        end = self.bank_ptr + len(rows)
+        self.bank_ptr.copy_(end.where(end < len(self), 0))
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.size))

@@ -1,0 +1,147 @@
+"""Pairs of views from the blocks of `contrast_views`: NT-Xent and its decoupled form.
+
+A loss of two views needs, per anchor, one sum over the rows of both. The blocks are summed already,
+so that every pair of any number of views follows without another pass over the similarities.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mast_ext.losses.contrast import contrast_views
+from mast_ext.losses.gather import require_distributed
+from mast_ext.losses.inputs import (
+    Negatives,
+    Reduction,
+    reduce,
+    require_option,
+    require_temperature,
+    require_views,
+    stack_views,
+)
+
+
+def including_self(lse: Tensor, positive: Tensor) -> Tensor:
+    """``lse [..., V, V, N]`` with the row itself in blocks ``(i, i)``, as if a view came twice."""
+    same = torch.eye(lse.shape[-2], dtype=torch.bool, device=lse.device).unsqueeze(-1)
+    return torch.where(same, torch.logaddexp(lse, positive), lse)
+
+
+def log_denominators(
+    lse: Tensor, positive: Tensor | None, negatives: Negatives = "pairs"
+) -> Tensor:
+    """Log of what anchor ``i`` is measured against when its positive is in view ``j``.
+
+    Args:
+        lse: ``[..., V, V, N]``.
+        positive: Like ``lse``: part of the denominator also where ``j = i``, so that the pair of a
+            view with itself is that with a second, equal view. ``None``: decoupled, it is in none.
+        negatives: Whose rows are summed: those of views ``i`` and ``j``, or of all views.
+
+    Returns:
+        ``[..., V, V, N]``.
+    """
+    if negatives == "all_views":
+        every = lse.logsumexp(-2, keepdim=True).expand_as(lse)
+        return every if positive is None else including_self(every, positive)
+    within = lse.diagonal(dim1=-3, dim2=-2).movedim(-1, -2).unsqueeze(-2)
+    across = lse if positive is None else including_self(lse, positive)
+    return torch.logaddexp(within, across)
+
+
+def both_ways(terms: Tensor) -> Tensor:
+    """Mean of ``[..., i, j, N]`` and ``[..., j, i, N]``."""
+    return (terms + terms.transpose(-3, -2)) / 2
+
+
+def nt_xent_pairs(lse: Tensor, positive: Tensor) -> Tensor:
+    """NT-Xent of every pair of views by itself (Chen et al. 2020, eq. 1): ``[..., V, V, N]``."""
+    return both_ways(log_denominators(lse, positive) - positive)
+
+
+def mean_over_pairs(terms: Tensor) -> Tensor:
+    """Mean of ``[V, V, N]`` over the ordered pairs of different views, ``[N]``."""
+    views = terms.shape[0]
+    same = torch.eye(views, dtype=torch.bool, device=terms.device).unsqueeze(-1)
+    return terms.masked_fill(same, 0.0).sum((0, 1)) / (views * (views - 1))
+
+
+class ViewPairLoss(nn.Module):
+    """Base of the losses whose anchors and positives are all pairs of views of an image."""
+
+    exclude_positive = False  # of the denominators
+
+    def __init__(
+        self,
+        temperature: float,
+        gather_distributed: bool,
+        negatives: Negatives,
+        reduction: Reduction,
+    ) -> None:
+        super().__init__()
+        self.temperature = require_temperature(temperature)
+        self.gather_distributed = require_distributed(gather_distributed)
+        self.negatives: Negatives = require_option("negatives", negatives, Negatives)
+        self.reduction: Reduction = require_option("reduction", reduction, Reduction)
+
+    def forward(self, out0: Tensor, out1: Tensor, *views: Tensor) -> Tensor:
+        """The loss of two or more views.
+
+        Args:
+            out0: Embeddings ``[B, D]`` of one view: float32, float16, bfloat16 or (CPU) float64.
+            out1: Embeddings of another view, like ``out0``.
+            *views: Of more views.
+
+        Returns:
+            A scalar, or ``[B]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
+
+        Raises:
+            ValueError: The shapes or devices differ, or the processes' batches differ in size.
+            TypeError: A dtype is not supported.
+            RuntimeError: Another process died or is late.
+        """
+        named = {f"out{i}": view for i, view in enumerate((out0, out1, *views))}
+        stacked = stack_views(**named)
+        if self.negatives == "pairs" and len(stacked) > 2:
+            per_image = mean_over_pairs(self.pair_losses(stacked))
+        else:  # with two views the pair's rows are all rows
+            lse, positive = self._blocks(stacked)
+            per_image = lse.logsumexp(1).mean(0) - mean_over_pairs(positive)
+        return reduce(per_image, self.reduction)
+
+    def pair_losses(self, views: Tensor) -> Tensor:
+        """The loss of every pair of views of every image.
+
+        With ``negatives="pairs"`` this is the loss of training on that pair alone, so that
+        ``pair_losses(views)[i, j].mean() == forward(views[i], views[j])``.
+
+        Args:
+            views: Embeddings ``[V, B, D]``.
+
+        Returns:
+            ``[V, V, B]``, symmetric in the views, float32 (float64 for float64 inputs). The pair
+            of a view with itself counts as one of two equal views.
+
+        Raises:
+            ValueError: ``views`` has another shape, or the processes' batches differ in size.
+            TypeError: The dtype is not supported.
+            RuntimeError: Another process died or is late.
+        """
+        lse, positive = self._blocks(require_views(views))
+        in_denominator = None if self.exclude_positive else positive
+        return both_ways(log_denominators(lse, in_denominator, self.negatives) - positive)
+
+    def _blocks(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """``lse`` and weighted ``positive``, ``[V, V, B]``."""
+        lse, positive = contrast_views(
+            views,
+            temperature=self.temperature,
+            gather=self.gather_distributed,
+            exclude_positive=self.exclude_positive,
+        )
+        return lse[0], self._weighted(positive[0], views)
+
+    def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:
+        return positive
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, negatives={self.negatives!r}"

@@ -1,0 +1,89 @@
+"""Shape-only kernel and gradient of ``mast_ext::contrastive_logsumexp``; schema in library.cpp."""
+
+import torch
+
+from mast_ext.ops.common import accumulation_dtype, refuse_second_derivative, wanted_like
+
+op = torch.ops.mast_ext.contrastive_logsumexp.default
+backward_op = torch.ops.mast_ext.contrastive_logsumexp_backward.default
+
+
+@torch.library.register_fake("mast_ext::contrastive_logsumexp")
+def _(
+    x,
+    y,
+    masks,
+    temperature_tensor,
+    temperature,
+    offset,
+    exclude_self,
+    exclude_positive,
+    within_views,
+):
+    subspaces = 1 if masks is None else masks.shape[0]
+    x_views, rows = x.shape[:2]
+    y_views, columns = (0, 0) if y is None else y.shape[:2]
+    blocks = (subspaces, x_views, x_views if y is None else y_views, rows)
+    lse = x.new_empty(blocks, dtype=accumulation_dtype(x))
+    return (
+        lse,
+        lse.new_empty(blocks if offset is not None else (*blocks, 0)),
+        lse.new_empty((subspaces, x_views, rows)),
+        lse.new_empty((subspaces, y_views, columns)),
+    )
+
+
+@torch.library.register_fake("mast_ext::contrastive_logsumexp_backward")
+def _(
+    grad_lse,
+    grad_positive,
+    x,
+    y,
+    masks,
+    temperature_tensor,
+    lse,
+    inv_norm_x,
+    inv_norm_y,
+    y_lse,
+    y_grad_lse,
+    y_grad_positive,
+    temperature,
+    offset,
+    exclude_self,
+    exclude_positive,
+    within_views,
+    wanted,
+):
+    return (
+        wanted_like(x, wanted[0], x),
+        wanted_like(y, wanted[1], x),
+        wanted_like(masks, wanted[2], lse),
+        wanted_like(temperature_tensor, wanted[3], lse),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    x, y, masks, temperature_tensor, *ctx.options = inputs
+    lse, _, inv_norm_x, inv_norm_y = output
+    ctx.save_for_backward(x, y, masks, temperature_tensor, lse, inv_norm_x, inv_norm_y)
+    ctx.mark_non_differentiable(inv_norm_x, inv_norm_y)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_lse, grad_positive, *_):
+    _temperature, offset, *_ = ctx.options
+    if offset is None:  # positive is empty
+        grad_positive = None
+    if grad_lse is None and grad_positive is None:
+        return (None,) * 9
+    wanted = ctx.needs_input_grad[:4]
+    grads = backward_op(
+        grad_lse, grad_positive, *ctx.saved_tensors, None, None, None, *ctx.options, wanted
+    )
+    return *(g if w else None for g, w in zip(grads, wanted, strict=True)), *(None,) * 5
+
+
+torch.library.register_autograd(
+    "mast_ext::contrastive_logsumexp", _backward, setup_context=_setup_context
+)
+refuse_second_derivative("contrastive_logsumexp")
