@@ -135,15 +135,15 @@ def contrastive_logsumexp(
         temperature: A positive number, or a scalar tensor in float32 (float64 beside float64
             embeddings), which may require gradient. A number of at least 0.03 is fastest: a
             running maximum is not needed then.
-        offset: Column of row 0's positive; row ``b``'s is ``b + offset``. ``None``: the columns hold
-            no positives (a queue of negatives), and ``positive`` is empty.
+        offset: Column of row 0's positive; row ``b``'s is ``b + offset``. ``None``: the columns
+            hold no positives (a queue of negatives), and ``positive`` is empty.
         exclude_self: In the blocks ``(i, i)`` of a view with itself, column ``b + offset`` is the
             row itself and left out of the sum. For rows out of a larger gathered batch ``y``.
         exclude_positive: Leaves column ``b + offset`` out of the sum in every block, so that
             ``lse`` is over negatives alone (decoupled contrastive learning, Yeh et al. 2022).
         within_views: ``False`` leaves the blocks ``(i, i)`` out: their ``lse`` is ``-inf``, their
-            ``positive`` 0. Both directions of CLIP's loss in one sweep are the blocks ``(0, 1)`` and
-            ``(1, 0)`` of ``stack([image, text])``.
+            ``positive`` 0. Both directions of CLIP's loss in one sweep are the blocks ``(0, 1)``
+            and ``(1, 0)`` of ``stack([image, text])``.
 
     Returns:
         ``lse`` and ``positive``, both ``[K, Vx, Vy, N]`` in float32 (float64 for float64 inputs);

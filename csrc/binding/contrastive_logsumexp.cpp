@@ -1,3 +1,4 @@
+#include "binding/contrastive_blocks.h"
 #include "binding/contrastive_inputs.h"
 #include "binding/contrastive_tiles.h"
 #include "binding/ops.h"
@@ -19,7 +20,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
   const Tensor inv_norm_x = in.inverse_norms(in.x);
   const Tensor inv_norm_y = in.self ? in.new_empty({in.subspaces(), 0, 0}) : in.inverse_norms(in.y);
   const Tensor& of_columns = in.self ? inv_norm_x : inv_norm_y;
-  ContrastiveTiles(in).forward(inv_norm_x, of_columns, lse, positive);
+  run_on(
+      in.x, [&] { ContrastiveTiles(in).forward(inv_norm_x, of_columns, lse, positive); },
+      [&](auto stream) {
+        return ContrastiveBlocks(in).forward(inv_norm_x, of_columns, lse, positive, stream);
+      });
   return {lse, positive, inv_norm_x, inv_norm_y};
 }
 
@@ -44,7 +49,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
               : ContrastiveAnchors(y_lse, y_grad_lse, y_grad_positive, "y_",
                                    {K, in.y_views(), in.x_views(), in.columns()});
   ContrastiveGradients grads(in, wanted);
-  ContrastiveTiles(in).backward(rows, columns, inv_norm_x, of_columns, grads);
+  run_on(
+      in.x, [&] { ContrastiveTiles(in).backward(rows, columns, inv_norm_x, of_columns, grads); },
+      [&](auto stream) {
+        return ContrastiveBlocks(in).backward(rows, columns, inv_norm_x, of_columns, grads, stream);
+      });
   return {grads.x, grads.y, grads.masks, grads.temperature};
 }
 

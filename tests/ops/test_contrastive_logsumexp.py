@@ -1,0 +1,538 @@
+"""contrastive_logsumexp against its definition, its own gradient, and torch's rules for ops."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mast_ext import functional, ops, reference
+
+# Vx, Vy (None: y is x), N, M, D, K (None: no masks)
+SHAPES = [
+    (2, None, 0, None, 8, 3),
+    (1, None, 1, None, 1, None),
+    (2, None, 2, None, 7, None),
+    (3, None, 5, None, 16, 2),
+    (2, None, 65, None, 33, None),
+    (2, None, 70, None, 130, 5),
+    (4, None, 33, None, 96, None),
+    (2, 2, 5, 9, 257, 2),
+    (3, 1, 17, 40, 12, None),
+    (1, 2, 3, 0, 4, None),
+]
+OPTIONS = [
+    {"temperature": 0.5},
+    {"temperature": 0.01},
+    {"temperature": 0.1, "exclude_positive": True},
+    {"temperature": 0.02, "within_views": False},
+    {"temperature": 0.2, "offset": None},
+    {"temperature": 0.07, "offset": 3, "exclude_self": True},
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+DATA = ["isotropic", "common mean", "duplicates", "near positives", "large", "zero rows"]
+
+
+def fits(shape, options):
+    """Whether an option makes sense for a shape."""
+    x_views, y_views, rows, columns, _, _ = shape
+    offset = options.get("offset", 0)
+    if y_views is None:
+        return offset == 0
+    if offset is not None and offset + rows > columns:
+        return False
+    alike = options.get("exclude_self", False) or not options.get("within_views", True)
+    return x_views == y_views or not alike
+
+
+CASES = [(shape, options) for shape in SHAPES for options in OPTIONS if fits(shape, options)]
+
+
+def make_inputs(shape, device, dtype=torch.float32, requires_grad=False):
+    x_views, y_views, rows, columns, dim, subspaces = shape
+    accumulation = torch.promote_types(dtype, torch.float32)
+    x = torch.randn(x_views, rows, dim, device=device).to(dtype)
+    y = None if y_views is None else torch.randn(y_views, columns, dim, device=device).to(dtype)
+    masks = None
+    if subspaces is not None:
+        masks = torch.rand(subspaces, dim, device=device, dtype=accumulation)
+    inputs = (x, y, masks)
+    return tuple(t if t is None else t.requires_grad_(requires_grad) for t in inputs)
+
+
+def to_double(tensors):
+    """Leaf copies in float64 on the CPU: where the truth is computed."""
+    return tuple(
+        t if t is None else t.detach().cpu().double().requires_grad_(t.requires_grad)
+        for t in tensors
+    )
+
+
+def gradients(outputs, inputs, grads):
+    """Of the outputs' finite entries: those of an empty sum have none."""
+    total = sum((o.where(o.isfinite(), 0.0) * g).sum() for o, g in zip(outputs, grads, strict=True))
+    return torch.autograd.grad(total, [t for t in inputs if t is not None])
+
+
+def upstream(outputs, seed=0):
+    """Gradients for `outputs`; none for the similarity of a row with itself, a constant."""
+    generator = torch.Generator().manual_seed(seed)
+    lse, positive = (torch.randn(o.shape, generator=generator) for o in outputs)
+    if positive.shape == lse.shape:
+        own = torch.eye(*positive.shape[1:3], dtype=torch.bool)[:, :, None]
+        positive = positive.masked_fill(own, 0.0)
+    return lse, positive
+
+
+def norm_error(got, want):
+    """Largest error over the largest entry."""
+    if want.numel() == 0:
+        return 0.0
+    return ((got.cpu().double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
+def test_matches_definition(shape, options, dtype, device, request):
+    torch.manual_seed(0)
+    inputs = make_inputs(shape, device, dtype, requires_grad=True)
+    exact = to_double(inputs)
+    got = functional.contrastive_logsumexp(*inputs, **options)
+    want = reference.contrastive_logsumexp(*exact, **options)
+    # A GPU multiplies bfloat16 weights of the gradient, and bfloat16 embeddings weighed by masks.
+    kernels_are_cuda = device.type == "cuda" or request.config.getoption("--emulated-cuda")
+    rounded = dtype == torch.bfloat16 and kernels_are_cuda
+    atol = (2e-6 if not rounded else 6e-3) * max(1.0, 1 / options["temperature"])
+    for mine, truth in zip(got, want, strict=True):
+        assert mine.dtype == torch.float32 and mine.shape == truth.shape
+        assert_close(mine.cpu().double(), truth, rtol=0, atol=atol)
+
+    grads = upstream(got)
+    mine = gradients(got, inputs, [g.to(device) for g in grads])
+    truth = gradients(want, exact, [g.double() for g in grads])
+    for a, b in zip(mine, truth, strict=True):
+        rounding = 2e-2 if rounded else torch.finfo(a.dtype).eps if a.dtype != torch.float32 else 0
+        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+        noise = 2e-6 * max(1.0, 1 / options["temperature"])
+        assert_close(a.cpu().double(), b, rtol=rounding, atol=(noise + rounding) * scale)
+
+
+def make_data(kind, views, rows, dim):
+    x = torch.randn(views, rows, dim)
+    if kind == "common mean":  # partial collapse: every cosine is near 1
+        return x * 0.1 + torch.randn(dim)
+    if kind == "duplicates":
+        return x[:, :1].expand(-1, rows, -1).contiguous()
+    if kind == "near positives":
+        return x[:1] + 0.01 * x
+    if kind == "large":
+        return x * 1e4
+    if kind == "zero rows":
+        x[:, ::7] = 0
+    return x
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01])
+@pytest.mark.parametrize("kind", DATA)
+def test_is_as_exact_as_plain_torch(kind, temperature, device):
+    """Error against float64 at most 1.5 times that of the plain version, and rounding."""
+    torch.manual_seed(1)
+    x = make_data(kind, 2, 100, 64).to(device)
+    grads = upstream([torch.empty(1, 2, 2, 100)] * 2)
+
+    def loss_gradient(function, x, dtype):
+        x = x.to(dtype).requires_grad_()
+        lse, positive = function(x, temperature=temperature)
+        ntxent = torch.logaddexp(lse[0, 0, 0], lse[0, 0, 1]) - positive[0, 0, 1]
+        total = (ntxent * grads[0][0, 0, 1].to(x)).sum()
+        return ntxent, *torch.autograd.grad(total, [x])
+
+    truth = loss_gradient(reference.contrastive_logsumexp, x.cpu(), torch.float64)
+    plain = loss_gradient(reference.contrastive_logsumexp, x, torch.float32)
+    mine = loss_gradient(functional.contrastive_logsumexp, x, torch.float32)
+    # What similarities and their gradient measure when nothing cancels.
+    scales = 1 / temperature, grads[0].abs().max() / temperature / x.norm(dim=-1).median().cpu()
+    for a, b, c, scale in zip(mine, plain, truth, scales, strict=True):
+        errors = [(got.cpu().double() - c).abs().max() for got in (a, b)]
+        assert errors[0] <= 1.5 * errors[1] + 4e-7 * max(scale, c.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_easy_batch_in_16_bit(dtype, device):
+    """The positive must come from the same products as the sum: their difference counts."""
+    torch.manual_seed(0)
+    base = torch.randn(1, 96, 64)
+    x = (base + 0.3 * torch.randn(2, 96, 64)).to(device, dtype).requires_grad_()
+    exact = to_double((x,))[0]
+
+    def loss(function, x):
+        lse, positive = function(x, temperature=0.05)
+        return (torch.logaddexp(lse[0, 0, 0], lse[0, 0, 1]) - positive[0, 0, 1]).sum()
+
+    mine, truth = (
+        loss(functional.contrastive_logsumexp, x),
+        loss(reference.contrastive_logsumexp, exact),
+    )
+    assert abs(mine.item() - truth.item()) <= 1e-2 * truth.item() + 1e-5
+    (a,), (b,) = torch.autograd.grad(mine, [x]), torch.autograd.grad(truth, [exact])
+    assert (a.cpu().double() - b).norm() <= 1e-2 * b.norm()
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, None, 3, None, 4, None), {}),
+        ((3, None, 2, None, 3, 2), {"exclude_positive": True}),
+        ((2, None, 3, None, 2, 2), {"within_views": False}),
+        ((2, 2, 2, 4, 3, 2), {"offset": 1, "exclude_self": True}),
+        ((1, 2, 3, 5, 3, None), {"offset": None}),
+    ],
+    ids=str,
+)
+def test_gradient(shape, options):
+    torch.manual_seed(0)
+    inputs = make_inputs(shape, "cpu", torch.float64, requires_grad=True)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    given = [*(t for t in inputs if t is not None), temperature]
+
+    def finite(*given):
+        rest = iter(given)
+        tensors = [t if t is None else next(rest) for t in inputs]
+        outputs = functional.contrastive_logsumexp(*tensors, temperature=next(rest), **options)
+        return tuple(o[o.isfinite()] for o in outputs)
+
+    assert torch.autograd.gradcheck(finite, given)
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_positive": True}], ids=str)
+@pytest.mark.parametrize("subspaces", [None, 2])
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_many_tiles(views, subspaces, options):
+    """More rows and columns than a tile has, cut inside of views."""
+    torch.manual_seed(0)
+    shape = (views, None, 1500, None, 8, subspaces)
+    inputs = make_inputs(shape, "cpu", requires_grad=True)
+    exact = to_double(inputs)
+    got = functional.contrastive_logsumexp(*inputs, temperature=0.1, **options)
+    want = reference.contrastive_logsumexp(*exact, temperature=0.1, **options)
+    grads = upstream(got)
+    for a, b in zip(got, want, strict=True):
+        assert_close(a.double(), b, rtol=0, atol=2e-5)
+    mine, truth = gradients(got, inputs, grads), gradients(want, exact, [g.double() for g in grads])
+    for a, b in zip(mine, truth, strict=True):
+        assert norm_error(a, b) < 2e-5
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("options", [{}, {"within_views": False}], ids=str)
+@pytest.mark.parametrize("subspaces", [None, 3])
+def test_gathered_rows_equal_the_whole(subspaces, options, temperature, device):
+    """Each part of a batch against all of it gives that part of the result, and of the gradient."""
+    x, _, masks = make_inputs((2, None, 12, None, 20, subspaces), device, requires_grad=True)
+    whole = functional.contrastive_logsumexp(x, None, masks, temperature=temperature, **options)
+    grads = [g.to(device) for g in upstream(whole)]
+    want = gradients(whole, (x, masks), grads)
+    flags = (temperature, True, False, options.get("within_views", True))
+    found, grad_masks = [], torch.zeros(())
+    for part in (slice(0, 5), slice(5, 12)):
+        rows = x.detach()[:, part]
+        args = (rows, x.detach(), None if masks is None else masks.detach(), None)
+        options_ = (flags[0], part.start, *flags[1:])
+        lse, positive, *norms = ops.contrastive_logsumexp.op(*args, *options_)
+        assert_close(lse, whole[0][..., part], rtol=1e-5, atol=1e-5)
+        assert_close(positive, whole[1][..., part], rtol=1e-5, atol=1e-5)
+        own = [g[..., part].contiguous() for g in grads]
+        columns = (whole[0].detach(), *grads)
+        wanted = (True, False, masks is not None, False)
+        grad_x, _, share, _ = ops.contrastive_logsumexp.backward_op(
+            *own, *args, lse, *norms, *columns, *options_, wanted
+        )
+        found.append(grad_x)
+        grad_masks = grad_masks.to(device) + (share if masks is not None else 0)
+    scale = 2e-6 / temperature
+    assert_close(torch.cat(found, 1), want[0], rtol=1e-5, atol=scale * want[0].abs().max().item())
+    if masks is not None:
+        assert_close(grad_masks, want[1], rtol=1e-4, atol=scale * want[1].abs().max().item())
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_only_wanted_gradients(wanted, device):
+    x, y, masks = make_inputs((2, 3, 4, 6, 9, 3), device)
+    inputs = [x, y, masks, torch.tensor(0.2, device=device)]
+
+    def total():
+        outputs = functional.contrastive_logsumexp(*inputs[:3], temperature=inputs[3])
+        return sum(o.square().sum() for o in outputs)
+
+    inputs[wanted].requires_grad_()
+    (alone,) = torch.autograd.grad(total(), [inputs[wanted]])
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    together = torch.autograd.grad(total(), inputs)
+    assert_close(alone, together[wanted], rtol=0, atol=0)
+
+
+def test_blank_mask_and_zero_row(device):
+    x, _, masks = make_inputs((2, None, 6, None, 5, 2), device, requires_grad=True)
+    with torch.no_grad():
+        masks[0] = 0
+        x[1, 2] = 0
+    lse, positive = functional.contrastive_logsumexp(x, masks=masks, temperature=0.1)
+    assert_close(positive[0], torch.zeros_like(positive[0]))
+    assert_close(lse[0, 0, 0], torch.full_like(lse[0, 0, 0], 5.0).log())
+    assert_close(lse[0, 0, 1], torch.full_like(lse[0, 0, 1], 6.0).log())
+    assert_close(positive[:, 0, 1, 2], torch.zeros_like(positive[:, 0, 1, 2]))
+    for grad in torch.autograd.grad(lse.sum() + positive.sum(), [x, masks]):
+        assert grad.isfinite().all()
+
+
+def test_a_single_row(device):
+    x = torch.randn(2, 1, 8, device=device, requires_grad=True)
+    lse, positive = functional.contrastive_logsumexp(x, temperature=0.5)
+    assert (lse.diagonal(dim1=1, dim2=2) == -torch.inf).all()  # a sum over nothing
+    assert_close(lse[0, 0, 1], positive[0, 0, 1])
+    (grad,) = torch.autograd.grad(lse[0, 0, 1].sum() - positive[0, 0, 1].sum(), [x])
+    assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_spreads_as_the_formula_says(bad, options, device):
+    x, _, masks = make_inputs((3, None, 70, None, 20, 2), device)
+    clean = functional.contrastive_logsumexp(x, masks=masks, **options)
+    x[1, 3, 7] = bad
+    got = functional.contrastive_logsumexp(x, masks=masks, **options)
+    want = reference.contrastive_logsumexp(x.cpu(), masks=masks.cpu(), **options)
+    for a, b, c in zip(got, want, clean, strict=True):
+        assert torch.equal(a.cpu().isnan(), b.isnan())
+        assert_close(a[~a.isnan()], c[~a.isnan()], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.01])
+def test_same_bits_twice(temperature, device):
+    x, _, masks = make_inputs((3, None, 150, None, 40, 3), device, requires_grad=True)
+
+    def run():
+        lse, positive = functional.contrastive_logsumexp(x, masks=masks, temperature=temperature)
+        return lse, positive, *torch.autograd.grad(lse.square().sum(), [x, masks])
+
+    for a, b in zip(run(), run(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),  # [N, V, D] in memory
+        lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1),  # D is not the dense dimension
+        lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],  # rows wider than D
+        lambda x: x[:, :1].expand_as(x),
+        lambda x: torch.cat([x.flatten(), x.flatten()])[1 : 1 + x.numel()].view_as(x),  # misaligned
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strides(dtype, layout, device):
+    x, y, masks = make_inputs((2, 3, 6, 9, 8, 2), device, dtype)
+    x, y = layout(x).requires_grad_(), layout(y).requires_grad_()
+    results = []
+    for a, b in ((x, y), (x.detach().clone(), y.detach().clone())):
+        a, b = a.requires_grad_(), b.requires_grad_()
+        outputs = functional.contrastive_logsumexp(a, b, masks, temperature=0.2)
+        total = sum(o.square().sum() for o in outputs)
+        results.append((*outputs, *torch.autograd.grad(total, [a, b])))
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_self_contrast_is_the_general_form(device):
+    x, _, masks = make_inputs((3, None, 6, None, 40, 2), device)
+    own = functional.contrastive_logsumexp(x, masks=masks, temperature=0.1)
+    given = functional.contrastive_logsumexp(
+        x, x.clone(), masks, temperature=0.1, exclude_self=True
+    )
+    assert_close(own, given, rtol=1e-5, atol=1e-5)
+
+
+OPCHECK_CASES = [
+    ((3, None, 4, None, 5, None), (None, 0.1, 0, True, False, True)),
+    ((2, 3, 4, 6, 6, 2), (None, 0.1, None, False, False, True)),
+    ((2, 2, 4, 6, 6, 2), (0.2, 0.0, 2, True, True, False)),
+]
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(("shape", "options"), OPCHECK_CASES, ids=str)
+def test_registration(shape, options, requires_grad, device):
+    inputs = make_inputs(shape, device, torch.float32, requires_grad)
+    temperature, *rest = options
+    if temperature is not None:
+        temperature = torch.tensor(temperature, device=device, requires_grad=requires_grad)
+    # The shape without empty sums: opcheck compares gradients, and those of -inf are no numbers.
+    tests = (
+        "test_schema",
+        "test_autograd_registration",
+        "test_faketensor",
+        "test_aot_dispatch_dynamic",
+    )
+    tests = tests if rest[-1] else tests[:-1]
+    torch.library.opcheck(
+        ops.contrastive_logsumexp.op, (*inputs, temperature, *rest), test_utils=tests
+    )
+
+
+@pytest.mark.parametrize("wanted", [(True,) * 4, (False, True, False, False)])
+@pytest.mark.parametrize(("shape", "options"), OPCHECK_CASES, ids=str)
+def test_registration_of_backward(shape, options, wanted, device):
+    inputs = make_inputs(shape, device)
+    temperature, *rest = options
+    if temperature is not None:
+        temperature = torch.tensor(temperature, device=device)
+    outputs = ops.contrastive_logsumexp.op(*inputs, temperature, *rest)
+    lse, positive, *norms = outputs
+    grad_positive = torch.randn_like(positive) if positive.shape == lse.shape else None
+    torch.library.opcheck(
+        ops.contrastive_logsumexp.backward_op,
+        (
+            torch.randn_like(lse), grad_positive, *inputs, temperature, lse, *norms,
+            None, None, None, *rest, wanted,
+        ),
+    )  # fmt: skip
+
+
+def test_compiles_whole(device):
+    x, y, masks = make_inputs((2, 2, 5, 7, 12, 3), device, requires_grad=True)
+    temperature = torch.tensor(0.3, device=device, requires_grad=True)
+
+    def step(x, y, masks, temperature):
+        lse, positive = functional.contrastive_logsumexp(
+            x * 2, y, masks, temperature=temperature, offset=1
+        )
+        return (lse - positive).sum()
+
+    inputs = [x, y, masks, temperature]
+    want = torch.autograd.grad(step(*inputs), inputs)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for a, b in zip(torch.autograd.grad(compiled(*inputs), inputs), want, strict=True):
+        assert_close(a, b)
+
+
+def test_under_autocast(device):
+    layer = torch.nn.Linear(8, 8, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        x = layer(torch.randn(6, 8, device=device)).view(2, 3, 8)
+        lse, positive = functional.contrastive_logsumexp(
+            x, masks=torch.rand(2, 8, device=device), temperature=0.1
+        )
+    assert x.dtype == torch.bfloat16 and lse.dtype == positive.dtype == torch.float32
+    (lse.sum() - positive.sum()).backward()
+    assert layer.weight.grad.isfinite().all()
+
+
+def test_second_derivative_is_refused(device):
+    x = torch.randn(2, 3, 4, device=device, requires_grad=True)
+    lse, _ = functional.contrastive_logsumexp(x, temperature=0.5)
+    (grad,) = torch.autograd.grad(lse.square().sum(), [x], create_graph=True)
+    with pytest.raises(RuntimeError, match="contrastive_logsumexp has no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.ones(3, 5)}, ValueError, r"x must have shape \[Vx, N, D\], got \[3, 5\]"),
+        (
+            {"y": torch.ones(2, 3, 4)},
+            ValueError,
+            r"y must have shape \[Vy, M, 5\] to fit x of shape \[2, 3, 5\], got \[2, 3, 4\]",
+        ),
+        ({"y": torch.ones(2, 3, 5).half()}, TypeError, "y must be Float like x, got Half"),
+        ({"x": torch.ones(2, 3, 5).long()}, TypeError, "x must be float32, .* got Long"),
+        (
+            {"masks": torch.ones(5)},
+            ValueError,
+            r"masks must have shape \[K, 5\] to fit x of shape \[2, 3, 5\], got \[5\]",
+        ),
+        (
+            {"masks": torch.tensor([[1.0, -0.5, 0, 0, 0]])},
+            ValueError,
+            "masks must be non-negative, got a minimum of -0.5",
+        ),
+        ({"temperature": 0.0}, ValueError, "temperature must be positive, got 0"),
+        ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be positive, got -1"),
+        (
+            {"temperature": torch.ones(2)},
+            ValueError,
+            r"temperature must be a number or a scalar tensor, got shape \[2\]",
+        ),
+        (
+            {"temperature": torch.tensor(1.0).double()},
+            TypeError,
+            "temperature must be Float beside Float embeddings, got Double",
+        ),
+        (
+            {"offset": 2},
+            ValueError,
+            r"offset must lie between 0 and M - N = 1 for x of shape \[2, 3, 5\] and y of shape "
+            r"\[2, 4, 5\], got 2",
+        ),
+        ({"offset": -1}, ValueError, "offset must lie between 0 and M - N = 1 .* got -1"),
+        ({"y": None, "offset": 1}, ValueError, "offset must be 0 when y is not given, got 1"),
+        (
+            {"y": None, "offset": None},
+            ValueError,
+            "offset must be 0 when y is not given, got None",
+        ),
+        (
+            {"offset": None, "exclude_positive": True},
+            ValueError,
+            "offset must be given with exclude_self or exclude_positive, got None",
+        ),
+        (
+            {"y": torch.ones(1, 4, 5), "exclude_self": True},
+            ValueError,
+            "y must have as many views as x, 2, with exclude_self=True or within_views=False, "
+            "got 1",
+        ),
+    ],
+)
+def test_rejects(change, error, message):
+    inputs = {
+        "x": torch.ones(2, 3, 5),
+        "y": torch.ones(2, 4, 5),
+        "masks": torch.ones(2, 5),
+        "temperature": 0.1,
+    } | change
+    with pytest.raises(error, match=message):
+        functional.contrastive_logsumexp(**inputs)
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_rejects_other_devices(device):
+    x = torch.ones(2, 3, 5, device=device)
+    with pytest.raises(ValueError, match="y must be on cuda:0 like x, got cpu"):
+        functional.contrastive_logsumexp(x, torch.ones(2, 3, 5), temperature=0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_memory_stays_far_below_the_matrix_of_similarities():
+    """N = 16,384 rows: the similarities alone would be 1 GB."""
+    script = """
+import torch
+from pathlib import Path
+from mast_ext import functional
+
+def step(x):
+    lse, positive = functional.contrastive_logsumexp(x, temperature=0.1)
+    (lse.sum() - positive.sum()).backward()
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+step(torch.randn(2, 8, 128, requires_grad=True))
+x = torch.randn(2, 8192, 128, requires_grad=True)
+before = peak()
+step(x)
+print(peak() - before)
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(out.stdout) < 200
