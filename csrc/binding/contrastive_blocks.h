@@ -91,9 +91,14 @@ class ContrastiveBlocks {
       const std::int64_t slices = kernels::fused_backward_slices(b.p);
       sums.dots = in.new_empty({slices});
       if (grads.wants_masks) sums.weights = in.new_empty({slices, in.subspaces(), in.dim()});
+      Tensor sum;
+      if (grad != nullptr && in.subspaces() > 1 && z.scalar_type() != accumulation_type(z)) {
+        sum = in.new_empty(z.sizes());
+      }
       return kernels::contrastive_fused_backward_cuda(
           {.b = b,
            .grad_x = grad != nullptr ? grad->mutable_data_ptr() : nullptr,
+           .sum = sum.defined() ? static_cast<float*>(sum.mutable_data_ptr()) : nullptr,
            .slices = slices,
            .grad_weights =
                grads.wants_masks ? static_cast<float*>(sums.weights.mutable_data_ptr()) : nullptr,

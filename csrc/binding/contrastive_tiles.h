@@ -181,11 +181,13 @@ class ContrastiveTiles {
   };
 
   // Tiles are large enough for the vendor's products to run at speed on all threads, and small
-  // enough to stay in the caches until the kernel has passed over them.
+  // enough to stay in the caches until the kernel has passed over them, and for few of them to lie
+  // on the diagonal, whose tiles are made whole.
   static constexpr std::int64_t kTileColumns = 2048;
-  static std::int64_t tile_rows() {
+  std::int64_t tile_rows() const {
     const int threads = at::get_num_threads();
-    return threads <= 4 ? 512 : threads <= 16 ? 1024 : 2048;
+    if (threads <= 4) return in.dim() < 384 ? 512 : 256;
+    return threads <= 16 ? 1024 : 2048;
   }
 
   static std::int64_t slices_of(std::int64_t rows) {
