@@ -9,6 +9,7 @@
 
 #include "binding/checks.h"
 #include "binding/pair_inputs.h"
+#include "binding/products.h"
 #include "binding/run_on.h"
 #include "kernels/common/columns.h"
 
@@ -95,7 +96,14 @@ inline void column_dots(const kernels::ColumnDots& p, const at::Tensor& z) {
 // products[i] (+)= x[i] y[i] for a batch of matrices.
 inline void add_product(const at::Tensor& products, const at::Tensor& x, const at::Tensor& y,
                         bool first) {
-  products.baddbmm_(x, y, first ? 0 : 1);
+  if (products.size(0) == 0) return;
+  if (!has_own_product(products.select(0, 0), x.select(0, 0), y.select(0, 0))) {
+    products.baddbmm_(x, y, first ? 0 : 1);
+    return;
+  }
+  for (std::int64_t i = 0; i < products.size(0); ++i) {
+    multiply(products.select(0, i), x.select(0, i), y.select(0, i), !first);
+  }
 }
 
 // products[i] (+)= x[i] x[i]^T. Of a large product on the CPU only the blocks on and above the

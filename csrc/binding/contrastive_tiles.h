@@ -14,6 +14,7 @@
 
 #include "binding/columns.h"
 #include "binding/contrastive_inputs.h"
+#include "binding/products.h"
 
 namespace mast_ext {
 
@@ -23,7 +24,7 @@ class ContrastiveTiles {
       : in(inputs), x(rows_of(in.x)), y(in.self ? x : rows_of(in.y)) {
     const std::int64_t rows = std::min(tile_rows(), x.size(0));
     const std::int64_t columns = std::min(kTileColumns, y.size(0));
-    buffer_ = in.new_empty({std::max(rows * columns, rows * rows)});
+    buffer_ = in.new_empty({rows * (std::max(rows, columns) + kPadding)});
     const std::int64_t sums = in.self ? slices_of(rows) * columns : 0;
     slice_sum_ = in.new_empty({sums});
     slice_max_ = in.new_empty({fixed_shift() ? 0 : sums});
@@ -44,7 +45,7 @@ class ContrastiveTiles {
           if (left_out(r)) return;
           const std::int64_t row = in_rows(k, r), column = in_columns(k, r);
           const kernels::ContrastiveTileSums p{
-              .tile = tile(products, b, r, k, inv_norm_x, inv_norm_y),
+              .tile = tile(products, r, k, inv_norm_x, inv_norm_y),
               .row_sum = element(lse, row),
               .row_max = element(maxima, row),
               .column_sum = mirror ? element(lse, column) : nullptr,
@@ -86,7 +87,7 @@ class ContrastiveTiles {
             return;
           }
           const kernels::ContrastiveTileWeights p{
-              .tile = tile(products, b, r, k, inv_norm_x, inv_norm_y),
+              .tile = tile(products, r, k, inv_norm_x, inv_norm_y),
               .row = rows.pointers(in_rows(k, r)),
               .column = columns.pointers(in_columns(k, r))};
           over_slices(r, [&](auto begin, auto end) {
@@ -151,7 +152,7 @@ class ContrastiveTiles {
     }
 
     void add(const Tile& to, const Tensor& weights_, const Tensor& from) {
-      products.narrow(0, to.first, to.count).addmm_(weights_, from);
+      multiply(products.narrow(0, to.first, to.count), weights_, from, true);
     }
 
     void end(std::int64_t k) {
@@ -184,6 +185,7 @@ class ContrastiveTiles {
   // enough to stay in the caches until the kernel has passed over them, and for few of them to lie
   // on the diagonal, whose tiles are made whole.
   static constexpr std::int64_t kTileColumns = 2048;
+  static constexpr std::int64_t kPadding = 16;  // rows a power of two apart share a cache set
   std::int64_t tile_rows() const {
     const int threads = at::get_num_threads();
     if (threads <= 4) return in.dim() < 384 ? 512 : 256;
@@ -211,15 +213,14 @@ class ContrastiveTiles {
     return static_cast<std::byte*>(t.mutable_data_ptr()) + at * t.element_size();
   }
 
-  kernels::ContrastiveTile tile(const Tensor& products, const Tile& columns, const Rectangle& r,
-                                std::int64_t k, const Tensor& inv_norm_x,
-                                const Tensor& inv_norm_y) const {
+  kernels::ContrastiveTile tile(const Tensor& products, const Rectangle& r, std::int64_t k,
+                                const Tensor& inv_norm_x, const Tensor& inv_norm_y) const {
     const std::int64_t row = (k * in.x_views() + r.i) * in.rows() + r.row;
     const std::int64_t column = (k * in.y_views() + r.j) * in.columns() + r.column;
     return {.dtype = dtype_of(products, "products"),
             .rows = r.rows,
             .columns = r.columns,
-            .stride = columns.count,
+            .stride = products.stride(0),
             .partner = r.row + in.offset - r.column,
             .has_positive = in.has_positive,
             .exclude = in.exclude_positive || (in.exclude_self && r.i == r.j),
@@ -227,7 +228,7 @@ class ContrastiveTiles {
             .fixed_shift = fixed_shift(),
             .row_scale = element(inv_norm_x, row),
             .column_scale = element(inv_norm_y, column),
-            .products = element(products, r.row_in_tile * columns.count + r.column_in_tile)};
+            .products = element(products, r.row_in_tile * products.stride(0) + r.column_in_tile)};
   }
 
   // body(products, a, b) with <w x, y> of the rows of tile a and the columns of tile b. In
@@ -243,8 +244,10 @@ class ContrastiveTiles {
       if (weights.defined()) rows = rows.mul(weights);
       const auto visit = [&](const Tile& b) {
         if (!any_used(a, b)) return;
-        const Tensor products = buffer_.narrow(0, 0, a.count * b.count).view({a.count, b.count});
-        products.addmm_(rows, y.narrow(0, b.first, b.count).t(), 0);
+        const std::int64_t stride = b.count + kPadding;
+        const Tensor products =
+            buffer_.narrow(0, 0, a.count * stride).view({a.count, stride}).narrow(1, 0, b.count);
+        multiply(products, rows, y.narrow(0, b.first, b.count).t(), false);
         body(products, a, b);
       };
       if (in.self) visit(a);

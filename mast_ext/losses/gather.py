@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def require_distributed(gather_distributed: bool) -> bool:
@@ -88,13 +89,11 @@ def require_equal_batches(x: Tensor, dim: int) -> None:
     batch = x.shape[dim]
     width = x.numel() // max(batch, 1)
     every = all_gather(torch.tensor([[batch, width]], device=x.device)).tolist()
-    for what, sizes in zip(("a batch", "embeddings"), zip(*every, strict=True), strict=True):
+    whats = ("a batch of the same size", "as many numbers per image")
+    for what, sizes in zip(whats, zip(*every, strict=True), strict=True):
         if len(set(sizes)) > 1:
             found = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
-            raise ValueError(
-                f"gather_distributed=True needs {what} of the same size on every process, "
-                f"got {found}"
-            )
+            raise ValueError(f"gather_distributed=True needs {what} on every process, got {found}")
 
 
 def gather_batch(x: Tensor, dim: int) -> Tensor:
@@ -123,6 +122,7 @@ class _Gather(torch.autograd.Function):
         return all_gather(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return all_reduce(grad.contiguous()).chunk(world_size())[rank()]
 

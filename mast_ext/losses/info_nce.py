@@ -17,10 +17,10 @@ from mast_ext.losses.gather import (
 from mast_ext.losses.inputs import (
     Reduction,
     reduce,
+    require_alike,
     require_option,
     require_temperature,
     require_views,
-    stack_views,
 )
 from mast_ext.losses.view_pairs import both_ways, including_self
 
@@ -99,14 +99,14 @@ class InfoNCELoss(nn.Module):
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        stack = stack_views(queries=queries, keys=keys)
+        require_alike(queries=queries, keys=keys)
         if negatives is not None:
-            terms = self._against(negatives, stack[:1], stack[1:])[0, 0]
+            terms = self._against(negatives, queries[None], keys[None])[0, 0]
         elif self.two_sided or (self._many() and keys.requires_grad and torch.is_grad_enabled()):
-            # One-sided among many processes, too: this finds the keys' gradient without sending it.
+            # Of many processes one-sided, too: only so is the keys' gradient not to be sent.
             lse, positive = contrast_views(
-                stack,
-                temperature=self._temperature_for(stack),
+                torch.stack((queries, keys)),
+                temperature=self._temperature_for(queries),
                 gather=self.gather_distributed,
                 within_views=False,
             )
@@ -118,8 +118,8 @@ class InfoNCELoss(nn.Module):
                 require_equal_batches(keys, 0)
                 columns = all_gather(keys)
             lse, positive = functional.contrastive_logsumexp(
-                queries.unsqueeze(0),
-                columns.unsqueeze(0),
+                queries[None],
+                columns[None],
                 temperature=self._temperature_for(queries),
                 offset=rank() * len(keys) if self._many() else 0,
             )
@@ -162,7 +162,7 @@ class InfoNCELoss(nn.Module):
         temperature = self._temperature_for(queries)
         positive = functional.subspace_similarity(queries, keys)[0] / temperature
         lse, _ = functional.contrastive_logsumexp(
-            queries, negatives.unsqueeze(0), temperature=temperature, offset=None
+            queries, negatives[None], temperature=temperature, offset=None
         )
         return torch.logaddexp(lse[0], positive) - positive
 
@@ -178,4 +178,5 @@ class InfoNCELoss(nn.Module):
         return self.log_temperature.to(torch.promote_types(embeddings.dtype, torch.float32)).exp()
 
     def extra_repr(self) -> str:
-        return f"temperature={float(self.temperature):g}, two_sided={self.two_sided}"
+        learned = ", learn_temperature=True" if self.log_temperature is not None else ""
+        return f"temperature={self._temperature}, two_sided={self.two_sided}{learned}"

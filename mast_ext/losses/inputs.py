@@ -2,7 +2,6 @@
 
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 Negatives = Literal["pairs", "all_views"]
@@ -16,8 +15,8 @@ def reduce(per_image: Tensor, reduction: Reduction) -> Tensor:
     return per_image.mean() if reduction == "mean" else per_image.sum()
 
 
-def stack_views(**named: Tensor) -> Tensor:
-    """Embeddings ``[N, D]`` of one shape as ``[V, N, D]``; their names are for the error.
+def require_alike(**named: Tensor) -> None:
+    """Compares embeddings ``[N, D]``; their names are for the error.
 
     Raises:
         ValueError: One has another shape or is on another device.
@@ -34,7 +33,6 @@ def stack_views(**named: Tensor) -> Tensor:
                 f"{first_name} and {name} must be on one device, got {first.device} and "
                 f"{view.device}"
             )
-    return torch.stack(tuple(named.values()))
 
 
 def require_views(views: Tensor, name: str = "views") -> Tensor:

@@ -23,6 +23,7 @@ class MemoryBank(nn.Module):
             (if they start with the same, as DistributedDataParallel sees to).
 
     Attributes:
+        rows: ``M``, 0 for no bank.
         bank: ``[M, D]`` float32.
         bank_ptr: ``[1]`` int64, the row that the next batch starts at.
 
@@ -39,13 +40,12 @@ class MemoryBank(nn.Module):
         self.gather_distributed = gather_distributed
         if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
             raise ValueError(f"memory_bank_size must be (rows, width) or 0 for none, got {size!r}")
-        bank = F.normalize(torch.randn(self.size), dim=-1) if len(self) else torch.empty(self.size)
+        self.rows = self.size[0]
         pointer = torch.zeros(1, dtype=torch.long)
-        self.register_buffer("bank", bank, persistent=len(self) > 0)
-        self.register_buffer("bank_ptr", pointer, persistent=len(self) > 0)
-
-    def __len__(self) -> int:
-        return self.size[0]
+        self.register_buffer(
+            "bank", F.normalize(torch.randn(self.size), dim=-1), persistent=self.rows > 0
+        )
+        self.register_buffer("bank_ptr", pointer, persistent=self.rows > 0)
 
     @torch.no_grad()
     def update(self, embeddings: Tensor) -> None:
@@ -58,17 +58,17 @@ class MemoryBank(nn.Module):
             ValueError: The processes' batches differ in size.
             RuntimeError: Another process died or is late.
         """
-        rows = F.normalize(embeddings.float(), dim=1).to(self.bank.dtype)
+        new = F.normalize(embeddings.float(), dim=1).to(self.bank.dtype)
         if self.gather_distributed and world_size() > 1:
-            require_equal_batches(rows, 0)
-            rows = all_gather(rows)
+            require_equal_batches(new, 0)
+            new = all_gather(new)
         # Without a look at the pointer: a GPU is not waited for.
-        target = self.bank_ptr + torch.arange(min(len(rows), len(self)), device=self.bank.device)
-        fits = (target < len(self)).unsqueeze(1)
-        target = target % len(self)
-        self.bank.index_copy_(0, target, rows[: len(self)].where(fits, self.bank[target]))
-        end = self.bank_ptr + len(rows)
-        self.bank_ptr.copy_(end.where(end < len(self), 0))
+        target = self.bank_ptr + torch.arange(min(len(new), self.rows), device=self.bank.device)
+        fits = (target < self.rows).unsqueeze(1)
+        target = target % self.rows
+        self.bank.index_copy_(0, target, new[: self.rows].where(fits, self.bank[target]))
+        end = self.bank_ptr + len(new)
+        self.bank_ptr.copy_(end.where(end < self.rows, 0))
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, self.size))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ext import functional
-from mast_ext.losses.inputs import Negatives, Reduction, reduce, require_views, stack_views
+from mast_ext.losses.inputs import Negatives, Reduction, reduce, require_alike, require_views
 from mast_ext.losses.memory_bank import MemoryBank
 from mast_ext.losses.view_pairs import ViewPairLoss
 
@@ -18,9 +18,9 @@ class NTXentLoss(ViewPairLoss):
         with a bank      mean over a = out0, p = out1:
                          log [ exp(s(a, p)) + Σ_{r in bank} exp(s(a, r)) ] − s(a, p)
 
-    with ``s`` the cosine over ``temperature``. Without a bank the anchors are the rows of both views
-    (SimCLR's eq. 1), as is what ``r`` runs over. Of more than two views, every ordered pair gives
-    an anchor and its positive. No ``B × B`` matrix is ever stored.
+    with ``s`` the cosine over ``temperature``. Without a bank both ``a`` and ``r`` run over the
+    rows of both views (SimCLR's eq. 1). Of more than two views, every ordered pair gives an anchor
+    and its positive. No ``B × B`` matrix is ever stored.
 
     Values equal those of lightly 1.6.0 to float32 accuracy, with these differences: the loss of
     16-bit inputs is float32 (theirs is rounded to the inputs' dtype), the memory bank is in
@@ -70,12 +70,12 @@ class NTXentLoss(ViewPairLoss):
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        if not len(self.memory_bank):
+        if not self.memory_bank.rows:
             return super().forward(out0, out1, *views)
         if views:
             raise ValueError(f"a memory bank takes 2 views, got {2 + len(views)}")
-        stack = stack_views(out0=out0, out1=out1)
-        losses = self._bank_losses(stack[:1], stack[1:], update=out0.requires_grad)
+        require_alike(out0=out0, out1=out1)
+        losses = self._bank_losses(out0[None], out1[None], update=out0.requires_grad)
         return reduce(losses[0, 0], self.reduction)
 
     def pair_losses(self, views: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class NTXentLoss(ViewPairLoss):
             TypeError: The dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        if not len(self.memory_bank):
+        if not self.memory_bank.rows:
             return super().pair_losses(views)
         return self._bank_losses(require_views(views), views, update=False)
 
@@ -115,7 +115,7 @@ class NTXentLoss(ViewPairLoss):
         lse, _ = functional.contrastive_logsumexp(
             queries.to(dtype),
             # A copy: the backward pass needs the bank as it was before the update.
-            bank.to(dtype, copy=update).unsqueeze(0),
+            bank.to(dtype, copy=update)[None],
             temperature=self.temperature,
             offset=None,
         )

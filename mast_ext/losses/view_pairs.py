@@ -13,10 +13,10 @@ from mast_ext.losses.inputs import (
     Negatives,
     Reduction,
     reduce,
+    require_alike,
     require_option,
     require_temperature,
     require_views,
-    stack_views,
 )
 
 
@@ -99,8 +99,9 @@ class ViewPairLoss(nn.Module):
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        named = {f"out{i}": view for i, view in enumerate((out0, out1, *views))}
-        stacked = stack_views(**named)
+        views = (out0, out1, *views)
+        require_alike(**{f"out{i}": view for i, view in enumerate(views)})
+        stacked = torch.stack(views)
         if self.negatives == "pairs" and len(stacked) > 2:
             per_image = mean_over_pairs(self.pair_losses(stacked))
         else:  # with two views the pair's rows are all rows

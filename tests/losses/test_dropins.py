@@ -10,8 +10,15 @@ from torch.testing import assert_close
 
 from mast_ext import losses
 
-CLASSES = ["VICRegLoss", "BarlowTwinsLoss", "NegativeCosineSimilarity"]
+CONTRASTIVE = ["NTXentLoss", "DCLLoss", "DCLWLoss"]
+CLASSES = ["VICRegLoss", "BarlowTwinsLoss", "NegativeCosineSimilarity", *CONTRASTIVE]
 SHAPES = [(2, 3), (16, 8), (9, 40), (64, 33), (5, 257)]
+
+
+def distance(a, b):
+    return (a - b).square().sum(1)
+
+
 ARGUMENTS = {
     "VICRegLoss": [
         {},
@@ -20,6 +27,9 @@ ARGUMENTS = {
     ],
     "BarlowTwinsLoss": [{}, {"lambda_param": 0.3}, {"gather_distributed": True}],
     "NegativeCosineSimilarity": [{}, {"dim": 0}],
+    "NTXentLoss": [{}, {"temperature": 0.05}, {"gather_distributed": True}],
+    "DCLLoss": [{}, {"temperature": 0.5}, {"weight_fn": distance}, {"gather_distributed": True}],
+    "DCLWLoss": [{}, {"temperature": 0.3, "sigma": 0.2}, {"gather_distributed": True}],
 }
 CASES = [(name, arguments) for name in CLASSES for arguments in ARGUMENTS[name]]
 
@@ -60,7 +70,8 @@ def test_same_arguments_as_lightly(name):
         for argument in inspect.signature(getattr(theirs, method)).parameters.values():
             assert mine[argument.name].default == argument.default
         added = list(mine.values())[len(inspect.signature(getattr(theirs, method)).parameters) :]
-        assert all(argument.kind is argument.KEYWORD_ONLY for argument in added)
+        kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL)
+        assert all(argument.kind in kinds for argument in added)
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 5), (4, 2, 3, 40)], ids=str)
@@ -184,7 +195,7 @@ def test_rejects_arguments(name, arguments, message):
         getattr(losses, name)(**arguments)
 
 
-@pytest.mark.parametrize("name", ["VICRegLoss", "BarlowTwinsLoss"])
+@pytest.mark.parametrize("name", ["VICRegLoss", "BarlowTwinsLoss", *CONTRASTIVE])
 def test_gathering_needs_torch_distributed(name, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
     with pytest.raises(ValueError, match="needs a build of torch with torch.distributed"):

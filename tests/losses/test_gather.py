@@ -1,5 +1,9 @@
 """Distributed training equals training in one process on the global batch."""
 
+import time
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,7 +15,54 @@ from mast_ext.losses.gather import gather_batch
 
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 SUBSPACES = 3
-OBJECTIVES = ["vicreg", "vicreg_positions", "barlow", "negative_cosine", "mast", "mast_uncertain"]
+BANK = 25  # rows; wraps around in the second of two steps
+WORLD_SIZES = [1, 2, 3]
+PATIENCE = timedelta(seconds=2)
+
+
+def masks():
+    return losses.SubspaceMasks(SUBSPACES, DIM)
+
+
+def distance(a, b):
+    return (a - b).square().sum(1)
+
+
+LOSSES = {
+    "vicreg": lambda: losses.VICRegLoss(gather_distributed=True),
+    "vicreg_positions": lambda: losses.VICRegLoss(gather_distributed=True),
+    "barlow": lambda: losses.BarlowTwinsLoss(0.1, gather_distributed=True),
+    "negative_cosine": lambda: losses.NegativeCosineSimilarity(),
+    "mast": lambda: losses.MASTLoss(masks(), sparsity=1.0, gather_distributed=True),
+    "mast_uncertain": lambda: losses.MASTLoss(
+        masks(), sparsity=1.0, uncertainty="subspace", gather_distributed=True
+    ),
+    "mast_nt_xent": lambda: losses.MASTLoss(
+        masks(), base="nt_xent", sparsity=1.0, gather_distributed=True
+    ),
+    "nt_xent": lambda: losses.NTXentLoss(gather_distributed=True),
+    "nt_xent_pairs": lambda: losses.NTXentLoss(0.1, gather_distributed=True),
+    "nt_xent_all_views": lambda: losses.NTXentLoss(gather_distributed=True, negatives="all_views"),
+    "nt_xent_bank": lambda: losses.NTXentLoss(
+        memory_bank_size=(BANK, DIM), gather_distributed=True
+    ),
+    "dcl": lambda: losses.DCLLoss(gather_distributed=True),
+    "dcl_weighted": lambda: losses.DCLLoss(weight_fn=distance, gather_distributed=True),
+    "dclw": lambda: losses.DCLWLoss(gather_distributed=True),
+    "info_nce": lambda: losses.InfoNCELoss(learn_temperature=True, gather_distributed=True),
+    "info_nce_of_fixed_keys": lambda: losses.InfoNCELoss(
+        learn_temperature=True, gather_distributed=True
+    ),
+    "info_nce_negatives": lambda: losses.InfoNCELoss(
+        learn_temperature=True, gather_distributed=True
+    ),
+    "clip": lambda: losses.InfoNCELoss(
+        two_sided=True, learn_temperature=True, gather_distributed=True
+    ),
+    "equivariance": lambda: losses.EquivarianceLoss(gather_distributed=True),
+}
+# Their pair losses see the negatives of all processes.
+GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
 
 
 class Model(nn.Module):
@@ -23,26 +74,30 @@ class Model(nn.Module):
         self.objective = objective
         self.projection = nn.Linear(FEATURES, DIM, bias=False)
         self.log_variance = nn.Linear(FEATURES, SUBSPACES, bias=False)
-        masks = losses.SubspaceMasks(SUBSPACES, DIM)
-        uncertainty = "subspace" if objective == "mast_uncertain" else "none"
-        self.loss = {
-            "vicreg": losses.VICRegLoss(gather_distributed=True),
-            "vicreg_positions": losses.VICRegLoss(gather_distributed=True),
-            "barlow": losses.BarlowTwinsLoss(0.1, gather_distributed=True),
-            "negative_cosine": losses.NegativeCosineSimilarity(),
-        }.get(objective) or losses.MASTLoss(
-            masks, sparsity=1.0, uncertainty=uncertainty, gather_distributed=True
-        )
+        self.predictor = nn.Linear(DIM, DIM)
+        self.loss = LOSSES[objective]()
 
     def forward(self, images, pairs):
-        views = self.projection(images)
-        if self.objective == "mast":
-            return self.loss(views, pairs).loss
-        if self.objective == "mast_uncertain":
-            return self.loss(views, pairs, self.log_variance(images)).loss
-        if self.objective == "vicreg_positions":
-            return self.loss(*(view.unflatten(1, (4, 4)) for view in views[:2]))
-        return self.loss(views[0], views[1])
+        views, loss = self.projection(images), self.loss
+        match self.objective:
+            case "mast" | "mast_nt_xent":
+                return loss(views, pairs).loss
+            case "mast_uncertain":
+                return loss(views, pairs, self.log_variance(images)).loss
+            case "vicreg_positions":
+                return loss(*(view.unflatten(1, (4, 4)) for view in views[:2]))
+            case "nt_xent_pairs" | "nt_xent_all_views":
+                return loss(*views)
+            case "nt_xent_bank":
+                return loss(views[0], views[1]) + loss(views[1], views[2])
+            case "info_nce_of_fixed_keys":
+                return loss(views[0], views[1].detach())
+            case "info_nce_negatives":
+                return loss(views[0], views[1], self.predictor.weight)  # as a queue that all share
+            case "equivariance":
+                return loss(views, self.predictor(views))
+            case _:
+                return loss(views[0], views[1])
 
 
 def global_batch(world_size):
@@ -56,20 +111,78 @@ def global_batch(world_size):
     return images, pairs
 
 
-def train(objective, images, pairs, average):
-    """The loss, and the gradients as DistributedDataParallel averages them."""
+def train(objective, images, pairs, average, compiled=False):
+    """The loss, the gradients as DistributedDataParallel averages them, and buffers."""
     model = Model(objective)
-    loss = model(images, pairs)
+    loss = (torch.compile(model, backend="aot_eager") if compiled else model)(images, pairs)
     loss.backward()
     results = [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
-    return [average(result) for result in results]
+    return [average(result) for result in results] + [b for b in model.buffers() if b.numel()]
 
 
-def run_process(rank, world_size, directory):
-    torch.set_num_threads(1)
+def pair_losses(objective, images):
+    with torch.no_grad():
+        model = Model(objective)
+        return model.loss.pair_losses(model.projection(images))
+
+
+def errors_of(function):
+    """The error and what it came from."""
+    try:
+        function()
+    except (RuntimeError, ValueError) as error:
+        return type(error).__name__, str(error), error.__cause__ is not None
+    return None
+
+
+def join(directory, name, rank, world_size, timeout=timedelta(minutes=2)):
     dist.init_process_group(
-        "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size
+        "gloo",
+        init_method=f"file://{directory}/{name}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
     )
+
+
+def unequal_batches(rank):
+    """Every loss that gathers, with a smaller batch on the last process."""
+    batch = BATCH - (rank == dist.get_world_size() - 1)
+    images, pairs = torch.randn(VIEWS, batch, FEATURES), torch.zeros(VIEWS, VIEWS, batch).long()
+    without_gathers = ("negative_cosine", "info_nce_negatives")
+    names = [name for name in LOSSES if name not in without_gathers]
+    found = {name: errors_of(lambda name=name: Model(name)(images, pairs)) for name in names}
+    width = DIM + (rank == 0)
+    loss = losses.NTXentLoss(gather_distributed=True)
+    found["width"] = errors_of(lambda: loss(*torch.randn(2, BATCH, width)))
+    return found
+
+
+def late(directory, rank, world_size):
+    """The last process is not there when the others gather, until they have given up."""
+    join(directory, "late", rank, world_size, PATIENCE)
+    loss = losses.NTXentLoss(gather_distributed=True)
+    if rank < world_size - 1:
+        found = errors_of(lambda: loss(*torch.randn(2, BATCH, DIM)))
+        (Path(directory) / f"{rank}.gave_up").touch()
+    else:
+        found, deadline = None, time.monotonic() + 60
+        while len(list(Path(directory).glob("*.gave_up"))) < rank and time.monotonic() < deadline:
+            time.sleep(0.02)
+    dist.destroy_process_group()
+    return found
+
+
+def dead(directory, rank, world_size):
+    """The last process ends between forward and backward."""
+    join(directory, "dead", rank, world_size)
+    views = torch.randn(2, BATCH, DIM, requires_grad=True)
+    loss = losses.NTXentLoss(gather_distributed=True)(*views)
+    return errors_of(loss.backward) if rank < world_size - 1 else None
+
+
+def run_world(rank, world_size, directory):
+    join(directory, f"equal{world_size}", rank, world_size)
 
     def average(x):
         dist.all_reduce(x)
@@ -77,37 +190,89 @@ def run_process(rank, world_size, directory):
 
     images, pairs = global_batch(world_size)
     mine = slice(rank * BATCH, (rank + 1) * BATCH)
-    results = {
-        objective: train(objective, images[:, mine], pairs[..., mine], average)
-        for objective in OBJECTIVES
+    found = {
+        "results": {n: train(n, images[:, mine], pairs[..., mine], average) for n in LOSSES},
+        "shares": {name: pair_losses(name, images[:, mine]) for name in GATHERED_PAIRS},
+        "gathered": gather_batch(torch.full((2, 1), float(rank), dtype=torch.bfloat16), 1),
+        "unequal": unequal_batches(rank) if world_size > 1 else None,
     }
-    gathered = gather_batch(torch.full((2, 1), float(rank), dtype=torch.bfloat16), 1)
-    if rank == 0:
-        torch.save((results, gathered), f"{directory}/results.pt")
+    if world_size == max(WORLD_SIZES):
+        found["compiled"] = train("dclw", images[:, mine], pairs[..., mine], average, True)
     dist.destroy_process_group()
+    return found
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def distributed(request, tmp_path_factory):
+def run_process(rank, directory):
+    torch.set_num_threads(1)
+    found = {size: run_world(rank, size, directory) for size in WORLD_SIZES if rank < size}
+    for desertion in (late, dead):
+        found[desertion.__name__] = desertion(directory, rank, max(WORLD_SIZES))
+    torch.save(found, f"{directory}/{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """What every process found."""
     directory = tmp_path_factory.mktemp("gloo")
-    mp.spawn(run_process, (request.param, str(directory)), nprocs=request.param)
-    return request.param, *torch.load(directory / "results.pt")
+    mp.spawn(run_process, (str(directory),), nprocs=max(WORLD_SIZES))
+    return [torch.load(directory / f"{rank}.pt") for rank in range(max(WORLD_SIZES))]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_equals_one_process(objective, distributed):
-    world_size, results, _ = distributed
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("objective", LOSSES)
+def test_equals_one_process(objective, world_size, processes):
     want = train(objective, *global_batch(world_size), average=lambda x: x)
-    assert len(results[objective]) == len(want)
-    for mine, truth in zip(results[objective], want, strict=True):
-        scale = max(1.0, truth.abs().max().item())
-        torch.testing.assert_close(mine, truth, rtol=0, atol=1e-5 * scale)
+    for found in processes[:world_size]:
+        results = found[world_size]["results"][objective]
+        assert len(results) == len(want)
+        for mine, truth in zip(results, want, strict=True):
+            scale = max(1.0, truth.abs().max().item())
+            torch.testing.assert_close(mine, truth, rtol=0, atol=1e-5 * scale)
 
 
-def test_gathers_in_the_order_of_ranks(distributed):
-    world_size, _, gathered = distributed
-    assert gathered.tolist() == [list(range(world_size))] * 2
-    assert gathered.dtype == torch.bfloat16
+def test_compiles_around_the_gathers(processes):
+    for found in processes:
+        found = found[len(processes)]
+        for mine, truth in zip(found["compiled"], found["results"]["dclw"], strict=True):
+            torch.testing.assert_close(mine, truth)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("objective", GATHERED_PAIRS)
+def test_pair_losses_are_those_of_one_process(objective, world_size, processes):
+    want = pair_losses(objective, global_batch(world_size)[0])
+    shares = [found[world_size]["shares"][objective] for found in processes[:world_size]]
+    torch.testing.assert_close(torch.cat(shares, -1), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_gathers_in_the_order_of_ranks(world_size, processes):
+    for found in processes[:world_size]:
+        gathered = found[world_size]["gathered"]
+        assert gathered.tolist() == [list(range(world_size))] * 2
+        assert gathered.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_unequal_batches_are_an_error_on_every_process(world_size, processes):
+    for found in processes[:world_size]:
+        for name, error in found[world_size]["unequal"].items():
+            what, sizes = "a batch of the same size", [BATCH] * (world_size - 1) + [BATCH - 1]
+            if name == "width":
+                what = "as many numbers per image"
+                sizes = [2 * DIM + 2] + [2 * DIM] * (world_size - 1)
+            got = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
+            message = f"gather_distributed=True needs {what} on every process, got {got}"
+            assert error == ("ValueError", message, False), name
+
+
+@pytest.mark.parametrize("desertion", [late, dead])
+def test_an_absent_process_is_a_clear_error(desertion, processes):
+    """Not a wait without end, and not the backend's words alone."""
+    message = "all-gather failed on rank {} of {}: another process died or is late"
+    for rank, found in enumerate(processes[:-1]):
+        want = ("RuntimeError", message.format(rank, len(processes)), True)
+        assert found[desertion.__name__] == want
 
 
 def test_one_process_gathers_nothing():

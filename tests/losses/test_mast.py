@@ -230,6 +230,18 @@ def test_rejects(uncertainty, change, error, message):
         MASTLoss(make_masks("cpu"), uncertainty=uncertainty)(**inputs)
 
 
-def test_rejects_unknown_uncertainty():
-    with pytest.raises(ValueError, match="uncertainty must be 'none', .* got 'full'"):
-        MASTLoss(make_masks("cpu"), uncertainty="full")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"uncertainty": "full"}, "uncertainty must be 'none', .* got 'full'"),
+        ({"base": "simclr"}, "base must be 'vicreg' or 'nt_xent', got 'simclr'"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        (
+            {"base": "nt_xent", "uncertainty": "subspace"},
+            "uncertainty must be 'none' with base='nt_xent', got 'subspace'",
+        ),
+    ],
+)
+def test_rejects_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MASTLoss(make_masks("cpu"), **arguments)
