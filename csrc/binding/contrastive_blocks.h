@@ -91,10 +91,6 @@ class ContrastiveBlocks {
       const std::int64_t slices = kernels::fused_backward_slices(b.p);
       sums.dots = in.new_empty({slices});
       if (grads.wants_masks) sums.weights = in.new_empty({slices, in.subspaces(), in.dim()});
-      Tensor total;  // a 16-bit gradient is rounded once, after the last subspace
-      if (grad != nullptr && in.subspaces() > 1 && z.scalar_type() != accumulation_type(z)) {
-        total = in.new_empty(z.sizes());
-      }
       Tensor sum;
       if (grad != nullptr && in.subspaces() > 1 && z.scalar_type() != accumulation_type(z)) {
         sum = in.new_empty(z.sizes());
@@ -102,7 +98,6 @@ class ContrastiveBlocks {
       return kernels::contrastive_fused_backward_cuda(
           {.b = b,
            .grad_x = grad != nullptr ? grad->mutable_data_ptr() : nullptr,
-           .sum = total.defined() ? static_cast<float*>(total.mutable_data_ptr()) : nullptr,
            .sum = sum.defined() ? static_cast<float*>(sum.mutable_data_ptr()) : nullptr,
            .slices = slices,
            .grad_weights =
