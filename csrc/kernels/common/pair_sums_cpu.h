@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/common/pair_math.h"
 #include "kernels/common/pair_sums.h"
@@ -43,7 +44,9 @@ class PairSumsCpu {
         weights_(scratch<A, struct Weights>(p.subspaces * dim_)),
         tile_(scratch<A, struct Tile>(kTileRows * kBlock)),
         z_(scratch<A, struct Embeddings>(views_ * dim_)),
-        log_var_(Values::kHasVariance ? scratch<A, struct LogVariances>(views_ * dim_) : nullptr) {
+        log_var_(Values::kHasVariance ? scratch<A, struct LogVariances>(views_ * dim_) : nullptr),
+        z_of_(scratch<const A*, struct EmbeddingRows>(views_)),
+        log_var_of_(scratch<const A*, struct LogVarianceRows>(views_)) {
     const auto* masks = static_cast<const A*>(p.masks);
     for (std::int64_t k = 0; k < p.subspaces; ++k) {
       A* w = weights_ + k * dim_;
@@ -115,23 +118,31 @@ class PairSumsCpu {
   }
 
  private:
-  void read_views(const Views& from, std::int32_t views, std::int64_t b, A* to) const {
+  // Points `rows` at image b's views: where they are, or at padded copies in `to`.
+  void read_views(const Views& from, std::int32_t views, std::int64_t b, A* to,
+                  const A** rows) const {
     for (std::int32_t v = 0; v < views; ++v, to += dim_) {
       const T* row =
           static_cast<const T*>(from.data) + v * from.view_stride + b * from.batch_stride;
+      rows[v] = to;
+      if constexpr (std::is_same_v<T, A>) {
+        if (p_.dim == dim_) {
+          rows[v] = row;
+          continue;
+        }
+      }
       for (std::int64_t d = 0; d < p_.dim; ++d) to[d] = static_cast<A>(row[d]);
       std::fill(to + p_.dim, to + dim_, A{0});
     }
   }
 
   void read_image(std::int64_t b) {
-    read_views(p_.x, p_.rows.x_views, b, z_);
-    if (!p_.rows.self) read_views(p_.y, p_.rows.y_views, b, z_ + p_.rows.x_views * dim_);
+    const std::int32_t first = p_.rows.x_views, second = p_.rows.self ? 0 : p_.rows.y_views;
+    read_views(p_.x, first, b, z_, z_of_);
+    read_views(p_.y, second, b, z_ + first * dim_, z_of_ + first);
     if constexpr (Values::kHasVariance) {
-      read_views(p_.log_var_x, p_.rows.x_views, b, log_var_);
-      if (!p_.rows.self) {
-        read_views(p_.log_var_y, p_.rows.y_views, b, log_var_ + p_.rows.x_views * dim_);
-      }
+      read_views(p_.log_var_x, first, b, log_var_, log_var_of_);
+      read_views(p_.log_var_y, second, b, log_var_ + first * dim_, log_var_of_ + first);
     }
   }
 
@@ -145,9 +156,9 @@ class PairSumsCpu {
     }
   }
 
-  Element<V> element(const A* z, const A* log_var, std::int64_t offset) const {
-    Element<V> e{load(z + offset), V{}};
-    if constexpr (Values::kHasVariance) e.log_var = load(log_var + offset);
+  Element<V> element(std::int32_t view, std::int64_t d) const {
+    Element<V> e{load(z_of_[view] + d), V{}};
+    if constexpr (Values::kHasVariance) e.log_var = load(log_var_of_[view] + d);
     return e;
   }
 
@@ -164,17 +175,16 @@ class PairSumsCpu {
     for (std::int64_t r = 0; r < count; ++r) {
       std::int32_t left, right;
       p_.rows.views_of(static_cast<std::int32_t>(r0 + r), left, right);
-      const std::int64_t from_left = left * dim_ + d0, from_right = right * dim_ + d0;
       A* tile = tile_ + r * kBlock;
       if (left == right) {
         for (std::int64_t d = 0; d < length; d += kLane) {
-          store(tile + d, Values::self_value(element(z_, log_var_, from_left + d)));
+          store(tile + d, Values::self_value(element(left, d0 + d)));
         }
         continue;
       }
       for (std::int64_t d = 0; d < length; d += kLane) {
-        store(tile + d, Values::template value<VectorMath>(element(z_, log_var_, from_left + d),
-                                                           element(z_, log_var_, from_right + d)));
+        store(tile + d,
+              Values::template value<VectorMath>(element(left, d0 + d), element(right, d0 + d)));
       }
     }
   }
@@ -276,16 +286,22 @@ class PairSumsCpu {
   void add_grads(V c, std::int32_t left, std::int32_t right, std::int64_t d, A* grad_z,
                  A* grad_log_var) const {
     const std::int64_t at_left = left * dim_ + d, at_right = right * dim_ + d;
-    const Element<V> a = element(z_, log_var_, at_left);
-    Element<V> grad_a = element(grad_z, grad_log_var, at_left);
+    const Element<V> a = element(left, d);
+    Element<V> grad_a = grads_at(grad_z, grad_log_var, at_left);
     if (left == right) {
       Values::add_self_grad(c, a, grad_a);
     } else {
-      Element<V> grad_b = element(grad_z, grad_log_var, at_right);
-      Values::template add_grads<VectorMath>(c, a, element(z_, log_var_, at_right), grad_a, grad_b);
+      Element<V> grad_b = grads_at(grad_z, grad_log_var, at_right);
+      Values::template add_grads<VectorMath>(c, a, element(right, d), grad_a, grad_b);
       put(grad_b, grad_z, grad_log_var, at_right);
     }
     put(grad_a, grad_z, grad_log_var, at_left);
+  }
+
+  static Element<V> grads_at(const A* grad_z, const A* grad_log_var, std::int64_t offset) {
+    Element<V> e{load(grad_z + offset), V{}};
+    if constexpr (Values::kHasVariance) e.log_var = load(grad_log_var + offset);
+    return e;
   }
 
   void put(const Element<V>& grad, A* grad_z, A* grad_log_var, std::int64_t offset) const {
@@ -299,6 +315,8 @@ class PairSumsCpu {
   A* const tile_;
   A* const z_;
   A* const log_var_;
+  const A** const z_of_;  // [V]
+  const A** const log_var_of_;
 };
 
 }  // namespace mast_ext::kernels::MAST_EXT_ISA
