@@ -15,6 +15,7 @@ from torch import Tensor
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
 from mast_ext.losses import MASTLoss, SubspaceMasks
 from mast_ext.methods.method import Method, Subspaces
+from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.models import LogVarianceHead, Projector
 
 
@@ -32,11 +33,15 @@ class MASTOptions:
         joint: Probability of a composed pair (``sampled``); any number above 0 adds one
             (``factorized``).
         masks: Parameterisation of the masks; ``balanced`` cannot collapse onto few dimensions.
+        base: What keeps the embedding from collapsing: variance and covariance (``vicreg``), or
+            the other images of the batch, told apart in every subspace (``nt_xent``).
         uncertainty: Learned variance that discounts ambiguous samples: none, one per subspace,
-            or one per dimension.
-        invariance: Weight of the masked distances' mean over subspaces (see `VICRegOptions`).
-        variance: Weight of the hinge on every dimension's standard deviation.
-        covariance: Weight of the squared off-diagonal covariances.
+            or one per dimension (``vicreg``).
+        invariance: Weight of the pair terms' mean over subspaces; by default 5 on ``vicreg`` (see
+            `VICRegOptions`) and 1 on ``nt_xent``.
+        variance: Weight of the hinge on every dimension's standard deviation (``vicreg``).
+        covariance: Weight of the squared off-diagonal covariances (``vicreg``).
+        temperature: Temperature of the cosine similarities (``nt_xent``).
         sparsity: Weight of the masks' mean (L1).
     """
 
@@ -45,10 +50,12 @@ class MASTOptions:
     partners: int = 1
     joint: float = 0.5
     masks: Literal["balanced", "softmax", "sigmoid", "relu"] = "balanced"
+    base: Literal["vicreg", "nt_xent"] = "vicreg"
     uncertainty: Literal["none", "subspace", "diagonal"] = "none"
-    invariance: float = 5.0
+    invariance: float | None = None
     variance: float = 25.0
     covariance: float = 1.0
+    temperature: float = 0.2
     sparsity: float = 0.0
 
 
@@ -75,13 +82,18 @@ class MAST(Method):
         self.subspace_names = self.policy(recipe).subspaces
         self.projector = Projector(num_features, options.projector)
         dim = self.projector.dim
+        invariance = options.invariance
+        if invariance is None and options.base == "vicreg":
+            invariance = VICRegOptions().invariance
         self.loss = MASTLoss(
             SubspaceMasks(len(self.subspace_names), dim, options.masks),
-            invariance=options.invariance,
+            base=options.base,
+            invariance=invariance,
             variance=options.variance,
             covariance=options.covariance,
             sparsity=options.sparsity,
             uncertainty=options.uncertainty,
+            temperature=options.temperature,
         )
         self.log_variance: LogVarianceHead | None = None
         if options.uncertainty != "none":
@@ -93,7 +105,9 @@ class MAST(Method):
             return make_policy("factorized", recipe, joint=self.options.joint > 0)
         return make_policy("sampled", recipe, n=self.options.partners, joint=self.options.joint)
 
-    def forward(self, features: Tensor, batch: ViewBatch) -> dict[str, Tensor]:
+    def forward(
+        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
         log_var = None if self.log_variance is None else self.log_variance(features)
         terms = self.loss(self.embed(features), batch.pair_subspace, log_var)
         logs = dict(terms.logs)

@@ -1,7 +1,8 @@
 """What a pretraining method is: a view policy, heads on the backbone's features, and a loss.
 
 A method owns no backbone: features come from outside, so that the same backbone can be trained,
-probed and saved without it. It holds no arithmetic of a loss either: that is `mast_ext.losses`.
+probed and saved without it. So it owns no teacher either: it says which one it wants, and whoever
+trains it keeps that teacher. It holds no arithmetic of a loss: that is `mast_ext.losses`.
 """
 
 from abc import ABC, abstractmethod
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy
+from mast_ext.models import BatchNormMode
 
 
 @dataclass(frozen=True)
@@ -30,33 +32,80 @@ class Subspaces:
     overlap: Tensor
 
 
+@dataclass(frozen=True)
+class TeacherSpec:
+    """The EMA teacher that a method wants: a moving average of the backbone and a head on it.
+
+    Attributes:
+        head: The student's head, features ``[N, F]`` to embeddings ``[N, D]``.
+        views: Which of the batch's views the teacher embeds.
+        momentum: Momentum of the first step (see `mast_ext.models.cosine_momentum`).
+        final_momentum: Momentum at the end of training.
+        batch_norm: What batch norm does in the teacher (see `mast_ext.models.EMATeacher`).
+    """
+
+    head: nn.Module
+    views: slice
+    momentum: float
+    final_momentum: float = 1.0
+    batch_norm: BatchNormMode = "own"
+
+    def __post_init__(self) -> None:
+        for name in ("momentum", "final_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
 class Method(nn.Module, ABC):
     """Base class of the methods.
 
     A subclass is built as ``(num_features, recipe, options)``, where ``options`` is an instance
     of its frozen dataclass ``Options`` and ``recipe`` the one its views are made with.
+
+    Attributes:
+        name: What the method is called in settings, tables and checkpoints.
+        projector: What `embed` applies.
+        student_views: Which of the batch's views `forward` wants features of.
     """
 
-    name: ClassVar[str]
+    name: str
     Options: ClassVar[type[Any]]
 
     projector: nn.Module
+    student_views: slice = slice(None)
 
     @abstractmethod
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
         """Which views of an image the method trains on."""
 
     @abstractmethod
-    def forward(self, features: Tensor, batch: ViewBatch) -> dict[str, Tensor]:
+    def forward(
+        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The training loss of a batch.
 
         Args:
-            features: The backbone's features of every view, ``[V, B, F]``.
-            batch: The views they come from.
+            features: The backbone's features of the views ``student_views``, ``[V, B, F]``.
+            batch: All views.
+            targets: The teacher's embeddings of the views that `teacher` names, ``[T, B, D]``
+                without gradient; None for a method without a teacher.
 
         Returns:
             ``"loss"``, a scalar with gradient, and detached scalars to log.
         """
+
+    def teacher(self) -> TeacherSpec | None:
+        """The teacher to train with; None for a method without one."""
+        return None
+
+    def forwards(self, views: int) -> int:
+        """How many of an image's ``views`` views go through a backbone in a step.
+
+        Those of the student and those of the teacher, which gets no gradient, count alike.
+        """
+        teacher = self.teacher()
+        taught = 0 if teacher is None else len(range(views)[teacher.views])
+        return len(range(views)[self.student_views]) + taught
 
     def embed(self, features: Tensor) -> Tensor:
         """Embeddings ``[..., D]`` of features ``[..., F]``.
@@ -72,3 +121,9 @@ class Method(nn.Module, ABC):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that must not decay, beside biases and norms."""
         return set()
+
+
+def require_views(method: str, recipe: AugmentationRecipe) -> None:
+    """Raises a ValueError unless the recipe gives the pairs of views that the method compares."""
+    if recipe.views < 2:
+        raise ValueError(f"{method} needs augment.views of at least 2, got {recipe.views}")

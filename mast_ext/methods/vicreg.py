@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
 from mast_ext.losses import VICRegLoss
-from mast_ext.methods.method import Method
+from mast_ext.methods.method import Method, require_views
 from mast_ext.models import Projector
 
 
@@ -51,15 +51,16 @@ class VICReg(Method):
         self, num_features: int, recipe: AugmentationRecipe, options: VICRegOptions
     ) -> None:
         super().__init__()
-        if recipe.views < 2:
-            raise ValueError(f"vicreg needs augment.views of at least 2, got {recipe.views}")
+        require_views(self.name, recipe)
         self.projector = Projector(num_features, options.projector)
         self.loss = VICRegLoss(options.invariance, options.variance, options.covariance)
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
         return make_policy("composed", recipe)
 
-    def forward(self, features: Tensor, batch: ViewBatch) -> dict[str, Tensor]:
+    def forward(
+        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
         views = self.embed(features)
         pairs = [self.loss(views[i], views[j]) for i, j in combinations(range(len(views)), 2)]
         return {"loss": torch.stack(pairs).mean()}

@@ -1,4 +1,4 @@
-"""Networks: backbones through timm, and the heads that methods put on them."""
+"""Networks: backbones through timm, heads that methods put on them, and their teachers."""
 
 from mast_ext.models.backbones import (
     BackboneSpec,
@@ -8,12 +8,16 @@ from mast_ext.models.backbones import (
     save_backbone,
     to_channels_last,
 )
+from mast_ext.models.ema import BatchNormMode, EMATeacher, cosine_momentum
 from mast_ext.models.heads import LogVarianceHead, Projector
 
 __all__ = [
     "BackboneSpec",
+    "BatchNormMode",
+    "EMATeacher",
     "LogVarianceHead",
     "Projector",
+    "cosine_momentum",
     "create_backbone",
     "is_resnet",
     "load_backbone",

@@ -15,19 +15,26 @@ class Projector(nn.Sequential):
     Args:
         num_features: Width of the input ``F``.
         widths: Width of every layer; the last one is the embedding's dimension.
+        last_norm: Whether a batch norm without scale and shift follows the last layer, as in the
+            heads of contrastive methods (SimCLR, Chen et al. 2020).
 
     Raises:
         ValueError: No widths, or one below 1.
     """
 
-    def __init__(self, num_features: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self, num_features: int, widths: Sequence[int], *, last_norm: bool = False
+    ) -> None:
         if not widths or min(widths) < 1:
             raise ValueError(f"projector widths must be positive numbers, got {list(widths)}")
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((num_features, *widths[:-1])):
             layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
         inputs = (num_features, *widths)[-2]
-        super().__init__(*layers, nn.Linear(inputs, widths[-1], bias=False))
+        layers.append(nn.Linear(inputs, widths[-1], bias=False))
+        if last_norm:
+            layers.append(nn.BatchNorm1d(widths[-1], affine=False))
+        super().__init__(*layers)
         self.dim = widths[-1]
 
 

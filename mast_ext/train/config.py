@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mast_ext.augment import AugmentationRecipe
-from mast_ext.methods import METHODS, MASTOptions, VICRegOptions
+from mast_ext.methods import (
+    METHODS,
+    EquiModOptions,
+    MASTOptions,
+    MoCoOptions,
+    SimCLROptions,
+    VICRegOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ class OptimizerConfig:
 
     Attributes:
         name: ``adamw``, ``sgd`` (momentum 0.9) or ``lars``.
-        lr: Peak learning rate per 256 images: the rate used is ``lr * batch_size / 256``.
+        lr: Peak learning rate per 256 images: the rate used is ``lr * batch_size / 256``. The
+            default is made for ``adamw``; ``lars`` wants one of the order of 1.
         weight_decay: Not applied to biases, norms and masks.
         warmup: Epochs (fractions allowed) of linear warm-up.
         min_lr: The cosine schedule ends at this fraction of the peak.
@@ -171,17 +179,19 @@ class PretrainConfig:
     """Everything that determines a run.
 
     Attributes:
-        method: ``mast`` or ``vicreg``.
-        baseline: ``auto`` trains plain VICReg beside MAST, with the same number of image
-            forwards, when the images are ``shapes``; ``vicreg`` always; ``none`` never.
+        method: ``mast``, ``vicreg``, ``simclr`` or ``moco``.
+        baseline: A method (without EquiMod) to train beside it with the same number of image
+            forwards, ``none``, or ``auto``: on ``shapes`` what the method is to improve on, which
+            is the method itself for one with EquiMod and ``vicreg`` for ``mast``, else none.
         seed: Seed of initial weights, shuffling and augmentations.
         out: The run directory, which must not exist yet; ``runs/<method>-<data>-<number>`` by
             default.
         augment: By default that of `RECIPES` for the kind of data.
+        equimod: EquiMod around the method, when its weight is above 0.
     """
 
     method: str = "mast"
-    baseline: Literal["auto", "vicreg", "none"] = "auto"
+    baseline: str = "auto"
     seed: int = 0
     out: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
@@ -189,6 +199,9 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     mast: MASTOptions = field(default_factory=MASTOptions)
     vicreg: VICRegOptions = field(default_factory=VICRegOptions)
+    simclr: SimCLROptions = field(default_factory=SimCLROptions)
+    moco: MoCoOptions = field(default_factory=MoCoOptions)
+    equimod: EquiModOptions = field(default_factory=EquiModOptions)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -196,6 +209,11 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        baselines = ("auto", "none", *METHODS)
+        if self.baseline not in baselines:
+            raise ValueError(
+                f"baseline must be one of {', '.join(baselines)}, got {self.baseline!r}"
+            )
         _at_least(self, 0, "seed")
 
     def options(self, method: str) -> Any:

@@ -16,7 +16,7 @@ from torch import nn
 
 from mast_ext.augment import ViewBatch, ViewLoader, build_loader
 from mast_ext.data import Source
-from mast_ext.methods import METHODS, Method
+from mast_ext.methods import METHODS, EquiMod, Method
 from mast_ext.models import BackboneSpec, create_backbone, is_resnet, save_backbone
 from mast_ext.train.callbacks import Metrics, ProgressBar
 from mast_ext.train.checkpoint import (
@@ -41,10 +41,10 @@ class Networks:
     method: Method
 
 
-def build_networks(config: PretrainConfig, method: str) -> Networks:
+def build_networks(config: PretrainConfig) -> Networks:
     """Backbone and method with initial weights that follow from the seed alone.
 
-    Every method starts from the same backbone.
+    Every method starts from the same backbone, and from the same heads with EquiMod as without.
 
     Raises:
         ValueError: The backbone or an option of the method does not exist or does not fit.
@@ -52,8 +52,11 @@ def build_networks(config: PretrainConfig, method: str) -> Networks:
     seed_everything(config.seed, workers=True, verbose=False)
     spec = backbone_spec(config)
     backbone, num_features = create_backbone(spec.name, spec.small_images, **spec.timm_args)
-    options = config.options(method)
-    return Networks(backbone, spec, METHODS[method](num_features, config.augment, options))
+    recipe = config.augment
+    method = METHODS[config.method](num_features, recipe, config.options(config.method))
+    if config.equimod.weight > 0:
+        method = EquiMod(method, num_features, recipe, config.equimod)
+    return Networks(backbone, spec, method)
 
 
 def backbone_spec(config: PretrainConfig) -> BackboneSpec:

@@ -1,4 +1,8 @@
-"""One training step: all views of a batch through the backbone at once, then the method's loss."""
+"""One training step: all views of a batch through the backbone at once, then the method's loss.
+
+The teacher of a method that wants one lives here, beside the backbone it follows, and so in the
+same checkpoints.
+"""
 
 from typing import Any
 
@@ -9,7 +13,7 @@ from torch.optim import Optimizer
 
 from mast_ext.augment import ViewBatch
 from mast_ext.methods import Method
-from mast_ext.models import to_channels_last
+from mast_ext.models import EMATeacher, cosine_momentum, to_channels_last
 from mast_ext.train.config import OptimizerConfig
 from mast_ext.train.errors import NonFiniteError
 from mast_ext.train.optimizers import (
@@ -50,15 +54,34 @@ class PretrainModule(LightningModule):
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.gradient_norm = float("nan")
         self._indices = torch.empty(0, dtype=torch.int64)
+        self._wanted = method.teacher()
+        self.teacher: EMATeacher | None = None
+        if self._wanted is not None:
+            self.teacher = EMATeacher(
+                nn.Sequential(self.backbone, self._wanted.head),
+                batch_norm=self._wanted.batch_norm,
+            )
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         self._indices = batch.index
-        # One batch of V * B images: batch norm sees all views together.
-        images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features = self.backbone(images).unflatten(0, batch.images.shape[:2])
-        terms = self.method(features, batch)
+        features = _forward(self.backbone, batch.images[self.method.student_views])
+        targets = None
+        if self._wanted is not None and self.teacher is not None:
+            targets = _forward(self.teacher, batch.images[self._wanted.views])
+        terms = self.method(features, batch, targets)
         self._require_finite("the loss", terms["loss"])
         return terms
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self._wanted is not None and self.teacher is not None:
+            momentum = cosine_momentum(
+                self.trainer.global_step,
+                total=self.total_steps,
+                start=self._wanted.momentum,
+                end=self._wanted.final_momentum,
+            )
+            self.teacher.update(nn.Sequential(self.backbone, self._wanted.head), momentum)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         norm = gradient_norm(self)
@@ -85,3 +108,9 @@ class PretrainModule(LightningModule):
         if not torch.isfinite(value):
             step = self.trainer.global_step + 1
             raise NonFiniteError(f"{what} is {value.item()}", step, self._indices.tolist())
+
+
+def _forward(network: nn.Module, views: Tensor) -> Tensor:
+    """``[V, B, 3, S, S]`` to ``[V, B, F]``, as one batch: batch norm sees all views together."""
+    images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return network(images).unflatten(0, views.shape[:2])

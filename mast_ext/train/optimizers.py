@@ -32,13 +32,25 @@ def parameter_groups(
 
 
 def create_optimizer(groups: list[dict], config: OptimizerConfig, batch_size: int) -> Optimizer:
-    """The optimiser with the peak learning rate ``lr * batch_size / 256`` (Goyal et al. 2017)."""
+    """The optimiser with the peak learning rate ``lr * batch_size / 256`` (Goyal et al. 2017).
+
+    LARS (You et al. 2017) scales the rate of every weight by ``1e-3 ‖w‖ / (‖g‖ + decay ‖w‖)``;
+    what does not decay (biases, norms, masks) is left to plain SGD with momentum, as SimCLR,
+    Barlow Twins and VICReg do.
+
+    Args:
+        groups: What `parameter_groups` gives.
+        config: Optimiser and rate.
+        batch_size: Images per step.
+    """
     lr = config.lr * batch_size / 256
     if config.name == "adamw":
         return AdamW(groups, lr=lr)
     if config.name == "sgd":
         return SGD(groups, lr=lr, momentum=0.9)
-    return Lars(groups, lr=lr, momentum=0.9)
+    decays, rest = groups
+    # timm adapts what decays; told, it does so at weight decay 0 as well.
+    return Lars([{**decays, "always_adapt": True}, rest], lr=lr, momentum=0.9, trust_coeff=1e-3)
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:

@@ -29,6 +29,7 @@ class Training:
     """One training of a run: the method's own, or its baseline.
 
     Attributes:
+        config: Its settings, but for the epochs of a baseline.
         networks: What is trained.
         loader: Its views.
         steps: How many steps it takes.
@@ -36,6 +37,7 @@ class Training:
         resume: A checkpoint to go on from.
     """
 
+    config: PretrainConfig
     networks: Networks
     loader: ViewLoader
     steps: int
@@ -43,9 +45,14 @@ class Training:
     resume: Path | None
 
     @property
+    def name(self) -> str:
+        """The method's."""
+        return self.networks.method.name
+
+    @property
     def forwards(self) -> int:
-        """Images that go through the backbone."""
-        return self.steps * self.loader.batch_size * self.loader.policy.num_views()
+        """Images that go through the backbone, or its teacher."""
+        return self.steps * self.loader.batch_size * _forwards(self.networks, self.loader)
 
 
 @dataclass(frozen=True)
@@ -84,23 +91,25 @@ def pretrain(
     device = device_named(config.train.accelerator)
     opened = open_images(config.data)
     images, notes = opened.labelled, list(opened.notes)
-    names = [config.method, *baseline_of(config)]
-    built = [build_networks(config, name) for name in names]
+    configs = [config, *baseline_of(config)]
+    built = [build_networks(each) for each in configs]
     loaders = [training_loader(config, networks.method, opened.train) for networks in built]
-    steps = _equal_forwards(config, loaders)
+    steps = _equal_forwards(config, built, loaders)
 
-    run, checkpoint = _open_run(config, resume)
+    run, checkpoint = _open_run(f"{built[0].method.name}-{config.data.name}", config.out, resume)
     runs = [run, run.baseline()]
     trainings = [
-        Training(networks, loader, count, place, _last(place))
-        for networks, loader, count, place in zip(built, loaders, steps, runs, strict=False)
+        Training(each, networks, loader, count, place, _last(place))
+        for each, networks, loader, count, place in zip(
+            configs, built, loaders, steps, runs, strict=False
+        )
     ]
     if checkpoint is not None:
-        trainings[0] = Training(built[0], loaders[0], steps[0], run, checkpoint)
+        trainings[0] = replace(trainings[0], resume=checkpoint)
     if resume is None:
         run.save_config(config.to_dict())
     try:
-        modules = [_train(config, training, console) for training in trainings]
+        modules = [_train(training, console) for training in trainings]
     except BaseException as error:
         if resume is None and not run.last.exists():
             run.remove()
@@ -108,8 +117,7 @@ def pretrain(
             error.run = run.path
         raise
     notes += [
-        f"{training.networks.method.name}: {training.steps} steps,"
-        f" {training.forwards:,} image forwards"
+        f"{training.name}: {training.steps} steps, {training.forwards:,} image forwards"
         for training in trainings
     ]
 
@@ -118,39 +126,50 @@ def pretrain(
         notes.append(f"nothing was probed: {opened.why_not}")
     else:
         _tell(console, "probing")
-        for name, module in zip(names, modules, strict=True):
-            rows += _measure(name, module, images, config, device)
+        for module in modules:
+            rows += _measure(module, images, config, device)
         rows += [*_untrained(config, images, device), chance(images)]
     report = write_report(
         run.report,
-        title=f"{config.method} on {config.data.name}",
+        title=f"{trainings[0].name} on {config.data.name}",
         rows=rows,
         subspaces=modules[0].method.subspaces(),
-        metrics={training.networks.method.name: training.run.metrics for training in trainings},
+        metrics={training.name: training.run.metrics for training in trainings},
         settings=yaml.safe_dump(config.to_dict(), sort_keys=False),
         notes=notes,
     )
     return Outcome(run, rows, report, notes)
 
 
-def baseline_of(config: PretrainConfig) -> list[str]:
-    """Name of the baseline to train beside the method, or nothing."""
-    wanted = config.baseline == "vicreg" or (
-        config.baseline == "auto" and config.data.name == "shapes"
-    )
-    return ["vicreg"] if wanted and config.method != "vicreg" else []
+def baseline_of(config: PretrainConfig) -> list[PretrainConfig]:
+    """The settings of the baseline to train beside the method, if any; see `PretrainConfig`."""
+    method, wrapped = config.baseline, config.equimod.weight > 0
+    if method == "auto":
+        method = config.method if wrapped else {"mast": "vicreg"}.get(config.method, "none")
+        method = method if config.data.name == "shapes" else "none"
+    if method == "none" or (method == config.method and not wrapped):
+        return []
+    plain = replace(config.equimod, weight=0.0)
+    return [replace(config, method=method, equimod=plain, baseline="none")]
 
 
-def _equal_forwards(config: PretrainConfig, loaders: list[ViewLoader]) -> list[int]:
+def _forwards(networks: Networks, loader: ViewLoader) -> int:
+    """Forwards of every image of a batch."""
+    return networks.method.forwards(loader.policy.num_views())
+
+
+def _equal_forwards(
+    config: PretrainConfig, built: list[Networks], loaders: list[ViewLoader]
+) -> list[int]:
     """Steps of each training: the first as the epochs say, the others with as many forwards."""
     steps = max(1, round(config.train.epochs * len(loaders[0])))
-    views = [loader.policy.num_views() for loader in loaders]
-    return [max(1, round(steps * views[0] / count)) for count in views]
+    counts = [_forwards(*pair) for pair in zip(built, loaders, strict=True)]
+    return [max(1, round(steps * counts[0] / count)) for count in counts]
 
 
-def _open_run(config: PretrainConfig, resume: Path | None) -> tuple[RunDirectory, Path | None]:
+def _open_run(stem: str, out: str | None, resume: Path | None) -> tuple[RunDirectory, Path | None]:
     if resume is None:
-        return RunDirectory.create(config.out, f"{config.method}-{config.data.name}"), None
+        return RunDirectory.create(out, stem), None
     if resume.is_dir():
         return RunDirectory.open(resume), None
     return RunDirectory.open(run_of_checkpoint(resume)), resume
@@ -175,19 +194,17 @@ def _last(run: RunDirectory) -> Path | None:
     return run.last if run.last.exists() else None
 
 
-def _train(config: PretrainConfig, training: Training, console: Console) -> PretrainModule:
-    method = training.networks.method.name
+def _train(training: Training, console: Console) -> PretrainModule:
     start = "resuming" if training.resume else "training"
-    _tell(
-        console, f"{start} {method}: {training.steps} steps, {training.forwards:,} image forwards"
-    )
+    steps = f"{training.steps} steps, {training.forwards:,} image forwards"
+    _tell(console, f"{start} {training.name}: {steps}")
     training.run.checkpoints.mkdir(parents=True, exist_ok=True)
     if not training.run.config.exists():
-        training.run.save_config(_alone(config, training).to_dict())
-    seed_everything(config.seed, workers=True, verbose=False)
+        training.run.save_config(_alone(training).to_dict())
+    seed_everything(training.config.seed, workers=True, verbose=False)
     began = time.perf_counter()
     module = fit(
-        config,
+        training.config,
         training.networks,
         training.loader,
         training.run,
@@ -195,26 +212,24 @@ def _train(config: PretrainConfig, training: Training, console: Console) -> Pret
         resume=training.resume,
         console=console,
     )
-    _tell(console, f"{method} took {time.perf_counter() - began:.0f} s")
+    _tell(console, f"{training.name} took {time.perf_counter() - began:.0f} s")
     return module
 
 
-def _alone(config: PretrainConfig, training: Training) -> PretrainConfig:
+def _alone(training: Training) -> PretrainConfig:
     """The settings with which a baseline is a run of its own."""
-    train = replace(config.train, epochs=training.steps / len(training.loader))
-    method = training.networks.method.name
-    return replace(config, method=method, baseline="none", train=train)
+    train = replace(training.config.train, epochs=training.steps / len(training.loader))
+    return replace(training.config, train=train)
 
 
 def _measure(
-    name: str,
     module: PretrainModule,
     images: LabelledImages,
     config: PretrainConfig,
     device: torch.device,
 ) -> list[Row]:
     return evaluate(
-        name,
+        module.method.name,
         module.backbone,
         images,
         config.augment,
@@ -226,7 +241,7 @@ def _measure(
 
 def _untrained(config: PretrainConfig, images: LabelledImages, device: torch.device) -> list[Row]:
     """The backbone with the weights that training began with."""
-    backbone = build_networks(config, config.method).backbone
+    backbone = build_networks(config).backbone
     return evaluate(
         "untrained",
         backbone,

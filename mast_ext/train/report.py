@@ -111,6 +111,9 @@ def write_report(
         pictures["overlap"] = draw_overlap(subspaces)
     if any(curves.values()):
         pictures["loss"] = draw_losses(curves)
+    gains = {name: gain_columns(columns) for name, columns in curves.items()}
+    if any(gains.values()):
+        pictures["gain"] = draw_gains(curves, gains)
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)
     write_text(folder / "results.json", json.dumps(results(rows, subspaces), indent=2) + "\n")
@@ -186,6 +189,31 @@ def draw_losses(curves: dict[str, dict[str, list[float]]]) -> Figure:
             axes.plot(columns["epoch"], columns["loss"], label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss (of each method: not comparable)")
+    axes.legend()
+    return figure
+
+
+def gain_columns(columns: dict[str, list[float]]) -> dict[str, str]:
+    """Those of EquiMod's gains among the columns of metrics, by augmentation (or ``all``)."""
+    stem = "equivariance_gain"
+    found = {name: name.removeprefix(stem) for name in columns if name.startswith(stem)}
+    return {name: rest.removeprefix("/") or "all" for name, rest in found.items()}
+
+
+def draw_gains(
+    curves: dict[str, dict[str, list[float]]], gains: dict[str, dict[str, str]]
+) -> Figure:
+    """How much nearer EquiMod's predictions come than the plain image, by augmentation."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for model, named in gains.items():
+        for column, augmentation in named.items():
+            width = 2.5 if augmentation == "all" else 1.2
+            label = f"{model}: {augmentation}"
+            axes.plot(curves[model]["epoch"], curves[model][column], label=label, linewidth=width)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("equivariance gain (cosine)")
     axes.legend()
     return figure
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from mast_ext.methods import Method
 from mast_ext.models import load_backbone
-from mast_ext.train.checkpoint import read_checkpoint
+from mast_ext.train.checkpoint import check_belongs, read_checkpoint
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError
 from mast_ext.train.fit import build_networks
@@ -37,14 +37,16 @@ def restore_checkpoint(path: Path, config: PretrainConfig) -> Restored:
         CheckpointError: The file is missing, damaged, not ours, or does not fit the settings.
     """
     checkpoint = read_checkpoint(path)
-    name = checkpoint["mast_ext"]["identity"]["method"]
-    networks = build_networks(config, name)
+    networks = build_networks(config)
+    name = networks.method.name
+    check_belongs(checkpoint, {"method": name}, path)
     both = nn.ModuleDict({"backbone": networks.backbone, "method": networks.method})
-    try:
-        both.load_state_dict(checkpoint["state_dict"])
+    weights = checkpoint["state_dict"].items()
+    try:  # without the teacher, which trains and is not evaluated
+        both.load_state_dict({k: v for k, v in weights if not k.startswith("teacher.")})
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the run's settings: {error}") from error
-    untrained = build_networks(config, name).backbone
+    untrained = build_networks(config).backbone
     return Restored(name, networks.backbone, untrained, networks.method)
 
 

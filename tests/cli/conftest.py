@@ -7,7 +7,8 @@ from mast_ext.cli.main import main
 TINY = [
     *("--train.batch_size=8", "--train.epochs=1", "--train.accelerator=cpu"),
     *("--train.tensorboard=false", "--augment.size=16", "--evaluation.neighbours=[5]"),
-    *("--mast.projector=[16,16]", "--vicreg.projector=[16,16]"),
+    *("--mast.projector=[16,16]", "--vicreg.projector=[16,16]", "--simclr.projector=[16,16]"),
+    *("--moco.projector=[16,16]", "--moco.queue=20", "--equimod.projector=[16,16]"),
     "--model.timm_args={channels: [8,8,8,16], stem_width: 4}",
 ]
 

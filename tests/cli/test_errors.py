@@ -18,7 +18,12 @@ WRONG = [
     (["pretrain", "--metod=mast"], 2, "there is no option --metod; did you mean --method?"),
     (["pretrain", "--data.nam=folder"], 2, "there is no option --data.nam; did you mean"),
     (["pretrain", "surplus"], 2, "there is no option surplus"),
-    (["pretrain", "--method=simclr"], 1, "method must be one of mast, vicreg, got 'simclr'"),
+    (["pretrain", "--method=simcrl"], 1, "vicreg, simclr, moco, got 'simcrl'"),
+    (["pretrain", "--method=simclr+equimod"], 1, "method must be one of mast, vicreg, simclr"),
+    (["pretrain", "--baseline=both"], 1, "baseline must be one of auto, none, mast, vicreg"),
+    (["pretrain", "--equimod.weight=-1"], 1, "equimod.weight must be at least 0 and finite"),
+    (["pretrain", "--equimod.parameters=0"], 1, "equimod.parameters must be at least 1, got 0"),
+    (["pretrain", "--method=moco", "--moco.batch_norm=none"], 2, "--moco.batch_norm: expected one"),
     (["pretrain", "--seed=one"], 2, "--seed: expected int. Got value: one"),
     (["pretrain", "--optimizer.name=adam"], 2, "--optimizer.name: expected one of 'adamw'"),
     (["pretrain", "--config=none.yaml"], 2, "none.yaml"),
@@ -29,6 +34,19 @@ WRONG = [
     (["pretrain", "--train.batch_size=1"], 1, "batch_size must be at least 2, got 1"),
     (["pretrain", "--evaluation.neighbours=[]"], 1, "evaluation.neighbours must be positive"),
     (["pretrain", "--mast.joint=2", *SMALL], 1, "joint must be a probability"),
+    *(
+        (["pretrain", f"--method={name}", "--augment.views=1", *SMALL], 1, message)
+        for name, message in (
+            ("vicreg", "vicreg needs augment.views of at least 2, got 1"),
+            ("simclr", "simclr needs augment.views of at least 2, got 1"),
+            ("moco", "moco compares two views: augment.views must be 2, got 1"),
+        )
+    ),
+    (["pretrain", "--method=simclr", "--simclr.temperature=0", *SMALL], 1, "temperature must be"),
+    (["pretrain", "--method=moco", "--moco.queue=0", *SMALL], 1, "moco.queue must hold at least 1"),
+    (["pretrain", "--method=moco", "--moco.momentum=2", *SMALL], 1, "momentum must lie in [0, 1]"),
+    (["pretrain", "--equimod.weight=1", "--equimod.projector=[]", *SMALL], 1, "projector widths"),
+    (["pretrain", "--equimod.weight=1", "--equimod.temperature=0", *SMALL], 1, "temperature must"),
     (["pretrain", "--model.name=resnt18", *SMALL], 1, "did you mean resnet18"),
     (["pretrain", "--data.max_images=24"], 1, "24 training images, fewer than one batch"),
     (["pretrain", "--data.name=folder"], 1, "data.name folder needs data.path"),

@@ -13,8 +13,12 @@ import torch
 import yaml
 
 import mast_ext
+from mast_ext.cli.parser import build
+from mast_ext.cli.pretrain import make_parser
 from mast_ext.models import load_backbone
 from mast_ext.train.checkpoint import read_checkpoint
+from mast_ext.train.config import PretrainConfig
+from mast_ext.train.pretrain import baseline_of
 
 FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]
 
@@ -66,12 +70,63 @@ def test_equal_forwards_with_more_views(call, tiny, shapes):
     assert "vicreg: 9 steps, 144 image forwards" in out
 
 
+def test_equimod_is_named_and_its_plain_view_counts(call, tiny, shapes, tmp_path):
+    """What a run is called, what its table and curves say, and that it evaluates to the same."""
+    equimod = ["--method=simclr", "--equimod.weight=1"]
+    status, out, _ = call("pretrain", *tiny, *shapes, *equimod, "--train.epochs=2")
+    assert status == 0
+    run = tmp_path / "runs" / "simclr+equimod-shapes-1"
+    assert "simclr+equimod: 6 steps, 144 image forwards" in out
+    assert "simclr: 9 steps, 144 image forwards" in out
+    with (run / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    gains = {f"equivariance_gain/{name}" for name in ("crop", "flip", "color", "grayscale")}
+    assert {"loss", "simclr", "equivariance", "equivariance_gain", *gains} <= last.keys()
+    assert "simclr+equimod on shapes" in (run / "report" / "report.html").read_text()
+
+    assert call("evaluate", run, "--json=found.json")[0] == 0
+    assert call("evaluate", run / "baseline", "--json=plain.json")[0] == 0
+    found, plain = (
+        json.loads((tmp_path / name).read_text())["rows"] for name in ("found.json", "plain.json")
+    )
+    trained = json.loads((run / "report" / "results.json").read_text())["rows"]
+    rows = [(row["model"], row["part"]) for row in found[:2]]
+    assert rows == [("simclr+equimod", "backbone"), ("simclr+equimod", "embedding")]
+    assert found[:2] == trained[:2] and plain[:2] == trained[2:4]
+
+
+@pytest.mark.parametrize("data", ["shapes", "folder"])
+@pytest.mark.parametrize(
+    ("options", "on_shapes"),
+    [
+        (["--method=mast"], "vicreg"),
+        (["--method=vicreg"], None),
+        (["--method=simclr"], None),
+        (["--method=simclr", "--equimod.weight=0.5"], "simclr"),
+        (["--method=mast", "--equimod.weight=0.5"], "mast"),
+    ],
+)
+def test_automatic_baseline(options, on_shapes, data):
+    parser = make_parser()
+    values = parser.parse_args([*options, f"--data.name={data}", "--data.path=x"])
+    found = baseline_of(build(parser, values, PretrainConfig, "resume"))
+    expected = on_shapes if data == "shapes" else None
+    assert [(config.method, config.equimod.weight) for config in found] == (
+        [] if expected is None else [(expected, 0.0)]
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "trained"),
     [
         (["--method=vicreg"], {"vicreg"}),
         (["--baseline=none"], {"mast"}),
         (["--mast.uncertainty=subspace", "--optimizer.name=lars"], {"mast", "vicreg"}),
+        (["--method=simclr"], {"simclr"}),
+        (["--method=moco", "--baseline=simclr"], {"moco", "simclr"}),
+        (["--method=simclr", "--equimod.weight=1"], {"simclr+equimod", "simclr"}),
+        (["--method=vicreg", "--equimod.weight=1", "--baseline=none"], {"vicreg+equimod"}),
+        (["--method=moco", "--equimod.weight=1", "--baseline=moco"], {"moco+equimod", "moco"}),
     ],
 )
 def test_what_is_trained(call, tiny, shapes, tmp_path, options, trained):
@@ -208,6 +263,27 @@ def test_killed_processes_resume_to_the_same_bits(call, tiny, shapes, tmp_path):
             assert_same_bits(weights(tmp_path / name / part), weights(tmp_path / "whole" / part))
         tables = [tmp_path / run / "report" / "results.json" for run in (name, "whole")]
         assert tables[0].read_text() == tables[1].read_text()
+
+
+def test_evaluate_leaves_the_teacher_aside(call, tiny, shapes, tmp_path):
+    call("pretrain", *tiny, *shapes, "--method=moco", "--out=run")
+    assert any(name.startswith("teacher.") for name in weights(tmp_path / "run"))
+    assert call("evaluate", "run", "--json=found.json")[0] == 0
+    found = json.loads((tmp_path / "found.json").read_text())["rows"]
+    trained = json.loads((tmp_path / "run" / "report" / "results.json").read_text())["rows"]
+    assert found == trained
+
+
+def test_evaluate_refuses_the_checkpoint_of_another_method(call, tiny, shapes, tmp_path):
+    for name, options in (("with", ["--equimod.weight=1"]), ("without", [])):
+        settings = [*tiny, *shapes, "--method=simclr", "--baseline=none", f"--out={name}"]
+        call("pretrain", *settings, *options)
+    checkpoint = tmp_path / "without" / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes((tmp_path / "with" / "checkpoints" / "last.ckpt").read_bytes())
+    for command in (["evaluate", "without"], ["pretrain", "--resume=without"]):
+        status, _, err = call(*command)
+        assert status == 1
+        assert "its method is simclr+equimod, this run's is simclr" in err
 
 
 def test_resume_from_a_checkpoint_file_and_of_a_baseline(call, tiny, shapes, tmp_path):

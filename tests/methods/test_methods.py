@@ -1,8 +1,11 @@
+from itertools import permutations
+
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
-from mast_ext.methods import METHODS, MASTOptions, VICRegOptions
+from mast_ext.methods import METHODS, MASTOptions, MoCoOptions, SimCLROptions, VICRegOptions
 
 RECIPE = AugmentationRecipe(size=8)
 PLAIN = AugmentationRecipe(size=8, crop_scale=(1, 1), flip=0, jitter=0, grayscale=0)
@@ -13,11 +16,18 @@ NAMES = ("joint", "crop", "flip", "color", "grayscale")
 CASES = [
     ("vicreg", VICRegOptions(SMALL), RECIPE, 2),
     ("vicreg", VICRegOptions(SMALL), AugmentationRecipe(size=8, views=3), 3),
+    ("simclr", SimCLROptions(SMALL), RECIPE, 2),
+    ("simclr", SimCLROptions(SMALL), AugmentationRecipe(size=8, views=3), 3),
+    ("simclr", SimCLROptions(SMALL, negatives="all_views"), AugmentationRecipe(views=4), 4),
+    ("moco", MoCoOptions(SMALL, queue=30), RECIPE, 2),
+    ("moco", MoCoOptions(SMALL, queue=30, symmetric=True), RECIPE, 2),
     ("mast", MASTOptions(SMALL), RECIPE, 2),
     ("mast", MASTOptions(SMALL, partners=3, joint=0.2), RECIPE, 4),
     ("mast", MASTOptions(SMALL, policy="factorized"), RECIPE, 6),
     ("mast", MASTOptions(SMALL, policy="factorized", joint=0), RECIPE, 5),
     ("mast", MASTOptions(SMALL, masks="softmax", sparsity=1.0), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, base="nt_xent"), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, base="nt_xent", policy="factorized"), RECIPE, 6),
     ("mast", MASTOptions(SMALL, uncertainty="subspace"), RECIPE, 2),
     ("mast", MASTOptions(SMALL, uncertainty="diagonal"), RECIPE, 2),
 ]
@@ -26,8 +36,17 @@ IDS = [f"{name}-{views}-{i}" for i, (name, _, _, views) in enumerate(CASES)]
 REFUSED = [
     ("vicreg", VICRegOptions(SMALL), AugmentationRecipe(views=1), "augment.views of at least 2"),
     ("vicreg", VICRegOptions(()), RECIPE, "projector widths"),
+    ("simclr", SimCLROptions(SMALL), AugmentationRecipe(views=1), "augment.views of at least 2"),
+    ("simclr", SimCLROptions(SMALL, temperature=0.0), RECIPE, "temperature must be"),
+    ("simclr", SimCLROptions(SMALL, negatives="some"), RECIPE, "negatives must be"),
+    ("moco", MoCoOptions(SMALL), AugmentationRecipe(views=3), "augment.views must be 2, got 3"),
+    ("moco", MoCoOptions(SMALL, queue=0), RECIPE, "moco.queue must hold at least 1 key"),
+    ("moco", MoCoOptions(SMALL, momentum=1.5), RECIPE, "momentum must lie in"),
+    ("moco", MoCoOptions(SMALL, temperature=-1.0), RECIPE, "temperature must be"),
     ("mast", MASTOptions(SMALL), PLAIN, "at least one augmentation switched on"),
     ("mast", MASTOptions(SMALL, joint=1.5), RECIPE, "joint"),
+    ("mast", MASTOptions(SMALL, base="nt_xent", temperature=0.0), RECIPE, "temperature must be"),
+    ("mast", MASTOptions(SMALL, base="nt_xent", uncertainty="diagonal"), RECIPE, "uncertainty"),
     ("mast", MASTOptions(SMALL, partners=0), RECIPE, "n must be"),
     ("mast", MASTOptions(SMALL, masks="round"), RECIPE, "parameterisation must be one of"),
 ]
@@ -39,7 +58,7 @@ def build(name, options, recipe, num_features=6):
 
 
 def views_of(method, recipe, images=40):
-    """Features and the batch they belong to, as the method's policy arranges them."""
+    """Features of the student's views and the batch, as the method's policy arranges them."""
     plan = method.policy(recipe).plan(0, 0, torch.arange(images), torch.full((images, 2), 8))
     count = len(plan.rows)
     batch = ViewBatch(
@@ -49,15 +68,24 @@ def views_of(method, recipe, images=40):
         torch.arange(images),
         {},
     )
-    return torch.randn(count, images, 6, requires_grad=True), batch
+    return torch.randn(count, images, 6)[method.student_views].requires_grad_(), batch
+
+
+def targets_of(method, batch):
+    """What a teacher says of its views; None without one."""
+    wanted = method.teacher()
+    if wanted is None:
+        return None
+    views = batch.images[wanted.views]
+    return torch.randn(*views.shape[:2], wanted.head.dim)
 
 
 @pytest.mark.parametrize(("name", "options", "recipe", "views"), CASES, ids=IDS)
 def test_loss_reaches_features_and_every_parameter(name, options, recipe, views):
     method = build(name, options, recipe)
     features, batch = views_of(method, recipe)
-    assert len(features) == method.policy(recipe).num_views() == views
-    terms = method(features, batch)
+    assert len(batch.images) == method.policy(recipe).num_views() == views
+    terms = method(features, batch, targets_of(method, batch))
     assert terms["loss"].shape == () and torch.isfinite(terms["loss"])
     assert not any(value.requires_grad for key, value in terms.items() if key != "loss")
     terms["loss"].backward()
@@ -72,7 +100,15 @@ def test_refuses(name, options, recipe, message):
         build(name, options, recipe)
 
 
-@pytest.mark.parametrize(("name", "options"), [(c[0], c[1]) for c in CASES[:3:2]])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vicreg", VICRegOptions(SMALL)),
+        ("simclr", SimCLROptions(SMALL)),
+        ("moco", MoCoOptions(SMALL, symmetric=True)),
+        ("mast", MASTOptions(SMALL)),
+    ],
+)
 def test_views_are_one_batch_to_batch_norm(name, options):
     method = build(name, options, RECIPE)
     features = torch.randn(2, 10, 6)
@@ -91,6 +127,24 @@ def test_vicreg_is_the_mean_over_pairs_of_views():
     assert method.subspaces() is None
 
 
+@pytest.mark.parametrize("negatives", ["pairs", "all_views"])
+def test_simclr_is_nt_xent_of_all_views(negatives):
+    recipe = AugmentationRecipe(size=8, views=3)
+    method = build("simclr", SimCLROptions(SMALL, 0.3, negatives), recipe)
+    features, batch = views_of(method, recipe)
+    z = normalize(method.embed(features), dim=-1)
+    losses = []
+    for i, j in permutations(range(3), 2):
+        if negatives == "pairs":
+            rows, anchors = z[[i, j]].flatten(0, 1), torch.arange(40)
+        else:
+            rows, anchors = z.flatten(0, 1), torch.arange(40) + 40 * i
+        logits = z[i] @ rows.T / 0.3
+        logits[torch.arange(40), anchors] = -torch.inf
+        losses.append(logits.logsumexp(1) - (z[i] * z[j]).sum(1) / 0.3)
+    assert torch.allclose(method(features, batch)["loss"], torch.stack(losses).mean())
+
+
 def test_mast_subspaces_and_logs():
     method = build("mast", MASTOptions(SMALL), RECIPE)
     features, batch = views_of(method, RECIPE, images=200)
@@ -100,6 +154,24 @@ def test_mast_subspaces_and_logs():
     assert found.names == NAMES
     assert found.masks.shape == (5, 8) and not found.masks.requires_grad
     assert found.effective_dimensions.shape == (5,) and found.overlap.shape == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [
+        (MASTOptions(SMALL), 5.0),
+        (MASTOptions(SMALL, base="nt_xent"), 1.0),
+        (MASTOptions(SMALL, base="nt_xent", invariance=2.0), 2.0),
+    ],
+)
+def test_mast_is_a_weighted_sum_of_what_it_logs(options, weight):
+    method = build("mast", options, RECIPE)
+    terms = method(*views_of(method, RECIPE))
+    expected = weight * terms["invariance"]
+    if options.base == "vicreg":
+        expected = expected + 25 * terms["variance"] + terms["covariance"]
+    assert ("variance" in terms) == (options.base == "vicreg")
+    assert torch.allclose(terms["loss"], expected)
 
 
 def test_mast_reads_only_used_pairs():
@@ -115,3 +187,17 @@ def test_masks_do_not_decay():
     assert method.no_weight_decay() == {"loss.masks.logits"}
     assert method.no_weight_decay() <= names.keys()
     assert build("vicreg", VICRegOptions(SMALL), RECIPE).no_weight_decay() == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "forwards"),
+    [
+        ("vicreg", VICRegOptions(SMALL), 2),
+        ("mast", MASTOptions(SMALL, partners=3), 4),
+        ("moco", MoCoOptions(SMALL), 2),
+        ("moco", MoCoOptions(SMALL, symmetric=True), 4),
+    ],
+)
+def test_forwards_count_student_and_teacher(name, options, forwards):
+    method = build(name, options, RECIPE)
+    assert method.forwards(method.policy(RECIPE).num_views()) == forwards

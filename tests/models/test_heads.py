@@ -17,6 +17,15 @@ def test_projector(widths, norms):
     assert kinds[-1] is nn.Linear and projector[-1].bias is None
 
 
+def test_last_norm():
+    torch.manual_seed(0)
+    projector = Projector(6, (7, 5), last_norm=True)
+    out = projector(torch.randn(50, 6))
+    assert torch.allclose(out.mean(0), torch.zeros(5), atol=1e-5)
+    assert torch.allclose(out.var(0, unbiased=False), torch.ones(5), atol=1e-2)
+    assert projector.dim == 5 and projector[-1].weight is None
+
+
 @pytest.mark.parametrize("widths", [(), (8, 0), (-1,)])
 def test_projector_refuses(widths):
     with pytest.raises(ValueError, match="projector widths must be positive"):

@@ -5,7 +5,13 @@ from rich.console import Console
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import open_source
-from mast_ext.methods import MASTOptions, VICRegOptions
+from mast_ext.methods import (
+    EquiModOptions,
+    MASTOptions,
+    MoCoOptions,
+    SimCLROptions,
+    VICRegOptions,
+)
 from mast_ext.train.config import (
     DataConfig,
     EvaluationConfig,
@@ -23,6 +29,8 @@ TINY = PretrainConfig(
     model=ModelConfig(timm_args={"channels": [8, 8, 8, 16], "stem_width": 4}),
     mast=MASTOptions(projector=(16, 16)),
     vicreg=VICRegOptions(projector=(16, 16)),
+    simclr=SimCLROptions(projector=(16, 16)),
+    moco=MoCoOptions(projector=(16, 16), queue=20),
     optimizer=OptimizerConfig(warmup=0.5),
     train=TrainConfig(
         epochs=8 / 3, batch_size=8, accelerator="cpu", checkpoint_every=2, log_every=1
@@ -42,8 +50,10 @@ def train_tiny(tmp_path):
     """Trains the tiny run in a directory and gives the trained module."""
 
     def train(name="run", resume=None, config=TINY, method="mast"):
-        config = replace(config, method=method)
-        networks = build_networks(config, method)
+        base, _, equimod = method.partition("+")
+        weight = EquiModOptions(1.0 if equimod else 0.0, (16, 16), 8)
+        config = replace(config, method=base, equimod=weight)
+        networks = build_networks(config)
         data = config.data
         source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
         loader = training_loader(config, networks.method, source)

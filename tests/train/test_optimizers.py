@@ -47,6 +47,35 @@ def test_optimizer_scales_with_the_batch_and_learns(name, kind):
     assert not torch.equal(before, module.weight)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.02])
+def test_lars_is_that_of_the_paper(weight_decay):
+    """You et al. 2017, algorithm 1, with the rate outside of the momentum as in SSL's programs.
+
+    Biases and norms neither adapt nor decay; weights adapt at weight decay 0, too.
+    """
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    optimizer = create_optimizer(
+        parameter_groups(module, weight_decay), OptimizerConfig(name="lars", lr=3.0), 128
+    )
+    expected = {name: p.detach().clone() for name, p in module.named_parameters()}
+    buffers = dict.fromkeys(expected, 0.0)
+    for step in range(3):
+        rate = optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 1.5 - 0.5 * step
+        optimizer.zero_grad()
+        module(torch.randn(8, 5)).square().mul(torch.arange(1.0, 5)).sum().backward()
+        for name, p in module.named_parameters():
+            w, update = expected[name], p.grad.clone()
+            if name == "0.weight":
+                trust = 1e-3 * w.norm() / (p.grad.norm() + weight_decay * w.norm())
+                update = trust * (p.grad + weight_decay * w)
+            buffers[name] = 0.9 * buffers[name] + update
+            expected[name] = w - rate * buffers[name]
+        optimizer.step()
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(p.detach(), expected[name])
+
+
 def test_schedule_moves_every_step():
     config = OptimizerConfig(lr=1.0, warmup=0.5, min_lr=0.2)
     optimizer = create_optimizer(parameter_groups(nn.Linear(2, 2), 0), config, batch_size=256)

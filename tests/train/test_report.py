@@ -6,7 +6,7 @@ import torch
 
 from mast_ext.methods import Subspaces
 from mast_ext.train.evaluation import LINEAR, Row
-from mast_ext.train.report import grids, tables, write_report
+from mast_ext.train.report import gain_columns, grids, tables, write_report
 
 NASTY = "<script>alert(1)</script>[bold]"
 MANY = [
@@ -72,6 +72,32 @@ def test_report_files(report):
     found = json.loads((report.parent / "results.json").read_text())
     assert found["rows"][1]["accuracy"] == {LINEAR: {"hue": 0.125, NASTY: 1.0}}
     assert found["subspaces"]["effective_dimensions"] == [4.0, 5.0]
+
+
+def test_gains_are_drawn(tmp_path):
+    """By augmentation, with gaps where a batch had none of one."""
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text(
+        "step,epoch,loss,equivariance,equivariance_gain,equivariance_gain/flip\n"
+        "1,0.5,3.0,2.0,-0.1,nan\n2,1.0,2.0,1.0,0.2,0.3\n"
+    )
+    columns = {
+        "loss": [],
+        "equivariance": [],
+        "equivariance_gain": [],
+        "equivariance_gain/flip": [],
+    }
+    assert gain_columns(columns) == {"equivariance_gain": "all", "equivariance_gain/flip": "flip"}
+    write_report(
+        tmp_path / "report",
+        title="t",
+        rows=[],
+        subspaces=None,
+        metrics={"simclr+equimod": metrics},
+        settings="",
+    )
+    names = sorted(path.name for path in (tmp_path / "report").glob("*.png"))
+    assert names == ["gain.png", "loss.png"]
 
 
 def test_report_without_labels_or_masks(tmp_path):

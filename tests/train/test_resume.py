@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import signal
 from dataclasses import replace
 
@@ -92,16 +93,18 @@ def test_same_bits_from_any_step(train_tiny, stop_at, uninterrupted, tmp_path, s
     assert_same_bits(read_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"], best)
 
 
-def test_same_bits_for_vicreg_interrupted_twice(train_tiny, stop_at, uninterrupted, tmp_path):
-    weights, metrics, _ = whole_run(train_tiny, uninterrupted, tmp_path, "vicreg")
+@pytest.mark.parametrize("method", ["vicreg", "simclr+equimod", "moco", "moco+equimod"])
+def test_same_bits_when_interrupted_twice(train_tiny, stop_at, uninterrupted, tmp_path, method):
+    """Of methods with other state: EquiMod's heads, MoCo's teacher and queue."""
+    weights, metrics, _ = whole_run(train_tiny, uninterrupted, tmp_path, method)
     last, resume = tmp_path / "run" / "checkpoints" / "last.ckpt", None
     for step in (2, 5):
         stop_at(step, sigterm)
         with pytest.raises(Interrupted):
-            train_tiny(resume=resume, method="vicreg")
+            train_tiny(resume=resume, method=method)
         resume = last
     stop_at(None, None)
-    resumed = train_tiny(resume=last, method="vicreg")
+    resumed = train_tiny(resume=last, method=method)
     assert_same_bits(resumed.state_dict(), weights)
     assert rows(tmp_path / "run" / "metrics.csv") == metrics
 
@@ -159,6 +162,37 @@ def test_generators_are_restored(train_tiny, stop_at, tmp_path, monkeypatch):
     train_tiny(resume=tmp_path / "run" / "checkpoints" / "last.ckpt")
     # The checkpoint of step 4 is written before that step's own draw.
     assert drawn[4:] == expected[3:-1]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_resume_without_the_teachers_state_would_differ(train_tiny, stop_at, tmp_path, kept):
+    """So the comparison of bits above does see the teacher and the queue."""
+    whole = train_tiny("whole", method="moco").state_dict()
+    stop_at(4, sigterm)
+    with pytest.raises(Interrupted):
+        train_tiny(method="moco")
+    stop_at(None, None)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(last)
+    if not kept:
+        state = checkpoint["state_dict"]
+        fresh = {name.removeprefix("backbone."): name for name in state if "backbone" in name}
+        for name, source in fresh.items():
+            state[f"teacher.module.0.{name}"] = state[source]
+        torch.save(checkpoint, last)
+    resumed = train_tiny(resume=last, method="moco").state_dict()
+    same = all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert same == kept
+
+
+@pytest.mark.parametrize(("mine", "other"), [("simclr", "simclr+equimod"), ("moco", "simclr")])
+def test_refuses_the_checkpoint_of_another_method(train_tiny, tmp_path, mine, other):
+    for first, second in ((mine, other), (other, mine)):
+        train_tiny(first, method=first)
+        last = tmp_path / first / "checkpoints" / "last.ckpt"
+        message = re.escape(f"its method is {first}, this run's is {second}")
+        with pytest.raises(CheckpointError, match=message):
+            train_tiny("into", last, method=second)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""MoCo: a view is told from a queue of other images' keys, which an EMA teacher makes.
+
+He et al. 2020, with the projector and augmentations of v2 (Chen, Fan et al. 2020). The papers
+shuffle each batch between GPUs, since a query might recognise its key by the batch statistics that
+both were normalised with. One process has nothing to shuffle between; ``batch_norm="ema"`` rules
+it out instead.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.losses import InfoNCELoss
+from mast_ext.losses.memory_bank import MemoryBank
+from mast_ext.methods.method import Method, TeacherSpec
+from mast_ext.models import BatchNormMode, Projector
+
+
+@dataclass(frozen=True)
+class MoCoOptions:
+    """Settings of MoCo.
+
+    Attributes:
+        projector: Widths of the projector's layers; the last one is the embedding's dimension.
+        temperature: Temperature of the cosine similarities (the paper's, v2).
+        momentum: Momentum of the teacher. The paper's is 0.999, for 200 epochs of ImageNet; its
+            authors take 0.99 for CIFAR-10, where a run has few steps.
+        queue: Keys in the queue. It should hold many batches, but a small part of the images: an
+            image whose own last key is among its negatives is pushed from itself.
+        symmetric: Whether both views are queries, each against the other's key: twice the
+            forwards for twice the pairs.
+        batch_norm: Batch norm of the teacher, ``own`` or ``ema`` (see
+            `mast_ext.models.EMATeacher`). The averages of ``ema`` lag behind the student, so that
+            short runs learn little with them.
+    """
+
+    projector: tuple[int, ...] = (256, 128)
+    temperature: float = 0.2
+    momentum: float = 0.99
+    queue: int = 2048
+    symmetric: bool = False
+    batch_norm: BatchNormMode = "own"
+
+
+class MoCo(Method):
+    """The first view as the query, the second one as its key.
+
+    Args:
+        num_features: Width of the backbone's features.
+        recipe: The augmentations of two views.
+        options: See `MoCoOptions`.
+
+    Raises:
+        ValueError: ``recipe.views`` is not 2, or an option lies out of range.
+    """
+
+    name = "moco"
+    Options: ClassVar[type[MoCoOptions]] = MoCoOptions
+
+    def __init__(self, num_features: int, recipe: AugmentationRecipe, options: MoCoOptions) -> None:
+        super().__init__()
+        if recipe.views != 2:
+            raise ValueError(
+                f"moco compares two views: augment.views must be 2, got {recipe.views}"
+            )
+        self.student_views = slice(0, 2 if options.symmetric else 1)
+        self.projector = Projector(num_features, options.projector)
+        if options.queue < 1:
+            raise ValueError(f"moco.queue must hold at least 1 key, got {options.queue}")
+        self.queue = MemoryBank((options.queue, self.projector.dim))
+        self.loss = InfoNCELoss(options.temperature)
+        self._teacher = TeacherSpec(
+            self.projector,
+            views=slice(0 if options.symmetric else 1, 2),
+            momentum=options.momentum,
+            final_momentum=options.momentum,
+            batch_norm=options.batch_norm,
+        )
+
+    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
+        return make_policy("composed", recipe)
+
+    def teacher(self) -> TeacherSpec:
+        return self._teacher
+
+    def forward(
+        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        if targets is None:
+            raise ValueError("moco needs targets, the embeddings of its teacher")
+        queries = self.embed(features)
+        # A copy: the backward pass needs these negatives, not those that replace them below.
+        negatives = self.queue.bank.to(queries.dtype, copy=True)
+        keys = targets.flip(0)  # of the other view, when there are two
+        losses = [self.loss(*pair, negatives) for pair in zip(queries, keys, strict=True)]
+        if self.training:
+            self.queue.update(keys.flatten(0, 1))
+        return {"loss": torch.stack(losses).mean()}
