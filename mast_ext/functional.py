@@ -9,6 +9,9 @@ from mast_ext import ops
 __all__ = [
     "contrastive_logsumexp",
     "cross_correlation_penalty",
+    "gather_views",
+    "select_hard_cosine_pairs",
+    "select_hard_pairs",
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
@@ -236,3 +239,94 @@ def cross_correlation_penalty(
         TypeError: A dtype is not supported or differs from that of ``a``.
     """
     return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]
+
+
+def select_hard_pairs(
+    pair_losses: Tensor, *, candidates: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""The hardest pair of views of every image (hard view selection, Ferreira et al. 2023).
+
+    Of the unordered pairs ``i < j`` the one with the largest score, the first in lexicographic
+    order on ties::
+
+        score[i,j,b] = (L[i,j,b] + L[j,i,b]) / 2
+
+    A NaN never wins over a number: an image all of whose scores are NaN gets its first candidate,
+    with score NaN.
+
+    Args:
+        pair_losses: ``L``, ``[V, V, B]`` with ``V ≥ 2``, as every objective's ``pair_losses``
+            returns it: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        candidates: The pairs to choose from, bool ``[V, V]`` on the device of ``pair_losses``,
+            read above the diagonal, where at least one has to be set. ``None``: all.
+
+    Returns:
+        ``index`` int64 ``[2, B]``, views ``i`` and ``j`` of every image, and their ``score``
+        ``[B]`` in float32 (float64 for float64 inputs). Neither has a gradient.
+
+    Raises:
+        ValueError: A shape or device does not fit, there are fewer than two views, or there is no
+            candidate (looked at on the CPU only: a GPU is not waited for, and chooses the pair
+            ``(0, 1)`` with score NaN).
+        TypeError: A dtype is not supported.
+    """
+    return ops.select_hard_pairs.op(pair_losses, candidates)
+
+
+def select_hard_cosine_pairs(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    candidates: Tensor | None = None,
+    eps: float = 1e-8,
+) -> tuple[Tensor, Tensor]:
+    r"""The hardest pair of views of every image by negative cosine similarity (SimSiam, BYOL).
+
+    What :func:`select_hard_pairs` chooses by ``NegativeCosineSimilarity().pair_losses(x, y)``::
+
+        score[i,j,b] = (−cos(x_ib, y_jb) − cos(x_jb, y_ib)) / 2
+
+    in one pass over the embeddings, without the losses of the pairs in memory. On a GPU the scores
+    are summed in another order, so that the choice may differ where two agree to rounding.
+
+    Args:
+        x: Embeddings ``[V, B, D]`` (predictions) with ``V ≥ 2``: float32, float16, bfloat16 or
+            (CPU) float64. Any strides.
+        y: Embeddings ``[V, B, D]`` (targets) of the same views, dtype and device of ``x``.
+            ``None``: ``x`` itself.
+        candidates: As in :func:`select_hard_pairs`.
+        eps: Norms below it count as ``eps``.
+
+    Returns:
+        ``index`` int64 ``[2, B]`` and ``score`` ``[B]``, as :func:`select_hard_pairs`.
+
+    Raises:
+        ValueError: A shape or device does not fit, there are fewer than two views or (looked at on
+            the CPU only) no candidate, or ``eps`` is not positive.
+        TypeError: A dtype is not supported or differs from that of ``x``.
+    """
+    return ops.select_hard_cosine_pairs.op(x, y, candidates, eps)
+
+
+def gather_views(views: Tensor, index: Tensor) -> Tensor:
+    r"""The chosen views of every image: ``out[s, b] = views[index[s, b], b]``.
+
+    Args:
+        views: ``[V, B, ...]`` of any dtype: images, augmentation parameters, embeddings. Where
+            the dimensions behind ``B`` lie in memory without gaps, in whatever order
+            (``channels_last`` images, say), they are copied and returned in that order; otherwise
+            they are made contiguous first.
+        index: int64 ``[S, B]`` with values in ``[0, V)``, on the device of ``views``.
+
+    Returns:
+        ``[S, B, ...]``, dtype of ``views``. Differentiable in ``views`` of float32, float16,
+        bfloat16 and (CPU) float64, to any order; the gradients of a view that was chosen more than
+        once are added in the order of ``s``.
+
+    Raises:
+        ValueError: A shape or device does not fit, or ``index`` has a value that is no view. Values
+            are looked at on the CPU only: a GPU is not waited for, and fills what has no view with
+            set bits: NaN in floating types, -1 or the largest value in integers.
+        TypeError: ``index`` is not int64, or a gradient is asked for in another dtype.
+    """
+    return ops.gather_views.op(views, index)

@@ -11,6 +11,9 @@ from torch import Tensor
 __all__ = [
     "contrastive_logsumexp",
     "cross_correlation_penalty",
+    "gather_views",
+    "select_hard_cosine_pairs",
+    "select_hard_pairs",
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
@@ -122,3 +125,35 @@ def cross_correlation_penalty(
     c = normal[0].mT @ normal[1] / len(a)
     diagonal = torch.diagonal(c)
     return (diagonal - 1).square().sum() + lambda_ * (c.square().sum() - diagonal.square().sum())
+
+
+def select_hard_pairs(
+    pair_losses: Tensor, *, candidates: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.select_hard_pairs`."""
+    views = pair_losses.shape[0]
+    pairs = torch.triu_indices(views, views, 1, device=pair_losses.device)  # lexicographic
+    if candidates is not None:
+        pairs = pairs[:, candidates[pairs[0], pairs[1]]]
+    i, j = pairs
+    scores = (pair_losses[i, j] + pair_losses[j, i]) / 2  # [pairs, B]
+    best = scores.masked_fill(scores.isnan(), -torch.inf).amax(0)
+    wins = (scores == best) | scores.isnan().all(0)
+    chosen = wins.to(torch.uint8).argmax(0)  # the first of the largest
+    return pairs[:, chosen], scores.gather(0, chosen[None])[0]
+
+
+def select_hard_cosine_pairs(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    candidates: Tensor | None = None,
+    eps: float = 1e-8,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.select_hard_cosine_pairs`."""
+    return select_hard_pairs(-subspace_similarity(x, y, eps=eps)[0], candidates=candidates)
+
+
+def gather_views(views: Tensor, index: Tensor) -> Tensor:
+    """See :func:`mast_ext.functional.gather_views`."""
+    return views[index, torch.arange(views.shape[1], device=views.device)]

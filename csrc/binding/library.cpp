@@ -51,6 +51,13 @@ void define(torch::Library& m) {
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks, "
       "Tensor grad_temperature)");
+  m.def(
+      "select_hard_pairs(Tensor pair_losses, Tensor? candidates) -> (Tensor index, Tensor score)");
+  m.def(
+      "select_hard_cosine_pairs(Tensor x, Tensor? y, Tensor? candidates, float eps) "
+      "-> (Tensor index, Tensor score)");
+  m.def("gather_views(Tensor views, Tensor index) -> Tensor");
+  m.def("gather_views_backward(Tensor grad, Tensor index, int views) -> Tensor");
 }
 
 // One body for every device: run_on() picks the kernel.
@@ -66,6 +73,10 @@ void implement(torch::Library& m) {
          TORCH_FN(mast_ext::cross_correlation_penalty_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
+  m.impl("select_hard_pairs", TORCH_FN(mast_ext::select_hard_pairs));
+  m.impl("select_hard_cosine_pairs", TORCH_FN(mast_ext::select_hard_cosine_pairs));
+  m.impl("gather_views", TORCH_FN(mast_ext::gather_views));
+  m.impl("gather_views_backward", TORCH_FN(mast_ext::gather_views_backward));
 }
 
 }  // namespace

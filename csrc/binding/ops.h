@@ -58,4 +58,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
     const OptionalTensor& y_grad_positive, double temperature, std::optional<std::int64_t> offset,
     bool exclude_self, bool exclude_positive, bool within_views, std::array<bool, 4> wanted);
 
+std::tuple<Tensor, Tensor> select_hard_pairs(const Tensor& pair_losses,
+                                             const OptionalTensor& candidates);
+std::tuple<Tensor, Tensor> select_hard_cosine_pairs(const Tensor& x, const OptionalTensor& y,
+                                                    const OptionalTensor& candidates, double eps);
+Tensor gather_views(const Tensor& views, const Tensor& index);
+Tensor gather_views_backward(const Tensor& grad, const Tensor& index, std::int64_t views);
+
 }  // namespace mast_ext

@@ -7,6 +7,7 @@ Every objective is a small algebra on the operators of `mast_ext.functional`, an
 from mast_ext.losses.barlow_twins import BarlowTwinsLoss
 from mast_ext.losses.decoupled import DCLLoss, DCLWLoss
 from mast_ext.losses.equivariance import EquivarianceLoss
+from mast_ext.losses.hard_views import HardViewSelector
 from mast_ext.losses.info_nce import InfoNCELoss
 from mast_ext.losses.masks import SubspaceMasks
 from mast_ext.losses.mast import MASTLoss, MASTTerms
@@ -19,6 +20,7 @@ __all__ = [
     "DCLLoss",
     "DCLWLoss",
     "EquivarianceLoss",
+    "HardViewSelector",
     "InfoNCELoss",
     "MASTLoss",
     "MASTTerms",

@@ -1,0 +1,140 @@
+#include "kernels/gather_views/gather_views.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "binding/checks.h"
+#include "binding/ops.h"
+#include "binding/run_on.h"
+
+namespace mast_ext {
+namespace {
+
+// [N, B, ...] whose dimensions behind the second lie without gaps, in whatever order: the row of
+// (n, b) is one stretch of memory. Made so by a copy where it is not.
+struct Rows {
+  Tensor t;
+  std::int64_t length = 1;  // elements of a row
+
+  Rows(const Tensor& given, const char* name) {
+    TORCH_CHECK_VALUE(given.dim() >= 2, name, " must have shape [V, B, ...], got ", given.sizes());
+    for (std::int64_t d = 2; d < given.dim(); ++d) length *= given.size(d);
+    t = length == 0 || dense(given) ? given : given.contiguous();
+  }
+
+  std::int64_t batch() const { return t.size(1); }
+
+  // `count` instead of N, rows laid out as here, dense.
+  Tensor new_rows(std::int64_t count) const {
+    std::vector<std::int64_t> sizes = t.sizes().vec(), strides = t.strides().vec();
+    sizes[0] = count;
+    if (count * batch() * length == 0) return t.new_empty(sizes);
+    strides[0] = batch() * length;
+    strides[1] = length;
+    return t.new_empty_strided(sizes, strides);
+  }
+
+  kernels::Views views(std::int64_t unit) const {
+    return {.data = t.const_data_ptr(),
+            .view_stride = t.stride(0) * unit,
+            .batch_stride = t.stride(1) * unit};
+  }
+
+ private:
+  static bool dense(const Tensor& given) {
+    std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, size
+    for (std::int64_t d = 2; d < given.dim(); ++d) {
+      if (given.size(d) != 1) axes.emplace_back(given.stride(d), given.size(d));
+    }
+    std::sort(axes.begin(), axes.end());
+    std::int64_t expected = 1;
+    for (const auto& [stride, size] : axes) {
+      if (stride != expected) return false;
+      expected *= size;
+    }
+    return true;
+  }
+};
+
+// An index [S, B], dense. Values are looked at on the CPU only: a GPU would have to be waited for.
+Tensor checked_index(const Tensor& index, const Rows& rows, std::int64_t views, const char* name) {
+  TORCH_CHECK_VALUE(index.dim() == 2 && index.size(1) == rows.batch(), "index must have shape [S, ",
+                    rows.batch(), "] to fit ", name, " of shape ", rows.t.sizes(), ", got ",
+                    index.sizes());
+  check_device(index, "index", rows.t, name);
+  TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "index must be Long, got ",
+                   index.scalar_type());
+  const Tensor dense = index.contiguous();
+  if (uses_cuda_kernels(dense)) return dense;
+  const auto* values = static_cast<const std::int64_t*>(dense.const_data_ptr());
+  for (std::int64_t i = 0; i < dense.numel(); ++i) {
+    TORCH_CHECK_VALUE(values[i] >= 0 && values[i] < views, "index must be in [0, ", views,
+                      "), the views there are, got ", values[i], " at [", i / rows.batch(), ", ",
+                      i % rows.batch(), "]");
+  }
+  return dense;
+}
+
+}  // namespace
+
+Tensor gather_views(const Tensor& views, const Tensor& index_) {
+  const Rows from(views, "views");
+  const std::int64_t count = views.size(0), batch = from.batch();
+  const Tensor index = checked_index(index_, from, count, "views");
+  const auto bytes = static_cast<std::int64_t>(views.element_size());
+  Tensor out = from.new_rows(index.size(0));
+  if (out.numel() == 0) return out;
+
+  const kernels::GatherViews p{
+      .views = count,
+      .selected = index.size(0),
+      .batch = batch,
+      .row_bytes = from.length * bytes,
+      .from = from.views(bytes),
+      .index = static_cast<const std::int64_t*>(index.const_data_ptr()),
+      .to = out.mutable_data_ptr(),
+      // All bits set is NaN in every floating type.
+      .no_view = static_cast<unsigned char>(views.scalar_type() == at::kBool ? 1 : 0xff),
+  };
+  run_on(
+      views,
+      [&] {
+        parallel_rows(p.selected * batch, p.row_bytes / 4,
+                      [&](auto begin, auto end) { kernels::gather_views_cpu(p, begin, end); });
+      },
+      [&](auto stream) { return kernels::gather_views_cuda(p, stream); });
+  return out;
+}
+
+Tensor gather_views_backward(const Tensor& grad_, const Tensor& index_, std::int64_t views) {
+  const Rows grad(grad_, "grad");
+  const std::int64_t batch = grad.batch();
+  const DType dtype = dtype_of(grad_, "grad");
+  const Tensor index = checked_index(index_, grad, views, "grad");
+  check_shape(index, "index", {grad_.size(0), batch});
+  Tensor out = grad.new_rows(views);
+  if (out.numel() == 0) return out;
+
+  const kernels::GatherViewsBackward p{
+      .dtype = dtype,
+      .views = views,
+      .selected = index.size(0),
+      .batch = batch,
+      .row = grad.length,
+      .grad = grad.views(1),
+      .index = static_cast<const std::int64_t*>(index.const_data_ptr()),
+      .grad_views = out.mutable_data_ptr(),
+  };
+  run_on(
+      grad.t,
+      [&] {
+        parallel_rows(views * batch, grad.length, [&](auto begin, auto end) {
+          kernels::gather_views_backward_cpu(p, begin, end);
+        });
+      },
+      [&](auto stream) { return kernels::gather_views_backward_cuda(p, stream); });
+  return out;
+}
+
+}  // namespace mast_ext

@@ -1,0 +1,47 @@
+// The choice that hard view selection makes for one image: the pair of views with the largest
+// score, the first one on ties. A NaN never wins over a number.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/common/host_device.h"
+
+namespace mast_ext::kernels {
+
+// The unordered pairs of views i < j to choose from.
+struct CandidatePairs {
+  std::int32_t views;  // V, at least 2
+  const bool* marks;   // [V, V], read above the diagonal; null for every pair
+
+  MAST_EXT_HD bool has(std::int32_t i, std::int32_t j) const {
+    return marks == nullptr || marks[static_cast<std::int64_t>(i) * views + j];
+  }
+};
+
+// Offered every candidate in lexicographic order. Without any it is the pair (0, 1), of score NaN.
+template <typename A>
+struct HardestPair {
+  A score = static_cast<A>(NAN);
+  std::int32_t i = 0, j = 1;
+  bool any = false;
+
+  MAST_EXT_HD void offer(std::int32_t left, std::int32_t right, A offered) {
+    const bool number_over_nan = score != score && offered == offered;
+    if (any && !(offered > score) && !number_over_nan) return;
+    score = offered;
+    i = left;
+    j = right;
+    any = true;
+  }
+
+  // To index [2, B] and scores [B].
+  MAST_EXT_HD void write(std::int64_t* index, void* scores, std::int64_t batch,
+                         std::int64_t b) const {
+    index[b] = i;
+    index[batch + b] = j;
+    static_cast<A*>(scores)[b] = score;
+  }
+};
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,47 @@
+// gather_views: out[s, b] = views[index[s, b], b], rows of bytes of any type and length; and its
+// adjoint: grad_views[v, b] is the sum of grad[s, b] over the s with index[s, b] = v.
+//
+// The contract between the binding, which fills in the structs, and the kernels, which read them.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/dtype.h"
+#include "kernels/common/pair_sums.h"
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace mast_ext::kernels {
+
+struct GatherViews {
+  std::int64_t views;         // V
+  std::int64_t selected;      // S
+  std::int64_t batch;         // B
+  std::int64_t row_bytes;     // of an image; strides are in bytes too
+  Views from;                 // [V, B] rows
+  const std::int64_t* index;  // [S, B]
+  void* to;                   // [S, B] rows, dense
+  unsigned char no_view;      // fills the rows of an index that is no view; CUDA only
+};
+
+struct GatherViewsBackward {
+  DType dtype;
+  std::int64_t views;         // V
+  std::int64_t selected;      // S
+  std::int64_t batch;         // B
+  std::int64_t row;           // elements of an image
+  Views grad;                 // [S, B] rows, strides in elements
+  const std::int64_t* index;  // [S, B]
+  void* grad_views;           // [V, B] rows, dense
+};
+
+// Rows [begin, end) of the S * B that are written; every index is a view.
+void gather_views_cpu(const GatherViews& p, std::int64_t begin, std::int64_t end);
+// Rows [begin, end) of the V * B that are written.
+void gather_views_backward_cpu(const GatherViewsBackward& p, std::int64_t begin, std::int64_t end);
+
+// Queue on `stream`; the result is a cudaError_t, cudaSuccess when the launch was accepted.
+int gather_views_cuda(const GatherViews& p, CUstream_st* stream);
+int gather_views_backward_cuda(const GatherViewsBackward& p, CUstream_st* stream);
+
+}  // namespace mast_ext::kernels

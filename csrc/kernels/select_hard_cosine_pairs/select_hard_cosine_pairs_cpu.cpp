@@ -1,0 +1,51 @@
+// The sums of pair_sums_cpu.h, so that a score has the bits that subspace_similarity gives it.
+#include "kernels/select_hard_cosine_pairs/select_hard_cosine_pairs.h"
+
+#include "kernels/common/isa.h"
+#include "kernels/common/pair_sums_cpu.h"
+#include "kernels/subspace_similarity/subspace_similarity_math.h"
+
+namespace mast_ext::kernels {
+namespace MAST_EXT_ISA {
+
+void select_hard_cosine_pairs_cpu(const SelectHardCosinePairs& p, std::int64_t begin,
+                                  std::int64_t end) {
+  visit_dtype(p.pairs.dtype, [&]<typename T>() {
+    using A = accum_t<T>;
+    const PairRows& rows = p.pairs.rows;
+    const std::int32_t views = rows.x_views;
+    PairSumsCpu<T, Product> engine(p.pairs);
+    A* sums = scratch<A, struct Sums>(engine.rows());
+    A* inverse = scratch<A, struct Inverse>(rows.views());
+    const A* inverse_y = inverse + (rows.self ? 0 : views);
+    for (std::int64_t b = begin; b < end; ++b) {
+      engine.forward(b, sums);
+      for (std::int32_t v = 0; v < rows.views(); ++v) {
+        inverse[v] =
+            subspace_similarity_math::inverse_norm(sums[rows.norm(v)], static_cast<A>(p.eps));
+      }
+      // A pass of its own: fused with what follows, the products would be rounded otherwise.
+      for (std::int32_t i = 0; i < views; ++i) {
+        for (std::int32_t j = rows.self ? i + 1 : 0; j < views; ++j) {
+          sums[rows.pair(i, j)] *= inverse[i] * inverse_y[j];
+        }
+      }
+      HardestPair<A> hardest;
+      for (std::int32_t i = 0; i < views; ++i) {
+        for (std::int32_t j = i + 1; j < views; ++j) {
+          const A there = sums[rows.pair(i, j)], back = sums[rows.pair(j, i)];
+          if (p.candidates.has(i, j)) hardest.offer(i, j, -(there + back) / 2);
+        }
+      }
+      hardest.write(p.index, p.score, p.pairs.batch, b);
+    }
+  });
+}
+
+}  // namespace MAST_EXT_ISA
+
+MAST_EXT_CPU_ENTRY(select_hard_cosine_pairs_cpu,
+                   (const SelectHardCosinePairs& p, std::int64_t begin, std::int64_t end),
+                   (p, begin, end))
+
+}  // namespace mast_ext::kernels

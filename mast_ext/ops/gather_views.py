@@ -1,0 +1,63 @@
+"""Shape-only kernel and gradient of ``mast_ext::gather_views``; schema in library.cpp.
+
+Each of the two ops is the other's adjoint, so that derivatives of any order exist.
+"""
+
+import torch
+from torch import Tensor
+
+op = torch.ops.mast_ext.gather_views.default
+backward_op = torch.ops.mast_ext.gather_views_backward.default
+
+
+def _new_rows(given: Tensor, count: int) -> Tensor:
+    """``[count, B, ...]`` laid out as Rows::new_rows in csrc/binding/gather_views.cpp does it."""
+    sizes = (count, *given.shape[1:])
+    axes = [
+        (stride, size)
+        for size, stride in zip(sizes[2:], given.stride()[2:], strict=True)
+        if size != 1
+    ]
+    length, gaps = 1, False
+    for stride, size in sorted(axes, key=lambda axis: axis[0]):
+        gaps = gaps or stride != length
+        length = length * size
+    if gaps or 0 in sizes:
+        return given.new_empty(sizes)
+    return given.new_empty_strided(sizes, (sizes[1] * length, length, *given.stride()[2:]))
+
+
+@torch.library.register_fake("mast_ext::gather_views")
+def _(views, index):
+    return _new_rows(views, index.shape[0])
+
+
+@torch.library.register_fake("mast_ext::gather_views_backward")
+def _(grad, index, views):
+    return _new_rows(grad, views)
+
+
+def _setup_context(ctx, inputs, output):
+    views, index = inputs
+    ctx.save_for_backward(index)
+    ctx.views = views.shape[0]
+
+
+def _backward(ctx, grad):
+    return backward_op(grad, *ctx.saved_tensors, ctx.views), None
+
+
+def _setup_context_of_backward(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward_of_backward(ctx, grad):
+    return op(grad, *ctx.saved_tensors), None, None
+
+
+torch.library.register_autograd("mast_ext::gather_views", _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "mast_ext::gather_views_backward",
+    _backward_of_backward,
+    setup_context=_setup_context_of_backward,
+)
