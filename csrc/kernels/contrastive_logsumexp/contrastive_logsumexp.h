@@ -164,10 +164,11 @@ struct ContrastiveBackward {
 // grad of x and the rows' sums, for dims up to kMostFusedDims.
 struct ContrastiveFusedBackward {
   ContrastiveBackward b;
-  void* grad_x;         // [Vx, N, D] in x's dtype, or null
-  std::int64_t slices;  // of the Vx * N rows: fused_backward_slices()
-  float* grad_weights;  // [slices, K, D], written, or null
-  float* dots;          // [slices], written
+  void* grad_x;          // [Vx, N, D] in x's dtype, or null
+  float* sum = nullptr;  // [Vx, N, D] work space: only with grad_x of 16 bits and several subspaces
+  std::int64_t slices;   // of the Vx * N rows: fused_backward_slices()
+  float* grad_weights;   // [slices, K, D], written, or null
+  float* dots;           // [slices], written
 };
 
 // W rx ry of the rows [first, first + count) of view `view` and of all columns, for wider

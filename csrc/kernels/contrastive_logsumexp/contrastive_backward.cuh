@@ -1,0 +1,332 @@
+// The backward pass. A block of threads owns a tile of rows of one view and walks all columns of
+// all views: nothing is added atomically, and a row's gradient has one order of summation.
+//
+// For every tile of columns it makes the products again, turns them into weights P = W ry, and adds
+// P y to the sums from the same copy of y. The positive's weight does not go through the rounding
+// of P: it is multiplied in float and added to the sums.
+#pragma once
+
+#include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"
+
+namespace mast_ext::kernels::contrastive {
+
+inline constexpr int kFusedThreads = 128;  // two by two warps
+
+// What fits into the shared memory of every GPU, for rows of up to kDim elements.
+template <typename T, int kDim_>
+struct FusedTile {
+  static constexpr int kDim = kDim_;
+  static constexpr bool kSplit = kSplitFactors<T>;
+  static constexpr int kRows = kSplit && kDim > 128 ? 32 : 64;
+  static constexpr int kColumns = kSplit && kDim > 64 ? 32 : 64;
+  static constexpr int kRowBlocks = kRows / 32;        // of 16 rows, a warp
+  static constexpr int kColumnBlocks = kColumns / 32;  // of 16 columns, a warp
+  static constexpr int kDimBlocks = kDim / 32;         // of 16 elements, a warp
+  static constexpr int kThreadRows = 2 * kRowBlocks;
+  using Rows = SharedOperand<kRows, kDim, kSplit>;
+  using Columns = SharedOperand<kColumns, kDim, kSplit>;
+  using Weights = SharedOperand<kRows, kColumns, kSplit>;
+  static constexpr int kStages =
+      Rows::kBytes + 2 * Columns::kBytes + Weights::kBytes <= (88 << 10) ? 2 : 1;
+  static constexpr int kSharedBytes = Rows::kBytes + kStages * Columns::kBytes + Weights::kBytes;
+  static constexpr int kSumStride = kDim + 8;  // so that eight rows lie in different banks
+  static_assert(kRows * kSumStride * 4 <= kSharedBytes);
+};
+
+// A tile of columns after the other, through all views but one.
+struct ColumnTile {
+  int view, first, step, views, columns, skipped;
+
+  __device__ __forceinline__ ColumnTile(const Contrastive& p, int i, int step_)
+      : view(0),
+        first(0),
+        step(step_),
+        views(p.y.rows == 0 ? 0 : static_cast<int>(p.y.views)),
+        columns(static_cast<int>(p.y.rows)),
+        skipped(leaves_out(p, i, i) ? i : -1) {
+    if (view == skipped) ++view;
+  }
+  __device__ __forceinline__ bool exists() const { return view < views; }
+  __device__ __forceinline__ ColumnTile next() const {
+    ColumnTile tile = *this;
+    tile.first += step;
+    if (tile.first < columns) return tile;
+    tile.first = 0;
+    if (++tile.view == skipped) ++tile.view;
+    return tile;
+  }
+};
+
+// What the weights need of a row or a column.
+struct SideTerm {
+  float scale = 0;  // 1 / norm
+  AnchorTerm anchor;
+};
+
+// Those of a tile, in shared memory.
+template <int kCount>
+struct SideTerms {
+  float scale[kCount], factor[kCount], lse[kCount];
+
+  __device__ __forceinline__ void write(int at, const SideTerm& term) {
+    if (at >= kCount) return;
+    scale[at] = term.scale;
+    factor[at] = term.anchor.factor;
+    lse[at] = term.anchor.lse;
+  }
+  template <bool kFixedShift>
+  __device__ __forceinline__ AnchorTerm anchor(int at) const {
+    AnchorTerm term;
+    term.factor = factor[at];
+    if (!kFixedShift) term.lse = lse[at];
+    return term;
+  }
+};
+
+__device__ __forceinline__ SideTerm column_term(const ContrastiveBackward& b, int k, int i,
+                                                const ColumnTile& tile, int column,
+                                                const Temperature& t) {
+  const Contrastive& p = b.p;
+  const std::int64_t at = tile.first + column;
+  SideTerm term;
+  if (!tile.exists() || column >= tile.step || at >= tile.columns) return term;
+  term.scale = p.inv_norm_y[(k * p.y.views + tile.view) * p.y.rows + at];
+  term.anchor = AnchorTerm(b.column, column_block(p, k, i, tile.view) + at, t);
+  return term;
+}
+
+__device__ __forceinline__ SideTerm row_term(const ContrastiveBackward& b, int k, int i, int j,
+                                             int row, const Temperature& t) {
+  const Contrastive& p = b.p;
+  SideTerm term;
+  if (row >= p.x.rows) return term;
+  term.scale = p.inv_norm_x[(k * p.x.views + i) * p.x.rows + row];
+  term.anchor = AnchorTerm(b.row, row_block(p, k, i, j) + row, t);
+  return term;
+}
+
+// Adds subspace k's part to an element of grad_x.
+template <typename T>
+__device__ __forceinline__ void add_gradient(const ContrastiveFusedBackward& f, int k,
+                                             std::int64_t element, float value) {
+  T& grad = static_cast<T*>(f.grad_x)[element];
+  if (f.b.p.subspaces == 1) {
+    grad = static_cast<T>(value);
+  } else if constexpr (std::is_same_v<T, float>) {
+    grad = k == 0 ? value : grad + value;
+  } else {
+    float& sum = f.sum[element];
+    const float total = k == 0 ? value : sum + value;
+    if (k + 1 == f.b.p.subspaces) {
+      grad = static_cast<T>(total);
+    } else {
+      sum = total;
+    }
+  }
+}
+
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFusedBackward f) {
+  using Tile = FusedTile<T, kDim>;
+  constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kThreadRows = Tile::kThreadRows;
+  const Contrastive& p = f.b.p;
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / 32, lane = thread % 32;
+  const int warp_row = warp / 2 * (kRows / 2);
+  const int warp_column = warp % 2 * (kColumns / 2), warp_dim = warp % 2 * (kDim / 2);
+  // Of a thread's sums: rows row_of(r), columns or elements 8 c + 2 (lane % 4) of its warp's.
+  const auto row_of = [&](int r) { return warp_row + lane / 4 + 8 * r; };
+  const int row_tiles = static_cast<int>((p.x.rows + kRows - 1) / kRows);
+  const auto i = static_cast<int>(blockIdx.x) / row_tiles;
+  const int first_row = static_cast<int>(blockIdx.x) % row_tiles * kRows;
+  const int rows_left = static_cast<int>(p.x.rows) - first_row;
+  const int rows_here = rows_left < kRows ? rows_left : kRows;
+  const auto dim = static_cast<int>(p.x.dim);
+  const Temperature t(p);
+
+  unsigned char* const memory = dynamic_shared_memory();
+  const typename Tile::Rows row_operand{memory};
+  const typename Tile::Weights weights{memory + Tile::Rows::kBytes};
+  const auto columns_at = [&](int stage) {
+    return typename Tile::Columns{memory + Tile::Rows::kBytes + Tile::Weights::kBytes +
+                                  stage * Tile::Columns::kBytes};
+  };
+  const auto load_columns = [&](const ColumnTile& tile, int stage) {
+    if (!tile.exists()) return;
+    load_rows<kFusedThreads>(columns_at(stage), ViewRows<T>(p.y, tile.view), tile.first, 0,
+                             MaskRow());
+  };
+  __shared__ SideTerms<kColumns> column_terms[2];                    // of this tile and the next
+  __shared__ SideTerms<kRows> row_terms[2];                          // of this view and the next
+  __shared__ float positive_weights[kRows], positive_values[kRows];  // but for their own gradients
+  __shared__ float half_dots[2][kRows], row_scale[kRows], pull[kRows];
+
+  float dots = 0;  // of row `thread`
+  for (int k = 0; k < p.subspaces; ++k) {
+    const MaskRow mask(p.masks, k, dim);
+    ColumnTile tile(p, i, kColumns);
+    __syncthreads();  // the last subspace is done with the shared memory
+    load_rows<kFusedThreads>(row_operand, ViewRows<T>(p.x, i), first_row, 0, mask);
+    if (Tile::kStages == 2) load_columns(tile, 0);
+    column_terms[0].write(thread, column_term(f.b, k, i, tile, thread, t));
+    if (tile.exists() && thread < kRows) {
+      row_terms[0].write(thread, row_term(f.b, k, i, tile.view, first_row + thread, t));
+    }
+
+    float dots_here[kThreadRows] = {};  // sums of W <w x, y> / |y|
+    WarpSums<Tile::kRowBlocks, Tile::kDimBlocks> sums = {};
+    for (int stage = 0, turn = 0, view_turn = 0; tile.exists(); turn = 1 - turn) {
+      if (Tile::kStages == 1) {
+        __syncthreads();  // the tile before has been read
+        load_columns(tile, 0);
+      }
+      wait_for_copies();
+      __syncthreads();  // this tile is there, the one before has been read
+      const ColumnTile next = tile.next();
+      if (Tile::kStages == 2) load_columns(next, 1 - stage);
+      const SideTerm next_term = column_term(f.b, k, i, next, thread, t);
+      const bool exclude = excludes(p, i, tile.view);
+      const Positives positives(p, first_row, kRows, tile.first, kColumns);
+      const typename Tile::Columns columns = columns_at(stage);
+      WarpSums<Tile::kRowBlocks, Tile::kColumnBlocks> products = {};
+      constexpr int kSteps = ProductTile<T>::kDepth / 16;  // the forward's, and so its bits
+#pragma unroll 1
+      for (int d = 0; d < dim; d += ProductTile<T>::kDepth) {
+        multiply<Tile::kRowBlocks, Tile::kColumnBlocks, kSteps>(products, row_operand, warp_row,
+                                                                columns, warp_column, d / 8);
+      }
+      const FragmentWriter<typename Tile::Weights> weight_writer(weights, warp_row,
+                                                                 warp_column / 8);
+      const auto weigh = [&](auto fixed_shift, auto has_positives) {
+#pragma unroll
+        for (int c = 0; c < 2 * Tile::kColumnBlocks; ++c) {
+          const int at = warp_column + 8 * c + lane % 4 * 2;
+          const SideTerms<kColumns>& of_columns = column_terms[turn];
+          const SideTerms<kRows>& of_rows = row_terms[view_turn];
+#pragma unroll
+          for (int r = 0; r < kThreadRows; ++r) {
+            const AnchorTerm row_anchor = of_rows.template anchor<fixed_shift>(row_of(r));
+            float entry[2];
+#pragma unroll
+            for (int q = 0; q < 2; ++q) {
+              const float scale = of_columns.scale[at + q];
+              const float value = products[r / 2][c / 2][c % 2][r % 2 * 2 + q] * scale;
+              float w =
+                  sums_weight<fixed_shift>(value * of_rows.scale[row_of(r)], scale, t, row_anchor,
+                                           of_columns.template anchor<fixed_shift>(at + q));
+              entry[q] = w * scale;
+              if (has_positives && at + q - row_of(r) == positives.partner) {
+                positive_weights[row_of(r)] = exclude ? 0.0f : w;
+                positive_values[row_of(r)] = value;
+                entry[q] = w = 0;
+              }
+              dots_here[r] += w * value;
+            }
+            weight_writer.write(8 * r, c, entry[0], entry[1]);
+          }
+        }
+      };
+      using std::false_type, std::true_type;
+      if (positives.here) {
+        t.fixed_shift ? weigh(true_type{}, true_type{}) : weigh(false_type{}, true_type{});
+      } else {
+        t.fixed_shift ? weigh(true_type{}, false_type{}) : weigh(false_type{}, false_type{});
+      }
+      column_terms[1 - turn].write(thread, next_term);
+      if (next.view != tile.view) {
+        view_turn = 1 - view_turn;
+        if (next.exists() && thread < kRows) {
+          row_terms[view_turn].write(thread, row_term(f.b, k, i, next.view, first_row + thread, t));
+        }
+      }
+      __syncthreads();  // the weights are there
+
+      multiply_rows<Tile::kRowBlocks, Tile::kDimBlocks>(sums, weights, warp_row, columns, warp_dim);
+      if (positives.here) {
+#pragma unroll
+        for (int r = 0; r < kThreadRows; ++r) {
+          const int column = row_of(r) + positives.partner;
+          if (row_of(r) >= rows_here || column < 0 || column >= kColumns ||
+              tile.first + column >= tile.columns) {
+            continue;
+          }
+          const float w =
+              positive_weights[row_of(r)] +
+              positive_weight(f.b, row_block(p, k, i, tile.view) + first_row + row_of(r),
+                              column_block(p, k, i, tile.view) + tile.first + column, t);
+          if (warp % 2 == 0 && lane % 4 == 0) dots_here[r] += w * positive_values[row_of(r)];
+          const float factor = w * column_terms[turn].scale[column];
+#pragma unroll
+          for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
+            const int pair = (warp_dim + 8 * c) / 2 + lane % 4;
+            float* const sum = sums[r / 2][c / 2][c % 2] + r % 2 * 2;
+            const float2 z = columns.read_pair(column, pair);
+            sum[0] += factor * z.x;
+            sum[1] += factor * z.y;
+          }
+        }
+      }
+      if (Tile::kStages == 2) stage = 1 - stage;
+      tile = next;
+    }
+
+    // From the sums to gradients, by way of the shared memory: there a thread finds all rows of an
+    // element. Two warps have a row's dots, and four threads of each.
+    wait_for_copies();  // there may have been no tile to wait for
+    __syncthreads();    // the last tile has been read
+    auto* const row_sums = reinterpret_cast<float*>(memory);
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const float dot = group_sum<4>(dots_here[r]);
+      if (lane % 4 == 0) half_dots[warp % 2][row_of(r)] = dot;
+#pragma unroll
+      for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
+        float* const to = row_sums + row_of(r) * Tile::kSumStride + warp_dim + lane % 4 * 2;
+        const float* const sum = sums[r / 2][c / 2][c % 2] + r % 2 * 2;
+        *reinterpret_cast<float2*>(to + 8 * c) = make_float2(sum[0], sum[1]);
+      }
+    }
+    __syncthreads();
+    if (thread < kRows) {
+      const std::int64_t at = (k * p.x.views + i) * p.x.rows + first_row + thread;
+      const float scale = thread < rows_here ? p.inv_norm_x[at] : 0.0f;
+      const float dot =
+          thread < rows_here ? (half_dots[0][thread] + half_dots[1][thread]) * scale : 0.0f;
+      dots += dot;
+      row_scale[thread] = scale;
+      pull[thread] = row_pull(scale, dot);
+    }
+    __syncthreads();
+    const T* const x =
+        static_cast<const T*>(p.x.data) + i * p.x.view_stride + first_row * p.x.row_stride;
+    const std::int64_t first_element = (i * p.x.rows + first_row) * dim;
+    for (int d = thread; d < dim; d += kFusedThreads) {
+      const float w = mask.weight(d);
+      float grad_weight = 0;
+#pragma unroll 4
+      for (int row = 0; row < rows_here; ++row) {
+        const auto z = static_cast<float>(x[row * p.x.row_stride + d]);
+        const float value = row_sums[row * Tile::kSumStride + d] * row_scale[row] - pull[row] * z;
+        grad_weight += z * value;
+        if (f.grad_x != nullptr) {
+          add_gradient<T>(f, k, first_element + std::int64_t{row} * dim + d, w * value);
+        }
+      }
+      if (f.grad_weights != nullptr) {
+        f.grad_weights[(blockIdx.x * p.subspaces + k) * dim + d] = grad_weight / 2;
+      }
+    }
+  }
+  dots = block_sum<kFusedThreads>(dots);
+  if (thread == 0) f.dots[blockIdx.x] = dots;
+}
+
+// body.operator()<T, kDim>() for the narrowest tile that holds the embeddings.
+template <typename T, typename Body>
+auto visit_fused_dim(std::int64_t dim, Body&& body) {
+  if (dim <= 64) return body.template operator()<T, 64>();
+  if (dim <= 128) return body.template operator()<T, 128>();
+  return body.template operator()<T, 256>();
+}
+
+}  // namespace mast_ext::kernels::contrastive

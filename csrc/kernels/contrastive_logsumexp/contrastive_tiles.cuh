@@ -1,0 +1,314 @@
+// What the CUDA kernels of contrastive_logsumexp share: rows on their way into shared memory,
+// temperatures, the weight of an entry, and the products of a tile of rows with tiles of columns.
+//
+// bfloat16 embeddings are multiplied as they are: a tile of columns is copied without passing
+// through registers, and only a row of w x is rounded. float32 and float16 are split (mma.cuh).
+// Logits are in units of log 2 inside the kernels, so that an exponential is one instruction.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/common/dtype.h"
+#include "kernels/common/launch.cuh"
+#include "kernels/common/mma.cuh"
+#include "kernels/common/reductions.cuh"
+#include "kernels/contrastive_logsumexp/contrastive_logsumexp.h"
+
+namespace mast_ext::kernels::contrastive {
+
+inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+template <typename T>
+inline constexpr bool kSplitFactors = !std::is_same_v<T, c10::BFloat16>;
+
+// ---- Rows
+
+// Reads eight elements, of which the first `count` exist, as floats; the others are 0. `aligned`:
+// whole packets begin at addresses that 16 bytes divide, and rows end with a packet.
+template <typename T>
+__device__ __forceinline__ void read_packet(const T* from, int count, bool aligned,
+                                            float (&to)[8]) {
+  constexpr int kElements = 16 / sizeof(T);
+  struct alignas(16) Packet {
+    T values[kElements];
+  };
+  if (aligned && count > 0) {
+#pragma unroll
+    for (int i = 0; i < 8; i += kElements) {
+      const Packet packet = *reinterpret_cast<const Packet*>(from + i);
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) to[i + e] = static_cast<float>(packet.values[e]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to[i] = i < count ? static_cast<float>(from[i]) : 0.0f;
+}
+
+template <typename T>
+__device__ __forceinline__ bool is_aligned(const T* rows, std::int64_t stride, std::int64_t dim) {
+  const auto bytes = reinterpret_cast<std::uintptr_t>(rows) |
+                     static_cast<std::uintptr_t>(stride * std::int64_t{sizeof(T)});
+  return bytes % 16 == 0 && dim % 8 == 0;
+}
+
+// The rows of one view.
+template <typename T>
+struct ViewRows {
+  const T* data;
+  std::int64_t stride;
+  int count, dim;
+  bool aligned;
+
+  __device__ __forceinline__ ViewRows(const EmbeddingRows& z, int view)
+      : data(static_cast<const T*>(z.data) + view * z.view_stride),
+        stride(z.row_stride),
+        count(static_cast<int>(z.rows)),
+        dim(static_cast<int>(z.dim)),
+        aligned(is_aligned(data, stride, dim)) {}
+};
+
+// A mask [D] on its way into w = m^2; null: ones.
+struct MaskRow {
+  const float* data;
+
+  __device__ __forceinline__ MaskRow(const float* masks, int k, std::int64_t dim)
+      : data(masks == nullptr ? nullptr : masks + k * dim) {}
+  __device__ __forceinline__ MaskRow() : data(nullptr) {}
+
+  __device__ __forceinline__ float weight(int d) const {
+    return data == nullptr ? 1.0f : data[d] * data[d];
+  }
+};
+
+// Puts elements [first_dim, first_dim + kDepth) of rows [first_row, first_row + kRows) into shared
+// memory, times w; zeros where there are none. Some of it may arrive with wait_for_copies().
+template <int kThreads, typename T, typename Operand>
+__device__ __forceinline__ void load_rows(const Operand& to, const ViewRows<T>& from, int first_row,
+                                          int first_dim, const MaskRow& mask) {
+  constexpr int kRowStep = kThreads / Operand::kPackets;
+  static_assert(kThreads % Operand::kPackets == 0 && Operand::kRows % kRowStep == 0);
+  const int packet = static_cast<int>(threadIdx.x) % Operand::kPackets;
+  const int first = static_cast<int>(threadIdx.x) / Operand::kPackets;
+  const int d = first_dim + packet * 8;
+  const int rows = d < from.dim ? from.count - first_row : 0;  // of this packet
+  const T* source = from.data + (first_row + first) * from.stride + d;
+  if constexpr (!kSplitFactors<T>) {
+    if (from.aligned && mask.data == nullptr) {
+#pragma unroll 4
+      for (int i = 0; i < Operand::kRows / kRowStep; ++i) {
+        const int row = first + i * kRowStep;
+        copy_async<16>(to.packet(row, packet), row < rows ? source : from.data, row < rows);
+        source += kRowStep * from.stride;
+      }
+      return;
+    }
+  }
+  float weights[8];
+#pragma unroll
+  for (int e = 0; e < 8; ++e) weights[e] = d + e < from.dim ? mask.weight(d + e) : 0.0f;
+#pragma unroll 2
+  for (int i = 0; i < Operand::kRows / kRowStep; ++i) {
+    const int row = first + i * kRowStep;
+    float values[8] = {};
+    if (row < rows) {
+      read_packet(source, from.dim - d, from.aligned, values);
+      if (mask.data != nullptr) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) values[e] *= weights[e];
+      }
+    }
+    to.write_packet(row, packet, values);
+    source += kRowStep * from.stride;
+  }
+}
+
+// ---- Logits and weights
+
+struct Temperature {
+  float inverse, scale;  // scale * cos is the logit in units of log 2
+  bool fixed_shift;      // exponentials are of logit - scale
+
+  __device__ __forceinline__ explicit Temperature(const Contrastive& p)
+      : inverse(1 / (p.temperature_tensor == nullptr ? static_cast<float>(p.temperature)
+                                                     : *p.temperature_tensor)),
+        scale(kLog2E * inverse),
+        fixed_shift(p.temperature_tensor == nullptr && p.temperature >= kLeastFixedTemperature) {}
+};
+
+// Whether the positives of block (i, j) are left out of the sums.
+__device__ __forceinline__ bool excludes(const Contrastive& p, int i, int j) {
+  return p.has_positive && (p.exclude_positive || (p.exclude_self && i == j));
+}
+
+// Whether block (i, j) is.
+__device__ __forceinline__ bool leaves_out(const Contrastive& p, int i, int j) {
+  return i == j && !p.within_views;
+}
+
+// Whether a tile holds positives of its rows, and in which of its columns that of its first row is
+// then: a far one is none.
+struct Positives {
+  bool here;
+  int partner;
+
+  __device__ __forceinline__ Positives(const Contrastive& p, int row, int rows, int column,
+                                       int columns) {
+    const std::int64_t at = row + p.partner - column;
+    here = p.has_positive && -rows < at && at < columns;
+    partner = here ? static_cast<int>(at) : 0;
+  }
+};
+
+// One side's part in an entry's weight: with the fixed shift factor * exp(s - 1 / temperature),
+// else factor * exp(s - lse).
+struct AnchorTerm {
+  float factor = 0, lse = INFINITY;
+
+  AnchorTerm() = default;
+  __device__ __forceinline__ AnchorTerm(const ContrastiveAnchor& anchor, std::int64_t at,
+                                        const Temperature& t) {
+    if (anchor.lse == nullptr || anchor.grad_lse == nullptr) return;
+    const float value = static_cast<const float*>(anchor.lse)[at] * kLog2E;
+    if (value == -INFINITY) return;  // an empty sum
+    lse = value;
+    factor = static_cast<const float*>(anchor.grad_lse)[at] * t.inverse;
+    if (t.fixed_shift) factor *= exp2_fast(t.scale - value);
+  }
+};
+
+// The sums' part of W of an entry with this cosine, of a column with this scale. A column behind
+// the last one has the scale 0, and a cosine that may be far above the row's others.
+template <bool kFixedShift>
+__device__ __forceinline__ float sums_weight(float cosine, float column_scale, const Temperature& t,
+                                             const AnchorTerm& row, const AnchorTerm& column) {
+  const auto exp = [&](float lse) { return exp2_fast(fmaf(cosine, t.scale, -lse)); };
+  if constexpr (kFixedShift) return exp(t.scale) * (row.factor + column.factor);
+  return column_scale == 0 ? 0.0f : row.factor * exp(row.lse) + column.factor * exp(column.lse);
+}
+
+// h, from 1 / norm and dot.
+__device__ __forceinline__ float row_pull(float inv_norm, float dot) {
+  return inv_norm >= static_cast<float>(1 / kSmallestNorm) ? 0.0f : inv_norm * inv_norm * dot;
+}
+
+// The positive's part of W of a positive.
+__device__ __forceinline__ float positive_weight(const ContrastiveBackward& b, std::int64_t row_at,
+                                                 std::int64_t column_at, const Temperature& t) {
+  const auto* of_row = static_cast<const float*>(b.row.grad_positive);
+  const auto* of_column = static_cast<const float*>(b.column.grad_positive);
+  return ((of_row == nullptr ? 0.0f : of_row[row_at]) +
+          (of_column == nullptr ? 0.0f : of_column[column_at])) *
+         t.inverse;
+}
+
+// Where row 0 of block (k, i, j) is in [K, Vx, Vy, N], and column 0 in [K, Vy, Vx, M].
+__device__ __forceinline__ std::int64_t row_block(const Contrastive& p, int k, int i, int j) {
+  return ((k * p.x.views + i) * p.y.views + j) * p.x.rows;
+}
+__device__ __forceinline__ std::int64_t column_block(const Contrastive& p, int k, int i, int j) {
+  return ((k * p.y.views + j) * p.x.views + i) * p.y.rows;
+}
+
+// ---- Products of any depth: a block of threads makes tiles, of which each of its four warps has a
+// quarter
+
+inline constexpr int kTileThreads = 128;
+
+// Split factors take more registers, so that fewer sums fit.
+template <typename T>
+struct ProductTile {
+  static constexpr int kRows = 128, kColumns = kSplitFactors<T> ? 64 : 128;
+  static constexpr int kRowBlocks = kRows / 32, kColumnBlocks = kColumns / 32;  // of 16, a warp
+  static constexpr int kThreadRows = 2 * kRowBlocks, kThreadColumns = 2 * kColumnBlocks;
+  using Sums = WarpSums<kRowBlocks, kColumnBlocks>;
+
+  // A thread's sums are in rows row(r), columns column(c) and column(c) + 1 of the tile, the first
+  // at pair(sums, r, c).
+  static __device__ __forceinline__ int row(int r) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    return warp / 2 * (kRows / 2) + lane / 4 + 8 * r;
+  }
+  static __device__ __forceinline__ int column(int c) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    return warp % 2 * (kColumns / 2) + lane % 4 * 2 + 8 * c;
+  }
+  static __device__ __forceinline__ const float* pair(const Sums& sums, int r, int c) {
+    return sums[r / 2][c / 2][c % 2] + r % 2 * 2;
+  }
+  static __device__ __forceinline__ float* pair(Sums& sums, int r, int c) {
+    return sums[r / 2][c / 2][c % 2] + r % 2 * 2;
+  }
+
+  // Rows whose elements fit here are loaded once and not again for every tile of columns.
+  static constexpr int kDepth = kSplitFactors<T> ? 32 : 64, kMostKept = 4, kStages = 2;
+  using Rows = SharedOperand<kRows, kDepth, kSplitFactors<T>>;
+  using Columns = SharedOperand<kColumns, kDepth, kSplitFactors<T>>;
+
+  static __host__ __device__ int chunks(std::int64_t dim) {
+    return dim <= kDepth ? 1 : static_cast<int>((dim + kDepth - 1) / kDepth);
+  }
+  static int shared_bytes(std::int64_t dim) {
+    return kStages * Columns::kBytes +
+           (chunks(dim) <= kMostKept ? chunks(dim) : kStages) * Rows::kBytes;
+  }
+};
+
+// Calls begin(tile) early, to start loading what else a tile of columns needs, and
+// end(tile, sums) with the products <w x, y> of x's rows from first_row on and y's columns from
+// tile * kColumns on, for the tiles [first_tile, last_tile).
+template <typename T, typename Begin, typename End>
+__device__ __forceinline__ void multiply_tiles(const ViewRows<T>& x, const ViewRows<T>& y,
+                                               const MaskRow& mask, int first_row, int first_tile,
+                                               int last_tile, const Begin& begin, const End& end) {
+  using Tile = ProductTile<T>;
+  const int chunks = Tile::chunks(x.dim);
+  const bool kept = chunks <= Tile::kMostKept;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const auto columns_at = [](int stage) {
+    return typename Tile::Columns{dynamic_shared_memory() + stage * Tile::Columns::kBytes};
+  };
+  const auto rows_at = [](int place) {
+    return typename Tile::Rows{dynamic_shared_memory() + Tile::kStages * Tile::Columns::kBytes +
+                               place * Tile::Rows::kBytes};
+  };
+  const auto start = [&](int tile, int chunk, int stage) {
+    if (chunk == 0) begin(tile);
+    load_rows<kTileThreads>(columns_at(stage), y, tile * Tile::kColumns, chunk * Tile::kDepth,
+                            MaskRow());
+    if (!kept) {
+      load_rows<kTileThreads>(rows_at(stage), x, first_row, chunk * Tile::kDepth, mask);
+    }
+  };
+
+  if (first_tile >= last_tile) return;
+  if (kept) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      load_rows<kTileThreads>(rows_at(chunk), x, first_row, chunk * Tile::kDepth, mask);
+    }
+  }
+  start(first_tile, 0, 0);
+  int stage = 0;
+  for (int tile = first_tile; tile < last_tile; ++tile) {
+    typename Tile::Sums sums = {};
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      wait_for_copies();
+      __syncthreads();  // this stage is there, the other one has been read
+      const bool last = chunk + 1 == chunks;
+      if (!last || tile + 1 < last_tile) {
+        start(last ? tile + 1 : tile, last ? 0 : chunk + 1, 1 - stage);
+      }
+      multiply<Tile::kRowBlocks, Tile::kColumnBlocks, Tile::kDepth / 16>(
+          sums, rows_at(kept ? chunk : stage), warp / 2 * (Tile::kRows / 2), columns_at(stage),
+          warp % 2 * (Tile::kColumns / 2), 0);
+      stage = 1 - stage;
+    }
+    end(tile, sums);
+  }
+}
+
+}  // namespace mast_ext::kernels::contrastive

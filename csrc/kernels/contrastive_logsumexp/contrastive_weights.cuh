@@ -1,0 +1,91 @@
+// Weights W rx ry in memory, for embeddings too wide for the fused backward: a block of threads
+// owns a tile of rows and columns.
+#pragma once
+
+#include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"
+
+namespace mast_ext::kernels::contrastive {
+
+template <typename T, typename W>
+__global__ void __launch_bounds__(kTileThreads, 2) tile_weights(ContrastiveWeights f) {
+  using Tile = ProductTile<T>;
+  constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns;
+  constexpr int kRowStep = kTileThreads / kColumns;
+  static_assert(kRows == kTileThreads && kTileThreads % kColumns == 0);
+  const Contrastive& p = f.b.p;
+  const auto row_tiles = static_cast<int>((f.count + kRows - 1) / kRows);
+  const auto column_tiles = static_cast<int>((p.y.rows + kColumns - 1) / kColumns);
+  const auto block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const auto i = static_cast<int>(f.view), k = static_cast<int>(f.subspace);
+  const int j = block / row_tiles / column_tiles, tile = block / row_tiles % column_tiles;
+  const int local_row = block % row_tiles * kRows, first_column = tile * kColumns;
+  const int first_row = static_cast<int>(f.first) + local_row;
+  const int rows_left = static_cast<int>(f.count) - local_row;
+  const int rows = rows_left < kRows ? rows_left : kRows;
+  const Temperature t(p);
+  const bool left_out = leaves_out(p, i, j), exclude = excludes(p, i, j);
+
+  const std::int64_t row_at = row_block(p, k, i, j) + first_row;
+  __shared__ float row_scale[kRows], row_factor[kRows], row_lse[kRows];
+  if (thread < rows) {
+    const AnchorTerm term(f.b.row, row_at + thread, t);
+    row_scale[thread] = p.inv_norm_x[(k * p.x.views + i) * p.x.rows + first_row + thread];
+    row_factor[thread] = term.factor;
+    row_lse[thread] = term.lse;
+  }
+
+  // By way of the shared memory: there a thread finds all rows of a column.
+  auto* const products = reinterpret_cast<float*>(dynamic_shared_memory());
+  const auto place_of = [](int row, int column) { return row * kColumns + (column ^ row % 8 * 8); };
+  multiply_tiles<T>(
+      ViewRows<T>(p.x, i), ViewRows<T>(p.y, j), MaskRow(p.masks, k, p.x.dim), first_row, tile,
+      left_out ? tile : tile + 1, [](int) {},
+      [&](int, const typename Tile::Sums& sums) {
+        __syncthreads();  // the operands have been read
+#pragma unroll
+        for (int r = 0; r < Tile::kThreadRows; ++r) {
+#pragma unroll
+          for (int c = 0; c < Tile::kThreadColumns; ++c) {
+            const float* const pair = Tile::pair(sums, r, c);
+            *reinterpret_cast<float2*>(products + place_of(Tile::row(r), Tile::column(c))) =
+                make_float2(pair[0], pair[1]);
+          }
+        }
+      });
+  __syncthreads();
+
+  const int column = thread % kColumns;
+  if (first_column + column >= p.y.rows) return;
+  const float scale = p.inv_norm_y[(k * p.y.views + j) * p.y.rows + first_column + column];
+  const std::int64_t column_at = column_block(p, k, i, j) + first_column + column;
+  const AnchorTerm column_term(f.b.column, column_at, t);
+  const Positives positives(p, first_row, kRows, first_column, kColumns);
+  const int positive_row = positives.here ? column - positives.partner : -1;
+  W* const to = static_cast<W*>(f.weights) + local_row * p.y.views * p.y.rows + j * p.y.rows +
+                first_column + column;
+#pragma unroll 4
+  for (int row = thread / kColumns; row < rows; row += kRowStep) {
+    AnchorTerm row_term;
+    row_term.factor = row_factor[row];
+    row_term.lse = row_lse[row];
+    const float cosine = products[place_of(row, column)] * scale * row_scale[row];
+    float w = t.fixed_shift ? sums_weight<true>(cosine, scale, t, row_term, column_term)
+                            : sums_weight<false>(cosine, scale, t, row_term, column_term);
+    if (row == positive_row) {
+      w = (exclude ? 0.0f : w) + positive_weight(f.b, row_at + row, column_at, t);
+    }
+    w = left_out ? 0.0f : w * scale * row_scale[row];
+    to[row * p.y.views * p.y.rows] = static_cast<W>(w);
+  }
+}
+
+// The products take the operands' place.
+template <typename T>
+int weights_shared_bytes(std::int64_t dim) {
+  using Tile = ProductTile<T>;
+  constexpr int kProducts = Tile::kRows * Tile::kColumns * static_cast<int>(sizeof(float));
+  const int operands = Tile::shared_bytes(dim);
+  return operands < kProducts ? kProducts : operands;
+}
+
+}  // namespace mast_ext::kernels::contrastive
