@@ -111,7 +111,7 @@ class ContrastiveBlocks {
   template <typename Stream>
   int wide_side(kernels::ContrastiveBackward b, const Tensor& z, const Tensor& other, Tensor* grad,
                 const ContrastiveGradients& grads, Sums& sums, Stream stream) const {
-    constexpr std::int64_t kSlices = 64, kChunkElements = 1 << 24;
+    constexpr std::int64_t kSlices = 256, kChunkElements = 1 << 24;
     const std::int64_t views = z.size(0), rows = z.size(1), columns = other.size(0) * other.size(1);
     const at::ScalarType type =
         z.scalar_type() == at::kBFloat16 ? at::kBFloat16 : accumulation_type(z);

@@ -79,7 +79,8 @@ class BarlowTwinsLoss(nn.Module):
         """
         official = self.variant == "official"
         wide = views.double() if views.dtype == torch.float64 else views.float()
-        centred = wide - wide.mean(1, keepdim=True)
-        variance = centred.var(1, keepdim=True, unbiased=not official)
-        normal = centred * (variance + (1e-5 if official else 0.0)).rsqrt()
+        batch = gather_batch(wide, 1) if self.gather_distributed else wide
+        variance = batch.var(1, keepdim=True, unbiased=not official)
+        scale = (variance + (1e-5 if official else 0.0)).rsqrt()
+        normal = (wide - batch.mean(1, keepdim=True)) * scale
         return functional.subspace_similarity(normal, metric="sqeuclidean")[0] / 2

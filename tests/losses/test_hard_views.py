@@ -281,6 +281,7 @@ SPLIT = {
     "simsiam": losses.NegativeCosineSimilarity,
     "simclr": lambda: losses.NTXentLoss(0.2, gather_distributed=True),
     "vicreg": lambda: losses.VICRegLoss(gather_distributed=True),
+    "barlow": lambda: losses.BarlowTwinsLoss(gather_distributed=True),
 }
 
 
