@@ -4,7 +4,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mast_ext.cli.parser import Parser, build, first_look, output_console, parse, settings_parser
+from mast_ext.cli.parser import (
+    Parser,
+    build,
+    first_look,
+    output_console,
+    parse,
+    settings_parser,
+    spelled,
+)
 from mast_ext.cli.pretrain import load_config
 from mast_ext.train.config import EvaluateConfig, PretrainConfig
 from mast_ext.train.errors import RunError
@@ -16,7 +24,7 @@ from mast_ext.train.run_directory import RunDirectory, write_text
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = make_parser()
+    parser, arguments = make_parser(), spelled(arguments)
     path = Path(first_look(parser, arguments).path)
     run_config = None if path.suffix == ".safetensors" else load_config(path)
     if run_config is not None:

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from mast_ext.cli.errors import UsageError
 
+HARD_VIEWS = "--hard_views"
+
 
 class Parser(ArgumentParser):
     """A parser that answers a wrong command line with one sentence."""
@@ -36,6 +38,24 @@ def settings_parser(command: str, description: str, settings: type) -> Parser:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings.")
     parser.add_class_arguments(settings, nested_key=None)
     return parser
+
+
+def spelled(arguments: Sequence[str]) -> list[str]:
+    """A command line with option names as they are: ``--hard-views 4`` is ``--hard_views.views``.
+
+    Dashes in a name are as good as underscores, and a number for `hard_views` is that of views.
+    """
+    words: list[str] = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+            if name == HARD_VIEWS and value.isdecimal():
+                name += ".views"
+        elif words and words[-1] == HARD_VIEWS and word.isdecimal():
+            words[-1] += ".views"
+        words.append(name + equals + value)
+    return words
 
 
 def first_look(parser: Parser, arguments: Sequence[str]) -> Namespace:

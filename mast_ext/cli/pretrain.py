@@ -13,6 +13,7 @@ from mast_ext.cli.parser import (
     output_console,
     parse,
     settings_parser,
+    spelled,
 )
 from mast_ext.train.config import RECIPES, PretrainConfig
 from mast_ext.train.evaluation import LINEAR
@@ -22,7 +23,7 @@ from mast_ext.train.run_directory import RunDirectory
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = make_parser()
+    parser, arguments = make_parser(), spelled(arguments)
     # The kind of data decides what is done to it unless options say otherwise.
     recipe = RECIPES[first_look(parser, arguments).data.name]
     parser.set_defaults({"augment": asdict(recipe)})

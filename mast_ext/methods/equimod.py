@@ -132,6 +132,12 @@ class EquiMod(Method):
             **self._gains(actual, predicted, start, batch.parameters),
         }
 
+    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self.base.pair_losses(features, targets)
+
+    def teacher_pair_losses(self, targets: Tensor) -> Tensor:
+        return self.base.teacher_pair_losses(targets)
+
     def embed(self, features: Tensor) -> Tensor:
         return self.base.embed(features)
 

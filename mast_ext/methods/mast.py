@@ -108,12 +108,17 @@ class MAST(Method):
     def forward(
         self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
     ) -> dict[str, Tensor]:
-        log_var = None if self.log_variance is None else self.log_variance(features)
-        terms = self.loss(self.embed(features), batch.pair_subspace, log_var)
+        terms = self.loss(self.embed(features), batch.pair_subspace, self._log_var(features))
         logs = dict(terms.logs)
         for k, name in enumerate(self.subspace_names):
             logs[f"invariance/{name}"] = logs.pop(f"invariance/{k}")
         return {"loss": terms.loss, **logs}
+
+    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self.loss.pair_losses(self.embed(features), self._log_var(features))
+
+    def _log_var(self, features: Tensor) -> Tensor | None:
+        return None if self.log_variance is None else self.log_variance(features)
 
     @torch.no_grad()
     def subspaces(self) -> Subspaces:

@@ -94,6 +94,24 @@ class Method(nn.Module, ABC):
             ``"loss"``, a scalar with gradient, and detached scalars to log.
         """
 
+    @abstractmethod
+    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+        """How hard every pair of views of every image is, for hard view selection.
+
+        Args:
+            features: The backbone's features of all views, ``[V, B, F]``.
+            targets: The teacher's embeddings of all views, ``[V, B, D]``; None for a method
+                without a teacher.
+
+        Returns:
+            ``[V, V, B]``: what the loss says of view ``i`` with view ``j`` (see the ``pair_losses``
+            of the method's objective).
+        """
+
+    def teacher_pair_losses(self, targets: Tensor) -> Tensor:
+        """Like `pair_losses`, by the teacher's embeddings ``[V, B, D]`` alone."""
+        raise ValueError(f"{self.name} has no teacher")
+
     def teacher(self) -> TeacherSpec | None:
         """The teacher to train with; None for a method without one."""
         return None

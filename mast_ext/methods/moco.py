@@ -99,3 +99,14 @@ class MoCo(Method):
         if self.training:
             self.queue.update(keys.flatten(0, 1))
         return {"loss": torch.stack(losses).mean()}
+
+    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+        if targets is None:
+            raise ValueError("moco needs targets, the embeddings of its teacher")
+        queries = self.embed(features)
+        negatives = self.queue.bank.to(queries.dtype)
+        both = self.loss.pair_losses(torch.cat((queries, targets)), negatives)
+        return both[: len(queries), len(queries) :]
+
+    def teacher_pair_losses(self, targets: Tensor) -> Tensor:
+        return self.loss.pair_losses(targets, self.queue.bank.to(targets.dtype))

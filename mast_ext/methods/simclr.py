@@ -59,3 +59,6 @@ class SimCLR(Method):
         self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
     ) -> dict[str, Tensor]:
         return {"loss": self.loss(*self.embed(features))}
+
+    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self.loss.pair_losses(self.embed(features))

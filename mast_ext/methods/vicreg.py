@@ -64,3 +64,6 @@ class VICReg(Method):
         views = self.embed(features)
         pairs = [self.loss(views[i], views[j]) for i, j in combinations(range(len(views)), 2)]
         return {"loss": torch.stack(pairs).mean()}
+
+    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self.loss.pair_losses(self.embed(features))

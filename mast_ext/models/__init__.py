@@ -3,6 +3,7 @@
 from mast_ext.models.backbones import (
     BackboneSpec,
     create_backbone,
+    forward_views,
     is_resnet,
     load_backbone,
     save_backbone,
@@ -19,6 +20,7 @@ __all__ = [
     "Projector",
     "cosine_momentum",
     "create_backbone",
+    "forward_views",
     "is_resnet",
     "load_backbone",
     "save_backbone",

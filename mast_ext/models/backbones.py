@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models.resnet import ResNet
-from torch import nn
+from torch import Tensor, nn
 
 FORMAT = "mast_ext.backbone.1"
 
@@ -109,6 +109,12 @@ def is_resnet(name: str) -> bool:
 def to_channels_last(backbone: nn.Module) -> nn.Module:
     """The backbone with its convolutions' weights in the layout that is fast on CPUs and GPUs."""
     return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def forward_views(network: nn.Module, views: Tensor) -> Tensor:
+    """``[V, B, 3, S, S]`` to ``[V, B, F]``, as one batch: batch norm sees all views together."""
+    images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return network(images).unflatten(0, views.shape[:2])
 
 
 def save_backbone(backbone: nn.Module, spec: BackboneSpec, path: Path) -> None:

@@ -12,10 +12,14 @@ from typing import Any, Literal
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.methods import (
     METHODS,
+    BarlowTwinsOptions,
+    BYOLOptions,
     EquiModOptions,
+    HardViewOptions,
     MASTOptions,
     MoCoOptions,
     SimCLROptions,
+    SimSiamOptions,
     VICRegOptions,
 )
 
@@ -179,15 +183,18 @@ class PretrainConfig:
     """Everything that determines a run.
 
     Attributes:
-        method: ``mast``, ``vicreg``, ``simclr`` or ``moco``.
-        baseline: A method (without EquiMod) to train beside it with the same number of image
-            forwards, ``none``, or ``auto``: on ``shapes`` what the method is to improve on, which
-            is the method itself for one with EquiMod and ``vicreg`` for ``mast``, else none.
+        method: ``mast``, ``vicreg``, ``barlow_twins``, ``simclr``, ``moco``, ``byol`` or
+            ``simsiam``.
+        baseline: A method (without EquiMod or hard views) to train beside it with the same number
+            of image forwards, those of hard view selection counted, too; ``none``; or ``auto``: on
+            ``shapes`` what the method is to improve on, which is the method itself for one with
+            EquiMod or hard views and ``vicreg`` for ``mast``, else none.
         seed: Seed of initial weights, shuffling and augmentations.
         out: The run directory, which must not exist yet; ``runs/<method>-<data>-<number>`` by
             default.
         augment: By default that of `RECIPES` for the kind of data.
         equimod: EquiMod around the method, when its weight is above 0.
+        hard_views: Hard view selection around both, when its number of views is above 0.
     """
 
     method: str = "mast"
@@ -199,9 +206,13 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     mast: MASTOptions = field(default_factory=MASTOptions)
     vicreg: VICRegOptions = field(default_factory=VICRegOptions)
+    barlow_twins: BarlowTwinsOptions = field(default_factory=BarlowTwinsOptions)
     simclr: SimCLROptions = field(default_factory=SimCLROptions)
     moco: MoCoOptions = field(default_factory=MoCoOptions)
+    byol: BYOLOptions = field(default_factory=BYOLOptions)
+    simsiam: SimSiamOptions = field(default_factory=SimSiamOptions)
     equimod: EquiModOptions = field(default_factory=EquiModOptions)
+    hard_views: HardViewOptions = field(default_factory=HardViewOptions)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -16,7 +16,7 @@ from torch import nn
 
 from mast_ext.augment import ViewBatch, ViewLoader, build_loader
 from mast_ext.data import Source
-from mast_ext.methods import METHODS, EquiMod, Method
+from mast_ext.methods import METHODS, EquiMod, HardViewPolicy, HardViews, Method
 from mast_ext.models import BackboneSpec, create_backbone, is_resnet, save_backbone
 from mast_ext.train.callbacks import Metrics, ProgressBar
 from mast_ext.train.checkpoint import (
@@ -34,11 +34,23 @@ from mast_ext.train.run_directory import RunDirectory, write_text
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """What is trained: a backbone, what it is, and a method on it."""
+    """What is trained: a backbone, what it is, a method on it, and who chooses its views."""
 
     backbone: nn.Module
     spec: BackboneSpec
     method: Method
+    hard_views: HardViews | None = None
+
+    @property
+    def name(self) -> str:
+        """The method's, with what goes around it."""
+        return self.method.name + ("+hard" if self.hard_views is not None else "")
+
+    def forwards(self, loader: ViewLoader, steps: int) -> int:
+        """Forwards of every image of a batch over a run, of student and teacher alike."""
+        if self.hard_views is not None:
+            return self.hard_views.forwards(steps, len(loader))
+        return steps * self.method.forwards(loader.policy.num_views())
 
 
 def build_networks(config: PretrainConfig) -> Networks:
@@ -56,7 +68,26 @@ def build_networks(config: PretrainConfig) -> Networks:
     method = METHODS[config.method](num_features, recipe, config.options(config.method))
     if config.equimod.weight > 0:
         method = EquiMod(method, num_features, recipe, config.equimod)
-    return Networks(backbone, spec, method)
+    hard_views = None
+    if config.hard_views.views:
+        hard_views = HardViews(method, recipe, config.hard_views)
+        _require_size(backbone, spec, config.hard_views.size)
+    return Networks(backbone, spec, method, hard_views)
+
+
+def _require_size(backbone: nn.Module, spec: BackboneSpec, size: int | None) -> None:
+    """Raises a ValueError unless the backbone takes images of this side (transformers may not)."""
+    if size is None:
+        return
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"hard_views.size: {spec.name} does not take images of {size} pixels ({error})"
+        ) from error
+    finally:
+        backbone.train()
 
 
 def backbone_spec(config: PretrainConfig) -> BackboneSpec:
@@ -79,9 +110,12 @@ def training_loader(config: PretrainConfig, method: Method, source: Source) -> V
             f"{source.name} has {len(source)} training images, fewer than one batch:"
             f" set train.batch_size to {len(source)} or less"
         )
+    policy = method.policy(config.augment)
+    if config.hard_views.views:
+        policy = HardViewPolicy(policy, config.hard_views.views)
     return build_loader(
         source,
-        method.policy(config.augment),
+        policy,
         batch_size=config.train.batch_size,
         seed=config.seed,
         workers=config.data.workers,
@@ -114,7 +148,7 @@ def fit(
         Interrupted: A signal stopped training; the last checkpoint has the step it names.
         RunError: The loss or gradient became NaN or infinite.
     """
-    name = networks.method.name
+    name = networks.name
     identity = {
         "method": name,
         "backbone": dataclasses.asdict(networks.spec),
@@ -132,6 +166,7 @@ def fit(
         batch_size=config.train.batch_size,
         steps_per_epoch=len(loader),
         total_steps=total_steps,
+        hard_views=networks.hard_views,
     )
     checkpoints = Checkpoints(
         run,

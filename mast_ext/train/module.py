@@ -1,5 +1,7 @@
 """One training step: all views of a batch through the backbone at once, then the method's loss.
 
+Hard views, if they are on, are chosen first; all else sees the chosen ones only.
+
 The teacher of a method that wants one lives here, beside the backbone it follows, and so in the
 same checkpoints.
 """
@@ -12,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mast_ext.augment import ViewBatch
-from mast_ext.methods import Method
-from mast_ext.models import EMATeacher, cosine_momentum, to_channels_last
+from mast_ext.methods import HardViews, Method
+from mast_ext.models import EMATeacher, cosine_momentum, forward_views, to_channels_last
 from mast_ext.train.config import OptimizerConfig
 from mast_ext.train.errors import NonFiniteError
 from mast_ext.train.optimizers import (
@@ -34,6 +36,7 @@ class PretrainModule(LightningModule):
         batch_size: Images per step (the learning rate scales with it).
         steps_per_epoch: Steps of an epoch.
         total_steps: Steps of the whole run.
+        hard_views: Chooses the views to train on; None takes those that there are.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class PretrainModule(LightningModule):
         batch_size: int,
         steps_per_epoch: int,
         total_steps: int,
+        hard_views: HardViews | None = None,
     ) -> None:
         super().__init__()
         self.backbone = to_channels_last(backbone)
@@ -52,6 +56,7 @@ class PretrainModule(LightningModule):
         self.optimizer_config = optimizer
         self.batch_size = batch_size
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.hard_views = hard_views
         self.gradient_norm = float("nan")
         self._indices = torch.empty(0, dtype=torch.int64)
         self._wanted = method.teacher()
@@ -64,13 +69,18 @@ class PretrainModule(LightningModule):
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         self._indices = batch.index
-        features = _forward(self.backbone, batch.images[self.method.student_views])
+        chosen: dict[str, Tensor] = {}
+        if self.hard_views is not None:
+            step = self.trainer.global_step
+            select = self.hard_views.options.selects(step, self.steps_per_epoch)
+            batch, chosen = self.hard_views(batch, self.backbone, self.teacher, select=select)
+        features = forward_views(self.backbone, batch.images[self.method.student_views])
         targets = None
         if self._wanted is not None and self.teacher is not None:
-            targets = _forward(self.teacher, batch.images[self._wanted.views])
+            targets = forward_views(self.teacher, batch.images[self._wanted.views])
         terms = self.method(features, batch, targets)
         self._require_finite("the loss", terms["loss"])
-        return terms
+        return {**terms, **chosen}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -108,9 +118,3 @@ class PretrainModule(LightningModule):
         if not torch.isfinite(value):
             step = self.trainer.global_step + 1
             raise NonFiniteError(f"{what} is {value.item()}", step, self._indices.tolist())
-
-
-def _forward(network: nn.Module, views: Tensor) -> Tensor:
-    """``[V, B, 3, S, S]`` to ``[V, B, F]``, as one batch: batch norm sees all views together."""
-    images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    return network(images).unflatten(0, views.shape[:2])

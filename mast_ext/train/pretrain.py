@@ -47,12 +47,12 @@ class Training:
     @property
     def name(self) -> str:
         """The method's."""
-        return self.networks.method.name
+        return self.networks.name
 
     @property
     def forwards(self) -> int:
         """Images that go through the backbone, or its teacher."""
-        return self.steps * self.loader.batch_size * _forwards(self.networks, self.loader)
+        return self.loader.batch_size * self.networks.forwards(self.loader, self.steps)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,13 @@ def pretrain(
     images, notes = opened.labelled, list(opened.notes)
     configs = [config, *baseline_of(config)]
     built = [build_networks(each) for each in configs]
-    loaders = [training_loader(config, networks.method, opened.train) for networks in built]
+    loaders = [
+        training_loader(each, networks.method, opened.train)
+        for each, networks in zip(configs, built, strict=True)
+    ]
     steps = _equal_forwards(config, built, loaders)
 
-    run, checkpoint = _open_run(f"{built[0].method.name}-{config.data.name}", config.out, resume)
+    run, checkpoint = _open_run(f"{built[0].name}-{config.data.name}", config.out, resume)
     runs = [run, run.baseline()]
     trainings = [
         Training(each, networks, loader, count, place, _last(place))
@@ -126,8 +129,8 @@ def pretrain(
         notes.append(f"nothing was probed: {opened.why_not}")
     else:
         _tell(console, "probing")
-        for module in modules:
-            rows += _measure(module, images, config, device)
+        for training, module in zip(trainings, modules, strict=True):
+            rows += _measure(training.name, module, images, config, device)
         rows += [*_untrained(config, images, device), chance(images)]
     report = write_report(
         run.report,
@@ -143,19 +146,16 @@ def pretrain(
 
 def baseline_of(config: PretrainConfig) -> list[PretrainConfig]:
     """The settings of the baseline to train beside the method, if any; see `PretrainConfig`."""
-    method, wrapped = config.baseline, config.equimod.weight > 0
+    method = config.baseline
+    wrapped = config.equimod.weight > 0 or config.hard_views.views > 0
     if method == "auto":
         method = config.method if wrapped else {"mast": "vicreg"}.get(config.method, "none")
         method = method if config.data.name == "shapes" else "none"
     if method == "none" or (method == config.method and not wrapped):
         return []
     plain = replace(config.equimod, weight=0.0)
-    return [replace(config, method=method, equimod=plain, baseline="none")]
-
-
-def _forwards(networks: Networks, loader: ViewLoader) -> int:
-    """Forwards of every image of a batch."""
-    return networks.method.forwards(loader.policy.num_views())
+    hard_views = replace(config.hard_views, views=0)
+    return [replace(config, method=method, equimod=plain, hard_views=hard_views, baseline="none")]
 
 
 def _equal_forwards(
@@ -163,8 +163,9 @@ def _equal_forwards(
 ) -> list[int]:
     """Steps of each training: the first as the epochs say, the others with as many forwards."""
     steps = max(1, round(config.train.epochs * len(loaders[0])))
-    counts = [_forwards(*pair) for pair in zip(built, loaders, strict=True)]
-    return [max(1, round(steps * counts[0] / count)) for count in counts]
+    total = built[0].forwards(loaders[0], steps)
+    others = zip(built[1:], loaders[1:], strict=True)
+    return [steps, *(max(1, round(total / each.forwards(loader, 1))) for each, loader in others)]
 
 
 def _open_run(stem: str, out: str | None, resume: Path | None) -> tuple[RunDirectory, Path | None]:
@@ -223,13 +224,14 @@ def _alone(training: Training) -> PretrainConfig:
 
 
 def _measure(
+    name: str,
     module: PretrainModule,
     images: LabelledImages,
     config: PretrainConfig,
     device: torch.device,
 ) -> list[Row]:
     return evaluate(
-        module.method.name,
+        name,
         module.backbone,
         images,
         config.augment,

@@ -114,6 +114,8 @@ def write_report(
     gains = {name: gain_columns(columns) for name, columns in curves.items()}
     if any(gains.values()):
         pictures["gain"] = draw_gains(curves, gains)
+    if any("hard_views/iou" in columns for columns in curves.values()):
+        pictures["hard_views"] = draw_hard_views(curves)
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)
     write_text(folder / "results.json", json.dumps(results(rows, subspaces), indent=2) + "\n")
@@ -215,6 +217,28 @@ def draw_gains(
     axes.set_xlabel("epoch")
     axes.set_ylabel("equivariance gain (cosine)")
     axes.legend()
+    return figure
+
+
+def draw_hard_views(curves: dict[str, dict[str, list[float]]]) -> Figure:
+    """How far apart the chosen pairs' views are, beside the mean pair's (steps that selected)."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, (name, label) in zip(
+        figure.subplots(1, 2),
+        (("iou", "IoU of the crops"), ("color", "distance of colour parameters")),
+        strict=True,
+    ):
+        for model, columns in curves.items():
+            for kind, style in (("", "-"), ("_random", "--")):
+                values = columns.get(f"hard_views/{name}{kind}", [])
+                points = [p for p in zip(columns["epoch"], values, strict=False) if p[1] == p[1]]
+                if points:
+                    text = f"{model}: {'random' if kind else 'chosen'} pairs"
+                    axes.plot(*zip(*points, strict=True), style, label=text)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        if axes.lines:
+            axes.legend()
     return figure
 
 

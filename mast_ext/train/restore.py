@@ -38,7 +38,7 @@ def restore_checkpoint(path: Path, config: PretrainConfig) -> Restored:
     """
     checkpoint = read_checkpoint(path)
     networks = build_networks(config)
-    name = networks.method.name
+    name = networks.name
     check_belongs(checkpoint, {"method": name}, path)
     both = nn.ModuleDict({"backbone": networks.backbone, "method": networks.method})
     weights = checkpoint["state_dict"].items()

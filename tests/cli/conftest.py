@@ -9,6 +9,8 @@ TINY = [
     *("--train.tensorboard=false", "--augment.size=16", "--evaluation.neighbours=[5]"),
     *("--mast.projector=[16,16]", "--vicreg.projector=[16,16]", "--simclr.projector=[16,16]"),
     *("--moco.projector=[16,16]", "--moco.queue=20", "--equimod.projector=[16,16]"),
+    *("--barlow_twins.projector=[16,16]", "--byol.projector=[16,16]", "--byol.predictor=8"),
+    *("--simsiam.projector=[16,16]", "--simsiam.predictor=8"),
     "--model.timm_args={channels: [8,8,8,16], stem_width: 4}",
 ]
 

@@ -95,6 +95,52 @@ def test_equimod_is_named_and_its_plain_view_counts(call, tiny, shapes, tmp_path
     assert found[:2] == trained[:2] and plain[:2] == trained[2:4]
 
 
+@pytest.mark.parametrize(
+    ("options", "name", "counts"),
+    [
+        (["--method=simsiam"], "simsiam", (144, 9, 144)),
+        (["--method=simclr", "--equimod.weight=1"], "simclr+equimod", (168, 10, 160)),
+        (["--method=mast"], "mast", (144, 9, 144)),
+        (["--method=byol", "--hard-views.scorer=teacher"], "byol", (192, 6, 192)),
+    ],
+)
+def test_hard_views(call, tiny, shapes, tmp_path, options, name, counts):
+    """A run and its baseline, the method alone with as many forwards; curves and the picture."""
+    status, out, err = call("pretrain", *tiny, *shapes, *options, "--hard-views", "4")
+    assert status == 0, err
+    forwards, steps, plain = counts
+    assert f"{name}+hard: 3 steps, {forwards} image forwards" in out
+    assert f"{name.split('+')[0]}: {steps} steps, {plain} image forwards" in out
+    run = tmp_path / "runs" / f"{name}+hard-shapes-1"
+    with (run / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert {"hard_views/margin", "hard_views/iou", "hard_views/iou_random"} <= last.keys()
+    assert (run / "report" / "hard_views.png").exists()
+    assert yaml.safe_load((run / "config.yaml").read_text())["hard_views"]["views"] == 4
+
+    assert call("evaluate", run, "--json=found.json")[0] == 0
+    found = json.loads((tmp_path / "found.json").read_text())["rows"]
+    trained = json.loads((run / "report" / "results.json").read_text())["rows"]
+    assert found[0] == trained[0] and found[0]["model"] == f"{name}+hard"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--hard-views", "3", "--hard-views.every", "2"],
+        ["--hard_views=3", "--hard_views.every=2"],
+        ["--hard-views.views=3", "--hard-views.every=2"],
+        ["--hard_views.views", "3", "--hard_views.every", "2"],
+        ['--hard-views={"views": 3, "every": 2}'],
+    ],
+)
+def test_hard_views_can_be_spelled(call, options):
+    status, out, err = call("pretrain", "--print_config", *options)
+    assert status == 0, err
+    found = yaml.safe_load(out)["hard_views"]
+    assert (found["views"], found["every"]) == (3, 2)
+
+
 @pytest.mark.parametrize("data", ["shapes", "folder"])
 @pytest.mark.parametrize(
     ("options", "on_shapes"),
@@ -104,6 +150,8 @@ def test_equimod_is_named_and_its_plain_view_counts(call, tiny, shapes, tmp_path
         (["--method=simclr"], None),
         (["--method=simclr", "--equimod.weight=0.5"], "simclr"),
         (["--method=mast", "--equimod.weight=0.5"], "mast"),
+        (["--method=mast", "--hard_views.views=4"], "mast"),
+        (["--method=simclr", "--hard_views.views=4", "--equimod.weight=0.5"], "simclr"),
     ],
 )
 def test_automatic_baseline(options, on_shapes, data):
@@ -111,9 +159,8 @@ def test_automatic_baseline(options, on_shapes, data):
     values = parser.parse_args([*options, f"--data.name={data}", "--data.path=x"])
     found = baseline_of(build(parser, values, PretrainConfig, "resume"))
     expected = on_shapes if data == "shapes" else None
-    assert [(config.method, config.equimod.weight) for config in found] == (
-        [] if expected is None else [(expected, 0.0)]
-    )
+    plain = [(each.method, each.equimod.weight, each.hard_views.views) for each in found]
+    assert plain == ([] if expected is None else [(expected, 0.0, 0)])
 
 
 @pytest.mark.parametrize(
@@ -124,6 +171,9 @@ def test_automatic_baseline(options, on_shapes, data):
         (["--mast.uncertainty=subspace", "--optimizer.name=lars"], {"mast", "vicreg"}),
         (["--method=simclr"], {"simclr"}),
         (["--method=moco", "--baseline=simclr"], {"moco", "simclr"}),
+        (["--method=barlow_twins"], {"barlow_twins"}),
+        (["--method=byol", "--baseline=simsiam"], {"byol", "simsiam"}),
+        (["--method=moco", "--hard-views=3", "--baseline=vicreg"], {"moco+hard", "vicreg"}),
         (["--method=simclr", "--equimod.weight=1"], {"simclr+equimod", "simclr"}),
         (["--method=vicreg", "--equimod.weight=1", "--baseline=none"], {"vicreg+equimod"}),
         (["--method=moco", "--equimod.weight=1", "--baseline=moco"], {"moco+equimod", "moco"}),

@@ -8,6 +8,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from mast_ext.augment import COLUMNS, AugmentationParameters, AugmentationRecipe, ViewBatch
 from mast_ext.methods import (
     METHODS,
+    BYOLOptions,
     EquiMod,
     EquiModOptions,
     MASTOptions,
@@ -26,6 +27,7 @@ BASES = [
     ("vicreg", VICRegOptions((12, 8)), 2),
     ("moco", MoCoOptions((12, 8), queue=20), 2),
     ("moco", MoCoOptions((12, 8), queue=20, symmetric=True), 2),
+    ("byol", BYOLOptions((12, 8)), 2),
     ("mast", MASTOptions((12, 8)), 2),
     ("mast", MASTOptions((12, 8), policy="factorized"), 6),
 ]

@@ -5,7 +5,16 @@ import torch
 from torch.nn.functional import normalize
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
-from mast_ext.methods import METHODS, MASTOptions, MoCoOptions, SimCLROptions, VICRegOptions
+from mast_ext.methods import (
+    METHODS,
+    BarlowTwinsOptions,
+    BYOLOptions,
+    MASTOptions,
+    MoCoOptions,
+    SimCLROptions,
+    SimSiamOptions,
+    VICRegOptions,
+)
 
 RECIPE = AugmentationRecipe(size=8)
 PLAIN = AugmentationRecipe(size=8, crop_scale=(1, 1), flip=0, jitter=0, grayscale=0)
@@ -21,6 +30,12 @@ CASES = [
     ("simclr", SimCLROptions(SMALL, negatives="all_views"), AugmentationRecipe(views=4), 4),
     ("moco", MoCoOptions(SMALL, queue=30), RECIPE, 2),
     ("moco", MoCoOptions(SMALL, queue=30, symmetric=True), RECIPE, 2),
+    ("barlow_twins", BarlowTwinsOptions(SMALL), RECIPE, 2),
+    ("barlow_twins", BarlowTwinsOptions(SMALL), AugmentationRecipe(size=8, views=3), 3),
+    ("byol", BYOLOptions(SMALL, 5), RECIPE, 2),
+    ("byol", BYOLOptions(SMALL, 5), AugmentationRecipe(size=8, views=3), 3),
+    ("simsiam", SimSiamOptions(SMALL, 5), RECIPE, 2),
+    ("simsiam", SimSiamOptions(SMALL, 5), AugmentationRecipe(size=8, views=3), 3),
     ("mast", MASTOptions(SMALL), RECIPE, 2),
     ("mast", MASTOptions(SMALL, partners=3, joint=0.2), RECIPE, 4),
     ("mast", MASTOptions(SMALL, policy="factorized"), RECIPE, 6),
@@ -43,6 +58,17 @@ REFUSED = [
     ("moco", MoCoOptions(SMALL, queue=0), RECIPE, "moco.queue must hold at least 1 key"),
     ("moco", MoCoOptions(SMALL, momentum=1.5), RECIPE, "momentum must lie in"),
     ("moco", MoCoOptions(SMALL, temperature=-1.0), RECIPE, "temperature must be"),
+    *(
+        (name, options(SMALL), AugmentationRecipe(views=1), f"{name} needs augment.views of at")
+        for name, options in (
+            ("barlow_twins", BarlowTwinsOptions),
+            ("byol", BYOLOptions),
+            ("simsiam", SimSiamOptions),
+        )
+    ),
+    ("byol", BYOLOptions(SMALL, momentum=-0.1), RECIPE, "momentum must lie in"),
+    ("byol", BYOLOptions(SMALL, 0), RECIPE, "projector widths"),
+    ("simsiam", SimSiamOptions(SMALL, 0), RECIPE, "projector widths"),
     ("mast", MASTOptions(SMALL), PLAIN, "at least one augmentation switched on"),
     ("mast", MASTOptions(SMALL, joint=1.5), RECIPE, "joint"),
     ("mast", MASTOptions(SMALL, base="nt_xent", temperature=0.0), RECIPE, "temperature must be"),
@@ -106,6 +132,9 @@ def test_refuses(name, options, recipe, message):
         ("vicreg", VICRegOptions(SMALL)),
         ("simclr", SimCLROptions(SMALL)),
         ("moco", MoCoOptions(SMALL, symmetric=True)),
+        ("barlow_twins", BarlowTwinsOptions(SMALL)),
+        ("byol", BYOLOptions(SMALL)),
+        ("simsiam", SimSiamOptions(SMALL)),
         ("mast", MASTOptions(SMALL)),
     ],
 )
@@ -201,3 +230,90 @@ def test_masks_do_not_decay():
 def test_forwards_count_student_and_teacher(name, options, forwards):
     method = build(name, options, RECIPE)
     assert method.forwards(method.policy(RECIPE).num_views()) == forwards
+
+
+def test_barlow_twins_options_refuse():
+    with pytest.raises(ValueError, match="barlow_twins.redundancy must be at least 0, got -1"):
+        BarlowTwinsOptions(SMALL, redundancy=-1)
+
+
+# method, options: what its loss of two views is, it says of every pair of views of every image
+WITH_PAIRS = [
+    ("simclr", SimCLROptions(SMALL)),
+    ("simsiam", SimSiamOptions(SMALL)),
+    ("byol", BYOLOptions(SMALL)),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), WITH_PAIRS)
+def test_pair_losses_are_those_of_training_on_the_pair(name, options):
+    method = build(name, options, RECIPE).eval()
+    features = torch.randn(4, 10, 6)
+    targets = torch.randn(4, 10, 8) if method.teacher() else None
+    losses = method.pair_losses(features, targets)
+    assert losses.shape == (4, 4, 10)
+    for i, j in ((0, 1), (1, 3), (0, 2)):
+        pair = [i, j]
+        taught = None if targets is None else targets[pair]
+        expected = method(features[pair], None, taught)["loss"]
+        torch.testing.assert_close((losses[i, j] + losses[j, i]).mean() / 2, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vicreg", VICRegOptions(SMALL)),
+        ("barlow_twins", BarlowTwinsOptions(SMALL)),
+        ("mast", MASTOptions(SMALL)),
+    ],
+)
+def test_pair_losses_are_the_invariance_terms(name, options):
+    method = build(name, options, RECIPE).eval()
+    features = torch.randn(3, 10, 6)
+    losses, z = method.pair_losses(features), method.embed(features)
+    assert torch.equal(losses, method.loss.pair_losses(z))
+    if name == "vicreg":
+        torch.testing.assert_close(losses[0, 2].mean(), 5 * (z[0] - z[2]).square().mean())
+
+
+@pytest.mark.parametrize("uncertainty", ["subspace", "diagonal"])
+def test_mast_judges_pairs_by_their_uncertainty(uncertainty):
+    method = build("mast", MASTOptions(SMALL, uncertainty=uncertainty), RECIPE).eval()
+    features = torch.randn(3, 10, 6)
+    before = method.pair_losses(features)
+    torch.nn.init.constant_(method.log_variance.linear.bias, 2.0)
+    assert not torch.allclose(before, method.pair_losses(features))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_moco_pair_losses_are_queries_against_keys(symmetric):
+    method = build("moco", MoCoOptions(SMALL, queue=9, symmetric=symmetric), RECIPE)
+    features, targets = torch.randn(3, 10, 6), torch.randn(3, 10, 8)
+    queue, queries = method.queue.bank.clone(), method.embed(features)
+    losses = method.pair_losses(features, targets)
+    for i in range(3):
+        for j in range(3):
+            expected = method.loss(queries[i], targets[j], queue)
+            torch.testing.assert_close(losses[i, j].mean(), expected)
+    assert torch.equal(method.queue.bank, queue)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("moco", MoCoOptions(SMALL, queue=9)), ("byol", BYOLOptions(SMALL))]
+)
+def test_teacher_judges_alone(name, options):
+    method = build(name, options, RECIPE)
+    targets = torch.randn(3, 10, 8)
+    losses = method.teacher_pair_losses(targets)
+    assert losses.shape == (3, 3, 10)
+    unit = normalize(targets, dim=-1)
+    cosine = torch.einsum("ibd,jbd->ijb", unit, unit)
+    if name == "byol":
+        torch.testing.assert_close(losses, -cosine)
+    else:  # of one query, the harder the less alike
+        assert torch.equal(losses[0].argmax(0), (-cosine[0]).argmax(0))
+
+
+def test_teacherless_methods_have_no_teacher_to_judge():
+    with pytest.raises(ValueError, match="simclr has no teacher"):
+        build("simclr", SimCLROptions(SMALL), RECIPE).teacher_pair_losses(torch.randn(2, 4, 8))

@@ -6,10 +6,14 @@ from rich.console import Console
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import open_source
 from mast_ext.methods import (
+    BarlowTwinsOptions,
+    BYOLOptions,
     EquiModOptions,
+    HardViewOptions,
     MASTOptions,
     MoCoOptions,
     SimCLROptions,
+    SimSiamOptions,
     VICRegOptions,
 )
 from mast_ext.train.config import (
@@ -31,6 +35,9 @@ TINY = PretrainConfig(
     vicreg=VICRegOptions(projector=(16, 16)),
     simclr=SimCLROptions(projector=(16, 16)),
     moco=MoCoOptions(projector=(16, 16), queue=20),
+    barlow_twins=BarlowTwinsOptions(projector=(16, 16)),
+    byol=BYOLOptions(projector=(16, 16), predictor=8),
+    simsiam=SimSiamOptions(projector=(16, 16), predictor=8),
     optimizer=OptimizerConfig(warmup=0.5),
     train=TrainConfig(
         epochs=8 / 3, batch_size=8, accelerator="cpu", checkpoint_every=2, log_every=1
@@ -50,9 +57,11 @@ def train_tiny(tmp_path):
     """Trains the tiny run in a directory and gives the trained module."""
 
     def train(name="run", resume=None, config=TINY, method="mast"):
-        base, _, equimod = method.partition("+")
-        weight = EquiModOptions(1.0 if equimod else 0.0, (16, 16), 8)
+        base, *around = method.split("+")
+        weight = EquiModOptions(1.0 if "equimod" in around else 0.0, (16, 16), 8)
         config = replace(config, method=base, equimod=weight)
+        if "hard" in around and not config.hard_views.views:
+            config = replace(config, hard_views=HardViewOptions(4))
         networks = build_networks(config)
         data = config.data
         source = open_source("shapes", "train", size=data.size, max_images=data.max_images)

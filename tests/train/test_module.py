@@ -16,6 +16,10 @@ METHODS = [
     "moco",
     "mast+equimod",
     "vicreg+equimod",
+    "barlow_twins",
+    "byol",
+    "simsiam",
+    "byol+equimod",
     "simclr+equimod",
     "moco+equimod",
 ]
@@ -30,7 +34,7 @@ def short(tiny):
 def test_every_method_trains(train_tiny, short, method):
     module = train_tiny(config=short, method=method)
     assert module.method.name == method
-    assert (module.teacher is not None) == method.startswith("moco")
+    assert (module.teacher is not None) == method.startswith(("moco", "byol"))
     grads = [p.grad is None or not p.grad.any() for p in module.method.parameters()]
     assert not any(grads)
 

@@ -6,7 +6,7 @@ import torch
 
 from mast_ext.methods import Subspaces
 from mast_ext.train.evaluation import LINEAR, Row
-from mast_ext.train.report import gain_columns, grids, tables, write_report
+from mast_ext.train.report import draw_hard_views, gain_columns, grids, tables, write_report
 
 NASTY = "<script>alert(1)</script>[bold]"
 MANY = [
@@ -98,6 +98,32 @@ def test_gains_are_drawn(tmp_path):
     )
     names = sorted(path.name for path in (tmp_path / "report").glob("*.png"))
     assert names == ["gain.png", "loss.png"]
+
+
+@pytest.mark.parametrize("selected", [["0.3", "nan", "0.35"], ["nan", "nan", "nan"]])
+def test_hard_views_are_drawn(tmp_path, selected):
+    """Chosen and random pairs, from the steps that selected (perhaps none), beside a plain run."""
+    names = ("iou", "iou_random", "color", "color_random")
+    heads = ["step", "epoch", "loss", *(f"hard_views/{name}" for name in names)]
+    body = [[str(i), str(i), "1.0", *[value] * 4] for i, value in enumerate(selected)]
+    (tmp_path / "hard.csv").write_text("".join(",".join(row) + "\n" for row in [heads, *body]))
+    (tmp_path / "plain.csv").write_text("step,epoch,loss\n1,1,3.0\n")
+    curves = {"simclr+hard": tmp_path / "hard.csv", "simclr": tmp_path / "plain.csv"}
+    page = write_report(
+        tmp_path / "report", title="t", rows=[], subspaces=None, metrics=curves, settings=""
+    )
+    assert 'alt="hard_views"' in page.read_text()
+    columns = {
+        "epoch": [0.0, 1.0, 2.0],
+        **{name: [float(value) for value in selected] for name in heads[3:]},
+    }
+    left, right = draw_hard_views({"simclr+hard": columns, "simclr": {"epoch": [1.0]}}).axes
+    drawn = 0 if selected[0] == "nan" else 2
+    assert len(left.lines) == len(right.lines) == drawn
+    if drawn:
+        assert list(left.lines[0].get_xdata()) == [0.0, 2.0]
+        labels = [line.get_label() for line in left.lines]
+        assert labels == ["simclr+hard: chosen pairs", "simclr+hard: random pairs"]
 
 
 def test_report_without_labels_or_masks(tmp_path):

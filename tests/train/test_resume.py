@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from mast_ext.methods import HardViewOptions
 from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.module import PretrainModule
@@ -93,7 +94,13 @@ def test_same_bits_from_any_step(train_tiny, stop_at, uninterrupted, tmp_path, s
     assert_same_bits(read_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"], best)
 
 
-@pytest.mark.parametrize("method", ["vicreg", "simclr+equimod", "moco", "moco+equimod"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("vicreg", "simclr+equimod", "moco", "moco+equimod", "byol"),
+        *("simsiam+hard", "byol+hard", "mast+equimod+hard"),
+    ],
+)
 def test_same_bits_when_interrupted_twice(train_tiny, stop_at, uninterrupted, tmp_path, method):
     """Of methods with other state: EquiMod's heads, MoCo's teacher and queue."""
     weights, metrics, _ = whole_run(train_tiny, uninterrupted, tmp_path, method)
@@ -107,6 +114,20 @@ def test_same_bits_when_interrupted_twice(train_tiny, stop_at, uninterrupted, tm
     resumed = train_tiny(resume=last, method=method)
     assert_same_bits(resumed.state_dict(), weights)
     assert rows(tmp_path / "run" / "metrics.csv") == metrics
+
+
+def test_same_bits_of_random_hard_views(train_tiny, stop_at, tiny, tmp_path):
+    """Selection that draws numbers, at every second step after a warm-up."""
+    options = HardViewOptions(4, every=2, warmup=0.5, strategy="softmax", fraction=0.5)
+    config = replace(tiny, hard_views=options)
+    whole = train_tiny("whole", config=config, method="simclr").state_dict()
+    stop_at(5, sigterm)
+    with pytest.raises(Interrupted):
+        train_tiny(config=config, method="simclr")
+    stop_at(None, None)
+    torch.manual_seed(99)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert_same_bits(train_tiny(resume=last, config=config, method="simclr").state_dict(), whole)
 
 
 def test_a_finished_run_resumes_to_itself(train_tiny, tmp_path):
@@ -185,7 +206,10 @@ def test_a_resume_without_the_teachers_state_would_differ(train_tiny, stop_at, t
     assert same == kept
 
 
-@pytest.mark.parametrize(("mine", "other"), [("simclr", "simclr+equimod"), ("moco", "simclr")])
+@pytest.mark.parametrize(
+    ("mine", "other"),
+    [("simclr", "simclr+equimod"), ("moco", "simclr"), ("simsiam", "simsiam+hard")],
+)
 def test_refuses_the_checkpoint_of_another_method(train_tiny, tmp_path, mine, other):
     for first, second in ((mine, other), (other, mine)):
         train_tiny(first, method=first)

@@ -1,0 +1,68 @@
+"""Barlow Twins: the views' cross-correlation is to be the identity (Zbontar et al. 2021)."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.losses import BarlowTwinsLoss
+from mast_ext.methods.method import Method, require_views
+from mast_ext.models import Projector
+
+
+@dataclass(frozen=True)
+class BarlowTwinsOptions:
+    """Settings of Barlow Twins.
+
+    Attributes:
+        projector: Widths of the projector's layers; the last one is the embedding's dimension.
+            The paper's are 8192, 8192, 8192.
+        redundancy: Weight of the squared off-diagonal correlations (the paper's λ, 0.005).
+    """
+
+    projector: tuple[int, ...] = (256, 256, 256)
+    redundancy: float = 5e-3
+
+    def __post_init__(self) -> None:
+        if not self.redundancy >= 0:
+            raise ValueError(f"barlow_twins.redundancy must be at least 0, got {self.redundancy}")
+
+
+class BarlowTwins(Method):
+    """Independent views of an image; the loss is the mean over all pairs of views.
+
+    Args:
+        num_features: Width of the backbone's features.
+        recipe: The augmentations; ``recipe.views`` says how many views there are.
+        options: See `BarlowTwinsOptions`.
+
+    Raises:
+        ValueError: ``recipe.views`` is below 2.
+    """
+
+    name = "barlow_twins"
+    Options: ClassVar[type[BarlowTwinsOptions]] = BarlowTwinsOptions
+
+    def __init__(
+        self, num_features: int, recipe: AugmentationRecipe, options: BarlowTwinsOptions
+    ) -> None:
+        super().__init__()
+        require_views(self.name, recipe)
+        self.projector = Projector(num_features, options.projector)
+        self.loss = BarlowTwinsLoss(options.redundancy)
+
+    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
+        return make_policy("composed", recipe)
+
+    def forward(
+        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        views = self.embed(features)
+        pairs = [self.loss(views[i], views[j]) for i, j in combinations(range(len(views)), 2)]
+        return {"loss": torch.stack(pairs).mean()}
+
+    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self.loss.pair_losses(self.embed(features))

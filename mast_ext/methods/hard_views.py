@@ -1,0 +1,289 @@
+"""Hard view selection around any method: of several views of an image it trains on the hardest two.
+
+Ferreira et al., "Beyond Random Augmentations: Pretraining with Hard Views" (ICLR 2025). Methods
+know nothing of it: they answer `Method.pair_losses`, and see a batch of two views as ever. The
+first two views are those of plain training, so a step that does not select is a plain step.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from mast_ext import functional
+from mast_ext.augment import (
+    GROUPS,
+    AugmentationParameters,
+    AugmentationRecipe,
+    ViewBatch,
+    ViewPolicy,
+)
+from mast_ext.augment.policies import JOINT, UNUSED
+from mast_ext.losses import HardViewSelector
+from mast_ext.methods.method import Method
+from mast_ext.models import forward_views
+
+COLOUR = slice(GROUPS["color"].start, GROUPS["grayscale"].stop)
+
+LOGS = ("margin", "iou", "iou_random", "color", "color_random")
+
+
+@dataclass(frozen=True)
+class HardViewOptions:
+    """Settings of hard view selection.
+
+    Attributes:
+        views: Views of an image to choose two from; 0 trains on two views as ever. The paper's
+            is 4. Each goes through the network once more, without gradient, and counts as a
+            forward wherever budgets are compared.
+        every: Select at every k-th step only; at others the first two views are trained on.
+        warmup: Epochs (fractions allowed) before the first selection.
+        size: Side in pixels to which views are scaled down for selection; by default they are
+            not.
+        precision: ``same`` as training, or ``bf16`` for the forward pass of selection.
+        mode: What batch norm, dropout and drop path do in that pass. ``train``: what they do in
+            training, so that selection moves the running statistics (the published code).
+            ``frozen``: what they do in evaluation, so that it leaves no trace and the choice for
+            an image depends neither on its batch nor on chance.
+        scorer: Who judges: the ``student``, or for methods that have one the EMA ``teacher``
+            alone.
+        candidates: Pairs to choose from: ``all``, those with the first view (``anchor``), or
+            those of an even with an odd view (``even_odd``).
+        strategy: ``argmax`` takes the hardest pair, ``softmax`` a random one by
+            ``exp(loss / temperature)``.
+        temperature: Of the ``softmax``, in the loss's unit.
+        fraction: Share of a batch's images, those with the hardest pairs, that get them; the
+            others get a random pair.
+    """
+
+    views: int = 0
+    every: int = 1
+    warmup: float = 0.0
+    size: int | None = None
+    precision: Literal["same", "bf16"] = "same"
+    mode: Literal["train", "frozen"] = "train"
+    scorer: Literal["student", "teacher"] = "student"
+    candidates: Literal["all", "anchor", "even_odd"] = "all"
+    strategy: Literal["argmax", "softmax"] = "argmax"
+    temperature: float = 1.0
+    fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.views < 0 or self.views == 1:
+            raise ValueError(f"hard_views.views must be 0 (off) or at least 2, got {self.views}")
+        if self.every < 1:
+            raise ValueError(f"hard_views.every must be at least 1, got {self.every}")
+        if not 0 <= self.warmup < math.inf:
+            raise ValueError(f"hard_views.warmup must be at least 0 and finite, got {self.warmup}")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"hard_views.size must be at least 1, got {self.size}")
+        for name, known in (
+            ("precision", ("same", "bf16")),
+            ("mode", ("train", "frozen")),
+            ("scorer", ("student", "teacher")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"hard_views.{name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
+                )
+
+    def selects(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether a step, counted from 0, selects."""
+        return step >= self.warmup * steps_per_epoch and (step + 1) % self.every == 0
+
+    def selections(self, steps: int, steps_per_epoch: int) -> int:
+        """How many of a run's steps select."""
+        first = min(steps, math.ceil(self.warmup * steps_per_epoch))
+        return steps // self.every - first // self.every
+
+
+class HardViewPolicy(ViewPolicy):
+    """Two views by a method's own policy, and further composed views to choose from.
+
+    An image whose own two views are a composed pair may be trained on any two: all pairs are of
+    the joint subspace. One whose own two views differ by a single augmentation (MAST) keeps them:
+    a pair of others would say nothing of that augmentation's subspace.
+
+    Args:
+        pair: The method's policy.
+        views: Views of an image, at least 2.
+
+    Raises:
+        ValueError: The policy does not give two views (and the plain one).
+    """
+
+    def __init__(self, pair: ViewPolicy, views: int) -> None:
+        super().__init__(pair.recipe, with_centre=pair.with_centre)
+        found = pair.num_views() - pair.with_centre
+        if found != 2:
+            raise ValueError(
+                "hard_views needs a method that trains on two views of an image, got"
+                f" {found}: set augment.views (of mast: mast.policy, mast.partners)"
+            )
+        self.pair, self.views = pair, views
+
+    def _augmented_views(self) -> int:
+        return self.views
+
+    def _views(self, draw: Any) -> tuple[list[np.ndarray], dict[tuple[int, int], Any]]:
+        views, pairs = self.pair._views(draw)
+        own = pairs[0, 1]
+        views = [*views, *(draw.composed(view) for view in range(2, self.views))]
+        joint = np.where(own == np.int64(JOINT), JOINT, UNUSED)
+        others = {(i, j): joint for j in range(self.views) for i in range(j)}
+        return views, {**others, (0, 1): own}
+
+
+class HardViews:
+    """Replaces a batch of several views by that of every image's hardest two.
+
+    Args:
+        method: What is trained, EquiMod around it included.
+        recipe: The augmentations.
+        options: See `HardViewOptions`; ``views`` at least 2.
+
+    Attributes:
+        trained: Views of an image that are trained on, the plain one included.
+
+    Raises:
+        ValueError: The method does not train on two views, or an option does not fit.
+    """
+
+    def __init__(
+        self, method: Method, recipe: AugmentationRecipe, options: HardViewOptions
+    ) -> None:
+        if options.scorer == "teacher" and method.teacher() is None:
+            raise ValueError(f"hard_views.scorer teacher: {method.name} has no teacher")
+        if options.size is not None and options.size > recipe.size:
+            raise ValueError(
+                f"hard_views.size must be at most the views' {recipe.size} pixels,"
+                f" got {options.size}"
+            )
+        self.policy = HardViewPolicy(method.policy(recipe), options.views)
+        self.method, self.recipe, self.options = method, recipe, options
+        self.trained = 2 + self.policy.with_centre
+        self.selector = HardViewSelector(
+            options.candidates,
+            options.strategy,
+            temperature=options.temperature,
+            fraction=options.fraction,
+        )
+
+    def forwards(self, steps: int, steps_per_epoch: int) -> int:
+        """Forwards of every image of a batch over a run, of student and teacher alike."""
+        networks = 1
+        if self.options.scorer == "student" and self.method.teacher() is not None:
+            networks = 2
+        selecting = self.options.selections(steps, steps_per_epoch)
+        trained = self.method.forwards(self.trained)
+        return steps * trained + selecting * networks * self.options.views
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: ViewBatch, backbone: nn.Module, teacher: nn.Module | None, *, select: bool
+    ) -> tuple[ViewBatch, dict[str, Tensor]]:
+        """The batch to train on.
+
+        Args:
+            batch: Views as `policy` arranges them, the plain one (if any) last.
+            backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``.
+            teacher: Images to the teacher's embeddings; None for a method without one.
+            select: Whether to select; otherwise the first two views are taken.
+
+        Returns:
+            The batch of two views (and the plain one), and scalars to log, NaN where nothing was
+            selected. ``hard_views/margin`` is how much the chosen pair's loss exceeds the mean
+            over all pairs; ``iou`` and ``color`` are the overlap of its crops and the distance of
+            its standardised colour parameters, ``…_random`` the same of the mean pair. They are
+            means over the images that had a choice.
+        """
+        images = batch.images.shape[1]
+        index = torch.arange(2, device=batch.index.device)[:, None].expand(2, images)
+        if not select:
+            return self._pair(batch, index), {
+                f"hard_views/{n}": torch.tensor(math.nan) for n in LOGS
+            }
+        views = batch.images[: self.options.views]
+        losses = self._pair_losses(views, backbone, teacher)
+        hard, score = self.selector(losses)
+        free = batch.pair_subspace[0, 1] == JOINT
+        chosen = self._pair(batch, torch.where(free, hard, index))
+        return chosen, self._logs(batch, chosen, losses, score, free)
+
+    def _pair_losses(self, views: Tensor, backbone: nn.Module, teacher: nn.Module | None) -> Tensor:
+        """``[V, V, B]`` of views ``[V, B, 3, S, S]``."""
+        options, side = self.options, self.options.size
+        if side is not None:
+            small = interpolate(views.flatten(0, 1), (side, side), mode="bilinear", antialias=True)
+            views = small.unflatten(0, views.shape[:2])
+        networks = [backbone, self.method, *([] if teacher is None else [teacher])]
+        device = views.device.type
+        half = options.precision == "bf16"
+        autocast = torch.autocast(
+            device,
+            torch.bfloat16 if half else torch.get_autocast_dtype(device),
+            enabled=half or torch.is_autocast_enabled(device),
+            # Weights cast here have no gradient: training must not find them in the cache.
+            cache_enabled=False,
+        )
+        with autocast, _evaluating(*networks if options.mode == "frozen" else ()):
+            targets = None if teacher is None else forward_views(teacher, views)
+            if options.scorer == "teacher" and targets is not None:
+                return self.method.teacher_pair_losses(targets)
+            return self.method.pair_losses(forward_views(backbone, views), targets)
+
+    def _pair(self, batch: ViewBatch, index: Tensor) -> ViewBatch:
+        """Views ``index [2, B]`` of every image with their parameters, and the plain view."""
+        first, second = index
+        subspace = batch.pair_subspace[first, second, torch.arange(len(first), device=index.device)]
+        pairs = batch.pair_subspace.new_full((self.trained, self.trained, len(first)), UNUSED)
+        pairs[0, 1] = pairs[1, 0] = subspace
+        if self.policy.with_centre:
+            index = torch.cat((index, torch.full_like(index[:1], len(batch.images) - 1)))
+        return replace(
+            batch,
+            images=functional.gather_views(batch.images, index),
+            parameters=functional.gather_views(batch.parameters, index),
+            pair_subspace=pairs,
+        )
+
+    def _logs(
+        self, batch: ViewBatch, chosen: ViewBatch, losses: Tensor, score: Tensor, free: Tensor
+    ) -> dict[str, Tensor]:
+        views, images = losses.shape[1:]
+        pairs = torch.triu_indices(views, views, 1, device=losses.device)
+        mean = (losses[pairs[0], pairs[1]] + losses[pairs[1], pairs[0]]).mean(0) / 2
+        every = batch.parameters[pairs].flatten(1, 2)
+        random = [values.view(-1, images).mean(0) for values in self._differences(every)]
+        iou, color = self._differences(chosen.parameters[:2])
+        values = (score - mean, iou, random[0], color, random[1])
+        count = free.sum()
+        return {
+            f"hard_views/{name}": value.where(free, 0.0).sum() / count
+            for name, value in zip(LOGS, values, strict=True)
+        }
+
+    def _differences(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Overlap of crops and distance of colours of pairs ``[2, N, P]``, each ``[N]``."""
+        parameters = AugmentationParameters(rows)
+        first, second = parameters.standardised(self.recipe)[..., COLOUR]
+        return parameters.crop_iou(0, 1), torch.linalg.vector_norm(first - second, dim=-1)
+
+
+@contextmanager
+def _evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Puts modules in evaluation mode, and those that were not back in training mode after it."""
+    training = {m for network in networks for m in network.modules() if m.training}
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
