@@ -127,6 +127,8 @@ def contrastive_logsumexp(
     ``logaddexp(lse_ii, lse_ij) − positive_ij``, and InfoNCE against a queue, CLIP's loss and
     decoupled contrastive learning are as short. The ``N×M`` similarities are computed tile by tile,
     forward and again backward, and never stored: memory is ``O((N + M)·D)`` whatever ``K`` is.
+    On a GPU float32 and float16 are multiplied as sums of two bfloat16 numbers each, which leaves
+    cosines within 1e-5; tf32 is not used.
 
     Args:
         x: Rows, ``[Vx, N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
