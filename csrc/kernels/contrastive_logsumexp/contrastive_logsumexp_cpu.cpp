@@ -210,7 +210,7 @@ void weights(const ContrastiveTileWeights& p, std::int64_t begin, std::int64_t e
   }
 }
 
-// body(dtype A, bool constants): turns the two run-time flags into compile-time ones.
+// body(first, second), with the two flags as compile-time constants.
 template <typename Body>
 void visit_flags(bool first, bool second, Body&& body) {
   const auto inner = [&](auto one) {
