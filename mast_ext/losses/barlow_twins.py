@@ -64,23 +64,57 @@ class BarlowTwinsLoss(nn.Module):
             z_a, z_b, lambda_=self.lambda_param, variant=self.variant
         )
 
-    def pair_losses(self, views: Tensor) -> Tensor:
+    def pair_losses(self, views: Tensor, *, chunks: int | None = None) -> Tensor:
         """What the loss says about every pair of views of every image.
 
-        The loss is a function of the batch's correlations and has no exact share per image. This
-        is half the squared distance of the standardised embeddings, whose mean over images is
-        ``Σ_d (1 − C_dd)``: what the diagonal term pulls on.
+        The loss is a function of the batch's correlations and has no exact share per image. By
+        default this is half the squared distance of the standardised embeddings, whose mean over
+        images is ``Σ_d (1 − C_dd)``: what the diagonal term pulls on.
+
+        With ``chunks`` the batch is cut into that many parts, as in the published code of Ferreira
+        et al. 2025: the images of a part share the loss of the part as if it were the batch. No
+        ``D×D`` matrix is formed: with ``A, B`` the standardised views of ``b`` images,
+        ``Σ_de C_de² = ⟨A·Aᵀ, B·Bᵀ⟩ / b²``, so that one ``b×b`` Gram matrix per view serves all
+        pairs.
 
         Args:
             views: Embeddings ``[V, B, D]``.
+            chunks: In how many parts, whose sizes differ by at most 1, a batch (this process's) is
+                cut; at least 2 images each.
 
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
+
+        Raises:
+            ValueError: ``chunks`` is not between 1 and ``B / 2``.
         """
-        official = self.variant == "official"
         wide = views.double() if views.dtype == torch.float64 else views.float()
-        batch = gather_batch(wide, 1) if self.gather_distributed else wide
+        if chunks is None:
+            batch = gather_batch(wide, 1) if self.gather_distributed else wide
+            normal = self._standardise(wide, batch)
+            return functional.subspace_similarity(normal, metric="sqeuclidean")[0] / 2
+        if not 1 <= chunks <= wide.shape[1] // 2:
+            raise ValueError(
+                f"chunks must be at least 1 and leave 2 images to each, got {chunks} for views"
+                f" {list(views.shape)}"
+            )
+        parts = [self._chunk_losses(part) for part in wide.tensor_split(chunks, dim=1)]
+        return torch.cat(parts, dim=2)
+
+    def _chunk_losses(self, views: Tensor) -> Tensor:
+        """The losses of a chunk's views ``[V, b, D]``, given to each image: ``[V, V, b]``."""
+        count = views.shape[1]
+        normal = self._standardise(views, views)
+        grams = (normal @ normal.transpose(1, 2)).flatten(1)
+        total = grams @ grams.T / count**2
+        diagonal = torch.stack([(normal * view).mean(1) for view in normal])  # C_dd: [V, V, D]
+        off_diagonal = total - diagonal.square().sum(-1)
+        loss = (1 - diagonal).square().sum(-1) + self.lambda_param * off_diagonal
+        return loss.unsqueeze(-1).expand(-1, -1, count)
+
+    def _standardise(self, views: Tensor, batch: Tensor) -> Tensor:
+        """Views ``[V, b, D]`` by the mean and variance of every dimension over a batch of them."""
+        official = self.variant == "official"
         variance = batch.var(1, keepdim=True, unbiased=not official)
         scale = (variance + (1e-5 if official else 0.0)).rsqrt()
-        normal = (wide - batch.mean(1, keepdim=True)) * scale
-        return functional.subspace_similarity(normal, metric="sqeuclidean")[0] / 2
+        return (views - batch.mean(1, keepdim=True)) * scale

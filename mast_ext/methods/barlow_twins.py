@@ -21,14 +21,20 @@ class BarlowTwinsOptions:
         projector: Widths of the projector's layers; the last one is the embedding's dimension.
             The paper's are 8192, 8192, 8192.
         redundancy: Weight of the squared off-diagonal correlations (the paper's λ, 0.005).
+        chunks: How hard views are judged, which the loss cannot do image by image: 0 takes an
+            image's share of the diagonal; a number cuts the batch into so many parts, each of which
+            takes the pair with the largest loss of the part (4 in the published code).
     """
 
     projector: tuple[int, ...] = (256, 256, 256)
     redundancy: float = 5e-3
+    chunks: int = 0
 
     def __post_init__(self) -> None:
         if not self.redundancy >= 0:
             raise ValueError(f"barlow_twins.redundancy must be at least 0, got {self.redundancy}")
+        if self.chunks < 0:
+            raise ValueError(f"barlow_twins.chunks must be at least 0, got {self.chunks}")
 
 
 class BarlowTwins(Method):
@@ -53,6 +59,7 @@ class BarlowTwins(Method):
         require_views(self.name, recipe)
         self.projector = Projector(num_features, options.projector)
         self.loss = BarlowTwinsLoss(options.redundancy)
+        self.chunks = options.chunks or None
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
         return make_policy("composed", recipe)
@@ -65,4 +72,4 @@ class BarlowTwins(Method):
         return {"loss": torch.stack(pairs).mean()}
 
     def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        return self.loss.pair_losses(self.embed(features))
+        return self.loss.pair_losses(self.embed(features), chunks=self.chunks)

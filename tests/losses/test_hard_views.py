@@ -134,6 +134,30 @@ def test_in_a_training_loop(name, device):
     assert model.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("variant", ["official", "paper"])
+@pytest.mark.parametrize("chunks", [1, 4, 7])
+def test_barlow_chunks_share_the_loss_of_their_images(chunks, variant, device):
+    """As published: one loss per chunk and pair, here by the loss itself, over every chunk."""
+    loss = losses.BarlowTwinsLoss(0.05, variant=variant)
+    x, _ = make_embeddings(device)
+    found = loss.pair_losses(x, chunks=chunks)
+    index, _ = HardViewSelector()(found)
+    for part in torch.arange(BATCH).tensor_split(chunks):
+        scores = {(i, j): loss(x[i, part], x[j, part]) for i, j in CANDIDATES["all"]}
+        for (i, j), value in scores.items():
+            assert_close(found[i, j, part], value.expand(len(part)), rtol=1e-4, atol=1e-4)
+            assert_close(found[j, i, part], value.expand(len(part)), rtol=1e-4, atol=1e-4)
+        hardest = max(scores, key=scores.__getitem__)
+        assert index[:, part].T.tolist() == [list(hardest)] * len(part)
+
+
+@pytest.mark.parametrize("chunks", [0, -1, BATCH // 2 + 1])
+def test_barlow_chunks_need_two_images(chunks):
+    x, _ = make_embeddings("cpu")
+    with pytest.raises(ValueError, match=rf"chunks must be at least 1 .* got {chunks} for views"):
+        losses.BarlowTwinsLoss().pair_losses(x, chunks=chunks)
+
+
 @pytest.mark.parametrize("candidates", CANDIDATES)
 @pytest.mark.parametrize("strategy", ["argmax", "softmax"])
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])

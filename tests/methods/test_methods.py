@@ -235,6 +235,8 @@ def test_forwards_count_student_and_teacher(name, options, forwards):
 def test_barlow_twins_options_refuse():
     with pytest.raises(ValueError, match="barlow_twins.redundancy must be at least 0, got -1"):
         BarlowTwinsOptions(SMALL, redundancy=-1)
+    with pytest.raises(ValueError, match="barlow_twins.chunks must be at least 0, got -1"):
+        BarlowTwinsOptions(SMALL, chunks=-1)
 
 
 # method, options: what its loss of two views is, it says of every pair of views of every image

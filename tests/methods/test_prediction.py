@@ -88,6 +88,17 @@ def test_barlow_twins_by_hand(views):
     torch.testing.assert_close(method(features, None)["loss"], torch.stack(losses).mean())
 
 
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_barlow_twins_judges_chunks_by_their_loss(chunks):
+    method = build(BarlowTwins, BarlowTwinsOptions((8, DIM), chunks=chunks))
+    features = features_of(4)
+    found, z = method.pair_losses(features), method.embed(features)
+    for part in torch.arange(IMAGES).tensor_split(chunks):
+        for i, j in combinations(range(4), 2):
+            expected = method.loss(z[i, part], z[j, part]).expand(len(part))
+            torch.testing.assert_close(found[i, j, part], expected)
+
+
 def test_methods_need_their_teacher():
     method = build(BYOL, BYOLOptions((8, DIM), 9))
     for call in (lambda f: method(f, None), method.pair_losses):
