@@ -47,6 +47,11 @@ struct Product {
   MAST_EXT_HD static V self_value(const Element<V>& a) {
     return a.z * a.z;
   }
+  // Of the value with respect to a; a view with itself counts it twice.
+  template <typename V>
+  MAST_EXT_HD static V derivative(V, V b) {
+    return b;
+  }
   template <typename Math, typename V>
   MAST_EXT_HD static void add_grads(V c, const Element<V>& a, const Element<V>& b,
                                     Element<V>& grad_a, Element<V>& grad_b) {
@@ -70,6 +75,10 @@ struct SquaredDifference {
   template <typename V>
   MAST_EXT_HD static V self_value(const Element<V>& a) {
     return a.z - a.z;
+  }
+  template <typename V>
+  MAST_EXT_HD static V derivative(V a, V b) {
+    return (a - b) * 2;
   }
   template <typename Math, typename V>
   MAST_EXT_HD static void add_grads(V c, const Element<V>& a, const Element<V>& b,

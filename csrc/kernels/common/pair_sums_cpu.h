@@ -3,6 +3,7 @@
 // Forward: the values of a few rows over a block of D are written to a tile once, then multiplied
 // with the masks like a small matrix product, with 3 rows x 8 masks of accumulators in registers.
 // Backward: the same tile gives the masks' gradient; the coefficient fields c_d live in registers.
+// With one subspace a value is needed once only, so that neither goes by way of a tile.
 #pragma once
 
 #include <algorithm>
@@ -34,6 +35,7 @@ class PairSumsCpu {
   static constexpr int kLane = kLanes<A>;
   static constexpr std::int64_t kBlock = 256;    // elements of D in a tile
   static constexpr std::int64_t kTileRows = 12;  // rows in a tile
+  static constexpr bool kSkipsTile = !Values::kHasVariance;
 
  public:
   explicit PairSumsCpu(const PairSums& p)
@@ -46,7 +48,12 @@ class PairSumsCpu {
         z_(scratch<A, struct Embeddings>(views_ * dim_)),
         log_var_(Values::kHasVariance ? scratch<A, struct LogVariances>(views_ * dim_) : nullptr),
         z_of_(scratch<const A*, struct EmbeddingRows>(views_)),
-        log_var_of_(scratch<const A*, struct LogVarianceRows>(views_)) {
+        log_var_of_(scratch<const A*, struct LogVarianceRows>(views_)),
+        left_(scratch<std::int32_t, struct LeftViews>(rows_)),
+        right_(scratch<std::int32_t, struct RightViews>(rows_)) {
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      p.rows.views_of(static_cast<std::int32_t>(r), left_[r], right_[r]);
+    }
     const auto* masks = static_cast<const A*>(p.masks);
     for (std::int64_t k = 0; k < p.subspaces; ++k) {
       A* w = weights_ + k * dim_;
@@ -83,6 +90,9 @@ class PairSumsCpu {
   void forward(std::int64_t b, A* sums) {
     read_image(b);
     std::fill(sums, sums + rows_ * p_.subspaces, A{0});
+    if constexpr (kSkipsTile) {
+      if (p_.subspaces == 1) return p_.masks ? sum_rows<true>(sums) : sum_rows<false>(sums);
+    }
     for_tiles([&](std::int64_t d0, std::int64_t length, std::int64_t r0, std::int64_t count) {
       fill_tile(d0, length, r0, count);
       std::int64_t r = 0;
@@ -104,6 +114,9 @@ class PairSumsCpu {
     if (grad.x == nullptr && grad.y == nullptr && grad.log_var_x == nullptr &&
         grad.log_var_y == nullptr) {
       return;
+    }
+    if constexpr (kSkipsTile) {
+      if (p_.subspaces == 1) return write_grads(b, coefficients, grad.x, grad.y);
     }
     A* grad_z = scratch<A, struct GradEmbeddings>(views_ * dim_);
     A* grad_log_var =
@@ -146,13 +159,106 @@ class PairSumsCpu {
     }
   }
 
+  // Where view v of image b is in the gradients x and y; null where not wanted.
+  T* row_of(std::int32_t v, std::int64_t b, void* x, void* y) const {
+    const bool is_x = v < p_.rows.x_views;
+    T* to = static_cast<T*>(is_x ? x : y);
+    return to ? to + ((is_x ? v : v - p_.rows.x_views) * p_.batch + b) * p_.dim : nullptr;
+  }
+
   void write_image(std::int64_t b, const A* from, void* x, void* y) const {
     for (std::int32_t v = 0; v < views_; ++v, from += dim_) {
-      const bool is_x = v < p_.rows.x_views;
-      void* to = is_x ? x : y;
-      if (to == nullptr) continue;
-      T* row = static_cast<T*>(to) + ((is_x ? v : v - p_.rows.x_views) * p_.batch + b) * p_.dim;
+      T* row = row_of(v, b, x, y);
+      if (row == nullptr) continue;
       for (std::int64_t d = 0; d < p_.dim; ++d) row[d] = static_cast<T>(from[d]);
+    }
+  }
+
+  // One subspace: sums[row] += sum_d w_d * value, for the rows of an image.
+  template <bool Masked>
+  void sum_rows(A* sums) const {
+    for (std::int64_t d0 = 0; d0 < dim_; d0 += kBlock) {
+      const std::int64_t end = std::min(d0 + kBlock, dim_);
+      std::int64_t r = 0;
+      for (; r + 8 <= rows_; r += 8) sum_rows<Masked, 8>(d0, end, r, sums);
+      for (; r + 3 <= rows_; r += 3) sum_rows<Masked, 3>(d0, end, r, sums);
+      for (; r < rows_; ++r) sum_rows<Masked, 1>(d0, end, r, sums);
+    }
+  }
+
+  template <bool Masked, int R>
+  void sum_rows(std::int64_t d0, std::int64_t end, std::int64_t r, A* sums) const {
+    constexpr int kUnroll = R < 8 ? 4 : 1;  // enough sums under way to hide an addition's latency
+    const A *left[R], *right[R];
+    for (int i = 0; i < R; ++i) {
+      left[i] = z_of_[left_[r + i]];
+      right[i] = z_of_[right_[r + i]];
+    }
+    V sum[kUnroll][R] = {};
+    const auto add = [&](V* to, std::int64_t d) {
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) {
+        const Element<V> a{load(left[i] + d), V{}}, b{load(right[i] + d), V{}};
+        const V value = Values::template value<VectorMath>(a, b);
+        to[i] += Masked ? value * load(weights_ + d) : value;
+      }
+    };
+    std::int64_t d = d0;
+    for (; d + kUnroll * kLane <= end; d += kUnroll * kLane) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnroll; ++u) add(sum[u], d + u * kLane);
+    }
+    for (; d < end; d += kLane) add(sum[0], d);
+    for (int i = 0; i < R; ++i) {
+      for (int u = 1; u < kUnroll; ++u) sum[0][i] += sum[u][i];
+      sums[r + i] += sum_lanes<A>(sum[0][i]);
+    }
+  }
+
+  // One subspace: the gradient of every view of image b, from the rows that the view is in.
+  void write_grads(std::int64_t b, const A* coefficients, void* x, void* y) const {
+    A* buffer = scratch<A, struct GradRow>(dim_);
+    A* c = scratch<A, struct Partners>(views_ + 1);
+    const A** others = scratch<const A*, struct PartnerRows>(views_ + 1);
+    for (std::int32_t v = 0; v < views_; ++v) {
+      T* row = row_of(v, b, x, y);
+      if (row == nullptr) continue;
+      int partners = 0;
+      for (std::int64_t r = 0; r < rows_; ++r) {
+        if (left_[r] != v && right_[r] != v) continue;
+        others[partners] = z_of_[left_[r] == v ? right_[r] : left_[r]];
+        c[partners++] = coefficients[r] * (left_[r] == right_[r] ? 2 : 1);
+      }
+      bool copied = true;
+      A* to = buffer;
+      if constexpr (std::is_same_v<T, A>) {
+        if (p_.dim == dim_) {
+          to = row;
+          copied = false;
+        }
+      }
+      std::int64_t d = 0;
+      for (; d + 4 * kLane <= dim_; d += 4 * kLane) write_grad<4>(v, partners, others, c, d, to);
+      for (; d < dim_; d += kLane) write_grad<1>(v, partners, others, c, d, to);
+      if (copied) {
+        for (d = 0; d < p_.dim; ++d) row[d] = static_cast<T>(to[d]);
+      }
+    }
+  }
+
+  template <int N>
+  void write_grad(std::int32_t v, int partners, const A* const* others, const A* c, std::int64_t d,
+                  A* to) const {
+    V own[N], sum[N] = {};
+    for (int u = 0; u < N; ++u) own[u] = load(z_of_[v] + d + u * kLane);
+    for (int i = 0; i < partners; ++i) {
+#pragma GCC unroll 4
+      for (int u = 0; u < N; ++u) {
+        sum[u] += c[i] * Values::derivative(own[u], load(others[i] + d + u * kLane));
+      }
+    }
+    for (int u = 0; u < N; ++u) {
+      store(to + d + u * kLane, p_.masks ? sum[u] * load(weights_ + d + u * kLane) : sum[u]);
     }
   }
 
@@ -173,8 +279,7 @@ class PairSumsCpu {
 
   void fill_tile(std::int64_t d0, std::int64_t length, std::int64_t r0, std::int64_t count) {
     for (std::int64_t r = 0; r < count; ++r) {
-      std::int32_t left, right;
-      p_.rows.views_of(static_cast<std::int32_t>(r0 + r), left, right);
+      const std::int32_t left = left_[r0 + r], right = right_[r0 + r];
       A* tile = tile_ + r * kBlock;
       if (left == right) {
         for (std::int64_t d = 0; d < length; d += kLane) {
@@ -256,10 +361,7 @@ class PairSumsCpu {
   void add_grad_views(std::int64_t r, const A* coefficients, A* grad_z, A* grad_log_var) const {
     constexpr int kUnroll = 2;
     static_assert(kPad % kLanes<float> == 0);
-    std::int32_t left[R], right[R];
-    for (int i = 0; i < R; ++i) {
-      p_.rows.views_of(static_cast<std::int32_t>(r + i), left[i], right[i]);
-    }
+    const std::int32_t *left = left_ + r, *right = right_ + r;
     const A* rows = coefficients + r * p_.subspaces;
     for (std::int64_t d = 0; d < dim_; d += kUnroll * kLane) {
       const int vectors = d + kUnroll * kLane <= dim_ ? kUnroll : 1;
@@ -317,6 +419,8 @@ class PairSumsCpu {
   A* const log_var_;
   const A** const z_of_;  // [V]
   const A** const log_var_of_;
+  std::int32_t* const left_;  // [rows]: the row's views
+  std::int32_t* const right_;
 };
 
 }  // namespace mast_ext::kernels::MAST_EXT_ISA
