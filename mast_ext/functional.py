@@ -1,7 +1,9 @@
 """Stateless entry points; the canonical public API."""
 
+from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mast_ext import ops
@@ -10,8 +12,14 @@ __all__ = [
     "contrastive_logsumexp",
     "cross_correlation_penalty",
     "gather_views",
+    "nearest_neighbor_distance",
+    "prototype_column_logsumexp",
+    "prototype_cross_entropy",
+    "prototype_cross_entropy_with_mean",
     "select_hard_cosine_pairs",
+    "select_hard_crops",
     "select_hard_pairs",
+    "sinkhorn_knopp",
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
@@ -243,6 +251,204 @@ def cross_correlation_penalty(
     return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]
 
 
+def prototype_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+    center: Tensor | None = None,
+) -> Tensor:
+    r"""Cross-entropy of every teacher view with every student view of the same image.
+
+    Over ``C`` prototypes, as DINO (Caron et al. 2021, eq. 3) and iBOT compare them::
+
+        CE[t,s,b] = −Σ_c softmax_c((teacher_tbc − center_c) / teacher_temperature)
+                        · log_softmax_c(student_sbc / student_temperature)
+
+    One pass reads every logit once for all pairs of views, the backward reads it once more and
+    writes the gradient; no probabilities are stored. Logits enter as differences from their row's
+    largest, so that ±1e4 cost no digits. For iBOT the masked tokens are the axis ``B``, with one
+    view of each; a Sinkhorn-Knopp teacher is a ``center``.
+
+    Args:
+        student: Raw logits ``[S, B, C]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        teacher: Raw logits ``[T, B, C]``, dtype and device of ``student``. Gets no gradient.
+        student_temperature: Positive.
+        teacher_temperature: Positive.
+        center: ``[C]``, taken off the teacher's logits, float32 (float64 beside float64 logits).
+            Gets no gradient. ``None``: nothing is taken off.
+
+    Returns:
+        ``[T, S, B]`` in float32 (float64 for float64 inputs), differentiable once in ``student``.
+        A NaN or ``+inf`` makes those results NaN that its row is part of. A logit of ``-inf`` has
+        probability 0: fine in a teacher, while a student's gives ``+inf`` where the teacher's
+        probability is positive and NaN (``0·∞``) where it is 0.
+
+    Raises:
+        ValueError: A shape or device does not fit, there is no view or no prototype, or a
+            temperature is not positive and finite.
+        TypeError: A dtype is not supported or differs from that of ``student``.
+    """
+    return ops.prototype_cross_entropy.op(
+        student,
+        teacher.detach(),
+        None if center is None else center.detach(),
+        student_temperature,
+        teacher_temperature,
+        False,
+    )[0]
+
+
+def prototype_cross_entropy_with_mean(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+    center: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`prototype_cross_entropy`, and the teacher's mean logits from the same read.
+
+    Returns:
+        The cross-entropies ``[T, S, B]``, the same bits as without the mean, and ``[C]``: the raw
+        teacher logits' mean over views and images (what a center's moving average is of), in
+        float32 (float64 for float64 inputs), NaN where ``B = 0``. It has no gradient.
+    """
+    return ops.prototype_cross_entropy.op(
+        student,
+        teacher.detach(),
+        None if center is None else center.detach(),
+        student_temperature,
+        teacher_temperature,
+        True,
+    )[:2]
+
+
+def prototype_column_logsumexp(
+    logits: Tensor, *, temperature: float, center: Tensor | None = None
+) -> Tensor:
+    r"""How much probability every prototype gets, as a logarithm.
+
+    ::
+
+        column[c] = log Σ_n softmax_c((logits[n,c] − center[c]) / temperature)
+
+    in the log domain throughout: finite wherever it is finite in exact arithmetic, also where every
+    probability of the column underflows. On the CPU the logits are read once, on a GPU twice;
+    nothing of size ``N×C`` is allocated. With it Sinkhorn-Knopp is short:
+    :func:`sinkhorn_knopp`.
+
+    Args:
+        logits: ``[N, C]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        temperature: Positive.
+        center: ``[C]`` in float32 (float64 beside float64 logits). ``None``: zeros.
+
+    Returns:
+        ``[C]`` in float32 (float64 for float64 logits), ``-inf`` of no rows. It has no gradient.
+        A row with a NaN makes every entry NaN.
+
+    Raises:
+        ValueError: A shape or device does not fit, or ``temperature`` is not positive.
+        TypeError: A dtype is not supported, or that of ``center`` does not fit.
+    """
+    return ops.prototype_column_logsumexp.op(logits, center, temperature, True)
+
+
+def sinkhorn_knopp(
+    logits: Tensor,
+    *,
+    temperature: float,
+    iterations: int = 3,
+    merge: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    r"""The center whose softmax is a Sinkhorn-Knopp assignment of samples to prototypes.
+
+    ``softmax((logits − center) / temperature)`` are the assignments of DINOv2 (Oquab et al. 2024;
+    SwaV, Caron et al. 2020, alike) after ``iterations`` of: divide every prototype's column by its
+    sum, then every sample's row by its. In logarithms a column's division is a shift of its
+    prototype, and a row's is what a softmax does anyway, so that the prototypes' shifts are all
+    there is to know::
+
+        center_0 = 0;   center_1 = τ · log Σ_n exp(logits[n] / τ)
+        center_(i+1) = center_i + τ · log Σ_n softmax((logits[n] − center_i) / τ)
+
+    and :func:`prototype_cross_entropy` takes them as its ``center``. Nothing of size ``N×C`` is
+    allocated, and nothing overflows, where ``exp(logits / τ)`` does for ``logits / τ`` above 88.
+
+    Args:
+        logits: ``[..., C]`` with all samples in the leading dimensions: float32, float16, bfloat16
+            or (CPU) float64. Any strides.
+        temperature: ``τ``, positive.
+        iterations: From 0, a plain softmax.
+        merge: Turns this process's logarithms of column sums ``[C]`` into those over all processes
+            (a log-sum-exp); called once per iteration. ``None``: these are all samples.
+
+    Returns:
+        ``[C]`` in float32 (float64 for float64 logits), without a gradient. A prototype that gets
+        nothing because all of its logits are ``-inf``, and every one where there are no samples,
+        keeps its shift. A NaN makes its prototype NaN in the first iteration, and in the second,
+        where its sample is part of every sum, all of them.
+
+    Raises:
+        ValueError: ``logits`` has fewer than two dimensions, ``temperature`` is not positive, or
+            ``iterations`` is negative.
+        TypeError: The dtype is not supported.
+    """
+    if logits.dim() < 2:
+        raise ValueError(f"logits must have shape [..., C], got {list(logits.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if iterations < 0:
+        raise ValueError(f"iterations must not be negative, got {iterations}")
+    rows = logits.detach().flatten(0, -2)
+    center = rows.new_zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
+    for iteration in range(iterations):
+        mass = ops.prototype_column_logsumexp.op(rows, center, temperature, iteration > 0)
+        if merge is not None:
+            mass = merge(mass)
+        center = torch.where(mass == -torch.inf, center, center + temperature * mass)
+    return center
+
+
+def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
+    r"""Distance of every row to the nearest other one on the unit sphere (KoLeo).
+
+    ::
+
+        u_i        = x_i / max(|x_i|, eps)
+        index_i    = argmax_{j≠i} ⟨u_i, u_j⟩             the first on ties
+        distance_i = |u_i − u_index_i + eps|             eps is added to every dimension
+
+    whose negative mean logarithm is the Kozachenko-Leonenko regulariser of Sablayrolles et al.
+    (2019, eq. 3); ``eps`` is used as by ``torch.nn.functional.normalize`` and
+    ``torch.nn.PairwiseDistance``, and hence by DINOv2. The ``N×N`` cosines are computed tile by
+    tile and never stored: memory beyond ``x`` is one normalised copy of it. The distance is summed
+    from differences, so that near neighbours keep their digits. 16-bit inputs are computed in
+    float32 throughout.
+
+    Exact duplicates are ``eps·√D`` apart, and the gradient of that distance is finite: it is along
+    the diagonal, away from the neighbour, of length about ``1/|x_i|``. A row of norm below ``eps``
+    counts as ``x_i / eps``. A NaN never wins over a number: a row with a NaN is a neighbour only of
+    rows that have no other, and takes the first other row as its own.
+
+    Args:
+        x: ``[N, D]`` with ``D ≥ 1`` and ``N ≠ 1``: float32, float16, bfloat16 or (CPU) float64. Any
+            strides.
+        eps: Positive.
+
+    Returns:
+        ``distance`` ``[N]`` in float32 (float64 for float64 inputs), differentiable once in ``x``,
+        as a distance to a neighbour that moves as well; and ``index`` int64 ``[N]``.
+
+    Raises:
+        ValueError: The shape does not fit, there is one row, which has no neighbour, or ``eps`` is
+            not positive.
+        TypeError: The dtype is not supported.
+    """
+    return ops.nearest_neighbor_distance.op(x, eps)
+
+
 def select_hard_pairs(
     pair_losses: Tensor, *, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -308,6 +514,66 @@ def select_hard_cosine_pairs(
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
     return ops.select_hard_cosine_pairs.op(x, y, candidates, eps)
+
+
+def select_hard_crops(
+    ce: Tensor,
+    *,
+    num_locals: int,
+    limit: int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The hardest crops of every image: two global ones and ``num_locals`` local ones.
+
+    Hard view selection for DINO and iBOT (Ferreira et al. 2023): of all tuples of an even global
+    crop ``a``, an odd one ``c`` and a subset ``S`` of the local crops, the one on which training
+    would lose most::
+
+        score = CE[a,c] + CE[c,a] + Σ_{l in S} (CE[a,l] + CE[c,l])
+
+    The sum falls apart into local crops, so that the best ``S`` beside ``(a, c)`` holds those of
+    the largest terms: the search is exact and looks at pairs, not at tuples (with 4 global and 16
+    local crops, of which 8 are kept, at 4 and not at 51,480). Ties go to the first pair in the
+    order of ``(a, c)`` and to the local crops of the lowest index. A NaN never wins over a number:
+    a local crop whose term is NaN is chosen only where there are not enough others, a pair whose
+    score is NaN only where all are.
+
+    Args:
+        ce: Cross-entropies ``[G, G+L, B]`` of teacher view ``t`` and student view ``s``, as
+            ``DINOLoss.crop_losses`` returns them, ``G ≥ 2``: float32, float16, bfloat16 or (CPU)
+            float64. The global crops come first; ``CE[t,t]`` is not read. Any strides.
+        num_locals: How many local crops to choose, from 0 to ``L``.
+        limit: Choose among this many tuples only, drawn at random without replacement, the same for
+            all images, as the published code does to save time. ``None``, or as many as there are:
+            the exact search, which is the faster one here. The draw happens on the host: it breaks
+            a graph of ``torch.compile``, and a CUDA graph cannot hold it.
+        generator: A CPU generator that the draw depends on; ``None`` is torch's default one.
+
+    Returns:
+        ``index`` int64 ``[2+num_locals, B]``: the rows are ``a``, ``c`` and the local crops in
+        ascending order, all as student views in ``[0, G+L)``, ready for :func:`gather_views`; and
+        the ``score`` ``[B]`` in float32 (float64 for float64 inputs). Neither has a gradient.
+
+    Raises:
+        ValueError: A shape does not fit, there are fewer than two global crops, ``num_locals`` is
+            not in ``[0, L]``, ``limit`` is not positive, or ``generator`` is not on the CPU.
+        TypeError: A dtype is not supported.
+    """
+    if limit is None:
+        return ops.select_hard_crops.op(ce, None, num_locals)
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1 tuple, or None for all of them, got {limit}")
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(
+            f"generator must be on the CPU, where the tuples are drawn, got {generator.device}"
+        )
+    tuples = None
+    if ce.dim() == 3 and 0 <= num_locals <= ce.shape[1] - ce.shape[0]:  # else an error of the op
+        num_globals, crops = ce.shape[:2]
+        tuples = ops.select_hard_crops.draw_tuples(
+            num_globals, crops - num_globals, num_locals, limit, generator
+        )
+    return ops.select_hard_crops.op(ce, tuples, num_locals)
 
 
 def gather_views(views: Tensor, index: Tensor) -> Tensor:

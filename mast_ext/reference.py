@@ -6,14 +6,21 @@ Written to be read: formulas as they stand in the docstrings there, materialisin
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
     "contrastive_logsumexp",
     "cross_correlation_penalty",
     "gather_views",
+    "nearest_neighbor_distance",
+    "prototype_column_logsumexp",
+    "prototype_cross_entropy",
+    "prototype_cross_entropy_with_mean",
     "select_hard_cosine_pairs",
+    "select_hard_crops",
     "select_hard_pairs",
+    "sinkhorn_knopp",
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
@@ -127,6 +134,67 @@ def cross_correlation_penalty(
     return (diagonal - 1).square().sum() + lambda_ * (c.square().sum() - diagonal.square().sum())
 
 
+def prototype_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+    center: Tensor | None = None,
+) -> Tensor:
+    """See :func:`mast_ext.functional.prototype_cross_entropy`."""
+    centred = teacher if center is None else teacher - center.to(teacher)
+    target = (centred / teacher_temperature).softmax(-1).detach()
+    log_probability = (student / student_temperature).log_softmax(-1)
+    return -(target[:, None] * log_probability[None]).sum(-1)
+
+
+def prototype_cross_entropy_with_mean(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+    center: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.prototype_cross_entropy_with_mean`."""
+    cross_entropy = prototype_cross_entropy(
+        student,
+        teacher,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+        center=center,
+    )
+    accumulation = torch.promote_types(teacher.dtype, torch.float32)
+    return cross_entropy, teacher.detach().to(accumulation).mean((0, 1))
+
+
+def prototype_column_logsumexp(
+    logits: Tensor, *, temperature: float, center: Tensor | None = None
+) -> Tensor:
+    """See :func:`mast_ext.functional.prototype_column_logsumexp`."""
+    scaled = (logits if center is None else logits - center) / temperature
+    return scaled.log_softmax(-1).logsumexp(0)
+
+
+def sinkhorn_knopp(logits: Tensor, *, temperature: float, iterations: int = 3) -> Tensor:
+    """The assignments ``[..., C]`` that :func:`mast_ext.functional.sinkhorn_knopp` gives."""
+    log_assignments = logits.flatten(0, -2) / temperature
+    for _ in range(iterations):
+        log_assignments = log_assignments - log_assignments.logsumexp(0)
+        log_assignments = log_assignments - log_assignments.logsumexp(-1, keepdim=True)
+    return log_assignments.softmax(-1).view(logits.shape)
+
+
+def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.nearest_neighbor_distance`."""
+    unit = F.normalize(x, dim=-1, eps=eps)
+    cosines = (unit @ unit.mT).detach()
+    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    index = cosines.masked_fill(cosines.isnan(), -2).masked_fill(own, -3).argmax(1)
+    return F.pairwise_distance(unit, unit[index], eps=eps), index
+
+
 def select_hard_pairs(
     pair_losses: Tensor, *, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -137,10 +205,15 @@ def select_hard_pairs(
         pairs = pairs[:, candidates[pairs[0], pairs[1]]]
     i, j = pairs
     scores = (pair_losses[i, j] + pair_losses[j, i]) / 2  # [pairs, B]
+    chosen = _first_of_largest(scores)
+    return pairs[:, chosen], scores.gather(0, chosen[None])[0]
+
+
+def _first_of_largest(scores: Tensor) -> Tensor:
+    """Row ``[B]`` of the largest of ``scores [N, B]``; NaN only where there is nothing else."""
     best = scores.masked_fill(scores.isnan(), -torch.inf).amax(0)
     wins = (scores == best) | scores.isnan().all(0)
-    chosen = wins.to(torch.uint8).argmax(0)  # the first of the largest
-    return pairs[:, chosen], scores.gather(0, chosen[None])[0]
+    return wins.to(torch.uint8).argmax(0)
 
 
 def select_hard_cosine_pairs(
@@ -152,6 +225,27 @@ def select_hard_cosine_pairs(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mast_ext.functional.select_hard_cosine_pairs`."""
     return select_hard_pairs(-subspace_similarity(x, y, eps=eps)[0], candidates=candidates)
+
+
+def select_hard_crops(ce: Tensor, *, num_locals: int) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.select_hard_crops`: every tuple's score, and the largest."""
+    (num_globals, crops), device = ce.shape[:2], ce.device
+    even = torch.arange(0, num_globals, 2, device=device)
+    pairs = torch.cartesian_prod(even, torch.arange(1, num_globals, 2, device=device))
+    # Every subset of the local crops is a number of as many bits; the first crop is the highest.
+    bits = torch.arange(crops - num_globals, device=device).flip(0)
+    taken = torch.arange(2 ** len(bits), device=device).flip(0)[:, None] >> bits & 1
+    taken = taken[taken.sum(1) == num_locals]
+    subsets = taken.nonzero()[:, 1].view(len(taken), num_locals) + num_globals
+    tuples = torch.cat(
+        [pairs.repeat_interleave(len(subsets), 0), subsets.repeat(len(pairs), 1)], 1
+    )  # [tuples, 2 + num_locals], in lexicographic order
+    a, c, *chosen = tuples.unbind(1)
+    scores = ce[a, c] + ce[c, a]  # [tuples, B]
+    for local in chosen:
+        scores = scores + (ce[a, local] + ce[c, local])
+    best = _first_of_largest(scores)
+    return tuples[best].T, scores.gather(0, best[None])[0]
 
 
 def gather_views(views: Tensor, index: Tensor) -> Tensor:

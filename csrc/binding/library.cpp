@@ -52,10 +52,28 @@ void define(torch::Library& m) {
       "bool within_views, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks, "
       "Tensor grad_temperature)");
   m.def(
+      "prototype_cross_entropy(Tensor student, Tensor teacher, Tensor? center, "
+      "float student_temperature, float teacher_temperature, bool with_mean) -> "
+      "(Tensor cross_entropy, Tensor teacher_mean, Tensor student_stats, Tensor teacher_stats)");
+  m.def(
+      "prototype_cross_entropy_backward(Tensor grad, Tensor student, Tensor teacher, "
+      "Tensor? center, Tensor student_stats, Tensor teacher_stats, float student_temperature, "
+      "float teacher_temperature) -> Tensor");
+  m.def(
       "select_hard_pairs(Tensor pair_losses, Tensor? candidates) -> (Tensor index, Tensor score)");
   m.def(
       "select_hard_cosine_pairs(Tensor x, Tensor? y, Tensor? candidates, float eps) "
       "-> (Tensor index, Tensor score)");
+  m.def(
+      "select_hard_crops(Tensor ce, Tensor? tuples, int num_locals) "
+      "-> (Tensor index, Tensor score)");
+  m.def("nearest_neighbor_distance(Tensor x, float eps) -> (Tensor distance, Tensor index)");
+  m.def(
+      "nearest_neighbor_distance_backward(Tensor grad_distance, Tensor x, Tensor distance, "
+      "Tensor index, float eps) -> Tensor");
+  m.def(
+      "prototype_column_logsumexp(Tensor logits, Tensor? center, float temperature, "
+      "bool normalize_rows) -> Tensor");
   m.def("gather_views(Tensor views, Tensor index) -> Tensor");
   m.def("gather_views_backward(Tensor grad, Tensor index, int views) -> Tensor");
 }
@@ -73,8 +91,15 @@ void implement(torch::Library& m) {
          TORCH_FN(mast_ext::cross_correlation_penalty_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
+  m.impl("prototype_cross_entropy", TORCH_FN(mast_ext::prototype_cross_entropy));
+  m.impl("prototype_cross_entropy_backward", TORCH_FN(mast_ext::prototype_cross_entropy_backward));
   m.impl("select_hard_pairs", TORCH_FN(mast_ext::select_hard_pairs));
   m.impl("select_hard_cosine_pairs", TORCH_FN(mast_ext::select_hard_cosine_pairs));
+  m.impl("select_hard_crops", TORCH_FN(mast_ext::select_hard_crops));
+  m.impl("nearest_neighbor_distance", TORCH_FN(mast_ext::nearest_neighbor_distance));
+  m.impl("nearest_neighbor_distance_backward",
+         TORCH_FN(mast_ext::nearest_neighbor_distance_backward));
+  m.impl("prototype_column_logsumexp", TORCH_FN(mast_ext::prototype_column_logsumexp));
   m.impl("gather_views", TORCH_FN(mast_ext::gather_views));
   m.impl("gather_views_backward", TORCH_FN(mast_ext::gather_views_backward));
 }

@@ -58,10 +58,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
     const OptionalTensor& y_grad_positive, double temperature, std::optional<std::int64_t> offset,
     bool exclude_self, bool exclude_positive, bool within_views, std::array<bool, 4> wanted);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_cross_entropy(
+    const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
+    double student_temperature, double teacher_temperature, bool with_mean);
+Tensor prototype_cross_entropy_backward(const Tensor& grad, const Tensor& student,
+                                        const Tensor& teacher, const OptionalTensor& center,
+                                        const Tensor& student_stats, const Tensor& teacher_stats,
+                                        double student_temperature, double teacher_temperature);
+
+Tensor prototype_column_logsumexp(const Tensor& logits, const OptionalTensor& center,
+                                  double temperature, bool normalize_rows);
+
+std::tuple<Tensor, Tensor> nearest_neighbor_distance(const Tensor& x, double eps);
+Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance, const Tensor& x,
+                                          const Tensor& distance, const Tensor& index, double eps);
+
 std::tuple<Tensor, Tensor> select_hard_pairs(const Tensor& pair_losses,
                                              const OptionalTensor& candidates);
 std::tuple<Tensor, Tensor> select_hard_cosine_pairs(const Tensor& x, const OptionalTensor& y,
                                                     const OptionalTensor& candidates, double eps);
+std::tuple<Tensor, Tensor> select_hard_crops(const Tensor& ce, const OptionalTensor& tuples,
+                                             std::int64_t num_locals);
 Tensor gather_views(const Tensor& views, const Tensor& index);
 Tensor gather_views_backward(const Tensor& grad, const Tensor& index, std::int64_t views);
 

@@ -20,7 +20,7 @@ def no_gradient(op_name: str) -> None:
     """Detaches the results of an op that has no gradient from its inputs."""
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(*output)
+        ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
         ctx.inputs = len(inputs)
 
     def backward(ctx: Any, *grads: Any) -> tuple[None, ...]:

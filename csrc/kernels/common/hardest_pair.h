@@ -19,6 +19,12 @@ struct CandidatePairs {
   }
 };
 
+// Whether a score takes the place of the best one before it.
+template <typename A>
+MAST_EXT_HD bool is_harder(A offered, A score) {
+  return offered > score || (score != score && offered == offered);
+}
+
 // Offered every candidate in lexicographic order. Without any it is the pair (0, 1), of score NaN.
 template <typename A>
 struct HardestPair {
@@ -27,8 +33,7 @@ struct HardestPair {
   bool any = false;
 
   MAST_EXT_HD void offer(std::int32_t left, std::int32_t right, A offered) {
-    const bool number_over_nan = score != score && offered == offered;
-    if (any && !(offered > score) && !number_over_nan) return;
+    if (any && !is_harder(offered, score)) return;
     score = offered;
     i = left;
     j = right;

@@ -2,34 +2,14 @@
 #include "kernels/select_hard_pairs/select_hard_pairs.h"
 
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/common/columns_cpu.h"
+#include "kernels/common/hardest_pair_cpu.h"
 #include "kernels/common/isa.h"
-#include "kernels/common/simd.h"
 
 namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
 namespace {
-
-// HardestPair of hardest_pair.h, one in every lane; a pair is the number i * V + j.
-template <typename A>
-struct HardestPairs {
-  // As wide as the scores, so that a comparison of scores selects among them.
-  using Number = std::conditional_t<std::is_same_v<A, double>, std::int64_t, std::int32_t>;
-
-  vec<A> score = broadcast(static_cast<A>(NAN));
-  vec<Number> pair = broadcast(Number{1});
-  bool any = false;
-
-  void offer(Number number, vec<A> offered) {
-    vec<Number> wins = (offered > score) | ((score != score) & (offered == offered));
-    if (!any) wins = broadcast(Number{-1});
-    score = wins ? offered : score;
-    pair = wins ? broadcast(number) : pair;
-    any = true;
-  }
-};
 
 template <typename T>
 void select(const SelectHardPairs& p, std::int64_t begin, std::int64_t end) {
@@ -38,7 +18,7 @@ void select(const SelectHardPairs& p, std::int64_t begin, std::int64_t end) {
   const std::int32_t views = p.candidates.views;
   for (std::int64_t b = begin; b < end; b += kLanes<A>) {
     const std::int64_t count = std::min<std::int64_t>(kLanes<A>, end - b);
-    HardestPairs<A> hardest;
+    HardestLanes<A> hardest(1);  // a pair is the number i * V + j
     for (std::int32_t i = 0; i < views; ++i) {
       for (std::int32_t j = i + 1; j < views; ++j) {
         if (!p.candidates.has(i, j)) continue;
@@ -49,8 +29,8 @@ void select(const SelectHardPairs& p, std::int64_t begin, std::int64_t end) {
     }
     store_some(static_cast<A*>(p.score) + b, hardest.score, count);
     for (std::int64_t lane = 0; lane < count; ++lane) {
-      p.index[b + lane] = hardest.pair[lane] / views;
-      p.index[p.batch + b + lane] = hardest.pair[lane] % views;
+      p.index[b + lane] = hardest.number[lane] / views;
+      p.index[p.batch + b + lane] = hardest.number[lane] % views;
     }
   }
 }

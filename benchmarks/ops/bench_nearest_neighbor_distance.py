@@ -1,0 +1,32 @@
+"""KoLeo: minus the mean logarithm of the distance to the nearest neighbour."""
+
+import pytest
+import torch
+from harness import MODES, Workload, lightly_rivals
+from torch import Tensor
+
+from mast_ext import functional
+
+
+def make_rows(rows: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return (torch.randn(rows, dim).to(dtype),)
+
+
+def koleo(x: Tensor) -> Tensor:
+    return -(functional.nearest_neighbor_distance(x)[0] + 1e-8).log().mean()
+
+
+WORKLOAD = Workload(
+    file=__file__,
+    cases=[{"rows": 256, "dim": 384}, {"rows": 1024, "dim": 768}, {"rows": 4096, "dim": 384}],
+    gpu_cases=({"rows": 16384, "dim": 768},),
+    inputs=make_rows,
+    tolerance=1e-2,  # lightly's distances of 16-bit rows are 16-bit numbers
+    contestants={"mast_ext": koleo, **lightly_rivals("KoLeoLoss")},
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
+def bench_nearest_neighbor_distance(compare, device, case, mode):
+    compare(WORKLOAD, device, case, mode)

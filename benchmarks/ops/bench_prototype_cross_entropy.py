@@ -1,0 +1,111 @@
+"""DINO's and iBOT's loss, with the batch's centre statistics, against lightly's and plain torch.
+
+Every call begins with a center of zeros and also computes the next one, as in training. Plain torch
+and lightly compute in float32 for 16-bit logits too, as mixed precision has it.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import pytest
+import torch
+from harness import MODES, Workload
+from torch import Tensor
+
+from mast_ext import functional
+
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, MOMENTUM = 0.1, 0.04, 0.9
+
+Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def make_inputs(teachers, students, batch, prototypes, dtype):
+    """Student and teacher; the latter as the integers of its bits, which get no gradient."""
+    student = torch.randn(students, batch, prototypes, dtype=dtype)
+    teacher = torch.randn(teachers, batch, prototypes, dtype=dtype)
+    return student, teacher.view(torch.int32 if dtype == torch.float32 else torch.int16)
+
+
+def mean_of_pairs(ce: Tensor) -> Tensor:
+    """Of ``[T, S, B]``, without a view beside itself; tokens have one view, which is masked."""
+    pairs = 1 - torch.eye(*ce.shape[:2], device=ce.device) if ce.shape[1] > 1 else ce.new_ones(1, 1)
+    return (ce.mean(-1) * pairs).sum() / pairs.sum()
+
+
+def fused(student: Tensor, teacher: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    ce, mean = functional.prototype_cross_entropy_with_mean(
+        student,
+        teacher,
+        student_temperature=STUDENT_TEMPERATURE,
+        teacher_temperature=TEACHER_TEMPERATURE,
+        center=center,
+    )
+    return mean_of_pairs(ce), torch.lerp(center, mean, 1 - MOMENTUM)
+
+
+def plain(student: Tensor, teacher: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    target = ((teacher.float() - center) / TEACHER_TEMPERATURE).softmax(-1)
+    log_probability = (student.float() / STUDENT_TEMPERATURE).log_softmax(-1)
+    ce = -torch.einsum("tbc,sbc->tsb", target, log_probability)
+    return mean_of_pairs(ce), torch.lerp(center, teacher.float().mean((0, 1)), 1 - MOMENTUM)
+
+
+def from_zeros(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    def call(student: Tensor, bits: Tensor) -> Tensor:
+        center = torch.zeros(student.shape[2], device=student.device)
+        return loss(student, bits.view(student.dtype), center)[0]
+
+    return call
+
+
+def lightly_rivals() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """lightly's DINOLoss, or its IBOTPatchLoss for tokens; nothing where it is not installed."""
+    if importlib.util.find_spec("lightly") is None:
+        return {}
+    from lightly.loss import DINOLoss, IBOTPatchLoss
+
+    @functools.cache
+    def module_of(tokens: bool, prototypes: int, device: torch.device, compiled: bool):
+        module = (IBOTPatchLoss if tokens else DINOLoss)(output_dim=prototypes).to(device)
+        return module, torch.compile(module, dynamic=False) if compiled else module
+
+    def call(student: Tensor, bits: Tensor, compiled: bool) -> Tensor:
+        tokens = len(student) == 1
+        module, function = module_of(tokens, student.shape[2], student.device, compiled)
+        for center in module.buffers():
+            center.zero_()
+        teacher, student = bits.view(student.dtype).float(), student.float()
+        if tokens:
+            mask = torch.ones(student.shape[1], 1, 1, dtype=torch.bool, device=student.device)
+            return function(teacher[0], student[0], mask)
+        return function(list(teacher), list(student))
+
+    return {
+        "lightly": functools.partial(call, compiled=False),
+        "torch.compile(lightly)": functools.partial(call, compiled=True),
+    }
+
+
+WORKLOAD = Workload(
+    file=__file__,
+    cases=[
+        {"teachers": 2, "students": 2, "batch": 256, "prototypes": 4096},
+        {"teachers": 2, "students": 10, "batch": 16, "prototypes": 65536},
+        {"teachers": 1, "students": 1, "batch": 4096, "prototypes": 8192},
+    ],
+    gpu_cases=({"teachers": 2, "students": 10, "batch": 64, "prototypes": 65536},),
+    inputs=make_inputs,
+    contestants={
+        "mast_ext": from_zeros(fused),
+        "eager": from_zeros(plain),
+        "torch.compile": from_zeros(torch.compile(plain, dynamic=False)),
+        **lightly_rivals(),
+    },
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
+def bench_prototype_cross_entropy(compare, device, case, mode):
+    compare(WORKLOAD, device, case, mode)

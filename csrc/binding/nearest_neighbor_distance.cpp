@@ -1,0 +1,176 @@
+#include "kernels/nearest_neighbor_distance/nearest_neighbor_distance.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "binding/columns.h"
+#include "binding/ops.h"
+
+namespace mast_ext {
+namespace {
+
+Tensor checked_rows(const Tensor& x, double eps) {
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) != 1 && x.size(1) >= 1,
+                    "x must have shape [N, D] with D >= 1 and another row to every row (N != 1), "
+                    "got ",
+                    x.sizes());
+  dtype_of(x, "x");
+  TORCH_CHECK_VALUE(eps > 0, "eps must be positive, got ", eps);
+  return dense_rows(x);
+}
+
+// Rows of length 1, in the accumulation type.
+struct Unit {
+  Tensor x, rows, inv_norm;
+  kernels::UnitRows p;
+
+  Unit(const Tensor& x_, double eps) : x(checked_rows(x_, eps)) {
+    rows = x.new_empty(x.sizes(), x.options().dtype(accumulation_type(x)));
+    inv_norm = rows.new_empty({x.size(0)});
+    p = {.dtype = dtype_of(x, "x"),
+         .rows = x.size(0),
+         .dim = x.size(1),
+         .x = x.const_data_ptr(),
+         .row_stride = x.stride(0),
+         .eps = eps,
+         .unit = rows.mutable_data_ptr(),
+         .inv_norm = inv_norm.mutable_data_ptr()};
+  }
+
+  void compute_on_cpu() const {
+    parallel_rows(p.rows, p.dim,
+                  [&](auto begin, auto end) { kernels::unit_rows_cpu(p, begin, end); });
+  }
+};
+
+// The best cosine of every row and whose it is, from the tiles on and above the diagonal.
+void search(const Tensor& unit, const Tensor& cosine, const Tensor& index) {
+  constexpr std::int64_t kTile = 256;
+  constexpr std::int64_t kPadding = 16;  // rows a power of two apart share the lines of a cache
+  const std::int64_t rows = unit.size(0), most = std::min(rows, kTile);
+  Tensor buffer = unit.new_empty({most * (most + kPadding)});
+  cosine.fill_(std::numeric_limits<double>::quiet_NaN());
+  for (std::int64_t row = 0; row < rows; row += kTile) {
+    const Tensor a = unit.narrow(0, row, std::min(kTile, rows - row));
+    for (std::int64_t column = row; column < rows; column += kTile) {
+      const Tensor b = unit.narrow(0, column, std::min(kTile, rows - column));
+      const std::int64_t stride = b.size(0) + kPadding;
+      const Tensor products =
+          buffer.narrow(0, 0, a.size(0) * stride).view({a.size(0), stride}).narrow(1, 0, b.size(0));
+      multiply(products, a, b.t(), false);
+      const kernels::NearestTile p{
+          .dtype = dtype_of(unit, "unit"),
+          .first_row = row,
+          .rows = a.size(0),
+          .first_column = column,
+          .columns = b.size(0),
+          .products = products.const_data_ptr(),
+          .stride = stride,
+          .cosine = cosine.mutable_data_ptr(),
+          .index = static_cast<std::int64_t*>(index.mutable_data_ptr()),
+      };
+      parallel_rows(p.rows, p.columns,
+                    [&](auto begin, auto end) { kernels::nearest_tile_rows_cpu(p, begin, end); });
+      if (row == column) continue;
+      parallel_rows(p.columns, p.rows, [&](auto begin, auto end) {
+        kernels::nearest_tile_columns_cpu(p, begin, end);
+      });
+    }
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> nearest_neighbor_distance(const Tensor& x, double eps) {
+  const PlainTensors plain;
+  const Unit unit(x, eps);
+  const std::int64_t rows = unit.p.rows, dim = unit.p.dim;
+  Tensor distance = unit.rows.new_empty({rows});
+  Tensor index = x.new_empty({rows}, x.options().dtype(at::kLong));
+  if (rows == 0) return {distance, index};
+
+  const bool cuda = uses_cuda_kernels(x);
+  const std::int64_t splits = cuda ? kernels::nearest_splits(rows) : 1;
+  Tensor cosine = unit.rows.new_empty({splits, rows});
+  Tensor found = index.new_empty({cuda ? splits : 0, rows});
+  const kernels::NeighborDistances measure{
+      .dtype = dtype_of(unit.rows, "x"),
+      .rows = rows,
+      .dim = dim,
+      .unit = unit.rows.const_data_ptr(),
+      .eps = eps,
+      .cosine = cosine.const_data_ptr(),
+      .index = static_cast<std::int64_t*>(index.mutable_data_ptr()),
+      .distance = distance.mutable_data_ptr(),
+  };
+  run_on(
+      x,
+      [&] {
+        unit.compute_on_cpu();
+        search(unit.rows, cosine, index);
+        parallel_rows(rows, dim, [&](auto begin, auto end) {
+          kernels::neighbor_distances_cpu(measure, begin, end);
+        });
+      },
+      [&](auto stream) {
+        const kernels::NearestSplits shares{
+            .splits = splits,
+            .cosine = static_cast<float*>(cosine.mutable_data_ptr()),
+            .index = static_cast<std::int64_t*>(found.mutable_data_ptr())};
+        return kernels::nearest_neighbor_distance_cuda(unit.p, shares, measure, stream);
+      });
+  return {distance, index};
+}
+
+Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Tensor& x,
+                                          const Tensor& distance_, const Tensor& index_,
+                                          double eps) {
+  const PlainTensors plain;
+  const Unit unit(x, eps);
+  const std::int64_t rows = unit.p.rows, dim = unit.p.dim;
+  for (const auto& [t, name] :
+       {std::pair(&grad_distance_, "grad_distance"), std::pair(&distance_, "distance")}) {
+    check_shape(*t, name, {rows});
+    check_like(*t, name, unit.rows, "the sums over x");
+  }
+  check_shape(index_, "index", {rows});
+  check_device(index_, "index", x, "x");
+  TORCH_CHECK_TYPE(index_.scalar_type() == at::kLong, "index must be Long, got ",
+                   index_.scalar_type());
+  const Tensor grad_distance = grad_distance_.contiguous(), distance = distance_.contiguous();
+  const Tensor index = index_.contiguous();
+  Tensor grad_x = x.new_empty({rows, dim});
+  if (rows == 0) return grad_x;
+
+  // Those whose neighbour a row is, one after the other: a row's gradient needs no atomics.
+  const auto [sorted, order] = index.sort(std::optional<bool>(true), 0, false);
+  const kernels::NearestNeighborDistanceBackward p{
+      .dtype = unit.p.dtype,
+      .rows = rows,
+      .dim = dim,
+      .unit = unit.rows.const_data_ptr(),
+      .eps = eps,
+      .inv_norm = unit.inv_norm.const_data_ptr(),
+      .distance = distance.const_data_ptr(),
+      .grad_distance = grad_distance.const_data_ptr(),
+      .index = static_cast<const std::int64_t*>(index.const_data_ptr()),
+      .sorted_index = static_cast<const std::int64_t*>(sorted.const_data_ptr()),
+      .order = static_cast<const std::int64_t*>(order.const_data_ptr()),
+      .grad_x = grad_x.mutable_data_ptr(),
+  };
+  run_on(
+      x,
+      [&] {
+        unit.compute_on_cpu();
+        parallel_rows(rows, 4 * dim, [&](auto begin, auto end) {
+          kernels::nearest_neighbor_distance_backward_cpu(p, begin, end);
+        });
+      },
+      [&](auto stream) {
+        return kernels::nearest_neighbor_distance_backward_cuda(unit.p, p, stream);
+      });
+  return grad_x;
+}
+
+}  // namespace mast_ext

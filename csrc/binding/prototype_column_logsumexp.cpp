@@ -1,0 +1,85 @@
+#include "kernels/prototype_column_logsumexp/prototype_column_logsumexp.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "binding/checks.h"
+#include "binding/ops.h"
+#include "binding/pair_inputs.h"
+#include "binding/run_on.h"
+
+namespace mast_ext {
+namespace {
+
+// Of the rows: enough to share out, and few beside the rows themselves, whatever the number of
+// threads, so that it does not change the bits.
+std::int64_t slices_of(std::int64_t rows, std::int64_t prototypes, bool cuda) {
+  constexpr std::int64_t kLeastRows = 8, kMostSlices = 1 << 12;
+  constexpr std::int64_t kCpuSlices = 16, kCudaThreads = 1 << 17;
+  const std::int64_t wanted =
+      cuda ? kCudaThreads / std::max<std::int64_t>(prototypes, 1) : kCpuSlices;
+  return std::clamp<std::int64_t>(std::min(wanted, rows / kLeastRows), 1, kMostSlices);
+}
+
+}  // namespace
+
+Tensor prototype_column_logsumexp(const Tensor& logits_, const OptionalTensor& center_,
+                                  double temperature, bool normalize_rows) {
+  TORCH_CHECK_VALUE(logits_.dim() == 2, "logits must have shape [N, C], got ", logits_.sizes());
+  const DType dtype = dtype_of(logits_, "logits");
+  TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature),
+                    "temperature must be positive, got ", temperature);
+  const Tensor logits = dense_rows(logits_);
+  const std::int64_t rows = logits.size(0), prototypes = logits.size(1);
+  const auto sums = logits.options().dtype(accumulation_type(logits));
+  Tensor center;
+  if (center_) {
+    check_shape(*center_, "center", {prototypes});
+    check_device(*center_, "center", logits, "logits");
+    TORCH_CHECK_TYPE(center_->scalar_type() == accumulation_type(logits), "center must be ",
+                     accumulation_type(logits), " beside ", logits.scalar_type(), " logits, got ",
+                     center_->scalar_type());
+    center = center_->contiguous();
+  }
+  const bool cuda = uses_cuda_kernels(logits);
+  const std::int64_t slices = slices_of(rows, prototypes, cuda);
+  Tensor column = logits.new_empty({prototypes}, sums);
+  Tensor partial_sum = logits.new_empty({slices, prototypes}, sums);
+  Tensor partial_max = logits.new_empty({cuda ? slices : 0, prototypes}, sums);
+  Tensor of_rows = logits.new_empty({2, normalize_rows ? rows : 0}, sums);
+
+  const kernels::PrototypeColumns p{
+      .dtype = dtype,
+      .rows = rows,
+      .prototypes = prototypes,
+      .logits = logits.const_data_ptr(),
+      .row_stride = logits.stride(0),
+      .center = center.defined() ? center.const_data_ptr() : nullptr,
+      .temperature = temperature,
+      .normalize_rows = normalize_rows,
+      .slices = slices,
+      .partial_sum = partial_sum.mutable_data_ptr(),
+      .partial_max = partial_max.mutable_data_ptr(),
+      .row_max = of_rows.select(0, 0).mutable_data_ptr(),
+      .row_log_sum = of_rows.select(0, 1).mutable_data_ptr(),
+      .column = column.mutable_data_ptr(),
+  };
+  run_on(
+      logits,
+      [&] {
+        if (normalize_rows) {
+          parallel_rows(slices, 8 * rows / slices * prototypes, [&](auto begin, auto end) {
+            kernels::prototype_column_slices_cpu(p, begin, end);
+          });
+        }
+        const std::int64_t stretches =
+            (prototypes + kernels::kPrototypeStretch - 1) / kernels::kPrototypeStretch;
+        parallel_rows(stretches, 8 * rows * kernels::kPrototypeStretch, [&](auto begin, auto end) {
+          kernels::prototype_column_stretches_cpu(p, begin, end);
+        });
+      },
+      [&](auto stream) { return kernels::prototype_column_logsumexp_cuda(p, stream); });
+  return column;
+}
+
+}  // namespace mast_ext

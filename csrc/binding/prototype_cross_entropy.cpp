@@ -1,0 +1,187 @@
+#include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <cmath>
+#include <cstdint>
+
+#include "binding/checks.h"
+#include "binding/ops.h"
+#include "binding/pair_inputs.h"
+#include "binding/run_on.h"
+#include "kernels/prototype_cross_entropy/prototype_cross_entropy_math.h"
+
+namespace mast_ext {
+namespace {
+
+void check_temperature(double temperature, const char* name) {
+  TORCH_CHECK_VALUE(std::isfinite(temperature) && temperature > 0, name,
+                    " must be positive and finite, got ", temperature);
+}
+
+// Asks for a large new tensor to be laid on huge pages: the faults of small ones take longer than
+// computing what is written there.
+void prefer_huge_pages([[maybe_unused]] const Tensor& t) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = 4096, kHuge = 2 << 20;
+  const auto begin = reinterpret_cast<std::uintptr_t>(t.const_data_ptr()), end = begin + t.nbytes();
+  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  if (t.is_cpu() && t.nbytes() >= 2 * kHuge) {
+    madvise(reinterpret_cast<void*>(first), (end - first) / kPage * kPage, MADV_HUGEPAGE);
+  }
+#endif
+}
+
+// student [S, B, C], teacher [T, B, C] and center [C], checked and laid out for the kernels.
+struct PrototypeInputs {
+  Tensor student, teacher, center;  // center is undefined when not given
+  double student_temperature, teacher_temperature;
+
+  PrototypeInputs(const Tensor& student_, const Tensor& teacher_, const OptionalTensor& center_,
+                  double student_temperature_, double teacher_temperature_)
+      : student_temperature(student_temperature_), teacher_temperature(teacher_temperature_) {
+    TORCH_CHECK_VALUE(student_.dim() == 3 && student_.size(0) >= 1 && student_.size(2) >= 1,
+                      "student must have shape [S, B, C] with S >= 1 and C >= 1, got ",
+                      student_.sizes());
+    dtype_of(student_, "student");
+    TORCH_CHECK_VALUE(
+        teacher_.dim() == 3 && teacher_.size(0) >= 1 && teacher_.size(1) == student_.size(1) &&
+            teacher_.size(2) == student_.size(2),
+        "teacher must have shape [T, ", student_.size(1), ", ", student_.size(2),
+        "] with T >= 1 to fit student of shape ", student_.sizes(), ", got ", teacher_.sizes());
+    check_like(teacher_, "teacher", student_, "student");
+    if (center_) {
+      check_shape(*center_, "center", {student_.size(2)});
+      check_device(*center_, "center", student_, "student");
+      TORCH_CHECK_TYPE(center_->scalar_type() == accumulation_type(student_), "center must be ",
+                       accumulation_type(student_), " beside ", student_.scalar_type(),
+                       " logits, got ", center_->scalar_type());
+      center = center_->contiguous();
+    }
+    check_temperature(student_temperature, "student_temperature");
+    check_temperature(teacher_temperature, "teacher_temperature");
+    student = dense_rows(student_);
+    teacher = dense_rows(teacher_);
+  }
+
+  std::int64_t students() const { return student.size(0); }
+  std::int64_t teachers() const { return teacher.size(0); }
+  std::int64_t batch() const { return student.size(1); }
+  std::int64_t prototypes() const { return student.size(2); }
+
+  Tensor new_empty(at::IntArrayRef shape) const {
+    return student.new_empty(shape, student.options().dtype(accumulation_type(student)));
+  }
+
+  kernels::PrototypeLogits logits() const {
+    return {.dtype = dtype_of(student, "student"),
+            .students = students(),
+            .teachers = teachers(),
+            .batch = batch(),
+            .prototypes = prototypes(),
+            .student = views_of(student),
+            .teacher = views_of(teacher),
+            .center = center.defined() ? center.const_data_ptr() : nullptr,
+            .student_temperature = student_temperature,
+            .teacher_temperature = teacher_temperature};
+  }
+
+  // About how many scalar steps an image's part of a stretch takes.
+  std::int64_t stretch_cost(const kernels::PrototypeShares& shares) const {
+    constexpr std::int64_t kExponential = 8;
+    const std::int64_t rows = students() + teachers();
+    return std::min(shares.stretch, prototypes()) * (kExponential * rows + students() * teachers());
+  }
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_cross_entropy(
+    const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
+    double student_temperature, double teacher_temperature, bool with_mean) {
+  const PrototypeInputs in(student, teacher, center, student_temperature, teacher_temperature);
+  const std::int64_t S = in.students(), T = in.teachers(), B = in.batch(), C = in.prototypes();
+  Tensor cross_entropy = in.new_empty({T, S, B}), teacher_mean = in.new_empty({with_mean ? C : 0});
+  Tensor student_stats = in.new_empty({2, S, B}), teacher_stats = in.new_empty({2, T, B});
+  if (B == 0) {
+    teacher_mean.fill_(std::nan(""));  // of no rows
+    return {cross_entropy, teacher_mean, student_stats, teacher_stats};
+  }
+
+  const kernels::PrototypeLogits logits = in.logits();
+  Tensor partials, column_sums;
+  const auto forward = [&](const kernels::PrototypeShares& shares) {
+    const kernels::prototype_math::PartialLayout layout{S, T};
+    partials = in.new_empty({B, layout.size(), shares.stretches});
+    if (with_mean) column_sums = in.new_empty({shares.groups, C});
+    return kernels::PrototypeCrossEntropy{
+        .logits = logits,
+        .shares = shares,
+        .partials = partials.mutable_data_ptr(),
+        .column_sums = with_mean ? column_sums.mutable_data_ptr() : nullptr,
+        .student_stats = student_stats.mutable_data_ptr(),
+        .teacher_stats = teacher_stats.mutable_data_ptr(),
+        .cross_entropy = cross_entropy.mutable_data_ptr(),
+        .teacher_mean = with_mean ? teacher_mean.mutable_data_ptr() : nullptr,
+    };
+  };
+  run_on(
+      in.student,
+      [&] {
+        const kernels::PrototypeCrossEntropy p = forward(kernels::prototype_shares_cpu(logits));
+        parallel_rows(
+            p.shares.count(), in.stretch_cost(p.shares) * p.shares.group,
+            [&](auto begin, auto end) { kernels::prototype_cross_entropy_cpu(p, begin, end); });
+        parallel_rows(B, 8 * p.shares.stretches * (S + T + T * S), [&](auto begin, auto end) {
+          kernels::prototype_cross_entropy_merge_cpu(p, begin, end);
+        });
+        if (!with_mean) return;
+        parallel_rows(C, p.shares.groups,
+                      [&](auto begin, auto end) { kernels::prototype_mean_cpu(p, begin, end); });
+      },
+      [&](auto stream) {
+        return kernels::prototype_cross_entropy_cuda(
+            forward(kernels::prototype_shares_cuda(logits)), stream);
+      });
+  return {cross_entropy, teacher_mean, student_stats, teacher_stats};
+}
+
+Tensor prototype_cross_entropy_backward(const Tensor& grad_, const Tensor& student,
+                                        const Tensor& teacher, const OptionalTensor& center,
+                                        const Tensor& student_stats, const Tensor& teacher_stats,
+                                        double student_temperature, double teacher_temperature) {
+  const PrototypeInputs in(student, teacher, center, student_temperature, teacher_temperature);
+  const std::int64_t S = in.students(), T = in.teachers(), B = in.batch();
+  check_shape(student_stats, "student_stats", {2, S, B});
+  check_shape(teacher_stats, "teacher_stats", {2, T, B});
+  check_shape(grad_, "grad", {T, S, B});
+  check_like(grad_, "grad", student_stats, "student_stats");
+  const Tensor grad = grad_.contiguous(), of_students = student_stats.contiguous(),
+               of_teachers = teacher_stats.contiguous();
+  Tensor grad_student = in.student.new_empty({S, B, in.prototypes()});
+  if (B == 0) return grad_student;
+  prefer_huge_pages(grad_student);
+
+  const kernels::PrototypeLogits logits = in.logits();
+  kernels::PrototypeCrossEntropyBackward p{
+      .logits = logits,
+      .shares = kernels::prototype_shares_cpu(logits),
+      .student_stats = of_students.const_data_ptr(),
+      .teacher_stats = of_teachers.const_data_ptr(),
+      .grad = grad.const_data_ptr(),
+      .grad_student = grad_student.mutable_data_ptr(),
+  };
+  run_on(
+      in.student,
+      [&] {
+        parallel_rows(B * p.shares.stretches, in.stretch_cost(p.shares), [&](auto begin, auto end) {
+          kernels::prototype_cross_entropy_backward_cpu(p, begin, end);
+        });
+      },
+      [&](auto stream) { return kernels::prototype_cross_entropy_backward_cuda(p, stream); });
+  return grad_student;
+}
+
+}  // namespace mast_ext

@@ -1,0 +1,190 @@
+// Probabilities are summed as they are, one exponential each, while a row is in the cache. Where a
+// column's sum is so small that some of its terms have lost digits, or all of them everything, its
+// stretch of columns is gone through again in the log domain.
+#include "kernels/prototype_column_logsumexp/prototype_column_logsumexp.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "kernels/common/columns_cpu.h"
+#include "kernels/common/isa.h"
+
+namespace mast_ext::kernels {
+namespace MAST_EXT_ISA {
+namespace {
+
+constexpr double kLeastSum = 1e-30;  // 2^26 terms that underflow are nothing beside it
+
+template <typename A>
+constexpr A kLowest = -std::numeric_limits<A>::infinity();
+
+template <typename A>
+vec<A> larger(vec<A> a, vec<A> b) {
+  return a > b ? a : b;
+}
+
+// What a sum with this maximum is shifted by: an empty sum has none.
+template <typename A>
+vec<A> shift_of(vec<A> max) {
+  return max == broadcast(kLowest<A>) ? vec<A>{} : max;
+}
+
+template <typename T>
+struct Row {
+  using A = accum_t<T>;
+
+  const PrototypeColumns& p;
+  const T* x;
+  A scale;        // 1 / temperature
+  A shift = 0;    // of x - center: its maximum in rows that are normalised
+  A log_sum = 0;  // of their exponentials
+
+  Row(const PrototypeColumns& p, std::int64_t n)
+      : p(p),
+        x(static_cast<const T*>(p.logits) + n * p.row_stride),
+        scale(static_cast<A>(1 / p.temperature)) {}
+
+  // x - center; -Inf behind the last prototype.
+  vec<A> centered(std::int64_t c) const {
+    const std::int64_t left = p.prototypes - c;
+    vec<A> value = load_some(x + c, left);
+    if (p.center != nullptr) value -= load_some(static_cast<const A*>(p.center) + c, left);
+    for (std::int64_t i = left; i < kLanes<A>; ++i) value[i] = kLowest<A>;
+    return value;
+  }
+
+  // Near the maximum, where the softmax is, the difference is exact.
+  vec<A> z(std::int64_t c) const { return (centered(c) - shift) * scale - log_sum; }
+};
+
+// Adds the softmax of row n to `sum`.
+template <typename T>
+void add_probabilities(const PrototypeColumns& p, std::int64_t n, accum_t<T>* exponentials,
+                       accum_t<T>* sum) {
+  using A = accum_t<T>;
+  constexpr std::int64_t kLane = kLanes<A>;
+  Row<T> row(p, n);
+  vec<A> maxima = broadcast(kLowest<A>);
+  for (std::int64_t c = 0; c < p.prototypes; c += kLane) {
+    maxima = larger<A>(row.centered(c), maxima);
+  }
+  A lanes[kLane];
+  store(lanes, maxima);
+  row.shift = *std::max_element(lanes, lanes + kLane);
+  vec<A> totals{};
+  for (std::int64_t c = 0; c < p.prototypes; c += kLane) {
+    const vec<A> e = exp(row.z(c));
+    store(exponentials + c, e);
+    totals += e;
+  }
+  const A total = sum_lanes<A>(totals), inverse = 1 / total;
+  for (std::int64_t c = 0; c < p.prototypes; c += kLane) {
+    const std::int64_t left = p.prototypes - c;
+    store_some(sum + c, load_some(sum + c, left) + load(exponentials + c) * inverse, left);
+  }
+  static_cast<A*>(p.row_max)[n] = row.shift;
+  static_cast<A*>(p.row_log_sum)[n] = std::log(total);
+}
+
+// A stretch of columns with running maxima.
+template <typename A>
+struct alignas(64) LogSums {
+  A max[kPrototypeStretch], sum[kPrototypeStretch];
+};
+
+// Adds rows [n, n + Rows) to the columns from `first`.
+template <typename T, std::size_t... R>
+void add_rows(const PrototypeColumns& p, std::int64_t n, std::int64_t first, std::int64_t count,
+              LogSums<accum_t<T>>& to, std::index_sequence<R...>) {
+  using A = accum_t<T>;
+  Row<T> rows[] = {Row<T>(p, n + static_cast<std::int64_t>(R))...};
+  if (p.normalize_rows) {
+    ((rows[R].shift = static_cast<const A*>(p.row_max)[n + static_cast<std::int64_t>(R)]), ...);
+    ((rows[R].log_sum = static_cast<const A*>(p.row_log_sum)[n + static_cast<std::int64_t>(R)]),
+     ...);
+  }
+  for (std::int64_t c = 0; c < count; c += kLanes<A>) {
+    const vec<A> z[] = {rows[R].z(first + c)...}, before = load(to.max + c);
+    vec<A> largest = before;
+    ((largest = larger<A>(z[R], largest)), ...);
+    const vec<A> shift = shift_of<A>(largest);
+    vec<A> sum = load(to.sum + c) * exp(before - shift);
+    ((sum += exp(z[R] - shift)), ...);
+    store(to.sum + c, sum);
+    store(to.max + c, largest);
+  }
+}
+
+template <typename T>
+void log_columns(const PrototypeColumns& p, std::int64_t first, std::int64_t count) {
+  using A = accum_t<T>;
+  LogSums<A> sums;
+  std::fill_n(sums.max, kPrototypeStretch, kLowest<A>);
+  std::fill_n(sums.sum, kPrototypeStretch, A{0});
+  std::int64_t n = 0;
+  for (; n + 8 <= p.rows; n += 8) {
+    add_rows<T>(p, n, first, count, sums, std::make_index_sequence<8>());
+  }
+  for (; n < p.rows; ++n) add_rows<T>(p, n, first, count, sums, std::make_index_sequence<1>());
+  for (std::int64_t c = 0; c < count; ++c) {
+    const A shift = sums.max[c] == kLowest<A> ? A{0} : sums.max[c];
+    static_cast<A*>(p.column)[first + c] = shift + std::log(sums.sum[c]);
+  }
+}
+
+// Of the slices' sums; false where one is too small.
+template <typename A>
+bool join_slices(const PrototypeColumns& p, std::int64_t first, std::int64_t count) {
+  A total[kPrototypeStretch] = {};
+  for (std::int64_t at = 0; at < p.slices; ++at) {
+    const A* sum = static_cast<const A*>(p.partial_sum) + at * p.prototypes + first;
+    for (std::int64_t c = 0; c < count; ++c) total[c] += sum[c];
+  }
+  const auto enough = [](A sum) { return sum >= static_cast<A>(kLeastSum); };
+  if (!std::all_of(total, total + count, enough)) return false;
+  for (std::int64_t c = 0; c < count; ++c) {
+    static_cast<A*>(p.column)[first + c] = std::log(total[c]);
+  }
+  return true;
+}
+
+}  // namespace
+
+void prototype_column_slices_cpu(const PrototypeColumns& p, std::int64_t begin, std::int64_t end) {
+  visit_dtype(p.dtype, [&]<typename T>() {
+    using A = accum_t<T>;
+    A* exponentials = scratch<A, struct Exponentials>(padded(p.prototypes));
+    for (std::int64_t at = begin; at < end; ++at) {
+      A* sum = static_cast<A*>(p.partial_sum) + at * p.prototypes;
+      std::fill(sum, sum + p.prototypes, A{0});
+      for (std::int64_t n = at * p.rows / p.slices; n < (at + 1) * p.rows / p.slices; ++n) {
+        add_probabilities<T>(p, n, exponentials, sum);
+      }
+    }
+  });
+}
+
+void prototype_column_stretches_cpu(const PrototypeColumns& p, std::int64_t begin,
+                                    std::int64_t end) {
+  visit_dtype(p.dtype, [&]<typename T>() {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t first = i * kPrototypeStretch;
+      const std::int64_t count = std::min(kPrototypeStretch, p.prototypes - first);
+      if (p.normalize_rows && join_slices<accum_t<T>>(p, first, count)) continue;
+      log_columns<T>(p, first, count);
+    }
+  });
+}
+
+}  // namespace MAST_EXT_ISA
+
+MAST_EXT_CPU_ENTRY(prototype_column_slices_cpu,
+                   (const PrototypeColumns& p, std::int64_t begin, std::int64_t end),
+                   (p, begin, end))
+MAST_EXT_CPU_ENTRY(prototype_column_stretches_cpu,
+                   (const PrototypeColumns& p, std::int64_t begin, std::int64_t end),
+                   (p, begin, end))
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,107 @@
+// prototype_cross_entropy: of every student view with every teacher view of the same image, over C
+// prototypes, from raw logits x [S, B, C] and y [T, B, C]:
+//
+//   CE[t,s,b] = log sum_c exp(x_sbc / r) - sum_c softmax_c((y_tbc - center_c) / u) x_sbc / r
+//
+// Work is shared out as stretches of C times groups of images. Of every image each stretch leaves a
+// partial: the largest logit and the sum of exponentials of every row, and the dot of every pair.
+// Partials join exactly (prototype_cross_entropy_math.h), always in the same order; the teacher's
+// column sums, which the same read gives, are kept per group. The shares depend on the sizes alone,
+// so that the bits do not depend on how many threads there are.
+//
+// The contract between the binding, which fills in the structs, and the kernels, which read them.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/dtype.h"
+#include "kernels/common/pair_sums.h"
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace mast_ext::kernels {
+
+struct PrototypeLogits {
+  DType dtype;
+  std::int64_t students, teachers;  // S and T views
+  std::int64_t batch, prototypes;   // B, C
+  Views student;                    // [S, B, C]
+  Views teacher;                    // [T, B, C]
+  const void* center;               // [C] in accum_t, or null
+  double student_temperature, teacher_temperature;
+};
+
+struct PrototypeShares {
+  std::int64_t stretch, stretches;  // prototypes of a stretch; ceil(C / stretch)
+  std::int64_t group, groups;       // images of a group; ceil(B / group)
+
+  // Stretches of `stretch_` prototypes, and as few groups as give `wanted` shares.
+  PrototypeShares(const PrototypeLogits& p, std::int64_t stretch_, std::int64_t wanted)
+      : stretch(stretch_), stretches(parts(p.prototypes, stretch)) {
+    group = parts(p.batch, parts(wanted, stretches));
+    groups = parts(p.batch, group);
+  }
+
+  std::int64_t count() const { return stretches * groups; }
+
+ private:
+  static std::int64_t parts(std::int64_t whole, std::int64_t part) {
+    return (whole + part - 1) / part;
+  }
+};
+
+// Stats are what the backward needs of a row's softmax: its largest logit (the center taken off)
+// and the sum of exp((logit - largest) / temperature); not their log-sum-exp, which would be
+// rounded as coarsely as large logits are.
+struct PrototypeCrossEntropy {
+  PrototypeLogits logits;
+  PrototypeShares shares;
+  void* partials;       // [B, PartialLayout::size(), stretches]
+  void* column_sums;    // [groups, C] of the teacher, or null
+  void* student_stats;  // [2, S, B], the largest first
+  void* teacher_stats;  // [2, T, B]
+  void* cross_entropy;  // [T, S, B]
+  void* teacher_mean;   // [C] over the T * B rows, or null
+};
+
+struct PrototypeCrossEntropyBackward {
+  PrototypeLogits logits;
+  PrototypeShares shares;
+  const void* student_stats;  // [2, S, B]
+  const void* teacher_stats;  // [2, T, B]
+  const void* grad;           // [T, S, B]
+  void* grad_student;         // [S, B, C] dense
+};
+
+// On the CPU the rows of a stretch stay in the first-level cache, and there are shares enough for
+// as many threads.
+inline constexpr std::int64_t kPrototypeStretchCpu = 2048;
+inline PrototypeShares prototype_shares_cpu(const PrototypeLogits& p) {
+  return {p, kPrototypeStretchCpu, 64};
+}
+
+// On a GPU a warp takes an image's stretch, and a share is a block's: enough for every processor of
+// a large one, few enough that the column sums of the groups are small beside the logits.
+inline constexpr std::int64_t kPrototypeStretchCuda = 512;
+inline PrototypeShares prototype_shares_cuda(const PrototypeLogits& p) {
+  return {p, kPrototypeStretchCuda, 512};
+}
+
+// Shares [begin, end): partials and column sums.
+void prototype_cross_entropy_cpu(const PrototypeCrossEntropy& p, std::int64_t begin,
+                                 std::int64_t end);
+// Images [begin, end): cross entropies and stats, from the partials.
+void prototype_cross_entropy_merge_cpu(const PrototypeCrossEntropy& p, std::int64_t begin,
+                                       std::int64_t end);
+// Prototypes [begin, end) of the mean, from the column sums.
+void prototype_mean_cpu(const PrototypeCrossEntropy& p, std::int64_t begin, std::int64_t end);
+// Stretches [begin, end) of B * stretches.
+void prototype_cross_entropy_backward_cpu(const PrototypeCrossEntropyBackward& p,
+                                          std::int64_t begin, std::int64_t end);
+
+// Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
+int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, CUstream_st* stream);
+int prototype_cross_entropy_backward_cuda(const PrototypeCrossEntropyBackward& p,
+                                          CUstream_st* stream);
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,406 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/common/columns_cpu.h"
+#include "kernels/common/half_cpu.h"
+#include "kernels/common/isa.h"
+#include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
+#include "kernels/prototype_cross_entropy/prototype_cross_entropy_math.h"
+
+namespace mast_ext::kernels {
+namespace MAST_EXT_ISA {
+namespace {
+
+namespace math = prototype_math;
+
+constexpr std::int64_t kStretch = kPrototypeStretchCpu;
+constexpr int kTeachers = 4;             // that one sweep over a student's row serves
+constexpr std::int64_t kSumImages = 32;  // whose column sums are taken by themselves first
+
+template <typename A>
+constexpr A kNothing = -std::numeric_limits<A>::infinity();
+
+// 2^x for x <= 0, within 2 ulp; below 2^-126 it is 0. NaN stays.
+inline vec<float> exp2_below_one(vec<float> x) {
+  x = x < -127.0f ? broadcast(-127.0f) : x;
+  constexpr float kRound = 12582912.0f + 127;  // its last bits are x's whole part, biased by 127
+  const vec<float> shifted = x + kRound;
+  const vec<float> r = x - (shifted - kRound);
+  vec<std::int32_t> power;
+  std::memcpy(&power, &shifted, sizeof(power));
+  power <<= 23;
+  vec<float> scale;
+  std::memcpy(&scale, &power, sizeof(scale));
+  // Minimax on |r| <= 1/2 with p(0) = 1: relative error 2e-9.
+  vec<float> p = broadcast(1.53533612e-4f);
+  p = p * r + 1.33988747e-3f;
+  p = p * r + 9.61843736e-3f;
+  p = p * r + 5.55033247e-2f;
+  p = p * r + 2.40226479e-1f;
+  p = p * r + 6.93147203e-1f;
+  p = p * r + 1.0f;
+  return p * scale;
+}
+
+// exp(difference / temperature) of differences from the largest.
+template <typename A>
+struct Exponential {
+  A scale;
+
+  explicit Exponential(double temperature)
+      : scale(static_cast<A>((std::is_same_v<A, float> ? 1.4426950408889634 : 1.0) / temperature)) {
+  }
+
+  vec<A> operator()(vec<A> difference) const {
+    if constexpr (std::is_same_v<A, float>) {
+      return exp2_below_one(difference * scale);
+    } else {
+      return exp(difference * scale);
+    }
+  }
+};
+
+template <typename A>
+A max_lanes(vec<A> v) {
+  A most = v[0];
+  for (int i = 1; i < kLanes<A>; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
+// `left` elements, at most a vector's, the lanes behind them holding `fill`.
+template <typename T>
+inline vec<accum_t<T>> load_or(const T* p, std::int64_t left, accum_t<T> fill) {
+  if (left >= kLanes<accum_t<T>>) return load_whole(p);
+  vec<accum_t<T>> v = load_some(p, left);
+  for (std::int64_t i = left; i < kLanes<accum_t<T>>; ++i) v[i] = fill;
+  return v;
+}
+
+template <typename T>
+const T* row_of(const Views& views, std::int64_t v, std::int64_t b) {
+  return static_cast<const T*>(views.data) + v * views.view_stride + b * views.batch_stride;
+}
+
+// A row's part in one stretch, or in all.
+template <typename A>
+struct RowStats {
+  A max, sum;
+};
+
+// body(c, left) for every vector of `count` elements, `left` of which it may touch: kLanes, which
+// the compiler sees, but in the last one.
+template <typename A, typename Body>
+void each_vector(std::int64_t count, const Body& body) {
+  std::int64_t c = 0;
+  for (; c + kLanes<A> <= count; c += kLanes<A>) body(c, std::int64_t{kLanes<A>});
+  if (c < count) body(c, count - c);
+}
+
+// Rows of a stretch lie in different pages, whose ends stop the processor's own prefetching.
+template <typename T>
+void prefetch(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+
+// e[c] = exp((row - center - max) / u), 0 behind `count`; adds the row to column_sums, if given.
+// `next` is the row that will be read after this one.
+template <typename T, typename A>
+RowStats<A> teacher_row(const T* row, const T* next, const A* center, std::int64_t count,
+                        Exponential<A> exp, A* e, A* column_sums) {
+  vec<A> max = broadcast(kNothing<A>);
+  each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
+    vec<A> y = load_or(row + c, left, kNothing<A>);
+    if (column_sums != nullptr) store(column_sums + c, load(column_sums + c) + y);
+    if (center != nullptr) y -= load_or(center + c, left, A{0});
+    store(e + c, y);
+    max = y > max ? y : max;
+  });
+  const A most = max_lanes<A>(max), shift = math::shift_of(most);
+  vec<A> sum{};
+  each_vector<A>(count, [&](std::int64_t c, std::int64_t) {
+    prefetch(next + c);
+    const vec<A> exponential = exp(load(e + c) - shift);
+    store(e + c, exponential);
+    sum += exponential;
+  });
+  return {most, sum_lanes<A>(sum)};
+}
+
+template <typename T, typename A = accum_t<T>>
+A student_max(const T* row, std::int64_t count) {
+  vec<A> max = broadcast(kNothing<A>);
+  each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
+    const vec<A> x = load_or(row + c, left, kNothing<A>);
+    max = x > max ? x : max;
+  });
+  return max_lanes<A>(max);
+}
+
+// dots[t] = sum_c e_tc (x_c - shift) of N teachers; returns sum_c exp((x_c - shift) / r) if asked
+// to.
+template <int N, bool kSum, typename T, typename A>
+A student_dots(const T* row, const T* next, std::int64_t count, A shift, Exponential<A> exp,
+               const A* e, A* dots) {
+  constexpr A kFarOff = -1e30;  // 0 as an exponential, and finite, so 0 as a product with 0
+  vec<A> sum{}, dot[N] = {};
+  each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
+    prefetch(next + c);
+    vec<A> difference = load_or(row + c, left, shift) - shift;
+    for (std::int64_t i = left; i < kLanes<A>; ++i) difference[i] = kFarOff;
+    if constexpr (kSum) sum += exp(difference);
+#pragma GCC unroll 4
+    for (int t = 0; t < N; ++t) dot[t] += load(e + t * kStretch + c) * difference;
+  });
+  for (int t = 0; t < N; ++t) dots[t] = sum_lanes<A>(dot[t]);
+  return sum_lanes<A>(sum);
+}
+
+// With the sum where asked to, of 1 to kTeachers teachers.
+template <typename T, typename A>
+A student_block(std::int64_t teachers, bool with_sum, const T* row, const T* next,
+                std::int64_t count, A shift, Exponential<A> exp, const A* e, A* dots) {
+  const auto run = [&]<int N>() {
+    return with_sum ? student_dots<N, true>(row, next, count, shift, exp, e, dots)
+                    : student_dots<N, false>(row, next, count, shift, exp, e, dots);
+  };
+  switch (teachers) {
+    case 1:
+      return run.template operator()<1>();
+    case 2:
+      return run.template operator()<2>();
+    case 3:
+      return run.template operator()<3>();
+    default:
+      return run.template operator()<kTeachers>();
+  }
+}
+
+template <typename T>
+void forward_share(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_t stretch) {
+  using A = accum_t<T>;
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t first = stretch * kStretch, count = std::min(kStretch, in.prototypes - first);
+  const math::PartialLayout layout{in.students, in.teachers};
+  const std::int64_t stretches = p.shares.stretches;
+  const Exponential<A> student_exp(in.student_temperature), teacher_exp(in.teacher_temperature);
+  const A* center = in.center == nullptr ? nullptr : static_cast<const A*>(in.center) + first;
+  A* e = scratch<A, struct Exponentials>(in.teachers * kStretch);
+  A* sums = p.column_sums == nullptr ? nullptr : scratch<A, struct Sums>(kStretch);
+  A* totals = static_cast<A*>(p.column_sums) + group * in.prototypes + first;
+  if (sums != nullptr) {
+    std::fill(totals, totals + count, A{0});
+    std::fill(sums, sums + kStretch, A{0});
+  }
+  const std::int64_t begin = group * p.shares.group;
+  const std::int64_t end = std::min(begin + p.shares.group, in.batch);
+  for (std::int64_t b = begin; b < end; ++b) {
+    A* to = static_cast<A*>(p.partials) + b * layout.size() * stretches + stretch;
+    const auto teacher = [&](std::int64_t t) { return row_of<T>(in.teacher, t, b) + first; };
+    const auto student = [&](std::int64_t s) { return row_of<T>(in.student, s, b) + first; };
+    for (std::int64_t t = 0; t < in.teachers; ++t) {
+      const T* next = t + 1 < in.teachers ? teacher(t + 1) : student(0);
+      const RowStats<A> row =
+          teacher_row(teacher(t), next, center, count, teacher_exp, e + t * kStretch, sums);
+      to[layout.teacher_max(t) * stretches] = row.max;
+      to[layout.teacher_sum(t) * stretches] = row.sum;
+    }
+    for (std::int64_t s = 0; s < in.students; ++s) {
+      const T* row = student(s);
+      const T* next = s + 1 < in.students ? student(s + 1) : teacher(0) + in.teacher.batch_stride;
+      const A max = student_max(row, count), shift = math::shift_of(max);
+      to[layout.student_max(s) * stretches] = max;
+      for (std::int64_t t = 0; t < in.teachers; t += kTeachers) {
+        A dots[kTeachers];
+        const std::int64_t block = std::min<std::int64_t>(in.teachers - t, kTeachers);
+        const A sum = student_block(block, t == 0, row, next, count, shift, student_exp,
+                                    e + t * kStretch, dots);
+        if (t == 0) to[layout.student_sum(s) * stretches] = sum;
+        for (std::int64_t i = 0; i < block; ++i) to[layout.dot(t + i, s) * stretches] = dots[i];
+      }
+    }
+    if (sums != nullptr && ((b + 1 - begin) % kSumImages == 0 || b + 1 == end)) {
+      for (std::int64_t c = 0; c < count; ++c) totals[c] += sums[c], sums[c] = 0;
+    }
+  }
+}
+
+// Joins what the stretches found of a row.
+template <typename A>
+RowStats<A> merge_row(const A* max, const A* sum, std::int64_t stretches, A inverse_temperature) {
+  const A all = *std::max_element(max, max + stretches);
+  A total = 0;
+  for (std::int64_t i = 0; i < stretches; ++i) {
+    total += sum[i] * math::stretch_weight(max[i], all, inverse_temperature);
+  }
+  return {all, total};
+}
+
+template <typename A>
+void merge_image(const PrototypeCrossEntropy& p, std::int64_t b) {
+  const PrototypeLogits& in = p.logits;
+  const math::PartialLayout layout{in.students, in.teachers};
+  const std::int64_t stretches = p.shares.stretches;
+  const A student_inverse = static_cast<A>(1 / in.student_temperature);
+  const A teacher_inverse = static_cast<A>(1 / in.teacher_temperature);
+  const auto partial = [&](std::int64_t index) {
+    return static_cast<const A*>(p.partials) + (b * layout.size() + index) * stretches;
+  };
+  A* student = static_cast<A*>(p.student_stats) + b;
+  A* teacher = static_cast<A*>(p.teacher_stats) + b;
+  A* cross_entropy = static_cast<A*>(p.cross_entropy) + b;
+  for (std::int64_t s = 0; s < in.students; ++s) {
+    const RowStats<A> row = merge_row(partial(layout.student_max(s)),
+                                      partial(layout.student_sum(s)), stretches, student_inverse);
+    student[s * in.batch] = row.max;
+    student[(in.students + s) * in.batch] = row.sum;
+  }
+  A* weights = scratch<A, struct Weights>(stretches);
+  for (std::int64_t t = 0; t < in.teachers; ++t) {
+    const A *max = partial(layout.teacher_max(t)), *sum = partial(layout.teacher_sum(t));
+    const RowStats<A> row = merge_row(max, sum, stretches, teacher_inverse);
+    teacher[t * in.batch] = row.max;
+    teacher[(in.teachers + t) * in.batch] = row.sum;
+    for (std::int64_t i = 0; i < stretches; ++i) {
+      weights[i] = math::stretch_weight(max[i], row.max, teacher_inverse);
+    }
+    for (std::int64_t s = 0; s < in.students; ++s) {
+      const A *dots = partial(layout.dot(t, s)), *shifts = partial(layout.student_max(s));
+      const A shift = math::shift_of(student[s * in.batch]);
+      A dot = 0;
+      for (std::int64_t i = 0; i < stretches; ++i) {
+        dot += weights[i] * (dots[i] + (math::shift_of(shifts[i]) - shift) * sum[i]);
+      }
+      cross_entropy[(t * in.students + s) * in.batch] =
+          std::log(student[(in.students + s) * in.batch]) - dot / row.sum * student_inverse;
+    }
+  }
+}
+
+// The gradient of one student's row in a stretch: weight * exp((x - shift) / r) - sum_t weights[t]
+// e_t, over kCount teachers, or over any number where kCount is 0.
+template <int kCount, typename T, typename A>
+void grad_row(const T* row, const T* next, std::int64_t count, A shift, A weight,
+              Exponential<A> exp, const A* e, const A* weights, std::int64_t teachers, T* to) {
+  if constexpr (kCount > 0) teachers = kCount;
+  each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
+    prefetch(next + c);
+    vec<A> grad = exp(load_or(row + c, left, shift) - shift) * weight;
+#pragma GCC unroll 4
+    for (std::int64_t t = 0; t < teachers; ++t) grad -= load(e + t * kStretch + c) * weights[t];
+    if (left >= kLanes<A>) {
+      store_whole(to + c, grad);
+    } else {
+      store_some(to + c, grad, left);
+    }
+  });
+}
+
+template <typename T>
+void backward_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int64_t first) {
+  using A = accum_t<T>;
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t count = std::min(kStretch, in.prototypes - first);
+  const Exponential<A> student_exp(in.student_temperature), teacher_exp(in.teacher_temperature);
+  const A student_inverse = static_cast<A>(1 / in.student_temperature);
+  const A* center = in.center == nullptr ? nullptr : static_cast<const A*>(in.center) + first;
+  const auto teacher = [&](std::int64_t t) { return row_of<T>(in.teacher, t, b) + first; };
+  const auto student = [&](std::int64_t s) { return row_of<T>(in.student, s, b) + first; };
+  const A* student_stats = static_cast<const A*>(p.student_stats) + b;
+  const A* teacher_stats = static_cast<const A*>(p.teacher_stats) + b;
+  const A* grad = static_cast<const A*>(p.grad) + b;
+  A* e = scratch<A, struct Exponentials>(in.teachers * kStretch);
+  A* weights = scratch<A, struct Weights>(in.teachers);
+  for (std::int64_t t = 0; t < in.teachers; ++t) {
+    const T *row = teacher(t), *next = t + 1 < in.teachers ? teacher(t + 1) : student(0);
+    const A shift = math::shift_of(teacher_stats[t * in.batch]);
+    each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
+      prefetch(next + c);
+      vec<A> y = load_or(row + c, left, shift);
+      if (center != nullptr) y -= load_or(center + c, left, A{0});
+      store(e + t * kStretch + c, teacher_exp(y - shift));
+    });
+  }
+  for (std::int64_t s = 0; s < in.students; ++s) {
+    A weight = 0;
+    for (std::int64_t t = 0; t < in.teachers; ++t) {
+      const A g = grad[(t * in.students + s) * in.batch] * student_inverse;
+      weight += g;
+      weights[t] = g / teacher_stats[(in.teachers + t) * in.batch];
+    }
+    weight /= student_stats[(in.students + s) * in.batch];
+    const A shift = math::shift_of(student_stats[s * in.batch]);
+    const T* next = s + 1 < in.students ? student(s + 1) : teacher(0) + count;
+    T* to = static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + first;
+    const auto run = [&]<int kCount>() {
+      grad_row<kCount>(student(s), next, count, shift, weight, student_exp, e, weights, in.teachers,
+                       to);
+    };
+    switch (in.teachers) {
+      case 1:
+        run.template operator()<1>();
+        break;
+      case 2:
+        run.template operator()<2>();
+        break;
+      case 4:
+        run.template operator()<4>();
+        break;
+      default:
+        run.template operator()<0>();
+    }
+  }
+}
+
+}  // namespace
+
+void prototype_cross_entropy_cpu(const PrototypeCrossEntropy& p, std::int64_t begin,
+                                 std::int64_t end) {
+  visit_dtype(p.logits.dtype, [&]<typename T>() {
+    for (std::int64_t i = begin; i < end; ++i) {
+      forward_share<T>(p, i / p.shares.stretches, i % p.shares.stretches);
+    }
+  });
+}
+
+void prototype_cross_entropy_merge_cpu(const PrototypeCrossEntropy& p, std::int64_t begin,
+                                       std::int64_t end) {
+  visit_accumulation(p.logits.dtype, [&]<typename A>() {
+    for (std::int64_t b = begin; b < end; ++b) merge_image<A>(p, b);
+  });
+}
+
+void prototype_mean_cpu(const PrototypeCrossEntropy& p, std::int64_t begin, std::int64_t end) {
+  visit_accumulation(p.logits.dtype, [&]<typename A>() {
+    const auto* sums = static_cast<const A*>(p.column_sums);
+    const auto rows = static_cast<A>(p.logits.teachers * p.logits.batch);
+    for (std::int64_t c = begin; c < end; ++c) {
+      A sum = 0;
+      for (std::int64_t g = 0; g < p.shares.groups; ++g) sum += sums[g * p.logits.prototypes + c];
+      static_cast<A*>(p.teacher_mean)[c] = sum / rows;
+    }
+  });
+}
+
+void prototype_cross_entropy_backward_cpu(const PrototypeCrossEntropyBackward& p,
+                                          std::int64_t begin, std::int64_t end) {
+  visit_dtype(p.logits.dtype, [&]<typename T>() {
+    for (std::int64_t i = begin; i < end; ++i) {
+      backward_stretch<T>(p, i / p.shares.stretches, i % p.shares.stretches * kStretch);
+    }
+  });
+}
+
+}  // namespace MAST_EXT_ISA
+
+#define MAST_EXT_RANGE(Params) (const Params& p, std::int64_t begin, std::int64_t end)
+MAST_EXT_CPU_ENTRY(prototype_cross_entropy_cpu, MAST_EXT_RANGE(PrototypeCrossEntropy),
+                   (p, begin, end))
+MAST_EXT_CPU_ENTRY(prototype_cross_entropy_merge_cpu, MAST_EXT_RANGE(PrototypeCrossEntropy),
+                   (p, begin, end))
+MAST_EXT_CPU_ENTRY(prototype_mean_cpu, MAST_EXT_RANGE(PrototypeCrossEntropy), (p, begin, end))
+MAST_EXT_CPU_ENTRY(prototype_cross_entropy_backward_cpu,
+                   MAST_EXT_RANGE(PrototypeCrossEntropyBackward), (p, begin, end))
+#undef MAST_EXT_RANGE
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,160 @@
+// How the CUDA kernels of prototype_cross_entropy read rows of logits: a warp takes a stretch of
+// one, 16 columns a thread.
+#pragma once
+
+#include "kernels/common/pair_sums_cuda.cuh"
+#include "kernels/common/reductions.cuh"
+#include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
+
+namespace mast_ext::kernels::prototype_cuda {
+
+inline constexpr int kStretch = kPrototypeStretchCuda;
+inline constexpr int kColumns = kStretch / kWarpSize;  // of a thread
+inline constexpr int kWarps = 4;
+inline constexpr int kThreads = kWarps * kWarpSize;
+inline constexpr float kLog2E = 1.44269504f;
+
+// 1 / temperature, divided on the host.
+struct Inverses {
+  float student, teacher;
+
+  explicit Inverses(const PrototypeLogits& p)
+      : student(static_cast<float>(1 / p.student_temperature)),
+        teacher(static_cast<float>(1 / p.teacher_temperature)) {}
+};
+
+template <int Lanes>
+__device__ __forceinline__ float group_max(float value) {
+#pragma unroll
+  for (int offset = Lanes / 2; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  }
+  return value;
+}
+
+// Where a thread's columns are in a stretch, and which of them exist. Those of whole stretches of
+// aligned rows of T lie together 16 bytes a time; otherwise neighbours have neighbours.
+template <typename T, bool kWhole>
+struct Columns {
+  static constexpr int kTogether = kWhole ? 16 / sizeof(T) : 1;
+  int lane, count;  // of the stretch's columns
+
+  __device__ __forceinline__ int at(int i) const {
+    return (i / kTogether * kWarpSize + lane) * kTogether + i % kTogether;
+  }
+  __device__ __forceinline__ bool has(int i) const { return kWhole || at(i) < count; }
+};
+
+// A thread's columns of one row, as they are in memory.
+template <typename E>
+struct RawRow {
+  alignas(16) E values[kColumns];
+
+  // What does not exist is 0.
+  template <typename T, bool kWhole>
+  __device__ __forceinline__ void load(const E* row, const Columns<T, kWhole>& columns) {
+    constexpr int kPacket = kWhole ? 16 / sizeof(E) : 1;
+    using Packet = pair_sums_cuda::Packet<E, kPacket>;
+#pragma unroll
+    for (int i = 0; i < kColumns; i += kPacket) {
+      *reinterpret_cast<Packet*>(values + i) =
+          columns.has(i) ? *reinterpret_cast<const Packet*>(row + columns.at(i)) : Packet{};
+    }
+  }
+
+  template <typename T, bool kWhole>
+  __device__ __forceinline__ void store(E* row, const Columns<T, kWhole>& columns) const {
+    constexpr int kPacket = kWhole ? 16 / sizeof(E) : 1;
+    using Packet = pair_sums_cuda::Packet<E, kPacket>;
+#pragma unroll
+    for (int i = 0; i < kColumns; i += kPacket) {
+      if (columns.has(i)) {
+        *reinterpret_cast<Packet*>(row + columns.at(i)) =
+            *reinterpret_cast<const Packet*>(values + i);
+      }
+    }
+  }
+
+  __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(values[i]); }
+};
+
+template <typename T>
+__device__ __forceinline__ const T* row_of(const Views& views, std::int64_t v, std::int64_t b) {
+  return static_cast<const T*>(views.data) + v * views.view_stride + b * views.batch_stride;
+}
+
+// Brings a stretch of a row as near as the second-level cache: what is in flight this way takes no
+// registers.
+template <typename T, bool kWhole>
+__device__ __forceinline__ void prefetch([[maybe_unused]] const T* row,
+                                         [[maybe_unused]] const Columns<T, kWhole>& columns) {
+#ifdef __CUDACC__
+  constexpr int kElements = 32 / sizeof(T);  // of a sector of that cache
+  if constexpr (kWhole) {
+#pragma unroll
+    for (int i = 0; i < kStretch; i += kWarpSize * kElements) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(row + i + columns.lane * kElements));
+    }
+  }
+#endif
+}
+
+// The rows of an image's students one after the other, read ahead.
+template <typename T, bool kWhole>
+struct StudentRows {
+  static constexpr int kAhead = 3;  // rows on their way to the second-level cache
+  const PrototypeLogits& p;
+  std::int64_t b, first;
+  const Columns<T, kWhole>& columns;
+  RawRow<T> next;
+
+  __device__ __forceinline__ const T* row(std::int64_t s) const {
+    return row_of<T>(p.student, s, b) + first;
+  }
+
+  // To be called long before the rows are asked for.
+  __device__ __forceinline__ void announce() const {
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) {
+      if (s < p.students) prefetch(row(s), columns);
+    }
+  }
+  __device__ __forceinline__ void begin() { next.load(row(0), columns); }
+
+  // Row s, and then s + 1.
+  __device__ __forceinline__ RawRow<T> take(std::int64_t s) {
+    const RawRow<T> taken = next;
+    if (s + 1 < p.students) next.load(row(s + 1), columns);
+    if (s + kAhead < p.students) prefetch(row(s + kAhead), columns);
+    return taken;
+  }
+};
+
+// y -= center; what does not exist becomes -inf.
+template <typename T, bool kWhole>
+__device__ __forceinline__ void take_off_center(const PrototypeLogits& p, std::int64_t first,
+                                                const Columns<T, kWhole>& columns,
+                                                float (&y)[kColumns]) {
+  if (p.center != nullptr) {
+    RawRow<float> center;
+    center.load(static_cast<const float*>(p.center) + first, columns);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) y[i] -= center[i];
+  }
+  if constexpr (!kWhole) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      if (!columns.has(i)) y[i] = -INFINITY;
+    }
+  }
+}
+
+// The largest of a warp's columns; what does not exist has to be -inf.
+__device__ __forceinline__ float row_max(const float (&x)[kColumns]) {
+  float max = x[0];
+#pragma unroll
+  for (int i = 1; i < kColumns; ++i) max = fmaxf(max, x[i]);
+  return group_max<kWarpSize>(max);
+}
+
+}  // namespace mast_ext::kernels::prototype_cuda

@@ -1,0 +1,49 @@
+// select_hard_crops: of the cross-entropies ce[t, s, b] of G global crops (teacher t) with these
+// and L local crops (student s), for every image b the tuple of crops with the largest
+//
+//   ce[a, c] + ce[c, a] + sum over n locals l of (ce[a, l] + ce[c, l])
+//
+// where a is an even global crop and c an odd one. The sum falls apart into locals, so that the
+// best tuple with (a, c) holds the n locals of the largest terms: pairs are searched, tuples are
+// not.
+//
+// The contract between the binding, which fills in the struct, and the kernels, which read it.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/dtype.h"
+#include "kernels/common/hardest_pair.h"
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace mast_ext::kernels {
+
+struct SelectHardCrops {
+  DType dtype;  // of ce; scores are in accum_t
+  std::int64_t globals, locals;
+  std::int64_t num_locals;  // n, from 0 to L
+  std::int64_t batch;       // B
+  const void* ce;           // [G, G + L, B], B dense
+  std::int64_t teacher_stride, student_stride;
+  const std::int64_t* tuples;  // [count, 2 + n] to choose from, as crop numbers, or null: all
+  std::int64_t count;          // of tuples, or else of pairs
+  std::int64_t* index;         // [2 + n, B]
+  void* score;                 // [B]
+
+  // The crops of pair number `pair`, in the order of (a, c).
+  MAST_EXT_HD std::int64_t even(std::int64_t pair) const { return pair / (globals / 2) * 2; }
+  MAST_EXT_HD std::int64_t odd(std::int64_t pair) const { return pair % (globals / 2) * 2 + 1; }
+
+  MAST_EXT_HD std::int64_t at(std::int64_t teacher, std::int64_t student) const {
+    return teacher * teacher_stride + student * student_stride;
+  }
+};
+
+// Images [begin, end); ranges that do not overlap may run at the same time.
+void select_hard_crops_cpu(const SelectHardCrops& p, std::int64_t begin, std::int64_t end);
+
+// Queues on `stream`; the result is a cudaError_t, cudaSuccess when the launch was accepted.
+int select_hard_crops_cuda(const SelectHardCrops& p, CUstream_st* stream);
+
+}  // namespace mast_ext::kernels

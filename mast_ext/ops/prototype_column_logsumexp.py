@@ -1,0 +1,16 @@
+"""Shape-only kernel of ``mast_ext::prototype_column_logsumexp``; schema in library.cpp."""
+
+import torch
+
+from mast_ext.ops.common import accumulation_dtype
+from mast_ext.ops.select_hard_pairs import no_gradient
+
+op = torch.ops.mast_ext.prototype_column_logsumexp.default
+
+
+@torch.library.register_fake("mast_ext::prototype_column_logsumexp")
+def _(logits, center, temperature, normalize_rows):
+    return logits.new_empty((logits.shape[1],), dtype=accumulation_dtype(logits))
+
+
+no_gradient("prototype_column_logsumexp")

@@ -1,0 +1,280 @@
+"""nearest_neighbor_distance against its definition, its own gradient, and torch's rules for ops."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mast_ext import functional, ops, reference
+
+NAN, INF = float("nan"), float("inf")
+# N, D
+SHAPES = [(2, 1), (2, 5), (3, 16), (7, 33), (33, 8), (64, 70), (65, 3), (130, 65), (257, 20)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def make_rows(shape, device="cpu", dtype=torch.float32):
+    return (torch.randn(shape, device=device) * 3).to(dtype)
+
+
+def evaluate(function, x, grad):
+    """Distance, its gradient, and whose it is."""
+    x = x.detach().requires_grad_()
+    distance, index = function(x)
+    (grad_x,) = torch.autograd.grad(distance, x, grad.to(distance))
+    return distance.detach(), grad_x, index
+
+
+def assert_nearest(index, x, tolerance=1e-6):
+    """There is no nearer one; ties may be rounded either way."""
+    unit = torch.nn.functional.normalize(x.detach().cpu().double(), dim=-1)
+    cosines = (unit @ unit.T).fill_diagonal_(-3)
+    chosen = cosines.gather(1, index.cpu()[:, None])[:, 0]
+    assert_close(chosen, cosines.amax(1), rtol=0, atol=tolerance)
+
+
+def along(index):
+    """The definition beside given neighbours, so that it is theirs the gradient is of."""
+
+    def distance(x):
+        unit = torch.nn.functional.normalize(x, dim=-1, eps=1e-8)
+        return torch.nn.functional.pairwise_distance(unit, unit[index], eps=1e-8), index
+
+    return distance
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_definition(shape, dtype, device):
+    x = make_rows(shape, device, dtype)
+    grad = torch.randn(shape[0], device=device)
+    distance, grad_x, index = evaluate(functional.nearest_neighbor_distance, x, grad)
+    assert distance.dtype == torch.float32 and distance.shape == index.shape == shape[:1]
+    assert grad_x.dtype == dtype and index.dtype == torch.int64
+    assert_nearest(index, x)
+    truth = evaluate(along(index.cpu()), x.cpu().double(), grad.cpu())
+    assert_close(distance.cpu().double(), truth[0], rtol=2e-6, atol=2e-7)
+    # A gradient of rows with one dimension is 0, but for what eps makes of it.
+    assert_close(grad_x.cpu().double(), truth[1], rtol=torch.finfo(dtype).eps, atol=3e-6)
+
+
+@pytest.mark.parametrize("shape", [(600, 24), (1100, 5)], ids=str)
+def test_in_tiles(shape, device):
+    x = make_rows(shape, device)
+    distance, index = functional.nearest_neighbor_distance(x)
+    want, nearest = reference.nearest_neighbor_distance(x.cpu().double())
+    assert_nearest(index, x)
+    assert_close(distance.cpu().double(), want, rtol=1e-5, atol=1e-6)
+    assert (index.cpu() == nearest).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (5, 4), (9, 2)], ids=str)
+def test_gradient(shape):
+    torch.manual_seed(0)
+    x = make_rows(shape, dtype=torch.float64).requires_grad_()
+    distance = functional.nearest_neighbor_distance(x)[0]
+    assert distance.dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda x: functional.nearest_neighbor_distance(x)[0], x)
+
+
+def test_near_rows_keep_their_digits(device):
+    x = make_rows((40, 64), device)
+    near = torch.cat([x, x + 1e-4 * torch.randn_like(x)])
+    distance, index = functional.nearest_neighbor_distance(near)
+    assert torch.equal(index.cpu(), (torch.arange(80) + 40) % 80)
+    want = reference.nearest_neighbor_distance(near.cpu().double())[0]
+    assert_close(distance.cpu().double(), want, rtol=2e-3, atol=0)  # the inputs' rounding
+
+
+def test_ties_go_to_the_first(device):
+    """Rows whose products are exact: signs, of a dimension whose root is a whole number."""
+    signs = torch.randint(0, 2, (9, 16), device=device) * 2.0 - 1
+    x = signs[torch.randint(9, (150,), device=device)]
+    index = functional.nearest_neighbor_distance(x)[1]
+    cosines = (x @ x.T).cpu().fill_diagonal_(-INF)
+    assert torch.equal(index.cpu(), cosines.argmax(1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [2, 3, 70, 300])
+def test_duplicates(count, dtype, device):
+    """Their distance is that of eps, their gradient along the diagonal and finite."""
+    row = torch.randn(5, device=device)
+    x = row.to(dtype).expand(count, 5).contiguous()
+    grad = torch.zeros(count, device=device)
+    grad[-1] = 1.0
+    distance, grad_x, index = evaluate(functional.nearest_neighbor_distance, x, grad)
+    assert torch.equal(index.cpu(), (torch.arange(count) == 0).long())
+    assert_close(distance, torch.full_like(distance, 1e-8 * 5**0.5))
+    truth = evaluate(along(index.cpu()), x.cpu().double(), grad.cpu())[1]
+    assert_close(grad_x.cpu().double(), truth, rtol=1e-2, atol=1e-6)
+    assert grad_x[-1].abs().max() > 0.01 / row.norm()
+
+
+def test_of_a_row_that_is_everyones_neighbour(device):
+    """Its gradient has a term of each, in the order of their index."""
+    x = torch.eye(80, 81, device=device) + torch.eye(80, 81, device=device).roll(1, 0) * 0.1
+    x[:, 80] = 1
+    x[3] = 0
+    x[3, 80] = 5
+    distance, grad_x, index = evaluate(
+        functional.nearest_neighbor_distance, x, torch.ones(80, device=device)
+    )
+    assert (index.cpu() == 3).sum() == 79
+    truth = evaluate(along(index.cpu()), x.cpu().double(), torch.ones(80))
+    assert_close(grad_x.cpu().double(), truth[1], rtol=1e-5, atol=1e-6)
+
+
+def test_blank_rows(device):
+    x = make_rows((6, 4), device)
+    x[2] = 0
+    x[4] = 1e-10
+    distance, grad_x, index = evaluate(
+        functional.nearest_neighbor_distance, x, torch.ones(6, device=device)
+    )
+    truth = evaluate(along(index.cpu()), x.cpu().double(), torch.ones(6))
+    assert_close(distance.cpu().double(), truth[0], rtol=1e-5, atol=1e-6)
+    assert_close(grad_x.cpu().double(), truth[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("row", [0, 3, 140])
+def test_non_finite_rows_stay_where_they_are(row, bad, device):
+    x = make_rows((150, 12), device)
+    others = torch.arange(150, device=device) != row
+    want, neighbours = functional.nearest_neighbor_distance(x[others])
+    x[row, 5] = bad
+    distance, grad_x, index = evaluate(
+        functional.nearest_neighbor_distance, x, torch.ones(150, device=device)
+    )
+    assert distance[row].isnan() and grad_x[row].isnan().any()
+    assert index[row] == (row == 0)  # the first other row
+    assert torch.equal(index[others], torch.arange(150, device=device)[others][neighbours])
+    assert_close(distance[others], want, rtol=1e-5, atol=1e-6)
+    finite = others.clone()
+    finite[index[row]] = False  # pulled at by the bad row
+    assert grad_x[finite].isfinite().all()
+
+
+def test_nothing_but_nan(device):
+    distance, index = functional.nearest_neighbor_distance(torch.full((3, 4), NAN, device=device))
+    assert index.tolist() == [1, 0, 0] and distance.isnan().all()
+
+
+def test_no_rows(device):
+    x = torch.empty(0, 7, device=device, requires_grad=True)
+    distance, index = functional.nearest_neighbor_distance(x)
+    assert distance.shape == index.shape == (0,)
+    (grad,) = torch.autograd.grad(distance.sum(), x)
+    assert grad.shape == (0, 7)
+
+
+def test_large_eps(device):
+    x = make_rows((20, 6), device)
+    distance = functional.nearest_neighbor_distance(x, eps=0.3)[0]
+    want = reference.nearest_neighbor_distance(x.cpu().double(), eps=0.3)[0]
+    assert_close(distance.cpu().double(), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x.T.contiguous().T,  # D is not the dense dimension
+        lambda x: torch.cat([x, x], -1)[:, : x.shape[1]],
+        lambda x: x[:1].expand_as(x),
+        lambda x: torch.cat([x.flatten(), x.flatten()])[1 : 1 + x.numel()].view_as(x),  # misaligned
+    ],
+)
+def test_strides(layout, device):
+    x = layout(make_rows((70, 17), device))
+    grad = torch.randn(70, device=device)
+    got = evaluate(functional.nearest_neighbor_distance, x, grad)
+    want = evaluate(functional.nearest_neighbor_distance, x.contiguous(), grad)
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_same_bits_twice_and_on_any_number_of_threads(device):
+    x, grad = make_rows((700, 48), device), torch.randn(700, device=device)
+    threads = torch.get_num_threads()
+    first = evaluate(functional.nearest_neighbor_distance, x, grad)
+    again = evaluate(functional.nearest_neighbor_distance, x, grad)
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        other = evaluate(functional.nearest_neighbor_distance, x, grad)
+    finally:
+        torch.set_num_threads(threads)
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("shape", [(0, 4), (5, 3)], ids=str)
+def test_registration(shape, requires_grad, device):
+    x = make_rows(shape, device).requires_grad_(requires_grad)
+    torch.library.opcheck(ops.nearest_neighbor_distance.op, (x, 1e-8))
+
+
+def test_registration_of_backward(device):
+    x = make_rows((6, 5), device)
+    saved = ops.nearest_neighbor_distance.op(x, 1e-8)
+    arguments = (torch.randn(6, device=device), x, *saved, 1e-8)
+    torch.library.opcheck(ops.nearest_neighbor_distance.backward_op, arguments)
+
+
+def test_compiles_whole(device):
+    x = make_rows((20, 6), device).requires_grad_()
+
+    def step(x):
+        return -(functional.nearest_neighbor_distance(x * 2)[0] + 1e-8).log().mean()
+
+    (want,) = torch.autograd.grad(step(x), x)
+    (got,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), x)
+    assert_close(got, want)
+
+
+def test_autocast_leaves_the_products_alone(device):
+    x, grad = make_rows((90, 40), device), torch.randn(90, device=device)
+    want = evaluate(functional.nearest_neighbor_distance, x, grad)
+    with torch.autocast(device.type, torch.bfloat16):
+        got = evaluate(functional.nearest_neighbor_distance, x, grad)
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_second_derivative_is_refused(device):
+    x = make_rows((5, 4), device).requires_grad_()
+    distance = functional.nearest_neighbor_distance(x)[0]
+    (grad,) = torch.autograd.grad(distance.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="nearest_neighbor_distance has no second derivative"):
+        grad.sum().backward()
+
+
+def test_index_has_no_gradient(device):
+    distance, index = functional.nearest_neighbor_distance(make_rows((4, 3), device))
+    assert not index.requires_grad and not distance.requires_grad
+
+
+@pytest.mark.parametrize("value", [-5, 99])
+def test_backward_never_reads_out_of_bounds(value, device):
+    x = make_rows((6, 5), device)
+    distance, index = ops.nearest_neighbor_distance.op(x, 1e-8)
+    grad = ops.nearest_neighbor_distance.backward_op(
+        torch.ones_like(distance), x, distance, torch.full_like(index, value), 1e-8
+    )
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("x", "eps", "error", "message"),
+    [
+        (torch.ones(5), 1e-8, ValueError, r"x must have shape \[N, D\] .* got \[5\]"),
+        (torch.ones(2, 3, 4), 1e-8, ValueError, r"x must have shape \[N, D\] .* got \[2, 3, 4\]"),
+        (torch.ones(1, 4), 1e-8, ValueError, r"another row to every row \(N != 1\), got \[1, 4\]"),
+        (torch.ones(3, 0), 1e-8, ValueError, r"with D >= 1 .* got \[3, 0\]"),
+        (torch.ones(3, 4).long(), 1e-8, TypeError, "x must be float32, .* got Long"),
+        (torch.ones(3, 4), 0.0, ValueError, "eps must be positive, got 0"),
+    ],
+)
+def test_rejects(x, eps, error, message):
+    with pytest.raises(error, match=message):
+        functional.nearest_neighbor_distance(x, eps=eps)

@@ -1,0 +1,444 @@
+"""prototype_cross_entropy against its definition, its own gradient, and torch's rules for ops."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mast_ext import functional, ops, reference
+
+# T, S, B, C, with a center
+SHAPES = [
+    (2, 2, 0, 5, True),
+    (1, 1, 1, 1, False),
+    (2, 3, 1, 1, True),
+    (1, 1, 1, 7, True),
+    (2, 2, 5, 16, False),
+    (2, 10, 3, 33, True),
+    (4, 12, 2, 257, True),
+    (3, 4, 4, 511, False),
+    (1, 1, 70, 64, True),  # tokens
+    (2, 2, 3, 512, True),
+    (1, 3, 2, 1030, True),
+    (5, 6, 2, 100, True),  # more teachers than registers are kept for
+    (9, 17, 1, 21, False),
+    (2, 2, 2, 2048, False),
+    (4, 2, 2, 2049, True),
+    (3, 2, 1, 6161, True),
+    (2, 2, 1, 65537, True),
+]
+SMALL = [(2, 3, 4, 40, True), (1, 1, 5, 2100, False)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = [
+    lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),  # [B, V, C] in memory
+    lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1),  # C is not the dense dimension
+    lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],  # rows wider than C
+    lambda x: x[:, :1].expand_as(x),
+    lambda x: torch.cat([x.flatten(), x.flatten()])[1 : 1 + x.numel()].view_as(x),  # misaligned
+]
+TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.04}
+
+
+def make_inputs(shape, device, dtype=torch.float32, requires_grad=False):
+    """Student, teacher and center; only the first may require a gradient."""
+    teachers, students, batch, prototypes, centered = shape
+    student = torch.randn(students, batch, prototypes, device=device).to(dtype)
+    teacher = torch.randn(teachers, batch, prototypes, device=device).to(dtype)
+    accumulation = torch.promote_types(dtype, torch.float32)
+    center = torch.randn(prototypes, device=device, dtype=accumulation) if centered else None
+    return student.requires_grad_(requires_grad), teacher, center
+
+
+def to_double(inputs):
+    """Leaf copies in float64 on the CPU: where the truth is computed."""
+    return tuple(t if t is None else t.detach().cpu().double() for t in inputs)
+
+
+def evaluate(module, inputs, grads, **temperatures):
+    """Cross-entropies, the teacher's mean, and the student's gradient."""
+    student, teacher, center = inputs
+    student = student.detach().requires_grad_()
+    ce, mean = module.prototype_cross_entropy_with_mean(
+        student, teacher, center=center, **(TEMPERATURES | temperatures)
+    )
+    (grad,) = torch.autograd.grad(ce, [student], grads.to(ce))
+    return ce.detach(), mean, grad
+
+
+def error(got, truth, scale):
+    """Norm of the error, relative to that of the truth, or of `scale` where that is tiny."""
+    return ((got.cpu().double() - truth).norm() / truth.norm().clamp_min(scale)).item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_definition(shape, dtype, device):
+    inputs = make_inputs(shape, device, dtype)
+    grads = torch.randn(shape[:3], device=device)
+    ce, mean, grad = evaluate(functional, inputs, grads)
+    want_ce, want_mean, want_grad = evaluate(reference, to_double(inputs), grads)
+    assert ce.dtype == mean.dtype == torch.float32 and grad.dtype == dtype
+    assert ce.shape == want_ce.shape and grad.shape == want_grad.shape
+    assert error(ce, want_ce, 1.0) < 1e-6
+    rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+    assert error(grad, want_grad, 1.0) < 2e-6 + rounding
+    if shape[2] > 0:
+        assert error(mean, want_mean, 1.0) < 1e-6
+    else:
+        assert mean.isnan().all()
+    alone = functional.prototype_cross_entropy(
+        inputs[0], inputs[1], center=inputs[2], **TEMPERATURES
+    )
+    assert torch.equal(alone, ce)
+
+
+def make_data(kind, views, batch, prototypes):
+    x = torch.randn(views, batch, prototypes)
+    if kind == "large":
+        return x.sign() * 1e4 + x * 100
+    if kind == "common offset":
+        return x + 1e4
+    if kind == "equal":
+        return torch.full_like(x, 3.0)
+    if kind == "one-hot":
+        return 1e4 * torch.nn.functional.one_hot(x.argmax(-1), prototypes)
+    return x
+
+
+@pytest.mark.parametrize("student_temperature", [1.0, 0.1, 0.02])
+@pytest.mark.parametrize("teacher_temperature", [1.0, 0.07, 0.02])
+@pytest.mark.parametrize("kind", ["normal", "large", "common offset", "equal", "one-hot"])
+def test_is_as_exact_as_plain_torch(kind, student_temperature, teacher_temperature, device):
+    """Error against float64 at most 1.5 times that of the plain version, and rounding."""
+    inputs = (
+        make_data(kind, 3, 4, 2600).to(device),
+        make_data(kind, 2, 4, 2600).to(device),
+        torch.randn(2600, device=device),
+    )
+    grads = torch.randn(2, 3, 4, device=device)
+    temperatures = {
+        "student_temperature": student_temperature,
+        "teacher_temperature": teacher_temperature,
+    }
+    got = evaluate(functional, inputs, grads, **temperatures)
+    plain = evaluate(reference, inputs, grads, **temperatures)
+    truth = evaluate(reference, to_double(inputs), grads, **temperatures)
+    for mine, theirs, want in zip(got, plain, truth, strict=True):
+        assert mine.isfinite().all()
+        assert error(mine, want, 1.0) <= 1.5 * error(theirs, want, 1.0) + 1e-6
+
+
+def test_large_logits_keep_their_digits(device):
+    """Only differences from the largest count: an offset changes what it rounds away, no more."""
+    student, teacher, _ = make_inputs((2, 3, 2, 700, False), device)
+    student, teacher = ((t * 2**6).round() / 2**6 for t in (student, teacher))
+    grads = torch.randn(2, 3, 2, device=device)
+    got = evaluate(functional, (student + 2**13, teacher - 2**13, None), grads)
+    want = evaluate(functional, (student, teacher, None), grads)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[2], want[2])
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 3, False), (2, 3, 2, 5, True), (5, 2, 2, 9, True)], ids=str
+)
+def test_gradient(shape):
+    torch.manual_seed(0)
+    student, teacher, center = make_inputs(shape, "cpu", torch.float64, requires_grad=True)
+
+    def ce(student):
+        return functional.prototype_cross_entropy(
+            student, teacher, center=center, student_temperature=0.5, teacher_temperature=0.3
+        )
+
+    assert torch.autograd.gradcheck(ce, [student])
+
+
+def test_only_the_student_has_a_gradient(device):
+    student, teacher, center = make_inputs((2, 3, 4, 40, True), device)
+    teacher.requires_grad_()
+    center.requires_grad_()
+    ce, mean = functional.prototype_cross_entropy_with_mean(
+        student, teacher, center=center, **TEMPERATURES
+    )
+    assert not ce.requires_grad and not mean.requires_grad
+    student.requires_grad_()
+    ce, mean = functional.prototype_cross_entropy_with_mean(
+        student, teacher, center=center, **TEMPERATURES
+    )
+    assert ce.requires_grad and not mean.requires_grad
+    ce.sum().backward()
+    assert teacher.grad is None and center.grad is None and student.grad is not None
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2200, 3, False), (3, 1, 300, 70, False)], ids=str)
+def test_mean_of_many_rows(shape, device):
+    student, teacher, _ = make_inputs(shape, device)
+    teacher = teacher + 100
+    _, mean = functional.prototype_cross_entropy_with_mean(student, teacher, **TEMPERATURES)
+    assert_close(mean.cpu().double(), teacher.cpu().double().mean((0, 1)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 10, 40, 96, True), (2, 4, 3, 5000, True)], ids=str)
+def test_an_image_does_not_depend_on_its_batch(shape, device):
+    student, teacher, center = make_inputs(shape, device)
+    whole = functional.prototype_cross_entropy(student, teacher, center=center, **TEMPERATURES)
+    for b in (0, shape[2] - 1):
+        alone = functional.prototype_cross_entropy(
+            student[:, b : b + 1], teacher[:, b : b + 1], center=center, **TEMPERATURES
+        )
+        assert torch.equal(alone[..., 0], whole[..., b])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("of", ["student", "teacher"])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 40, True), (2, 3, 4, 4500, False)], ids=str)
+def test_non_finite_stays_in_its_row(shape, of, bad, device):
+    inputs = make_inputs(shape, device)
+    grads = torch.randn(shape[:3], device=device)
+    ce, mean, grad = evaluate(functional, inputs, grads)
+    inputs[of == "teacher"][1, 2, 7] = bad
+    bad_ce, bad_mean, bad_grad = evaluate(functional, inputs, grads)
+    hit, hit_grad = torch.zeros_like(ce, dtype=torch.bool), torch.zeros_like(grad).bool()
+    if of == "student":
+        hit[:, 1, 2], hit_grad[1, 2] = True, True
+        assert torch.equal(mean, bad_mean)
+    else:
+        hit[1, :, 2], hit_grad[:, 2] = True, True
+        assert not bad_mean[7].isfinite()
+        assert torch.equal(mean[8:], bad_mean[8:]) and torch.equal(mean[:7], bad_mean[:7])
+    assert bad_ce[hit].isnan().all() and bad_grad[hit_grad].isnan().any()
+    assert torch.equal(bad_ce[~hit], ce[~hit]) and torch.equal(bad_grad[~hit_grad], grad[~hit_grad])
+
+
+@pytest.mark.parametrize("first", [5, 2500])
+def test_masked_teacher_prototypes(first, device):
+    """Those of -inf have probability 0, also where that is all a stretch has."""
+    student, teacher, center = make_inputs((2, 3, 2, 2600, True), device)
+    teacher[..., :first] = -torch.inf
+    grads = torch.randn(2, 3, 2, device=device)
+    ce, _, grad = evaluate(functional, (student, teacher, center), grads)
+    want_ce, _, want_grad = evaluate(reference, to_double((student, teacher, center)), grads)
+    assert_close(ce.cpu().double(), want_ce, rtol=1e-5, atol=1e-5)
+    assert_close(grad.cpu().double(), want_grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("of", ["student", "teacher"])
+@pytest.mark.parametrize("masked", [slice(3, 4), slice(0, 2500), slice(None)], ids=str)
+def test_infinite_as_the_formula_says(masked, of, device):
+    inputs = make_inputs((2, 3, 2, 2600, False), device)
+    inputs[of == "teacher"][0, 1, masked] = -torch.inf
+    ce = functional.prototype_cross_entropy(
+        *inputs[:2], student_temperature=0.1, teacher_temperature=1.0
+    )
+    want = reference.prototype_cross_entropy(
+        *to_double(inputs)[:2], student_temperature=0.1, teacher_temperature=1.0
+    )
+    assert torch.equal(ce.cpu().isnan(), want.isnan())
+    assert torch.equal(ce.cpu() == torch.inf, want == torch.inf)
+    assert_close(ce.cpu().double(), want, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 70, 96, True), (2, 3, 5, 9000, True), (1, 1, 1, 30000, False)], ids=str
+)
+def test_same_bits_twice_and_on_any_number_of_threads(shape, device):
+    inputs = make_inputs(shape, device)
+    grads = torch.randn(shape[:3], device=device)
+    first, again = (evaluate(functional, inputs, grads) for _ in range(2))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        other = evaluate(functional, inputs, grads)
+    finally:
+        torch.set_num_threads(threads)
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 40, True), (2, 2, 2, 1040, True)], ids=str)
+def test_strides(shape, dtype, layout, device):
+    student, teacher, center = make_inputs(shape, device, dtype)
+    student, teacher = layout(student), layout(teacher)
+    given = student, teacher, torch.stack([center, center], 1)[:, 0]
+    dense = *(t.clone(memory_format=torch.contiguous_format) for t in given[:2]), center
+    grads = torch.randn(1, 1, 1, device=device).expand(shape[:3])
+    for a, b in zip(
+        evaluate(functional, given, grads), evaluate(functional, dense, grads), strict=True
+    ):
+        assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "with_mean"),
+    [(SMALL[0], True), (SMALL[1], True), (SMALL[1], False), ((2, 2, 0, 5, True), False)],
+    ids=str,
+)
+def test_registration(shape, requires_grad, with_mean, device):
+    inputs = make_inputs(shape, device, torch.float32, requires_grad)
+    torch.library.opcheck(ops.prototype_cross_entropy.op, (*inputs, 0.1, 0.07, with_mean))
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_registration_of_backward(shape, device):
+    inputs = make_inputs(shape, device)
+    ce, _, *stats = ops.prototype_cross_entropy.op(*inputs, 0.1, 0.07, False)
+    torch.library.opcheck(
+        ops.prototype_cross_entropy.backward_op,
+        (torch.randn_like(ce), *inputs, *stats, 0.1, 0.07),
+    )
+
+
+def test_compiles_whole(device):
+    student, teacher, center = make_inputs((2, 3, 4, 40, True), device, requires_grad=True)
+
+    def step(student, teacher, center):
+        ce, mean = functional.prototype_cross_entropy_with_mean(
+            student * 2, teacher, center=center, **TEMPERATURES
+        )
+        return ce.sum() + mean.sum()
+
+    (want,) = torch.autograd.grad(step(student, teacher, center), [student])
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    (got,) = torch.autograd.grad(compiled(student, teacher, center), [student])
+    assert_close(got, want)
+
+
+def test_autocast_leaves_the_logits_alone(device):
+    inputs = make_inputs((2, 3, 4, 40, True), device)
+    grads = torch.randn(2, 3, 4, device=device)
+    want = evaluate(functional, inputs, grads)
+    with torch.autocast(device.type, torch.bfloat16):
+        got = evaluate(functional, inputs, grads)
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_under_autocast(device):
+    """Logits of a layer in bfloat16, beside a center in float32."""
+    layer = torch.nn.Linear(8, 30, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        student = layer(torch.randn(2, 3, 8, device=device))
+        teacher = layer(torch.randn(2, 3, 8, device=device)).detach()
+        ce = functional.prototype_cross_entropy(
+            student, teacher, center=torch.zeros(30, device=device), **TEMPERATURES
+        )
+    assert student.dtype == torch.bfloat16 and ce.dtype == torch.float32
+    ce.mean().backward()
+    assert layer.weight.grad.isfinite().all() and layer.weight.grad.abs().sum() > 0
+
+
+def test_second_derivative_is_refused(device):
+    student, teacher, _ = make_inputs((1, 1, 2, 4, False), device, requires_grad=True)
+    ce = functional.prototype_cross_entropy(student, teacher, **TEMPERATURES)
+    (grad,) = torch.autograd.grad(ce.square().sum(), [student], create_graph=True)
+    with pytest.raises(RuntimeError, match="prototype_cross_entropy has no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message_type", "message"),
+    [
+        (
+            {"student": torch.ones(3, 5)},
+            ValueError,
+            r"student must have shape \[S, B, C\] with S >= 1 and C >= 1, got \[3, 5\]",
+        ),
+        (
+            {"student": torch.ones(0, 3, 5)},
+            ValueError,
+            r"student must have .* S >= 1 .* got \[0, 3, 5\]",
+        ),
+        (
+            {"student": torch.ones(2, 3, 0)},
+            ValueError,
+            r"student must have .* C >= 1, got \[2, 3, 0\]",
+        ),
+        ({"student": torch.ones(2, 3, 5).long()}, TypeError, "student must be float32, .* Long"),
+        (
+            {"teacher": torch.ones(2, 4, 5)},
+            ValueError,
+            r"teacher must have shape \[T, 3, 5\] with T >= 1 to fit student of shape \[2, 3, 5\], "
+            r"got \[2, 4, 5\]",
+        ),
+        ({"teacher": torch.ones(2, 3, 6)}, ValueError, r"teacher must .* got \[2, 3, 6\]"),
+        ({"teacher": torch.ones(0, 3, 5)}, ValueError, r"teacher must .* got \[0, 3, 5\]"),
+        (
+            {"teacher": torch.ones(2, 3, 5).half()},
+            TypeError,
+            "teacher must be Float like student, got Half",
+        ),
+        ({"center": torch.ones(6)}, ValueError, r"center must have shape \[5\], got \[6\]"),
+        ({"center": torch.ones(1, 1, 5)}, ValueError, r"center must .* got \[1, 1, 5\]"),
+        (
+            {"center": torch.ones(5).double()},
+            TypeError,
+            "center must be Float beside Float logits, got Double",
+        ),
+        (
+            {"student_temperature": 0.0},
+            ValueError,
+            "student_temperature must be positive and finite, got 0",
+        ),
+        (
+            {"student_temperature": float("nan")},
+            ValueError,
+            "student_temperature must be positive and finite, got nan",
+        ),
+        (
+            {"teacher_temperature": -0.1},
+            ValueError,
+            "teacher_temperature must be positive and finite, got -0.1",
+        ),
+        (
+            {"teacher_temperature": float("inf")},
+            ValueError,
+            "teacher_temperature must be positive and finite, got inf",
+        ),
+    ],
+)
+def test_rejects(change, message_type, message):
+    given = {"student": torch.ones(2, 3, 5), "teacher": torch.ones(2, 3, 5)} | TEMPERATURES
+    with pytest.raises(message_type, match=message):
+        functional.prototype_cross_entropy(**(given | change))
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_rejects_other_devices(device):
+    student, teacher, center = make_inputs((1, 1, 2, 4, True), device)
+    with pytest.raises(ValueError, match="teacher must be on cuda:0 like student, got cpu"):
+        functional.prototype_cross_entropy(student, teacher.cpu(), **TEMPERATURES)
+    with pytest.raises(ValueError, match="center must be on cuda:0 like student, got cpu"):
+        functional.prototype_cross_entropy(student, teacher, center=center.cpu(), **TEMPERATURES)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_memory_is_the_gradient_alone():
+    """T 2, S 2, B 32, C 65,536: probabilities of one list of views would be 16 MB."""
+    script = """
+import torch
+from pathlib import Path
+from mast_ext import functional
+
+def step(student, teacher):
+    ce, mean = functional.prototype_cross_entropy_with_mean(
+        student, teacher, student_temperature=0.1, teacher_temperature=0.04
+    )
+    return torch.autograd.grad(ce.sum(), [student])
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+step(torch.randn(2, 2, 8, requires_grad=True), torch.randn(2, 2, 8))
+student, teacher = torch.randn(2, 32, 65536, requires_grad=True), torch.randn(2, 32, 65536)
+before = peak()
+step(student, teacher)
+print(peak() - before)
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(out.stdout) < 16 + 6
