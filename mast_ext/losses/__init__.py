@@ -6,26 +6,34 @@ Every objective is a small algebra on the operators of `mast_ext.functional`, an
 
 from mast_ext.losses.barlow_twins import BarlowTwinsLoss
 from mast_ext.losses.decoupled import DCLLoss, DCLWLoss
+from mast_ext.losses.dino import DINOLoss
 from mast_ext.losses.equivariance import EquivarianceLoss
 from mast_ext.losses.hard_views import HardViewSelector
+from mast_ext.losses.ibot import IBOTPatchLoss
 from mast_ext.losses.info_nce import InfoNCELoss
+from mast_ext.losses.koleo import KoLeoLoss
 from mast_ext.losses.masks import SubspaceMasks
 from mast_ext.losses.mast import MASTLoss, MASTTerms
 from mast_ext.losses.negative_cosine_similarity import NegativeCosineSimilarity
 from mast_ext.losses.nt_xent import NTXentLoss
+from mast_ext.losses.swav import SwaVLoss
 from mast_ext.losses.vicreg import VICRegLoss
 
 __all__ = [
     "BarlowTwinsLoss",
     "DCLLoss",
     "DCLWLoss",
+    "DINOLoss",
     "EquivarianceLoss",
     "HardViewSelector",
+    "IBOTPatchLoss",
     "InfoNCELoss",
+    "KoLeoLoss",
     "MASTLoss",
     "MASTTerms",
     "NTXentLoss",
     "NegativeCosineSimilarity",
     "SubspaceMasks",
+    "SwaVLoss",
     "VICRegLoss",
 ]

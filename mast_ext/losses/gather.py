@@ -6,7 +6,7 @@ the result is the gradient of one process on the global batch. So the backward o
 up the gradients that all processes found for an embedding, and does not average them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,37 @@ def _all_reduce(x: Tensor) -> Tensor:
     with _collective("all-reduce"):
         dist.all_reduce(x)
     return x
+
+
+@torch.compiler.disable
+def start_all_reduce(x: Tensor) -> Callable[[], Tensor]:
+    """Starts to sum ``x`` over processes, without gradient, while other work goes on.
+
+    Returns:
+        Waits for the sum and returns it; on a GPU the current stream waits, not the host.
+
+    Raises:
+        RuntimeError: Another process died or is late; at either call.
+    """
+    x = x.detach().clone()
+    with _collective("all-reduce"):
+        work = dist.all_reduce(x, async_op=True)
+
+    def finish() -> Tensor:
+        with _collective("all-reduce"):
+            work.wait()
+        return x
+
+    return finish
+
+
+def all_reduce_logsumexp(x: Tensor) -> Tensor:
+    """Log of the sum of ``exp(x)`` over processes, without gradient; cannot overflow.
+
+    Raises:
+        RuntimeError: Another process died or is late.
+    """
+    return all_gather(x[None]).logsumexp(0) if world_size() > 1 else x
 
 
 @torch.compiler.disable

@@ -1,7 +1,9 @@
 """What the losses ask of their arguments and inputs."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 Negatives = Literal["pairs", "all_views"]
@@ -46,14 +48,32 @@ def require_views(views: Tensor, name: str = "views") -> Tensor:
     return views
 
 
-def require_temperature(temperature: float) -> float:
+def stack_views(views: Tensor | Sequence[Tensor], name: str) -> Tensor:
+    """Views ``[V, B, C]``: a list of ``[B, C]`` is stacked, a tensor taken as it is.
+
+    Raises:
+        ValueError: There is no view, or they are not of one shape.
+    """
+    if isinstance(views, Tensor):
+        if views.ndim != 3 or not views.shape[0]:
+            raise ValueError(
+                f"{name} must have shape [V, B, C] with V >= 1, got {list(views.shape)}"
+            )
+        return views
+    shapes = [list(view.shape) for view in views]
+    if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
+        raise ValueError(f"{name} must hold views of one shape [B, C], at least one, got {shapes}")
+    return torch.stack(tuple(views))
+
+
+def require_temperature(temperature: float, name: str = "temperature") -> float:
     """Returns ``temperature``.
 
     Raises:
         ValueError: It is not positive.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+        raise ValueError(f"{name} must be positive, got {temperature}")
     return temperature
 
 

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from mast_ext import losses
 
 CONTRASTIVE = ["NTXentLoss", "DCLLoss", "DCLWLoss"]
+WITH_OWN_FILES = ["DINOLoss", "IBOTPatchLoss", "KoLeoLoss", "SwaVLoss"]  # of tests
 CLASSES = ["VICRegLoss", "BarlowTwinsLoss", "NegativeCosineSimilarity", *CONTRASTIVE]
 SHAPES = [(2, 3), (16, 8), (9, 40), (64, 33), (5, 257)]
 
@@ -62,7 +63,7 @@ def test_equals_lightly(name, arguments, shape, device):
         assert_close(mine.cpu().double(), truth, rtol=0, atol=4e-6 * scale)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [*CLASSES, *WITH_OWN_FILES])
 def test_same_arguments_as_lightly(name):
     ours, theirs = (getattr(package, name) for package in (losses, lightly.loss))
     for method in ("__init__", "forward"):
@@ -195,7 +196,7 @@ def test_rejects_arguments(name, arguments, message):
         getattr(losses, name)(**arguments)
 
 
-@pytest.mark.parametrize("name", ["VICRegLoss", "BarlowTwinsLoss", *CONTRASTIVE])
+@pytest.mark.parametrize("name", ["VICRegLoss", "BarlowTwinsLoss", "KoLeoLoss", *CONTRASTIVE])
 def test_gathering_needs_torch_distributed(name, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
     with pytest.raises(ValueError, match="needs a build of torch with torch.distributed"):

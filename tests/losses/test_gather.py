@@ -1,5 +1,7 @@
 """Distributed training equals training in one process on the global batch."""
 
+import copy
+import pickle
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -11,12 +13,14 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from mast_ext import losses
+from mast_ext.losses.center import Center
 from mast_ext.losses.gather import gather_batch
 
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 SUBSPACES = 3
 BANK = 25  # rows; wraps around in the second of two steps
 WORLD_SIZES = [1, 2, 3]
+COMPILED = ["dclw", "dino_deferred"]
 PATIENCE = timedelta(seconds=2)
 
 
@@ -60,7 +64,22 @@ LOSSES = {
         two_sided=True, learn_temperature=True, gather_distributed=True
     ),
     "equivariance": lambda: losses.EquivarianceLoss(gather_distributed=True),
+    "dino": lambda: losses.DINOLoss(DIM, student_temp=0.5, teacher_temp=0.2),
+    "dino_deferred": lambda: losses.DINOLoss(
+        DIM, student_temp=0.5, teacher_temp=0.2, center_update="deferred"
+    ),
+    "dino_sinkhorn": lambda: losses.DINOLoss(DIM, student_temp=0.5, center_mode="sinkhorn"),
+    "ibot": lambda: losses.IBOTPatchLoss(DIM, 0.2, 0.5),
+    "ibot_deferred": lambda: losses.IBOTPatchLoss(DIM, 0.2, 0.5, center_update="deferred"),
+    "ibot_token": lambda: losses.IBOTPatchLoss(DIM, 0.2, 0.5, weighting="token"),
+    "ibot_all": lambda: losses.IBOTPatchLoss(DIM, 0.2, 0.5, center_tokens="all"),
+    "ibot_sinkhorn": lambda: losses.IBOTPatchLoss(DIM, 0.2, 0.5, center_mode="sinkhorn"),
+    "koleo": lambda: losses.KoLeoLoss(gather_distributed=True),
+    "koleo_p": lambda: losses.KoLeoLoss(1.0, gather_distributed=True),
+    "swav": lambda: losses.SwaVLoss(sinkhorn_gather_distributed=True),
 }
+# They gather nothing by image, so that processes may have different numbers.
+WITHOUT_GATHERS = ("negative_cosine", "info_nce_negatives", "dino", "ibot", "swav")
 # Their pair losses see the negatives of all processes.
 GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
 
@@ -75,6 +94,7 @@ class Model(nn.Module):
         self.projection = nn.Linear(FEATURES, DIM, bias=False)
         self.log_variance = nn.Linear(FEATURES, SUBSPACES, bias=False)
         self.predictor = nn.Linear(DIM, DIM)
+        self.teacher = nn.Linear(FEATURES, DIM, bias=False).requires_grad_(False)
         self.loss = LOSSES[objective]()
 
     def forward(self, images, pairs):
@@ -96,8 +116,26 @@ class Model(nn.Module):
                 return loss(views[0], views[1], self.predictor.weight)  # as a queue that all share
             case "equivariance":
                 return loss(views, self.predictor(views))
+            case "koleo" | "koleo_p":
+                return loss(views[0])
+            case "swav":
+                return loss(0.1 * views[:2], 0.1 * views[2:])
+            case "dino" | "dino_deferred" | "dino_sinkhorn":
+                teacher = self.teacher(images[:2])
+                return loss(teacher, views) + loss(2 * teacher, views)
+            case str(name) if name.startswith("ibot"):
+                some = pairs[0, 1] == 1  # none of the first process, or of one alone
+                return self.patch_loss(images[0], some | True) + self.patch_loss(images[1], some)
             case _:
                 return loss(views[0], views[1])
+
+    def patch_loss(self, images, some):
+        """Of four tokens an image, of which ``some`` images have masked ones."""
+        tokens = torch.stack([images, -images, images.flip(1), images.square()], 1)
+        mask = (tokens[..., 0] > 0) & some[:, None]
+        teacher, student = self.teacher(tokens), self.projection(tokens)[mask]
+        teacher = teacher.flatten(0, 1) if self.loss.center_tokens == "all" else teacher[mask]
+        return self.loss(teacher, student, mask.unflatten(1, (2, 2)))
 
 
 def global_batch(world_size):
@@ -117,7 +155,8 @@ def train(objective, images, pairs, average, compiled=False):
     loss = (torch.compile(model, backend="aot_eager") if compiled else model)(images, pairs)
     loss.backward()
     results = [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
-    return [average(result) for result in results] + [b for b in model.buffers() if b.numel()]
+    state = model.loss.state_dict()  # with pending updates
+    return [average(result) for result in results] + [state[name] for name in sorted(state)]
 
 
 def pair_losses(objective, images):
@@ -149,12 +188,33 @@ def unequal_batches(rank):
     """Every loss that gathers, with a smaller batch on the last process."""
     batch = BATCH - (rank == dist.get_world_size() - 1)
     images, pairs = torch.randn(VIEWS, batch, FEATURES), torch.zeros(VIEWS, VIEWS, batch).long()
-    without_gathers = ("negative_cosine", "info_nce_negatives")
-    names = [name for name in LOSSES if name not in without_gathers]
+    names = [name for name in LOSSES if not name.startswith(WITHOUT_GATHERS)]
     found = {name: errors_of(lambda name=name: Model(name)(images, pairs)) for name in names}
     width = DIM + (rank == 0)
     loss = losses.NTXentLoss(gather_distributed=True)
     found["width"] = errors_of(lambda: loss(*torch.randn(2, BATCH, width)))
+    return found
+
+
+def pending_updates():
+    """The centre as it lies there after a step, as saved, loaded and copied."""
+    found = {}
+    for center_update in ("now", "deferred"):
+        loss, resumed = (losses.DINOLoss(DIM, center_update=center_update) for _ in range(2))
+        steps = [[torch.randn(2, BATCH, DIM), torch.randn(3, BATCH, DIM)] for _ in range(4)]
+        loss(*steps[0])
+        lies = loss.center.clone()
+        saved = {name: value.clone() for name, value in loss.state_dict().items()}
+        resumed(*steps[1])  # is overwritten, its pending update too
+        resumed.load_state_dict(saved)
+        curves = [[each(*step) for step in steps[2:]] for each in (loss, resumed)]
+        copied = pickle.loads(pickle.dumps(copy.deepcopy(loss)))
+        found[center_update] = {
+            "lies": lies,
+            "saved": saved["center"],
+            "curves": curves,
+            "ends": [each.state_dict()["center"] for each in (loss, resumed, copied)],
+        }
     return found
 
 
@@ -163,7 +223,7 @@ def late(directory, rank, world_size):
     join(directory, "late", rank, world_size, PATIENCE)
     loss = losses.NTXentLoss(gather_distributed=True)
     if rank < world_size - 1:
-        found = errors_of(lambda: loss(*torch.randn(2, BATCH, DIM)))
+        found = [errors_of(lambda: loss(*torch.randn(2, BATCH, DIM)))]
         (Path(directory) / f"{rank}.gave_up").touch()
     else:
         found, deadline = None, time.monotonic() + 60
@@ -174,11 +234,19 @@ def late(directory, rank, world_size):
 
 
 def dead(directory, rank, world_size):
-    """The last process ends between forward and backward."""
+    """The last process ends between forward and backward, or before a centre moves."""
     join(directory, "dead", rank, world_size)
+    center = Center((1, DIM), center_update="deferred")
     views = torch.randn(2, BATCH, DIM, requires_grad=True)
     loss = losses.NTXentLoss(gather_distributed=True)(*views)
-    return errors_of(loss.backward) if rank < world_size - 1 else None
+    if rank == world_size - 1:
+        return None
+
+    def save_center():
+        center.update(torch.randn(BATCH, DIM))
+        center.state_dict()
+
+    return errors_of(loss.backward), errors_of(save_center)
 
 
 def run_world(rank, world_size, directory):
@@ -197,7 +265,11 @@ def run_world(rank, world_size, directory):
         "unequal": unequal_batches(rank) if world_size > 1 else None,
     }
     if world_size == max(WORLD_SIZES):
-        found["compiled"] = train("dclw", images[:, mine], pairs[..., mine], average, True)
+        found["compiled"] = {
+            name: train(name, images[:, mine], pairs[..., mine], average, True) for name in COMPILED
+        }
+        torch.manual_seed(rank)
+        found["pending"] = pending_updates()
     dist.destroy_process_group()
     return found
 
@@ -230,11 +302,26 @@ def test_equals_one_process(objective, world_size, processes):
             torch.testing.assert_close(mine, truth, rtol=0, atol=1e-5 * scale)
 
 
-def test_compiles_around_the_gathers(processes):
+@pytest.mark.parametrize("objective", COMPILED)
+def test_compiles_around_the_gathers(objective, processes):
     for found in processes:
         found = found[len(processes)]
-        for mine, truth in zip(found["compiled"], found["results"]["dclw"], strict=True):
+        compiled, eager = found["compiled"][objective], found["results"][objective]
+        for mine, truth in zip(compiled, eager, strict=True):
             torch.testing.assert_close(mine, truth)
+
+
+@pytest.mark.parametrize("center_update", ["now", "deferred"])
+def test_pending_updates_of_the_center_are_never_lost(center_update, processes):
+    every = [found[len(processes)]["pending"][center_update] for found in processes]
+    for found in every:
+        assert found["saved"].any()
+        lies = found["saved"] if center_update == "now" else torch.zeros_like(found["saved"])
+        assert torch.equal(found["lies"], lies)
+        for mine, truth in zip(*found["curves"], strict=True):
+            assert torch.equal(mine, truth)
+        for end in found["ends"]:
+            assert torch.equal(end, every[0]["ends"][0])
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -266,13 +353,15 @@ def test_unequal_batches_are_an_error_on_every_process(world_size, processes):
             assert error == ("ValueError", message, False), name
 
 
-@pytest.mark.parametrize("desertion", [late, dead])
-def test_an_absent_process_is_a_clear_error(desertion, processes):
+@pytest.mark.parametrize(
+    ("desertion", "sums"), [(late, ["all-gather"]), (dead, ["all-gather", "all-reduce"])]
+)
+def test_an_absent_process_is_a_clear_error(desertion, sums, processes):
     """Not a wait without end, and not the backend's words alone."""
-    message = "all-gather failed on rank {} of {}: another process died or is late"
+    message = "{} failed on rank {} of {}: another process died or is late"
     for rank, found in enumerate(processes[:-1]):
-        want = ("RuntimeError", message.format(rank, len(processes)), True)
-        assert found[desertion.__name__] == want
+        want = [("RuntimeError", message.format(name, rank, len(processes)), True) for name in sums]
+        assert list(found[desertion.__name__]) == want
 
 
 def test_one_process_gathers_nothing():

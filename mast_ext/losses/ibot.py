@@ -1,0 +1,216 @@
+"""iBOT's loss of masked patches (Zhou et al., "iBOT", ICLR 2022), as lightly's and DINOv2's."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mast_ext.losses.center import Center, CenterMode, CenterUpdate
+from mast_ext.losses.gather import all_reduce, world_size
+from mast_ext.losses.inputs import Reduction, reduce, require_option, require_temperature
+
+Weighting = Literal["image", "token"]
+CenterTokens = Literal["masked", "all"]
+
+
+class IBOTPatchLoss(nn.Module):
+    r"""Cross entropy of the student's masked patch tokens with the teacher's, which saw them::
+
+        CE_n = − Σ_c softmax_c((teacher_nc − center_c) / τ_t) · log softmax_c(student_nc / τ_s)
+        loss = mean over images of the mean of CE_n over the image's masked tokens n
+
+    (Zhou et al. 2022). An image without a masked token counts as one of loss 0. A batch
+    without any gives loss 0 and a gradient of 0, and leaves the centre. The loss is computed with
+    the centre of the batches before. No probability of a prototype is ever stored.
+
+    Values, the centre and ``state_dict`` equal those of lightly 1.6.0 to float32 accuracy, with
+    these differences: 16-bit logits work and give a float32 loss, the teacher gets no gradient, and
+    a temperature below 0 is an error.
+
+    When processes train together, the centre is that of the tokens of all of them, whose numbers
+    may differ (lightly averages the processes' means).
+
+    Args:
+        output_dim: ``C``, the number of prototypes.
+        teacher_temp: ``τ_t``.
+        student_temp: ``τ_s``.
+        center_mode: ``"mean"``, or ``"sinkhorn"``: the teacher's probabilities are the assignments
+            of three Sinkhorn-Knopp iterations over its masked tokens (Oquab et al. 2024), and the
+            moving centre is neither used nor changed.
+        center_momentum: Weight of the past in the centre.
+        center_update: ``"now"``, or ``"deferred"`` to let the centre's sum over processes overlap
+            the backward pass; see `Center`. Losses and checkpoints are the same.
+        center_tokens: The centre is the mean of the ``"masked"`` tokens (DINOv2, lightly), or of
+            ``"all"`` (iBOT's authors): ``teacher_out`` then has to hold all.
+        weighting: Every ``"image"`` counts the same, however many tokens it has masked, or every
+            masked ``"token"``.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per image.
+
+    Attributes:
+        center: The `Center`.
+
+    Raises:
+        ValueError: A temperature is not positive or an option unknown.
+    """
+
+    def __init__(
+        self,
+        output_dim: int = 65536,
+        teacher_temp: float = 0.04,
+        student_temp: float = 0.1,
+        center_mode: CenterMode = "mean",
+        center_momentum: float = 0.9,
+        *,
+        center_update: CenterUpdate = "now",
+        center_tokens: CenterTokens = "masked",
+        weighting: Weighting = "image",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.teacher_temp = require_temperature(teacher_temp, "teacher_temp")
+        self.student_temp = require_temperature(student_temp, "student_temp")
+        self.center = Center(
+            (1, output_dim), center_mode, center_momentum, center_update=center_update
+        )
+        self.center_tokens: CenterTokens = require_option(
+            "center_tokens", center_tokens, CenterTokens
+        )
+        self.weighting: Weighting = require_option("weighting", weighting, Weighting)
+        self.reduction: Reduction = require_option("reduction", reduction, Reduction)
+
+    def forward(
+        self,
+        teacher_out: Tensor,
+        student_out: Tensor,
+        mask: Tensor,
+        teacher_temp: float | None = None,
+        *,
+        update_center: bool = True,
+    ) -> Tensor:
+        """The loss of a batch; moves the centre afterwards.
+
+        Args:
+            teacher_out: The teacher's logits of the masked tokens, ``[P, C]`` in the order of the
+                mask; with ``center_tokens="all"`` those of all tokens, ``[B·H·W, C]``. float32,
+                float16, bfloat16 or (CPU) float64. Gets no gradient.
+            student_out: The student's logits of the masked tokens, ``[P, C]``.
+            mask: bool ``[B, H, W]``, set for ``P`` tokens.
+            teacher_temp: ``τ_t`` of this batch.
+            update_center: False leaves the centre.
+
+        Returns:
+            A scalar, or ``[B]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
+
+        Raises:
+            ValueError: A shape does not fit, the mask is set for another number of tokens (looked
+                at on the CPU only: a GPU is not waited for, and returns NaN), or a temperature is
+                not positive.
+            TypeError: A dtype is not supported or the mask not bool.
+            RuntimeError: Another process died or is late.
+        """
+        if mask.ndim != 3:
+            raise ValueError(f"mask must have shape [B, H, W], got {list(mask.shape)}")
+        sums, counts = self._sums_per_image(
+            teacher_out, student_out, mask, teacher_temp, update=update_center
+        )
+        if self.weighting == "image":
+            return reduce(sums / counts.clamp_min(1), self.reduction)
+        # The processes' mean number of tokens, so that averaging their gradients weighs each alike.
+        tokens = all_reduce(counts.sum()) / world_size()
+        share = mask.shape[0] / tokens.clamp_min(1 / world_size())
+        return reduce(sums * share, self.reduction)
+
+    def patch_losses(
+        self,
+        teacher_out: Tensor,
+        student_out: Tensor,
+        mask: Tensor,
+        teacher_temp: float | None = None,
+    ) -> Tensor:
+        """The mean cross entropy of the masked tokens of every image, to choose hard views by.
+
+        The score of two global crops ``a`` and ``b`` in iBOT has the term
+        ``(patch_losses[a] + patch_losses[b]) / 2``, beside those of `DINOLoss.crop_losses`.
+
+        Args:
+            teacher_out: As in `forward`.
+            student_out: As in `forward`.
+            mask: bool ``[..., H, W]``, such as ``[G, B, H, W]`` of ``G`` crops.
+            teacher_temp: As in `forward`.
+
+        Returns:
+            ``[...]``, float32 (float64 for float64 inputs); 0 for an image without a masked token.
+            The centre is used, and left as it is.
+
+        Raises:
+            ValueError: A shape does not fit, or a temperature is not positive.
+            TypeError: A dtype is not supported or the mask not bool.
+            RuntimeError: Another process died or is late.
+        """
+        sums, counts = self._sums_per_image(
+            teacher_out, student_out, mask, teacher_temp, update=False
+        )
+        return sums / counts.clamp_min(1)
+
+    def _sums_per_image(
+        self,
+        teacher_out: Tensor,
+        student_out: Tensor,
+        mask: Tensor,
+        teacher_temp: float | None,
+        *,
+        update: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Of every image the sum of its tokens' cross entropies, and their number."""
+        temperature = self.teacher_temp if teacher_temp is None else teacher_temp
+        require_temperature(temperature, "teacher_temp")
+        every = self.center_tokens == "all"
+        self._require_shapes(teacher_out, student_out, mask, every)
+        counts = mask.sum((-2, -1))
+        masked = self._masked_tokens(mask, len(student_out))
+        ce = self.center.cross_entropy(
+            student_out[None],
+            teacher_out[None, masked] if every else teacher_out[None],
+            student_temperature=self.student_temp,
+            teacher_temperature=temperature,
+            update=update and not every,
+        )[0, 0]
+        if update and every and self.center.mode == "mean":
+            self.center.update(teacher_out)
+        tokens = ce.new_zeros(mask.numel()).index_copy(0, masked, ce)
+        fits = torch.where(counts.sum() == len(student_out), 1.0, torch.nan)
+        return tokens.view(*mask.shape[:-2], -1).sum(-1) * fits, counts
+
+    @staticmethod
+    def _masked_tokens(mask: Tensor, count: int) -> Tensor:
+        """Places of the masked tokens in order, without a look at how many a GPU finds."""
+        order = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)
+        return order[:count]
+
+    @staticmethod
+    def _require_shapes(teacher: Tensor, student: Tensor, mask: Tensor, every: bool) -> None:
+        """Raises what `forward` says."""
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, got {mask.dtype}")
+        if mask.ndim < 2:
+            raise ValueError(f"mask must have shape [..., H, W], got {list(mask.shape)}")
+        if student.ndim != 2:
+            raise ValueError(f"student_out must have shape [P, C], got {list(student.shape)}")
+        rows = mask.numel() if every else len(student)
+        if teacher.shape != (rows, student.shape[1]):
+            raise ValueError(
+                f"teacher_out must have shape {[rows, student.shape[1]]}, got {list(teacher.shape)}"
+            )
+        looked_at = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+        found = int(mask.sum()) if looked_at else min(len(student), mask.numel())
+        if found != len(student):
+            raise ValueError(
+                f"mask of shape {list(mask.shape)} must be set for the {len(student)} tokens of "
+                f"student_out, is for {found}"
+            )
+
+    def extra_repr(self) -> str:
+        return (
+            f"teacher_temp={self.teacher_temp}, student_temp={self.student_temp}, "
+            f"center_tokens={self.center_tokens!r}, weighting={self.weighting!r}"
+        )

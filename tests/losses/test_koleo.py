@@ -1,0 +1,95 @@
+"""KoLeoLoss against lightly's, and what goes beyond it."""
+
+import lightly.loss
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mast_ext import losses
+
+SHAPES = [(2, 3), (1, 4), (16, 8), (9, 40), (65, 33), (5, 257)]
+ARGUMENTS = [{}, {"eps": 1e-3}, {"p": 1}, {"p": 3.0, "eps": 1e-4}]
+
+
+def loss_and_gradient(module, x):
+    loss = module(x)
+    return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
+
+
+def truth_of(module, x):
+    """Lightly's class in float64."""
+    return loss_and_gradient(module, x.detach().cpu().double().requires_grad_())
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_lightly(shape, arguments, device):
+    x = torch.randn(shape, device=device, requires_grad=True)
+    got = loss_and_gradient(losses.KoLeoLoss(**arguments), x)
+    for mine, truth in zip(got, truth_of(lightly.loss.KoLeoLoss(**arguments), x), strict=True):
+        assert_close(mine.cpu().double(), truth, rtol=1e-4, atol=1e-5)
+
+
+def test_reductions(device):
+    x = torch.randn(12, 5, device=device)
+    each = losses.KoLeoLoss(reduction="none")(x)
+    assert each.shape == (12,)
+    assert_close(losses.KoLeoLoss()(x), each.mean())
+    assert_close(losses.KoLeoLoss(reduction="sum")(x), each.sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("p", [2, 1])
+@pytest.mark.parametrize("value", [1.0, 0.0])
+def test_duplicates_are_finite(value, p, dtype, device):
+    """Lightly's are infinite in float16."""
+    x = torch.randn(6, 8, device=device).to(dtype)
+    x[2:5] = value
+    loss, gradient = loss_and_gradient(losses.KoLeoLoss(p), x.requires_grad_())
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert not gradient.isnan().any()
+    if dtype != torch.float16:  # whose range is smaller than the gradient
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_losses_of_16_bit_embeddings_are_float32(dtype, autocast, device):
+    x = torch.randn(40, 64, device=device).to(dtype).requires_grad_()
+    with torch.autocast(device.type, dtype, enabled=autocast):
+        got = loss_and_gradient(losses.KoLeoLoss(), x)
+    want = truth_of(lightly.loss.KoLeoLoss(), x)
+    assert got[0].dtype == torch.float32 and got[1].dtype == dtype
+    assert_close(got[0].cpu().double(), want[0], rtol=1e-5, atol=1e-6)
+    rounding = torch.finfo(dtype).eps
+    assert (got[1].cpu().double() - want[1]).norm() <= 2 * rounding * want[1].norm()
+
+
+def test_compiles_whole(device):
+    loss, x = losses.KoLeoLoss(), torch.randn(12, 6, device=device, requires_grad=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for mine, truth in zip(loss_and_gradient(compiled, x), loss_and_gradient(loss, x), strict=True):
+        assert_close(mine, truth)
+
+
+def test_has_no_state():
+    assert not losses.KoLeoLoss().state_dict()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4)], ids=str)
+def test_rejects_shapes(shape):
+    with pytest.raises(ValueError, match=r"x must have shape \[N, D\], got"):
+        losses.KoLeoLoss()(torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"p": 0}, "p and eps must be positive, got 0 and 1e-08"),
+        ({"eps": 0.0}, "p and eps must be positive, got 2 and 0.0"),
+        ({"reduction": "max"}, "reduction must be .*, got 'max'"),
+    ],
+)
+def test_rejects_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        losses.KoLeoLoss(**arguments)
