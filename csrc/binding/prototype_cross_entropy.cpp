@@ -1,13 +1,10 @@
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <cmath>
 #include <cstdint>
 
 #include "binding/checks.h"
+#include "binding/huge_pages.h"
 #include "binding/ops.h"
 #include "binding/pair_inputs.h"
 #include "binding/run_on.h"
@@ -19,19 +16,6 @@ namespace {
 void check_temperature(double temperature, const char* name) {
   TORCH_CHECK_VALUE(std::isfinite(temperature) && temperature > 0, name,
                     " must be positive and finite, got ", temperature);
-}
-
-// Asks for a large new tensor to be laid on huge pages: the faults of small ones take longer than
-// computing what is written there.
-void prefer_huge_pages([[maybe_unused]] const Tensor& t) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = 4096, kHuge = 2 << 20;
-  const auto begin = reinterpret_cast<std::uintptr_t>(t.const_data_ptr()), end = begin + t.nbytes();
-  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-  if (t.is_cpu() && t.nbytes() >= 2 * kHuge) {
-    madvise(reinterpret_cast<void*>(first), (end - first) / kPage * kPage, MADV_HUGEPAGE);
-  }
-#endif
 }
 
 // student [S, B, C], teacher [T, B, C] and center [C], checked and laid out for the kernels.
@@ -160,9 +144,8 @@ Tensor prototype_cross_entropy_backward(const Tensor& grad_, const Tensor& stude
   check_like(grad_, "grad", student_stats, "student_stats");
   const Tensor grad = grad_.contiguous(), of_students = student_stats.contiguous(),
                of_teachers = teacher_stats.contiguous();
-  Tensor grad_student = in.student.new_empty({S, B, in.prototypes()});
+  Tensor grad_student = on_huge_pages(in.student.new_empty({S, B, in.prototypes()}));
   if (B == 0) return grad_student;
-  prefer_huge_pages(grad_student);
 
   const kernels::PrototypeLogits logits = in.logits();
   kernels::PrototypeCrossEntropyBackward p{

@@ -1,12 +1,13 @@
 """Views: what may be done to an image, which views are drawn, and how they are rendered.
 
-`recipe` says what, `sampler` draws parameters, `policies` arrange them into views, `torchvision`
-renders and `loader` feeds training. No image comes from here: see `mast_ext.data`.
+`recipe` says what, `sampler` draws parameters, `policies` arrange them into views, `block_masks`
+hides patches of them, `torchvision` or `dali` renders and `loader` feeds training. No image comes
+from here: see `mast_ext.data`.
 """
 
+from mast_ext.augment.block_masks import BlockMasks
 from mast_ext.augment.loader import (
     BACKENDS,
-    ImageSource,
     ViewBatch,
     ViewLoader,
     build_loader,
@@ -17,12 +18,14 @@ from mast_ext.augment.policies import (
     POLICIES,
     ComposedPolicy,
     FactorizedPolicy,
+    MultiCropPolicy,
     SampledPolicy,
     ViewPlan,
     ViewPolicy,
     make_policy,
 )
 from mast_ext.augment.recipe import AUGMENTATIONS, AugmentationRecipe
+from mast_ext.augment.rendering import ImageSource
 
 __all__ = [
     "AUGMENTATIONS",
@@ -32,9 +35,11 @@ __all__ = [
     "POLICIES",
     "AugmentationParameters",
     "AugmentationRecipe",
+    "BlockMasks",
     "ComposedPolicy",
     "FactorizedPolicy",
     "ImageSource",
+    "MultiCropPolicy",
     "SampledPolicy",
     "ViewBatch",
     "ViewLoader",

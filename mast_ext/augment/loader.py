@@ -1,16 +1,13 @@
 """Feeds training: batches of rendered views, in a keyed order, resumable at any step.
 
 The loader keeps three integers (seed, epoch, step): the order of an epoch and every parameter are
-functions of them, so the remaining batches after a resume are the same bits. Threads prefetch whole
-batches; nothing random happens in them.
+functions of them, so the remaining batches after a resume are the same bits. Renderers may work
+ahead; nothing random happens in them.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from threading import Barrier
-from typing import Protocol
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,37 +15,39 @@ from torch import Tensor
 
 from mast_ext.augment import sampler
 from mast_ext.augment.checks import check_integer
-from mast_ext.augment.policies import ViewPolicy
+from mast_ext.augment.policies import ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
+from mast_ext.augment.rendering import (
+    ImageSource,
+    Indices,
+    Rendered,
+    Renderer,
+    TorchvisionRenderer,
+    images_of,
+)
 
-BACKENDS = ("torchvision",)
+BACKENDS = ("torchvision", "dali")
 """Names of the renderers that exist."""
-
-Renderer = Callable[[Tensor | Sequence[Tensor], Tensor, AugmentationRecipe], Tensor]
-
-
-class ImageSource(Protocol):
-    """What a loader needs to know of a source of images (`mast_ext.data` has some)."""
-
-    sizes: np.ndarray
-    labels: dict[str, np.ndarray]
-    stacked: Tensor | None
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> Tensor: ...
 
 
 @dataclass
 class ViewBatch:
     """Views of a batch of images, and how they were made.
 
+    Parameters and pairs are of all views, in this order: the full-size ones, L local ones, and the
+    plain centre view where there is one. V counts them all.
+
     Attributes:
-        images: Normalised views, ``[V, B, 3, S, S]`` float32.
+        images: Normalised full-size views (the centre view is one), ``[V − L, B, 3, S, S]``
+            float32.
         parameters: Augmentation parameters, ``[V, B, P]`` float32.
         pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64.
         index: Sample indices in the source, ``[B]`` int64.
         labels: Class ids of every factor, each ``[B]`` int64.
+        local_images: Normalised local views, ``[L, B, 3, s, s]`` float32; None when there are
+            none.
+        masks: Patches to hide of the full-size views but the centre one, bool ``[F, B, H, W]``;
+            None when the policy masks none.
     """
 
     images: Tensor
@@ -56,6 +55,8 @@ class ViewBatch:
     pair_subspace: Tensor
     index: Tensor
     labels: dict[str, Tensor]
+    local_images: Tensor | None = None
+    masks: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "ViewBatch":
         """The batch on another device."""
@@ -63,10 +64,38 @@ class ViewBatch:
 
     def pin_memory(self) -> "ViewBatch":
         """The batch in page-locked memory, from which copies to a GPU are asynchronous."""
-        return self._map(Tensor.pin_memory)
+        return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+    def split(self, parts: int) -> "list[ViewBatch]":
+        """As many batches of equal size, one after the other; their number must divide the images'.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if parts < 1 or len(self.index) % parts:
+            raise ValueError(
+                f"a batch of {len(self.index)} images does not divide into {parts} equal parts"
+            )
+        axes = {"index": 0, "pair_subspace": 2}  # those of the images; all others have them second
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        chunks = {
+            name: value.chunk(parts, axes.get(name, 1))
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+        labels = {name: ids.chunk(parts) for name, ids in self.labels.items()}
+        return [
+            replace(
+                self,
+                **{name: pieces[part] for name, pieces in chunks.items()},
+                labels={name: pieces[part] for name, pieces in labels.items()},
+            )
+            for part in range(parts)
+        ]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "ViewBatch":
-        tensors = {f.name: function(getattr(self, f.name)) for f in fields(self)[:-1]}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {k: function(value) for k, value in values.items() if isinstance(value, Tensor)}
         labels = {name: function(tensor) for name, tensor in self.labels.items()}
         return replace(self, **tensors, labels=labels)
 
@@ -83,7 +112,7 @@ class ViewLoader:
         self,
         source: ImageSource,
         policy: ViewPolicy,
-        render: Renderer,
+        renderer: Renderer,
         *,
         batch_size: int,
         seed: int,
@@ -91,17 +120,15 @@ class ViewLoader:
         drop_last: bool,
         rank: int,
         world_size: int,
-        workers: int,
     ) -> None:
         self.source = source
         self.policy = policy
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
-        self._render = render
+        self._renderer = renderer
         self._shuffle = shuffle
         self._rank, self._world_size = rank, world_size
-        self._workers = workers
         self._step = 0  # batches handed out in this epoch
         self._resume_at = 0
         share = len(source) // world_size  # equal shares: a rank with more would wait for ever
@@ -120,9 +147,14 @@ class ViewLoader:
         start, self._resume_at = self._resume_at, 0
         epoch, self._step = self.epoch, start
         order = self._order(epoch)
-        for step, batch in enumerate(self._batches(order, epoch, start), start=start + 1):
+        parts = [
+            order[step * self.batch_size : (step + 1) * self.batch_size]
+            for step in range(start, len(self))
+        ]
+        rendered = self._renderer.render(parts, partial(self._plan, epoch))
+        for step, batch in enumerate(rendered, start=start + 1):
             self._step = step
-            yield batch
+            yield self._assemble(batch)
         if self.epoch == epoch:
             self.epoch, self._step = epoch + 1, 0
 
@@ -161,67 +193,35 @@ class ViewLoader:
         self._step = self._resume_at = state["step"]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Sample indices of this rank in this epoch, disjoint from those of other ranks."""
-        count = len(self.source)
+        """Sample indices of this rank in this epoch, disjoint from those of other ranks.
+
+        The ranks' batches of a step, one after the other, are the batch that a single process with
+        as large a batch has at that step.
+        """
+        count, size = len(self.source), self.batch_size
         order = sampler.permutation(self.seed, epoch, count) if self._shuffle else np.arange(count)
-        return order[self._rank :: self._world_size][: self._share]
+        whole = self._share // size * size * self._world_size
+        steps, rest = np.split(order[: self._share * self._world_size], [whole])
+        mine = steps.reshape(-1, self._world_size, size)[:, self._rank]
+        return np.concatenate((mine.ravel(), rest.reshape(self._world_size, -1)[self._rank]))
 
-    def _batches(self, order: np.ndarray, epoch: int, start: int) -> Iterator[ViewBatch]:
-        parts = [
-            order[step * self.batch_size : (step + 1) * self.batch_size]
-            for step in range(start, len(self))
-        ]
-        if self._workers == 0:
-            for part in parts:
-                yield self._batch(part, epoch)
-            return
-        pending: deque[Future[ViewBatch]] = deque()
-        pool = _single_threaded_pool(self._workers)
-        try:
-            for part in parts:
-                pending.append(pool.submit(self._batch, part, epoch))
-                if len(pending) > self._workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:  # also when the caller leaves the loop early
-            pool.shutdown(wait=False, cancel_futures=True)
+    def _plan(self, epoch: int, indices: Indices) -> ViewPlan:
+        return self.policy.plan(self.seed, epoch, indices, self.source.sizes[indices])
 
-    def _batch(self, indices: np.ndarray, epoch: int) -> ViewBatch:
-        plan = self.policy.plan(self.seed, epoch, indices, self.source.sizes[indices])
-        index = torch.from_numpy(indices)
-        images = _images(self.source, indices)
+    def _assemble(self, batch: Rendered) -> ViewBatch:
+        indices, plan = batch.indices, batch.plan
         return ViewBatch(
-            images=self._render(images, plan.rows, self.policy.recipe),
+            images=batch.images,
             parameters=plan.rows,
             pair_subspace=plan.pair_subspace,
-            index=index,
+            index=torch.from_numpy(indices),
             labels={
                 name: torch.from_numpy(ids[indices].astype(np.int64))
                 for name, ids in self.source.labels.items()
             },
+            local_images=batch.local_images,
+            masks=plan.masks,
         )
-
-
-def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
-    """Threads whose torch operators keep to them: more would fight with the training step.
-
-    ``torch.set_num_threads`` also changes what every thread that has not computed yet, and some
-    calls of the others, take up; so the caller sets its own number again once all have started.
-    """
-    threads = torch.get_num_threads()
-    started = Barrier(workers + 1)
-
-    def start() -> None:
-        torch.set_num_threads(1)
-        started.wait()
-
-    pool = ThreadPoolExecutor(workers, "views", initializer=start)
-    for _ in range(workers):  # a thread starts with the first task that finds none idle
-        pool.submit(int)
-    started.wait()
-    torch.set_num_threads(threads)
-    return pool
 
 
 def build_loader(
@@ -235,7 +235,9 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
-    backend: str = "torchvision",
+    backend: str = "auto",
+    photometric: str = "exact",
+    device: str = "cpu",
 ) -> ViewLoader:
     """Makes a loader of views.
 
@@ -249,11 +251,19 @@ def build_loader(
         rank: This process among ``world_size``. Ranks see disjoint shares of equal size: up to
             ``world_size - 1`` images are left out of an epoch.
         world_size: Number of processes.
-        workers: Threads that render ahead; 0 renders in the calling thread.
-        backend: Renderer; ``"torchvision"`` is the one that exists.
+        workers: Threads that render ahead; 0 renders in the calling thread (DALI: in one of its
+            own, while the caller waits).
+        backend: ``"torchvision"``, ``"dali"``, or ``"auto"``: DALI for what only it can do, on the
+            CPU and with exact photometry torchvision, which is faster there.
+        photometric: ``"exact"``: torchvision's pixels. ``"fused"`` (DALI's alone): faster, but
+            another recipe, see `mast_ext.augment.dali`.
+        device: Where views are rendered, ``"cpu"`` or (DALI) ``"gpu"``: on this process's current
+            CUDA device, where their pixels stay.
 
     Raises:
-        ValueError: A value is out of range, the backend is unknown, or not one batch fits.
+        ValueError: A value is out of range or unknown, the backend cannot do what is asked for, or
+            not one batch fits.
+        ModuleNotFoundError: DALI is asked for and not installed.
     """
     for name, value, low in (
         ("batch_size", batch_size, 1),
@@ -264,17 +274,17 @@ def build_loader(
         check_integer(name, value, low)
     if rank >= world_size:
         raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
+    renderer = _renderer(source, policy, batch_size, workers, backend, photometric, device)
     return ViewLoader(
         source,
         policy,
-        _renderer(backend),
+        renderer,
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle,
         drop_last=drop_last,
         rank=rank,
         world_size=world_size,
-        workers=workers,
     )
 
 
@@ -297,24 +307,45 @@ def evaluation_images(
     Yields:
         Normalised images ``[B, 3, size, size]`` float32 and their indices ``[B]`` int64.
     """
+    from mast_ext.augment.torchvision import render
+
     check_integer("batch_size", batch_size, 1)
     recipe = AugmentationRecipe(size=size, mean=mean, std=std)
-    render = _renderer("torchvision")
     for start in range(0, len(source), batch_size):
         indices = np.arange(start, min(start + batch_size, len(source)))
         rows = torch.from_numpy(sampler.centre_rows(source.sizes[indices]))[None]
-        yield render(_images(source, indices), rows, recipe)[0], torch.from_numpy(indices)
+        yield render(images_of(source, indices), rows, recipe)[0], torch.from_numpy(indices)
 
 
-def _images(source: ImageSource, indices: np.ndarray) -> Tensor | list[Tensor]:
-    if source.stacked is not None:
-        return source.stacked[torch.from_numpy(indices)]
-    return [source.image(int(index)) for index in indices]
+def _renderer(
+    source: ImageSource,
+    policy: ViewPolicy,
+    batch_size: int,
+    workers: int,
+    backend: str,
+    photometric: str,
+    device: str,
+) -> Renderer:
+    plain = (photometric, device) == ("exact", "cpu")
+    if backend == "auto":
+        backend = "torchvision" if plain else "dali"
+    if backend == "torchvision" and plain:
+        return TorchvisionRenderer(source, policy, workers)
+    if backend == "torchvision":
+        raise ValueError(
+            "backend torchvision renders on the CPU with exact photometry, got device "
+            f"{device!r} and photometric {photometric!r}: use backend dali"
+        )
+    if backend != "dali":
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+    from mast_ext.augment.dali import DaliRenderer  # the only place that needs DALI
 
-
-def _renderer(backend: str) -> Renderer:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    from mast_ext.augment.torchvision import render  # the only place that needs torchvision
-
-    return render
+    return DaliRenderer(
+        source,
+        policy,
+        batch_size=min(batch_size, len(source)),
+        threads=max(1, workers),
+        prefetch=workers > 0,
+        photometric=photometric,
+        device=device,
+    )

@@ -8,6 +8,7 @@ follow from the recipe by integration, none is measured.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -77,13 +78,18 @@ class AugmentationParameters:
             raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {name!r}")
         return self.rows[..., GROUPS[name]]
 
-    def standardised(self, recipe: AugmentationRecipe) -> Tensor:
+    def standardised(self, *recipes: AugmentationRecipe) -> Tensor:
         """Rows with mean 0 and variance 1 under the recipe's own distribution, ``[V, B, P]``.
 
         The constants are those of a composed view of a large square image (see `moments`). A
         column that the recipe never changes is only centred, so it becomes 0.
+
+        Args:
+            *recipes: What the views were made with. Of several recipes, say those of every view,
+                the distribution is the mixture: the same parameters are the same numbers in all
+                views.
         """
-        mean, std = moments(recipe)
+        mean, std = mixture_moments(recipes)
         shift, scale = (torch.tensor(values).to(self.rows) for values in (mean, std))
         return (self.rows - shift) / torch.where(scale > 0, scale, torch.ones_like(scale))
 
@@ -123,6 +129,18 @@ def moments(recipe: AugmentationRecipe) -> tuple[tuple[float, ...], tuple[float,
     means, variances = zip(*(pairs[name] for name in COLUMNS), strict=True)
     # Below 1e-12 a variance is what cancellation leaves of zero.
     return means, tuple(math.sqrt(v) if v > 1e-12 else 0.0 for v in variances)
+
+
+def mixture_moments(
+    recipes: Sequence[AugmentationRecipe],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every column of a view of a random one of the recipes."""
+    if len(set(recipes)) == 1:
+        return moments(recipes[0])
+    means, stds = np.moveaxis(np.array([moments(recipe) for recipe in recipes]), 1, 0)
+    mean = means.mean(0)
+    variance = (stds**2 + (means - mean) ** 2).mean(0)
+    return tuple(mean.tolist()), tuple(np.sqrt(np.where(variance > 1e-12, variance, 0)).tolist())
 
 
 def _gate(probability: float) -> tuple[float, float]:

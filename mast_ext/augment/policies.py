@@ -6,8 +6,9 @@ augmentations were drawn independently (the joint subspace), k for pairs that di
 ``recipe.augmentations[k - 1]`` alone, -1 for pairs that are not to be used.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mast_ext.augment import sampler
+from mast_ext.augment.block_masks import BlockMasks
 from mast_ext.augment.checks import check_integer, check_number
 from mast_ext.augment.parameters import GROUPS
 from mast_ext.augment.recipe import AugmentationRecipe
 
 UNUSED, JOINT = -1, 0
 
+_LOCAL = 1 << 20  # streams of local views, whose numbers so depend on no other view's
 _CHOICE = 1 << 33  # streams of choices lie above those of views and of repeated crops
 
 
@@ -30,13 +33,16 @@ class ViewPlan:
     """Everything that is to be rendered for a batch.
 
     Attributes:
-        rows: Augmentation parameters, ``[V, B, P]`` float32 (columns: `parameters.COLUMNS`).
+        rows: Augmentation parameters, ``[V, B, P]`` float32 (columns: `parameters.COLUMNS`), of
+            the full-size views, the local ones, and the plain centre view.
         pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64, symmetric, -1 on the
             diagonal and for unused pairs.
+        masks: Hidden patches of the full-size views, bool ``[F, B, H, W]``, when the policy masks.
     """
 
     rows: Tensor
     pair_subspace: Tensor
+    masks: Tensor | None = None
 
 
 class ViewPolicy(ABC):
@@ -45,11 +51,23 @@ class ViewPolicy(ABC):
     Args:
         recipe: What may be done to a view.
         with_centre: Append the plain centre view (no augmentation, in no pair) as the last view.
+
+    Attributes:
+        local_views: How many of the views are local ones; they come behind the full-size views.
+        local_recipe: What may be done to a local view, its size included.
     """
+
+    local_views: int = 0
+    local_recipe: AugmentationRecipe | None = None
 
     def __init__(self, recipe: AugmentationRecipe, *, with_centre: bool = False) -> None:
         self.recipe = recipe
         self.with_centre = with_centre
+
+    @property
+    def recipes(self) -> tuple[AugmentationRecipe, ...]:
+        """The recipe of every view but the centre one."""
+        return (self.recipe,) * self._augmented_views()
 
     @property
     def subspaces(self) -> tuple[str, ...]:
@@ -86,7 +104,12 @@ class ViewPolicy(ABC):
         pair_subspace = np.full((count, count, len(indices)), UNUSED, np.int64)
         for (i, j), subspace in pairs.items():
             pair_subspace[i, j] = pair_subspace[j, i] = subspace
-        return ViewPlan(torch.from_numpy(np.stack(views)), torch.from_numpy(pair_subspace))
+        rows = torch.from_numpy(np.stack(views))
+        return ViewPlan(rows, torch.from_numpy(pair_subspace), self._masks(draw))
+
+    def _masks(self, draw: "_Draw") -> Tensor | None:
+        """Hidden patches of the full-size views; None for policies that hide none."""
+        return None
 
     @abstractmethod
     def _augmented_views(self) -> int:
@@ -209,10 +232,86 @@ class SampledPolicy(ViewPolicy):
         return views, pairs
 
 
+class MultiCropPolicy(ViewPolicy):
+    """Full-size views, and small views of small crops (SwAV, Caron et al. 2020; DINO, 2021).
+
+    All views are independent, and every pair is a joint pair. What a view shows does not depend on
+    how many others there are.
+
+    Args:
+        recipe: What may be done to a full-size view.
+        views: Full-size views, at least 1 (default: ``recipe.views``).
+        local_views: Local views, at least 0.
+        local_size: Side of a local view in pixels.
+        local_scale: Range of the area of a local view's crop relative to the image's.
+        asymmetric: Blur and solarize views as BYOL and DINO do, whatever the recipe says of both:
+            even full-size views are always blurred, odd ones with probability 0.1 and solarized
+            with 0.2, local ones blurred with 0.5.
+        masks: Draws the patches of full-size views to hide; None hides none.
+        with_centre: Append the plain centre view.
+    """
+
+    def __init__(
+        self,
+        recipe: AugmentationRecipe,
+        *,
+        views: int | None = None,
+        local_views: int = 0,
+        local_size: int = 16,
+        local_scale: tuple[float, float] = (0.05, 0.4),
+        asymmetric: bool = False,
+        masks: BlockMasks | None = None,
+        with_centre: bool = False,
+    ) -> None:
+        super().__init__(recipe, with_centre=with_centre)
+        self.views = check_integer("views", recipe.views if views is None else views, 1)
+        self.local_views = check_integer("local_views", local_views, 0)
+        check_integer("local_size", local_size, 1)
+        local = replace(recipe, size=local_size, crop_scale=local_scale)
+        self.local_recipe: AugmentationRecipe = local
+        self._full: tuple[AugmentationRecipe, ...] = (recipe,)
+        if asymmetric:
+            self._full = (
+                replace(recipe, blur=1.0, solarize=0.0),
+                replace(recipe, blur=0.1, solarize=0.2),
+            )
+            self.local_recipe = replace(local, blur=0.5, solarize=0.0)
+        self.masks = masks
+
+    @property
+    def recipes(self) -> tuple[AugmentationRecipe, ...]:
+        full = (self._full[view % len(self._full)] for view in range(self.views))
+        return (*full, *((self.local_recipe,) * self.local_views))
+
+    def enlarged(self, views: int, local_views: int) -> "MultiCropPolicy":
+        """The same views and further ones."""
+        other = copy.copy(self)
+        other.views = check_integer("views", views, 1)
+        other.local_views = check_integer("local_views", local_views, 0)
+        return other
+
+    def _augmented_views(self) -> int:
+        return self.views + self.local_views
+
+    def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], _Pairs]:
+        streams = (*range(self.views), *range(_LOCAL, _LOCAL + self.local_views))
+        each = zip(self.recipes, streams, strict=True)
+        views = [replace(draw, recipe=recipe).composed(stream) for recipe, stream in each]
+        pairs: _Pairs = {(i, j): JOINT for j in range(len(views)) for i in range(j)}
+        return views, pairs
+
+    def _masks(self, draw: "_Draw") -> Tensor | None:
+        if self.masks is None:
+            return None
+        drawn = self.masks.draw(draw.seed, draw.epoch, draw.indices, self.views)
+        return torch.from_numpy(drawn)
+
+
 POLICIES: dict[str, type[ViewPolicy]] = {
     "composed": ComposedPolicy,
     "factorized": FactorizedPolicy,
     "sampled": SampledPolicy,
+    "multi_crop": MultiCropPolicy,
 }
 """Every view policy by its name."""
 

@@ -4,6 +4,7 @@ It imports nothing that may be absent: versions come from package metadata, and 
 is tried last.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -90,8 +91,10 @@ def examine() -> Iterator[Finding]:
     else:
         yield _compiled_for(build, torch.__version__)
     yield _cuda(torch, build)
+    yield _distributed(torch)
     for package, module in TRAINING.items():
         yield _package(package, module, INSTALL_TRAINING)
+    yield _dali()
 
 
 def require_training_packages() -> None:
@@ -110,6 +113,14 @@ def _package(package: str, module: str, fix: str) -> Finding:
         return Finding("ok", package, metadata.version(package))
     except metadata.PackageNotFoundError:
         return Finding("ok", package, "version unknown (not installed as a package)")
+
+
+def _dali() -> Finding:
+    """DALI, without which everything works but its own ways of rendering views."""
+    for package in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return Finding("ok", "dali", f"{package} {metadata.version(package)}")
+    return Finding("ok", "dali", "not installed, torchvision renders views: mast-ext[dali-cu13]")
 
 
 def _native_build() -> tuple[dict[str, str | None] | None, str]:
@@ -145,6 +156,21 @@ def _cuda(torch: Any, build: dict[str, str | None] | None) -> Finding:
         fix = "install a CUDA build of torch (pytorch.org), then rebuild"
         return Finding("slow", "gpu", "a driver is there, but torch is built without CUDA", fix)
     return Finding("ok", "gpu", f"none here: everything runs on the CPU ({kernels})")
+
+
+def _distributed(torch: Any) -> Finding:
+    """Whether several processes can train together, on the CPU by gloo, on GPUs by NCCL."""
+    together = torch.distributed
+    if not together.is_available():
+        fix = "install a build of torch with distributed for --train.devices above 1"
+        return Finding("slow", "distributed", "torch is built without it: one process only", fix)
+    there = {"gloo": together.is_gloo_available(), "nccl": together.is_nccl_available()}
+    names = " and ".join(name for name, here in there.items() if here) or "no backend"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not there["gloo"] or (gpus > 1 and not there["nccl"]):
+        lacking = "gloo" if not there["gloo"] else f"nccl, for {gpus} GPUs"
+        return Finding("slow", "distributed", names, f"install a build of torch with {lacking}")
+    return Finding("ok", "distributed", names)
 
 
 def _import(module: str) -> Any:

@@ -14,6 +14,7 @@ usage: mast-ext <command> [options]
 
   pretrain   train a backbone without labels, probe it, write a report
   evaluate   k-NN and linear probes of a run, a checkpoint or a backbone file
+  bench      how fast views are made of images of yours, beside torchvision and lightly
   doctor     what is installed, what is fast, what is missing
 
 `mast-ext <command> --help` lists the options of a command.
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(str(error), 2)
     except Exception as error:
+        if _is_told_elsewhere(error):
+            return 1
         if os.environ.get("MAST_EXT_DEBUG") or not _is_for_users(error):
             raise
         return _fail(str(error), getattr(error, "status", 1))
@@ -52,8 +55,9 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         from mast_ext.cli import doctor
 
         return doctor.main
-    if name not in ("pretrain", "evaluate"):
-        raise UsageError(f"there is no command {name!r}: there are pretrain, evaluate, doctor")
+    if name not in ("pretrain", "evaluate", "bench"):
+        known = "pretrain, evaluate, bench, doctor"
+        raise UsageError(f"there is no command {name!r}: there are {known}")
     from mast_ext.cli.doctor import require_training_packages
 
     require_training_packages()
@@ -61,6 +65,10 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         from mast_ext.cli import pretrain
 
         return pretrain.main
+    if name == "bench":
+        from mast_ext.cli import bench
+
+        return bench.main
     from mast_ext.cli import evaluate
 
     return evaluate.main
@@ -71,6 +79,12 @@ def _is_for_users(error: Exception) -> bool:
     run_error = sys.modules.get("mast_ext.train.errors")
     own = (run_error.RunError,) if run_error is not None else ()
     return isinstance(error, (ValueError, OSError, ModuleNotFoundError, *own))
+
+
+def _is_told_elsewhere(error: Exception) -> bool:
+    """Whether this process ends because of another one, which says what was wrong."""
+    errors = sys.modules.get("mast_ext.train.errors")
+    return errors is not None and isinstance(error, errors.EndedByAnother)
 
 
 def _fail(message: str, status: int) -> int:

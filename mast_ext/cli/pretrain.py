@@ -16,6 +16,7 @@ from mast_ext.cli.parser import (
     spelled,
 )
 from mast_ext.train.config import RECIPES, PretrainConfig
+from mast_ext.train.distributed import find_place, launch, require_devices
 from mast_ext.train.evaluation import LINEAR
 from mast_ext.train.pretrain import pretrain, run_of_checkpoint
 from mast_ext.train.report import tables
@@ -37,7 +38,13 @@ def main(arguments: Sequence[str]) -> int:
             raise UsageError(f"--resume takes the settings of the run: leave out {extra[0]}")
         config = load_config(resume)
 
+    wanted = config.train.devices
+    if wanted > 1 and find_place() is None:
+        require_devices(config.train)
+        return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)
     outcome = pretrain(config, resume=resume)
+    if outcome is None:  # the first process speaks
+        return 0
     console = output_console()
     for note in outcome.notes:
         console.print(note, highlight=False, markup=False)

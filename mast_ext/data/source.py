@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mast_ext.data.cifar import CIFARSource
 from mast_ext.data.folder import FolderSource
 from mast_ext.data.shapes import ShapesSource
+from mast_ext.data.shards import ShardsSource
 
-SOURCES = ("shapes", "folder")
+SOURCES = ("shapes", "folder", "shards", "cifar10", "cifar100")
 """Names of the sources that exist."""
 
 
@@ -45,7 +47,7 @@ class Source(Protocol):
 
 
 def open_source(
-    name: Literal["shapes", "folder"],
+    name: Literal["shapes", "folder", "shards", "cifar10", "cifar100"],
     split: Literal["train", "test"],
     *,
     path: str | Path | None = None,
@@ -57,18 +59,19 @@ def open_source(
     """Opens a source of images.
 
     Args:
-        name: ``"shapes"`` (procedural) or ``"folder"`` (image files under ``path``).
+        name: ``"shapes"`` (procedural), or under ``path``: ``"folder"`` (image files), ``"shards"``
+            (tar archives), ``"cifar10"`` or ``"cifar100"`` (as published).
         split: ``"train"`` or ``"test"``.
-        path: The folder; for ``"folder"`` only.
+        path: The folder; for ``"shards"`` an archive or a pattern, too. Not for ``"shapes"``.
         size: Side of the images in pixels; for ``"shapes"`` only, files have their own.
         seed: Seed of the images; for ``"shapes"`` only.
         on_bad_image: Whether a file that cannot be decoded is an error or left out and listed in
-            ``skipped``; for ``"folder"`` only.
-        max_images: Keep at most this many images (of a folder: spread evenly over it).
+            ``skipped``; for ``"folder"`` and ``"shards"``.
+        max_images: Keep at most this many images (of files: spread evenly over them).
 
     Raises:
-        ValueError: A value is unknown or out of range, or a folder has no usable images.
-        FileNotFoundError: The folder or the split does not exist.
+        ValueError: A value is unknown or out of range, or there are no usable images.
+        FileNotFoundError: The files or the split do not exist.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, got {split!r}")
@@ -76,10 +79,13 @@ def open_source(
         raise ValueError(f"on_bad_image must be error or skip, got {on_bad_image!r}")
     if max_images is not None and max_images < 1:
         raise ValueError(f"max_images must be at least 1, got {max_images}")
+    if name not in SOURCES:
+        raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
     if name == "shapes":
         return ShapesSource(split, size=size, seed=seed, max_images=max_images)
-    if name == "folder":
-        if path is None:
-            raise ValueError("source 'folder' needs a path: the folder with the images")
-        return FolderSource(path, split, on_bad_image=on_bad_image, max_images=max_images)
-    raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
+    if path is None:
+        raise ValueError(f"source {name!r} needs a path: the folder with the images")
+    if name in ("cifar10", "cifar100"):
+        return CIFARSource(name, path, split, max_images=max_images)
+    kind = FolderSource if name == "folder" else ShardsSource
+    return kind(path, split, on_bad_image=on_bad_image, max_images=max_images)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
 from mast_ext.losses import BarlowTwinsLoss
-from mast_ext.methods.method import Method, require_views
+from mast_ext.methods.method import GATHER, Method, require_views
 from mast_ext.models import Projector
 
 
@@ -58,7 +58,7 @@ class BarlowTwins(Method):
         super().__init__()
         require_views(self.name, recipe)
         self.projector = Projector(num_features, options.projector)
-        self.loss = BarlowTwinsLoss(options.redundancy)
+        self.loss = BarlowTwinsLoss(options.redundancy, GATHER)
         self.chunks = options.chunks or None
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.augment import (
+    AUGMENTATIONS,
     COLUMNS,
     GROUPS,
     AugmentationParameters,
@@ -21,7 +22,7 @@ from mast_ext.augment import (
     ViewPolicy,
 )
 from mast_ext.losses import EquivarianceLoss
-from mast_ext.methods.method import Method, Subspaces, TeacherSpec
+from mast_ext.methods.method import GATHER, HiddenPatches, Method, Subspaces, TeacherSpec
 from mast_ext.models import Projector
 
 
@@ -71,6 +72,7 @@ class EquiMod(Method):
     """
 
     Options = EquiModOptions
+    with_centre = True
 
     def __init__(
         self,
@@ -82,7 +84,12 @@ class EquiMod(Method):
         super().__init__()
         self.base = base
         self.name = f"{base.name}+equimod"
-        self.recipe, self.weight = recipe, options.weight
+        self.weight = options.weight
+        self.recipes = base.policy(recipe).recipes
+        on = {name for each in self.recipes for name in each.augmentations}
+        self.augmentations = tuple(name for name in AUGMENTATIONS if name in on)
+        self.local_views, self.local_share = base.local_views, base.local_share
+        self.multi_crop = base.multi_crop
         # Single layers behind the projector, so that it has to make the change a simple one.
         self.projector = Projector(num_features, options.projector, last_norm=True)
         dim = self.projector.dim
@@ -91,7 +98,7 @@ class EquiMod(Method):
             nn.BatchNorm1d(options.parameters),
         )
         self.predictor = Projector(dim + options.parameters, (dim,), last_norm=True)
-        self.loss = EquivarianceLoss(options.temperature)
+        self.loss = EquivarianceLoss(options.temperature, gather_distributed=GATHER)
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
         policy = self.base.policy(recipe)
@@ -102,12 +109,16 @@ class EquiMod(Method):
         spec = self.base.teacher()
         if spec is None:
             return None
-        # Counted without the plain image, which comes last.
-        views = self.policy(self.recipe).num_views() - 1
+        # Counted without the plain image, the last of the full-size views.
+        views = len(self.recipes) - self.local_views
         return replace(spec, views=slice(*spec.views.indices(views)))
 
     def forward(
-        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
+        self,
+        features: Tensor,
+        batch: ViewBatch,
+        targets: Tensor | None = None,
+        patches: HiddenPatches | None = None,
     ) -> dict[str, Tensor]:
         shown = replace(
             batch,
@@ -115,11 +126,12 @@ class EquiMod(Method):
             parameters=batch.parameters[:-1],
             pair_subspace=batch.pair_subspace[:-1, :-1],
         )
-        terms = self.base(features[:-1][self.base.student_views], shown, targets)
+        hidden = () if patches is None else (patches,)
+        terms = self.base(features[:-1][self.base.student_views], shown, targets, *hidden)
 
         *_, centre = embedded = _apply(self.projector, features)
         actual = embedded[:-1]
-        parameters = AugmentationParameters(shown.parameters).standardised(self.recipe)
+        parameters = AugmentationParameters(shown.parameters).standardised(*self.recipes)
         encoded = _apply(self.encoder, parameters)
         start = centre.expand_as(actual)
         predicted = _apply(self.predictor, torch.cat((start, encoded), dim=-1))
@@ -134,6 +146,20 @@ class EquiMod(Method):
 
     def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
         return self.base.pair_losses(features, targets)
+
+    def crop_losses(
+        self, features: Tensor, targets: Tensor, patches: HiddenPatches | None = None
+    ) -> Tensor:
+        return self.base.crop_losses(features, targets, patches)
+
+    def hidden_token(self) -> Tensor | None:
+        return self.base.hidden_token()
+
+    def at_step(self, step: int, steps_per_epoch: int) -> None:
+        self.base.at_step(step, steps_per_epoch)
+
+    def before_update(self) -> None:
+        self.base.before_update()
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
         return self.base.teacher_pair_losses(targets)
@@ -157,7 +183,7 @@ class EquiMod(Method):
         gain = (cosine[0] - cosine[1]).view(actual.shape[:2])
         gains = {"equivariance_gain": gain.mean()}
         changed = parameters[:-1] != parameters[-1]
-        for name in self.recipe.augmentations:
+        for name in self.augmentations:
             applied = changed[..., GROUPS[name]].any(-1)
             total = gain.where(applied, 0.0).sum()
             gains[f"equivariance_gain/{name}"] = total / applied.sum()

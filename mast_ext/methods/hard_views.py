@@ -6,6 +6,7 @@ first two views are those of plain training, so a step that does not select is a
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,9 +40,13 @@ class HardViewOptions:
     """Settings of hard view selection.
 
     Attributes:
-        views: Views of an image to choose two from; 0 trains on two views as ever. The paper's
-            is 4. Each goes through the network once more, without gradient, and counts as a
-            forward wherever budgets are compared.
+        views: Full-size views of an image to choose two from; 0 trains on two views as ever. The
+            paper's is 4. Each goes through the network once more, without gradient, and counts as
+            a forward wherever budgets are compared.
+        local_views: Local views to choose the method's number of them from (``dino``, ``ibot``);
+            0 is that number itself, among which there is no choice. The paper's is 16.
+        limit: Choose among this many random tuples of views only (``dino``, ``ibot``), as the
+            published code does; by default all are looked at, which takes less time here.
         every: Select at every k-th step only; at others the first two views are trained on.
         warmup: Epochs (fractions allowed) before the first selection.
         size: Side in pixels to which views are scaled down for selection; by default they are
@@ -54,7 +59,7 @@ class HardViewOptions:
         scorer: Who judges: the ``student``, or for methods that have one the EMA ``teacher``
             alone.
         candidates: Pairs to choose from: ``all``, those with the first view (``anchor``), or
-            those of an even with an odd view (``even_odd``).
+            those of an even with an odd view (``even_odd``; always so with ``dino`` and ``ibot``).
         strategy: ``argmax`` takes the hardest pair, ``softmax`` a random one by
             ``exp(loss / temperature)``.
         temperature: Of the ``softmax``, in the loss's unit.
@@ -63,6 +68,8 @@ class HardViewOptions:
     """
 
     views: int = 0
+    local_views: int = 0
+    limit: int | None = None
     every: int = 1
     warmup: float = 0.0
     size: int | None = None
@@ -77,6 +84,10 @@ class HardViewOptions:
     def __post_init__(self) -> None:
         if self.views < 0 or self.views == 1:
             raise ValueError(f"hard_views.views must be 0 (off) or at least 2, got {self.views}")
+        if self.local_views < 0:
+            raise ValueError(f"hard_views.local_views must be at least 0, got {self.local_views}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"hard_views.limit must be at least 1, got {self.limit}")
         if self.every < 1:
             raise ValueError(f"hard_views.every must be at least 1, got {self.every}")
         if not 0 <= self.warmup < math.inf:
@@ -140,8 +151,81 @@ class HardViewPolicy(ViewPolicy):
         return views, {**others, (0, 1): own}
 
 
-class HardViews:
-    """Replaces a batch of several views by that of every image's hardest two.
+class HardSelection(ABC):
+    """Replaces a batch of many views by one of those that are hardest for the model.
+
+    Attributes:
+        options: See `HardViewOptions`; ``views`` at least 2.
+        policy: Arranges the views to choose from.
+        sizes: Sides in pixels of views that are scaled down for selection.
+    """
+
+    options: HardViewOptions
+    policy: ViewPolicy
+    sizes: tuple[int, ...] = ()
+
+    @abstractmethod
+    def forwards(self, steps: int, steps_per_epoch: int) -> float:
+        """Forwards of every image of a batch over a run, of student and teacher alike."""
+
+    @abstractmethod
+    def __call__(
+        self, batch: ViewBatch, backbone: nn.Module, teacher: nn.Module | None, *, select: bool
+    ) -> tuple[ViewBatch, dict[str, Tensor]]:
+        """The batch to train on.
+
+        Args:
+            batch: Views as `policy` arranges them, the plain one (if any) last.
+            backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``.
+            teacher: Images to the teacher's embeddings; None for a method without one.
+            select: Whether to select; otherwise the first views are taken, those of a plain step.
+
+        Returns:
+            The batch of as many views as the method trains on, and scalars to log, NaN where
+            nothing was selected. ``hard_views/margin`` is how much the loss of what was chosen
+            exceeds the mean over all choices; ``iou`` and ``color`` are the overlap of the crops
+            of the chosen pair of full-size views and the distance of their standardised colour
+            parameters, ``…_random`` the same of the mean pair.
+        """
+
+    @contextmanager
+    def _selecting(self, device: str, *networks: nn.Module | None) -> Iterator[None]:
+        """Precision and modes of a forward pass that only selects."""
+        half = self.options.precision == "bf16"
+        autocast = torch.autocast(
+            device,
+            torch.bfloat16 if half else torch.get_autocast_dtype(device),
+            enabled=half or torch.is_autocast_enabled(device),
+            # Weights cast here have no gradient: training must not find them in the cache.
+            cache_enabled=False,
+        )
+        frozen = self.options.mode == "frozen"
+        present = [network for network in networks if network is not None]
+        with autocast, _evaluating(*present if frozen else ()):
+            yield
+
+    def _differences(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Overlap of crops and distance of colours of pairs ``[2, N, P]``, each ``[N]``."""
+        parameters = AugmentationParameters(rows)
+        first, second = parameters.standardised(*self.policy.recipes)[..., COLOUR]
+        return parameters.crop_iou(0, 1), torch.linalg.vector_norm(first - second, dim=-1)
+
+
+def scaled_down(views: Tensor, side: int) -> Tensor:
+    """Views ``[V, B, 3, S, S]`` at another size, ``[V, B, 3, side, side]``."""
+    small = interpolate(views.flatten(0, 1), (side, side), mode="bilinear", antialias=True)
+    return small.unflatten(0, views.shape[:2])
+
+
+def nothing_selected() -> dict[str, Tensor]:
+    """The logs of a step without selection."""
+    return {f"hard_views/{name}": torch.tensor(math.nan) for name in LOGS}
+
+
+class HardViews(HardSelection):
+    """Every image's hardest two views, by a method's `Method.pair_losses`.
+
+    Images that have no choice (see `HardViewPolicy`) do not count in the logs.
 
     Args:
         method: What is trained, EquiMod around it included.
@@ -158,6 +242,9 @@ class HardViews:
     def __init__(
         self, method: Method, recipe: AugmentationRecipe, options: HardViewOptions
     ) -> None:
+        for name in ("local_views", "limit"):
+            if getattr(options, name):
+                raise ValueError(f"hard_views.{name} is for dino and ibot, got {method.name}")
         if options.scorer == "teacher" and method.teacher() is None:
             raise ValueError(f"hard_views.scorer teacher: {method.name} has no teacher")
         if options.size is not None and options.size > recipe.size:
@@ -166,7 +253,8 @@ class HardViews:
                 f" got {options.size}"
             )
         self.policy = HardViewPolicy(method.policy(recipe), options.views)
-        self.method, self.recipe, self.options = method, recipe, options
+        self.method, self.options = method, options
+        self.sizes = () if options.size is None else (options.size,)
         self.trained = 2 + self.policy.with_centre
         self.selector = HardViewSelector(
             options.candidates,
@@ -175,8 +263,7 @@ class HardViews:
             fraction=options.fraction,
         )
 
-    def forwards(self, steps: int, steps_per_epoch: int) -> int:
-        """Forwards of every image of a batch over a run, of student and teacher alike."""
+    def forwards(self, steps: int, steps_per_epoch: int) -> float:
         networks = 1
         if self.options.scorer == "student" and self.method.teacher() is not None:
             networks = 2
@@ -188,27 +275,10 @@ class HardViews:
     def __call__(
         self, batch: ViewBatch, backbone: nn.Module, teacher: nn.Module | None, *, select: bool
     ) -> tuple[ViewBatch, dict[str, Tensor]]:
-        """The batch to train on.
-
-        Args:
-            batch: Views as `policy` arranges them, the plain one (if any) last.
-            backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``.
-            teacher: Images to the teacher's embeddings; None for a method without one.
-            select: Whether to select; otherwise the first two views are taken.
-
-        Returns:
-            The batch of two views (and the plain one), and scalars to log, NaN where nothing was
-            selected. ``hard_views/margin`` is how much the chosen pair's loss exceeds the mean
-            over all pairs; ``iou`` and ``color`` are the overlap of its crops and the distance of
-            its standardised colour parameters, ``…_random`` the same of the mean pair. They are
-            means over the images that had a choice.
-        """
         images = batch.images.shape[1]
         index = torch.arange(2, device=batch.index.device)[:, None].expand(2, images)
         if not select:
-            return self._pair(batch, index), {
-                f"hard_views/{n}": torch.tensor(math.nan) for n in LOGS
-            }
+            return self._pair(batch, index), nothing_selected()
         views = batch.images[: self.options.views]
         losses = self._pair_losses(views, backbone, teacher)
         hard, score = self.selector(losses)
@@ -218,23 +288,11 @@ class HardViews:
 
     def _pair_losses(self, views: Tensor, backbone: nn.Module, teacher: nn.Module | None) -> Tensor:
         """``[V, V, B]`` of views ``[V, B, 3, S, S]``."""
-        options, side = self.options, self.options.size
-        if side is not None:
-            small = interpolate(views.flatten(0, 1), (side, side), mode="bilinear", antialias=True)
-            views = small.unflatten(0, views.shape[:2])
-        networks = [backbone, self.method, *([] if teacher is None else [teacher])]
-        device = views.device.type
-        half = options.precision == "bf16"
-        autocast = torch.autocast(
-            device,
-            torch.bfloat16 if half else torch.get_autocast_dtype(device),
-            enabled=half or torch.is_autocast_enabled(device),
-            # Weights cast here have no gradient: training must not find them in the cache.
-            cache_enabled=False,
-        )
-        with autocast, _evaluating(*networks if options.mode == "frozen" else ()):
+        if self.sizes:
+            views = scaled_down(views, *self.sizes)
+        with self._selecting(views.device.type, backbone, self.method, teacher):
             targets = None if teacher is None else forward_views(teacher, views)
-            if options.scorer == "teacher" and targets is not None:
+            if self.options.scorer == "teacher" and targets is not None:
                 return self.method.teacher_pair_losses(targets)
             return self.method.pair_losses(forward_views(backbone, views), targets)
 
@@ -268,12 +326,6 @@ class HardViews:
             f"hard_views/{name}": value.where(free, 0.0).sum() / count
             for name, value in zip(LOGS, values, strict=True)
         }
-
-    def _differences(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Overlap of crops and distance of colours of pairs ``[2, N, P]``, each ``[N]``."""
-        parameters = AugmentationParameters(rows)
-        first, second = parameters.standardised(self.recipe)[..., COLOUR]
-        return parameters.crop_iou(0, 1), torch.linalg.vector_norm(first - second, dim=-1)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
 from mast_ext.losses import MASTLoss, SubspaceMasks
-from mast_ext.methods.method import Method, Subspaces
+from mast_ext.methods.method import GATHER, Method, Subspaces
 from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.models import LogVarianceHead, Projector
 
@@ -94,6 +94,7 @@ class MAST(Method):
             sparsity=options.sparsity,
             uncertainty=options.uncertainty,
             temperature=options.temperature,
+            gather_distributed=GATHER,
         )
         self.log_variance: LogVarianceHead | None = None
         if options.uncertainty != "none":

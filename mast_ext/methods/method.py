@@ -9,10 +9,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch.distributed
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy
 from mast_ext.models import BatchNormMode
+
+GATHER = torch.distributed.is_available()
+"""Losses take the batches of all processes as one, when there are several."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,22 @@ class TeacherSpec:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class HiddenPatches:
+    """The patches that a batch's masks hide from the student, in the order of ``masks.nonzero()``.
+
+    Attributes:
+        student: The backbone's features of the hidden patches, ``[P, F]``.
+        teacher: The teacher's embeddings of the same patches, which it sees, ``[P, D]`` without
+            gradient.
+        masks: Where they are, bool ``[V, B, H, W]`` with P true values.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    masks: Tensor
+
+
 class Method(nn.Module, ABC):
     """Base class of the methods.
 
@@ -65,7 +85,12 @@ class Method(nn.Module, ABC):
     Attributes:
         name: What the method is called in settings, tables and checkpoints.
         projector: What `embed` applies.
-        student_views: Which of the batch's views `forward` wants features of.
+        student_views: Which of the batch's full-size views `forward` wants features of.
+        local_views: How many local views it wants; their features follow those of the full-size
+            views.
+        local_share: Pixels of a local view by those of a full-size one.
+        multi_crop: Whether hard views are chosen by `crop_losses` rather than `pair_losses`.
+        with_centre: Whether the plain centre view comes last.
     """
 
     name: str
@@ -73,6 +98,21 @@ class Method(nn.Module, ABC):
 
     projector: nn.Module
     student_views: slice = slice(None)
+    local_views: int = 0
+    local_share: float = 1.0
+    multi_crop: bool = False
+    with_centre: bool = False
+
+    @classmethod
+    def create(
+        cls, backbone: nn.Module, num_features: int, recipe: AugmentationRecipe, options: Any
+    ) -> "Method":
+        """The method on a backbone with ``num_features`` features.
+
+        Raises:
+            ValueError: The backbone or an option does not fit.
+        """
+        return cls(num_features, recipe, options)  # type: ignore[call-arg]
 
     @abstractmethod
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
@@ -108,6 +148,34 @@ class Method(nn.Module, ABC):
             of the method's objective).
         """
 
+    def crop_losses(
+        self, features: Tensor, targets: Tensor, patches: HiddenPatches | None = None
+    ) -> Tensor:
+        """How hard every student view is for every teacher view, for hard crops (`multi_crop`).
+
+        Args:
+            features: The backbone's features of G full-size and L local views, ``[G + L, B, F]``.
+            targets: The teacher's embeddings of the full-size views, ``[G, B, D]``.
+            patches: Hidden patches of the full-size views, for a method that hides some.
+
+        Returns:
+            ``[G, G + L, B]``, as ``functional.select_hard_crops`` takes them.
+        """
+        raise ValueError(f"{self.name} does not train on crops of several sizes")
+
+    def hidden_token(self) -> Tensor | None:
+        """What stands for hidden patches (see `mast_ext.models.patches`); None hides none.
+
+        `forward` of a method that hides patches gets its `HiddenPatches` as a fourth argument.
+        """
+        return None
+
+    def at_step(self, step: int, steps_per_epoch: int) -> None:
+        """Told before every step, counted from 0, for what follows a schedule."""
+
+    def before_update(self) -> None:
+        """Called when gradients are there, before they are clipped and weights change."""
+
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
         """Like `pair_losses`, by the teacher's embeddings ``[V, B, D]`` alone."""
         raise ValueError(f"{self.name} has no teacher")
@@ -116,14 +184,17 @@ class Method(nn.Module, ABC):
         """The teacher to train with; None for a method without one."""
         return None
 
-    def forwards(self, views: int) -> int:
+    def forwards(self, views: int) -> float:
         """How many of an image's ``views`` views go through a backbone in a step.
 
-        Those of the student and those of the teacher, which gets no gradient, count alike.
+        Those of the student and those of the teacher, which gets no gradient, count alike; a local
+        view counts by its share of a full-size view's pixels.
         """
+        full = range(views - self.local_views)
         teacher = self.teacher()
-        taught = 0 if teacher is None else len(range(views)[teacher.views])
-        return len(range(views)[self.student_views]) + taught
+        taught = 0 if teacher is None else len(full[teacher.views])
+        local = self.local_views * self.local_share if self.local_views else 0
+        return len(full[self.student_views]) + taught + local
 
     def embed(self, features: Tensor) -> Tensor:
         """Embeddings ``[..., D]`` of features ``[..., F]``.

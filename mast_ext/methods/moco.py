@@ -2,8 +2,8 @@
 
 He et al. 2020, with the projector and augmentations of v2 (Chen, Fan et al. 2020). The papers
 shuffle each batch between GPUs, since a query might recognise its key by the batch statistics that
-both were normalised with. One process has nothing to shuffle between; ``batch_norm="ema"`` rules
-it out instead.
+both were normalised with. One process, and several with synchronised batch norm, have nothing to
+shuffle between; ``batch_norm="ema"`` rules it out instead.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from torch import Tensor
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
 from mast_ext.losses import InfoNCELoss
 from mast_ext.losses.memory_bank import MemoryBank
-from mast_ext.methods.method import Method, TeacherSpec
+from mast_ext.methods.method import GATHER, Method, TeacherSpec
 from mast_ext.models import BatchNormMode, Projector
 
 
@@ -70,7 +70,7 @@ class MoCo(Method):
         self.projector = Projector(num_features, options.projector)
         if options.queue < 1:
             raise ValueError(f"moco.queue must hold at least 1 key, got {options.queue}")
-        self.queue = MemoryBank((options.queue, self.projector.dim))
+        self.queue = MemoryBank((options.queue, self.projector.dim), GATHER)
         self.loss = InfoNCELoss(options.temperature)
         self._teacher = TeacherSpec(
             self.projector,

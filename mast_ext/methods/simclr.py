@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
 from mast_ext.losses import NTXentLoss
-from mast_ext.methods.method import Method, require_views
+from mast_ext.methods.method import GATHER, Method, require_views
 from mast_ext.models import Projector
 
 
@@ -50,7 +50,9 @@ class SimCLR(Method):
         super().__init__()
         require_views(self.name, recipe)
         self.projector = Projector(num_features, options.projector, last_norm=True)
-        self.loss = NTXentLoss(options.temperature, negatives=options.negatives)
+        self.loss = NTXentLoss(
+            options.temperature, gather_distributed=GATHER, negatives=options.negatives
+        )
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
         return make_policy("composed", recipe)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
 from mast_ext.losses import VICRegLoss
-from mast_ext.methods.method import Method, require_views
+from mast_ext.methods.method import GATHER, Method, require_views
 from mast_ext.models import Projector
 
 
@@ -53,7 +53,9 @@ class VICReg(Method):
         super().__init__()
         require_views(self.name, recipe)
         self.projector = Projector(num_features, options.projector)
-        self.loss = VICRegLoss(options.invariance, options.variance, options.covariance)
+        self.loss = VICRegLoss(
+            options.invariance, options.variance, options.covariance, gather_distributed=GATHER
+        )
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
         return make_policy("composed", recipe)

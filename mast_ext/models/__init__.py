@@ -11,18 +11,27 @@ from mast_ext.models.backbones import (
 )
 from mast_ext.models.ema import BatchNormMode, EMATeacher, cosine_momentum
 from mast_ext.models.heads import LogVarianceHead, Projector
+from mast_ext.models.patches import PatchLayout, forward_patches, patch_layout
+from mast_ext.models.prototypes import DINOHead, NormalizedLinear
+from mast_ext.models.sync_batch_norm import sync_batch_norm
 
 __all__ = [
     "BackboneSpec",
     "BatchNormMode",
+    "DINOHead",
     "EMATeacher",
     "LogVarianceHead",
+    "NormalizedLinear",
+    "PatchLayout",
     "Projector",
     "cosine_momentum",
     "create_backbone",
+    "forward_patches",
     "forward_views",
     "is_resnet",
     "load_backbone",
+    "patch_layout",
     "save_backbone",
+    "sync_batch_norm",
     "to_channels_last",
 ]

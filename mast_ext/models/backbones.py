@@ -6,6 +6,7 @@ A backbone maps images ``[B, 3, S, S]`` to pooled features ``[B, F]``. What it i
 
 import dataclasses
 import difflib
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 FORMAT = "mast_ext.backbone.1"
@@ -23,7 +25,7 @@ FORMAT = "mast_ext.backbone.1"
 
 @dataclass(frozen=True)
 class _Preset:
-    """A timm ResNet under a name of ours."""
+    """A timm model under a name of ours."""
 
     timm_name: str
     timm_args: dict[str, Any]
@@ -42,6 +44,18 @@ PRESETS = {
         },
         stem_stride=2,
     ),
+    # 64 patches of an image of 32 pixels; images of other sizes are taken, too.
+    "vit_small_images": _Preset(
+        "vit_tiny_patch16_224",
+        {
+            "img_size": 32,
+            "patch_size": 4,
+            "embed_dim": 128,
+            "depth": 4,
+            "num_heads": 4,
+            "dynamic_img_size": True,
+        },
+    ),
 }
 
 
@@ -50,7 +64,7 @@ class BackboneSpec:
     """All that is needed to rebuild a backbone (without its weights).
 
     Attributes:
-        name: A timm model's name, or a preset of ours (``resnet_small``).
+        name: A timm model's name, or a preset of ours (``resnet_small``, ``vit_small_images``).
         small_images: For ResNets: a 3x3 stem without max-pool, of stride 1 (stride 2 in
             ``resnet_small``), instead of the 7x7 stride-2 stem with max-pool.
         timm_args: Further arguments of ``timm.create_model`` (``img_size``, ``patch_size``, …).
@@ -71,8 +85,10 @@ def create_backbone(
     """A randomly initialised backbone and its number of features.
 
     Args:
-        name: A timm model's name, or ``resnet_small``: a narrow ResNet of four basic blocks
-            (0.3 million parameters, 128 features) for small images on a CPU.
+        name: A timm model's name, or one made for small images on a CPU: ``resnet_small``, a
+            narrow ResNet of four basic blocks (0.3 million parameters), or ``vit_small_images``, a
+            vision transformer of four blocks on patches of 4 pixels (0.8 million), both with 128
+            features.
         small_images: See `BackboneSpec`.
         **timm_args: Passed to ``timm.create_model``. Nothing is fetched from a network.
 
@@ -103,7 +119,8 @@ def create_backbone(
 
 def is_resnet(name: str) -> bool:
     """Whether a model is a ResNet of timm's, which `BackboneSpec.small_images` needs."""
-    return name in PRESETS or timm.models.is_model_in_modules(name, ["resnet"])
+    timm_name = PRESETS[name].timm_name if name in PRESETS else name
+    return timm.models.is_model_in_modules(timm_name, ["resnet"])
 
 
 def to_channels_last(backbone: nn.Module) -> nn.Module:
@@ -114,7 +131,42 @@ def to_channels_last(backbone: nn.Module) -> nn.Module:
 def forward_views(network: nn.Module, views: Tensor) -> Tensor:
     """``[V, B, 3, S, S]`` to ``[V, B, F]``, as one batch: batch norm sees all views together."""
     images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    return network(images).unflatten(0, views.shape[:2])
+    return _call(network, images).unflatten(0, views.shape[:2])
+
+
+def _call(network: nn.Module, images: Tensor) -> Tensor:
+    """A network's outputs; a transformer's at other sizes than its own are made deterministic.
+
+    timm interpolates the positions of a transformer with ``dynamic_img_size`` by an operator whose
+    gradient torch refuses to compute deterministically on a GPU. Here the same interpolation is a
+    matrix product, and timm is told that the positions fit.
+    """
+    transformer: Any = network
+    if not isinstance(network, VisionTransformer) or not transformer.dynamic_img_size:
+        return network(images)
+    patches, positions = transformer.patch_embed, transformer.pos_embed
+    own, grid = patches.grid_size, patches.dynamic_feat_size(images.shape[-2:])
+    if positions is None or tuple(own) == tuple(grid):
+        return network(images)
+    prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
+    matrix = _interpolation(tuple(own), tuple(grid)).to(positions.device)
+    with torch.autocast(positions.device.type, enabled=False):
+        moved = torch.cat((positions[:, :prefix], matrix @ positions[:, prefix:]), dim=1)
+    patches.grid_size = grid
+    try:
+        return torch.func.functional_call(network, {"pos_embed": moved}, (images,))
+    finally:
+        patches.grid_size = own
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _interpolation(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Bicubic antialiased interpolation between grids, ``[new patches, old patches]`` float32."""
+    count = old[0] * old[1]
+    images = torch.eye(count).view(count, 1, *old)
+    moved = nn.functional.interpolate(images, new, mode="bicubic", antialias=True)
+    return moved.flatten(1).T.contiguous()
 
 
 def save_backbone(backbone: nn.Module, spec: BackboneSpec, path: Path) -> None:

@@ -1,10 +1,14 @@
-"""What a run tells while it goes: rows of metrics, and a progress bar on a terminal."""
+"""What a run tells while it goes: rows of metrics, and a progress bar on a terminal.
+
+Lightning calls after every part of a step (see `TrainConfig.accumulate`); these wait for its end.
+"""
 
 import csv
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mast_ext.losses.gather import world_size
+from mast_ext.train.distributed import mean_of_numbers, numbers_of_all
 from mast_ext.train.run_directory import write_text
 
 
@@ -52,6 +58,9 @@ class MetricsFile:
 class Metrics(Callback):
     """Writes the method's terms, learning rate, gradient norm and speed every few steps.
 
+    A term is the mean of its values in all parts of the step and all processes, those that are NaN
+    left out; the first process writes.
+
     Args:
         file: Where the rows go; loggers of the trainer (TensorBoard) get them, too.
         every: Steps between rows.
@@ -62,29 +71,48 @@ class Metrics(Callback):
         self.path, self.every, self.steps_per_epoch = file, every, steps_per_epoch
         self.file: MetricsFile | None = None
         self._since, self._views = 0.0, 0
+        self._step, self._parts = 0, list[dict[str, torch.Tensor]]()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.file = MetricsFile(self.path, trainer.global_step)
+        if trainer.is_global_zero:
+            self.file = MetricsFile(self.path, trainer.global_step)
         self._since, self._views = time.perf_counter(), 0
+        self._step, self._parts = trainer.global_step, []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        self._views += batch.images.shape[0] * batch.images.shape[1]
-        if self.file is None or not (step % self.every == 0 or step == trainer.max_steps):
+        self._views += batch.parameters.shape[0] * batch.parameters.shape[1]
+        self._parts.append(outputs)
+        if step == self._step:
+            return
+        self._step, parts, self._parts = step, self._parts, []
+        if not (step % self.every == 0 or step == trainer.max_steps):
             return
         now = time.perf_counter()
+        views = self._views * world_size()
         metrics = {
-            **{name: float(value) for name, value in outputs.items()},
+            **_mean_terms(parts),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": pl_module.gradient_norm,
-            "views_per_second": round(self._views / (now - self._since), 1),
+            "views_per_second": round(views / (now - self._since), 1),
         }
         self._since, self._views = now, 0
+        if self.file is None:
+            return
         self.file.append({"step": step, "epoch": round(step / self.steps_per_epoch, 4), **metrics})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step)
+
+
+def _mean_terms(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """The terms of a step, over its parts and all processes."""
+    # Lightning has divided the loss, and it alone, by the number of parts.
+    scale = [len(parts) if name == "loss" else 1 for name in parts[0]]
+    rows = [[float(x) * by for x, by in zip(part.values(), scale, strict=True)] for part in parts]
+    means = mean_of_numbers(numbers_of_all(mean_of_numbers(rows)))
+    return dict(zip(parts[0], means, strict=True))
 
 
 class ProgressBar(Callback):
@@ -118,7 +146,7 @@ class ProgressBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.task is not None:
-            loss = float(outputs["loss"])
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
             self.bar.update(self.task, completed=trainer.global_step, loss=loss)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -2,7 +2,7 @@
 
 A checkpoint is Lightning's (weights, optimiser, schedule, loops) with a section ``mast_ext`` that
 says which run it belongs to, where in the data it stands, and the state of every random number
-generator.
+generator of every process. The first process writes; all of them must see the file to resume.
 """
 
 import os
@@ -17,14 +17,19 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from mast_ext.losses.gather import rank
+from mast_ext.train.distributed import numbers_of_all, of_all
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.run_directory import RunDirectory
 
 FORMAT = "mast_ext.checkpoint.1"
+
+SEEDS_APART = 1_000_003
+"""Between the seeds of two processes' random numbers (weights, order and views have one seed)."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that end training early, with a checkpoint."""
@@ -88,6 +93,9 @@ class Checkpoints(Callback):
 
     Best is the lowest mean training loss of an epoch: there are no labels to judge by.
 
+    After every step the processes tell each other their loss and whether a signal has come, so
+    that they agree on which epoch is the best one and all stop after the same step.
+
     Args:
         run: Where to write.
         identity: What a run must have in common with a checkpoint to continue from it.
@@ -108,8 +116,9 @@ class Checkpoints(Callback):
         self.run, self.identity, self.seed = run, identity, seed
         self.steps_per_epoch, self.every = steps_per_epoch, every
         self.loss_sum, self.best = 0.0, float("inf")
-        self.received: int | None = None
-        self._generators: dict[str, Any] | None = None
+        self.received = 0
+        self._generators: list[dict[str, Any]] | None = None
+        self._step, self._loss = 0, 0.0
 
     def state_dict(self) -> dict[str, float]:
         return {"loss_sum": self.loss_sum, "best": self.best}
@@ -125,7 +134,7 @@ class Checkpoints(Callback):
             "format": FORMAT,
             "identity": self.identity,
             "loader": {"seed": self.seed, "epoch": epoch, "step": step},
-            "generators": _generator_states(),
+            "generators": of_all(_generator_states()),
         }
 
     def on_load_checkpoint(
@@ -134,9 +143,13 @@ class Checkpoints(Callback):
         self._generators = checkpoint["mast_ext"]["generators"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step, self._loss = trainer.global_step, 0.0
         # Not earlier: building data and networks may draw numbers.
-        if self._generators is not None:
-            _restore_generators(self._generators)
+        if self._generators is not None and rank() < len(self._generators):
+            _restore_generators(self._generators[rank()])
+        elif rank() > 0:  # what is random in training is not to be the same in every process
+            seed = (self.seed + SEEDS_APART * rank()) % 2**32
+            seed_everything(seed, workers=True, verbose=False)
         # Instead of Lightning's, set just before, which would stop without a checkpoint.
         with suppress(ValueError):  # handlers can be set in the main thread only
             for number in SIGNALS:
@@ -145,8 +158,15 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step, stop = trainer.global_step, self.received
-        self.loss_sum += float(outputs["loss"])
+        step = trainer.global_step
+        self._loss += float(outputs["loss"])  # divided by the number of the step's parts
+        if step == self._step:
+            return
+        told = numbers_of_all([self._loss, float(self.received)])
+        self._step, self._loss = step, 0.0
+        losses, signals = zip(*told, strict=True)
+        self.loss_sum += sum(losses) / len(losses)
+        stop = int(max(signals))
         # A run may end within an epoch, which then counts as one.
         epoch_ended = step % self.steps_per_epoch == 0 or step == trainer.max_steps
         improved = False
@@ -157,15 +177,19 @@ class Checkpoints(Callback):
         if improved:
             # Best first: a run that dies in between does the epoch's end again.
             trainer.save_checkpoint(self.run.best)
-            _copy(self.run.best, self.run.last)
-        elif epoch_ended or stop is not None or step % self.every == 0:
+            if trainer.is_global_zero:
+                _copy(self.run.best, self.run.last)
+        elif epoch_ended or stop or step % self.every == 0:
             trainer.save_checkpoint(self.run.last)
-        if stop is not None:
+        if stop:
             raise Interrupted(stop, step)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """The first signal ends training after the step under way, the second at once."""
-        if self.received is not None:
+        """The first signal ends training after the step under way, a second Ctrl-C at once.
+
+        A second SIGTERM may be the first one again: clusters and torchrun both send it.
+        """
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
 
@@ -201,7 +225,7 @@ def _generator_states() -> dict[str, Any]:
     kind, keys, position, has_gauss, gauss = cast(tuple, np.random.get_state(legacy=True))
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
     }
@@ -209,8 +233,8 @@ def _generator_states() -> dict[str, Any]:
 
 def _restore_generators(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = states["numpy"]

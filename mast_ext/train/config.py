@@ -14,8 +14,10 @@ from mast_ext.methods import (
     METHODS,
     BarlowTwinsOptions,
     BYOLOptions,
+    DINOOptions,
     EquiModOptions,
     HardViewOptions,
+    IBOTOptions,
     MASTOptions,
     MoCoOptions,
     SimCLROptions,
@@ -29,18 +31,26 @@ class DataConfig:
     """Where images come from.
 
     Attributes:
-        name: ``shapes`` (procedural, with ground-truth factors) or ``folder``.
-        path: The folder: ``DIR/train/<class>/…`` with ``test/`` or ``val/``, ``DIR/<class>/…``,
-            or ``DIR/…`` without labels.
+        name: ``shapes`` (procedural, with ground-truth factors), ``folder`` (image files),
+            ``shards`` (WebDataset's tar archives), ``cifar10`` or ``cifar100`` (as published,
+            unpacked).
+        path: The folder. Of images: ``DIR/train/<class>/…`` with ``test/`` or ``val/``,
+            ``DIR/<class>/…``, or ``DIR/…`` without labels. Of shards: ``DIR/train/*.tar`` with
+            ``test/`` or ``val/``, or ``DIR/*.tar``; or a pattern of archives.
         size: Side of the images that ``shapes`` renders, in pixels.
         seed: Seed of the images that ``shapes`` renders.
         max_images: Use at most this many training images.
         max_test_images: Use at most this many test images.
         on_bad_image: Stop at an unreadable image, naming it, or skip and count it.
         workers: Background threads that prepare batches.
+        backend: What renders views: ``torchvision``, ``dali``, or ``auto``: DALI for what only it
+            can do (``fused``, ``gpu``), else torchvision, which is faster on a CPU.
+        photometric: ``exact`` changes colours as torchvision does; ``fused`` (of DALI) is another
+            recipe, faster with DALI: contrast about the middle level, hue turned in YIQ.
+        device: Where views are rendered; ``gpu`` decodes there, too.
     """
 
-    name: Literal["shapes", "folder"] = "shapes"
+    name: Literal["shapes", "folder", "shards", "cifar10", "cifar100"] = "shapes"
     path: str | None = None
     size: int = 32
     seed: int = 0
@@ -48,10 +58,13 @@ class DataConfig:
     max_test_images: int | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     workers: int = 1
+    backend: Literal["auto", "torchvision", "dali"] = "auto"
+    photometric: Literal["exact", "fused"] = "exact"
+    device: Literal["cpu", "gpu"] = "cpu"
 
     def __post_init__(self) -> None:
-        if self.name == "folder" and not self.path:
-            raise ValueError("data.name folder needs data.path, the folder with the images")
+        if self.name != "shapes" and not self.path:
+            raise ValueError(f"data.name {self.name} needs data.path, the folder with the images")
         _at_least(self, 1, "size")
         _at_least(self, 0, "workers", "seed")
         for name in ("max_images", "max_test_images"):
@@ -63,7 +76,7 @@ RECIPES = {
     # Shapes are small and lie in a corner: a smaller crop would often miss them. Any hue, so that
     # there is a factor which plain invariance has to give up.
     "shapes": AugmentationRecipe(crop_scale=(0.5, 1.0), hue=0.5),
-    "folder": AugmentationRecipe(),
+    **dict.fromkeys(("folder", "shards", "cifar10", "cifar100"), AugmentationRecipe()),
 }
 """Default augmentations by `DataConfig.name`."""
 
@@ -73,7 +86,8 @@ class ModelConfig:
     """The backbone.
 
     Attributes:
-        name: A timm model, or ``resnet_small`` (a narrow ResNet for small images on a CPU).
+        name: A timm model, or one of ours for small images on a CPU: ``resnet_small`` (a narrow
+            ResNet) or ``vit_small_images`` (a vision transformer of four blocks).
         small_images: For ResNets: a 3x3 stem without max-pool. By default on for ResNets when
             views are at most 64 pixels wide.
         timm_args: Further arguments of ``timm.create_model``.
@@ -93,6 +107,9 @@ class OptimizerConfig:
         lr: Peak learning rate per 256 images: the rate used is ``lr * batch_size / 256``. The
             default is made for ``adamw``; ``lars`` wants one of the order of 1.
         weight_decay: Not applied to biases, norms and masks.
+        final_weight_decay: Where weight decay ends, by half a cosine; by default it is constant.
+        clip: Largest Euclidean norm of all gradients together, above which they are scaled down to
+            it; 0 does not clip.
         warmup: Epochs (fractions allowed) of linear warm-up.
         min_lr: The cosine schedule ends at this fraction of the peak.
     """
@@ -100,13 +117,17 @@ class OptimizerConfig:
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 8e-3
     weight_decay: float = 1e-4
+    final_weight_decay: float | None = None
+    clip: float = 0.0
     warmup: float = 1.0
     min_lr: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
-        _at_least(self, 0, "weight_decay", "warmup")
+        _at_least(self, 0, "weight_decay", "clip", "warmup")
+        if self.final_weight_decay is not None:
+            _at_least(self, 0, "final_weight_decay")
         if not 0 <= self.min_lr <= 1:
             raise ValueError(f"optimizer.min_lr must be a fraction in [0, 1], got {self.min_lr}")
 
@@ -117,7 +138,14 @@ class TrainConfig:
 
     Attributes:
         epochs: Passes over the images (fractions allowed).
-        batch_size: Images per step; each gives as many views as the method wants.
+        batch_size: Images per step, of all processes together; each gives as many views as the
+            method wants.
+        devices: Processes to start on this machine, of which every one takes a GPU if GPUs are
+            used. Under torchrun or SLURM, which start them, their number counts instead.
+        accumulate: Parts in which a process's share of a batch goes through, one after the other,
+            before the weights change. Each part has its own negatives and batch statistics.
+        sync_batchnorm: Whether batch norm takes its statistics over all processes. Otherwise every
+            process has its own, and the first one's running averages count.
         accelerator: Where to train; ``auto`` takes a GPU when there is one.
         precision: ``32-true`` or ``bf16-mixed``.
         checkpoint_every: Steps between checkpoints; there is one at every epoch's end, too.
@@ -128,6 +156,9 @@ class TrainConfig:
 
     epochs: float = 20.0
     batch_size: int = 128
+    devices: int = 1
+    accumulate: int = 1
+    sync_batchnorm: bool = True
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     checkpoint_every: int = 100
@@ -139,7 +170,7 @@ class TrainConfig:
         if not self.epochs > 0:
             raise ValueError(f"train.epochs must be positive, got {self.epochs}")
         _at_least(self, 2, "batch_size")
-        _at_least(self, 1, "checkpoint_every", "log_every")
+        _at_least(self, 1, "devices", "accumulate", "checkpoint_every", "log_every")
 
 
 @dataclass(frozen=True)
@@ -183,8 +214,8 @@ class PretrainConfig:
     """Everything that determines a run.
 
     Attributes:
-        method: ``mast``, ``vicreg``, ``barlow_twins``, ``simclr``, ``moco``, ``byol`` or
-            ``simsiam``.
+        method: ``mast``, ``vicreg``, ``barlow_twins``, ``simclr``, ``moco``, ``byol``,
+            ``simsiam``, ``dino`` or ``ibot``.
         baseline: A method (without EquiMod or hard views) to train beside it with the same number
             of image forwards, those of hard view selection counted, too; ``none``; or ``auto``: on
             ``shapes`` what the method is to improve on, which is the method itself for one with
@@ -211,6 +242,8 @@ class PretrainConfig:
     moco: MoCoOptions = field(default_factory=MoCoOptions)
     byol: BYOLOptions = field(default_factory=BYOLOptions)
     simsiam: SimSiamOptions = field(default_factory=SimSiamOptions)
+    dino: DINOOptions = field(default_factory=DINOOptions)
+    ibot: IBOTOptions = field(default_factory=IBOTOptions)
     equimod: EquiModOptions = field(default_factory=EquiModOptions)
     hard_views: HardViewOptions = field(default_factory=HardViewOptions)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

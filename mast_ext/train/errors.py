@@ -17,12 +17,20 @@ class CheckpointError(RunError):
     """A checkpoint is missing, damaged, not ours, or of another run."""
 
 
+class EndedByAnother(RunError):
+    """This process ends because another one of the run failed, which tells why."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of the run failed")
+
+
 class NonFiniteError(RunError):
     """The loss or its gradient became NaN or infinite.
 
     Attributes:
         step: The step (from 1) whose loss it was; no weight was changed by it.
-        indices: Sample indices of the step's batch in the source of images.
+        indices: Sample indices of the batch in the source of images: of several processes, those
+            of the processes whose loss it was.
     """
 
     def __init__(self, what: str, step: int, indices: list[int]) -> None:

@@ -11,13 +11,21 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch import nn
 
 from mast_ext.augment import ViewBatch, ViewLoader, build_loader
 from mast_ext.data import Source
-from mast_ext.methods import METHODS, EquiMod, HardViewPolicy, HardViews, Method
-from mast_ext.models import BackboneSpec, create_backbone, is_resnet, save_backbone
+from mast_ext.losses.gather import rank, world_size
+from mast_ext.methods import METHODS, EquiMod, HardSelection, Method, hard_selection
+from mast_ext.models import (
+    BackboneSpec,
+    create_backbone,
+    is_resnet,
+    save_backbone,
+    sync_batch_norm,
+)
 from mast_ext.train.callbacks import Metrics, ProgressBar
 from mast_ext.train.checkpoint import (
     AtomicCheckpointIO,
@@ -26,8 +34,10 @@ from mast_ext.train.checkpoint import (
     read_checkpoint,
     signals_restored,
 )
-from mast_ext.train.config import PretrainConfig
+from mast_ext.train.config import PretrainConfig, TrainConfig
+from mast_ext.train.distributed import OneOfMany, share_of_batch
 from mast_ext.train.errors import NonFiniteError, RunError
+from mast_ext.train.evaluation import device_named
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import RunDirectory, write_text
 
@@ -39,14 +49,14 @@ class Networks:
     backbone: nn.Module
     spec: BackboneSpec
     method: Method
-    hard_views: HardViews | None = None
+    hard_views: HardSelection | None = None
 
     @property
     def name(self) -> str:
         """The method's, with what goes around it."""
         return self.method.name + ("+hard" if self.hard_views is not None else "")
 
-    def forwards(self, loader: ViewLoader, steps: int) -> int:
+    def forwards(self, loader: ViewLoader, steps: int) -> float:
         """Forwards of every image of a batch over a run, of student and teacher alike."""
         if self.hard_views is not None:
             return self.hard_views.forwards(steps, len(loader))
@@ -65,26 +75,29 @@ def build_networks(config: PretrainConfig) -> Networks:
     spec = backbone_spec(config)
     backbone, num_features = create_backbone(spec.name, spec.small_images, **spec.timm_args)
     recipe = config.augment
-    method = METHODS[config.method](num_features, recipe, config.options(config.method))
+    options = config.options(config.method)
+    method = METHODS[config.method].create(backbone, num_features, recipe, options)
+    if method.local_views:
+        _require_size(backbone, spec, f"{config.method}.local_size", options.local_size)
     if config.equimod.weight > 0:
         method = EquiMod(method, num_features, recipe, config.equimod)
     hard_views = None
     if config.hard_views.views:
-        hard_views = HardViews(method, recipe, config.hard_views)
-        _require_size(backbone, spec, config.hard_views.size)
+        hard_views = hard_selection(method, recipe, config.hard_views)
+        for size in hard_views.sizes:
+            _require_size(backbone, spec, "hard_views.size", size)
     return Networks(backbone, spec, method, hard_views)
 
 
-def _require_size(backbone: nn.Module, spec: BackboneSpec, size: int | None) -> None:
+def _require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: int) -> None:
     """Raises a ValueError unless the backbone takes images of this side (transformers may not)."""
-    if size is None:
-        return
     try:
         with torch.no_grad():
             backbone.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
-            f"hard_views.size: {spec.name} does not take images of {size} pixels ({error})"
+            f"{option}: {spec.name} does not take images of {size} pixels ({error}); vision"
+            " transformers do with dynamic_img_size: true in model.timm_args"
         ) from error
     finally:
         backbone.train()
@@ -100,10 +113,11 @@ def backbone_spec(config: PretrainConfig) -> BackboneSpec:
 
 
 def training_loader(config: PretrainConfig, method: Method, source: Source) -> ViewLoader:
-    """The loader of a method's views.
+    """The loader of a method's views, of this process's share.
 
     Raises:
-        ValueError: There are fewer images than one batch needs.
+        ValueError: There are fewer images than one batch needs, or the batch does not divide over
+            the processes.
     """
     if len(source) < config.train.batch_size:
         raise ValueError(
@@ -112,13 +126,18 @@ def training_loader(config: PretrainConfig, method: Method, source: Source) -> V
         )
     policy = method.policy(config.augment)
     if config.hard_views.views:
-        policy = HardViewPolicy(policy, config.hard_views.views)
+        policy = hard_selection(method, config.augment, config.hard_views).policy
     return build_loader(
         source,
         policy,
-        batch_size=config.train.batch_size,
+        batch_size=share_of_batch(config.train, world_size()),
         seed=config.seed,
+        rank=rank(),
+        world_size=world_size(),
         workers=config.data.workers,
+        backend=config.data.backend,
+        photometric=config.data.photometric,
+        device=config.data.device,
     )
 
 
@@ -133,6 +152,8 @@ def fit(
     console: Console,
 ) -> PretrainModule:
     """Trains for ``total_steps`` steps and writes the backbone's weights.
+
+    Of several processes (see `mast_ext.train.distributed`) all call this; the first one writes.
 
     Args:
         config: All settings.
@@ -159,6 +180,9 @@ def fit(
     }
     if resume is not None:
         check_belongs(read_checkpoint(resume), identity, resume)
+    if world_size() > 1 and config.train.sync_batchnorm:
+        for network in (networks.backbone, networks.method):
+            sync_batch_norm(network, device_named(config.train.accelerator))
     module = PretrainModule(
         networks.backbone,
         networks.method,
@@ -180,17 +204,23 @@ def fit(
         Metrics(run.metrics, every=every, steps_per_epoch=len(loader)),
         checkpoints,
     ]
-    if config.train.progress == "on" or (config.train.progress == "auto" and console.is_terminal):
+    progress = config.train.progress
+    if rank() == 0 and (progress == "on" or (progress == "auto" and console.is_terminal)):
         callbacks.append(ProgressBar(name, console))
     with _quiet_lightning():
         trainer = _trainer(config, run, callbacks, total_steps)
-        stream = _Stream(loader, trainer)
+        stream = _Stream(loader, trainer, config.train.accumulate)
         try:
             with signals_restored():
                 trainer.fit(module, stream, ckpt_path=resume)
         except NonFiniteError as error:
             raise _describe(error, run) from error
-    save_backbone(module.backbone, networks.spec, run.backbone)
+        except RuntimeError as error:
+            if "parameters that were not used" not in str(error):
+                raise
+            raise RunError(_of_unused_weights(module)) from error
+    if rank() == 0:
+        save_backbone(module.backbone, networks.spec, run.backbone)
     return module
 
 
@@ -202,13 +232,13 @@ def _trainer(
         logger = TensorBoardLogger(run.tensorboard, name="", version="")
     trainer = Trainer(
         accelerator=config.train.accelerator,
-        devices=1,
         precision=config.train.precision,
+        accumulate_grad_batches=config.train.accumulate,
         max_steps=total_steps,
         max_epochs=-1,
         logger=logger,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        **_strategy(config.train),
         default_root_dir=run.path,
         deterministic=True,
         enable_checkpointing=False,
@@ -221,21 +251,38 @@ def _trainer(
     return trainer
 
 
+def _strategy(train: TrainConfig) -> dict[str, Any]:
+    """On which device, and with whom."""
+    if world_size() == 1:
+        return {"devices": 1, "plugins": [AtomicCheckpointIO()]}
+    on_gpu = device_named(train.accelerator).type == "cuda"
+    # Synchronised batch norm and the methods' queues are the same everywhere by themselves.
+    strategy = DDPStrategy(broadcast_buffers=not train.sync_batchnorm)
+    return {
+        "devices": [torch.cuda.current_device()] if on_gpu else 1,
+        "num_nodes": world_size(),
+        "strategy": strategy,
+        "plugins": [AtomicCheckpointIO(), OneOfMany()],
+    }
+
+
 class _Stream:
     """The loader as Lightning sees it: every epoch starts where the trainer's step says.
 
-    So one number, the trainer's step, decides what comes next, after a resume as before it.
+    So one number, the trainer's step, decides what comes next, after a resume as before it. Steps
+    come in the parts that gradients are accumulated over.
     """
 
-    def __init__(self, loader: ViewLoader, trainer: Trainer) -> None:
-        self.loader, self.trainer = loader, trainer
+    def __init__(self, loader: ViewLoader, trainer: Trainer, parts: int) -> None:
+        self.loader, self.trainer, self.parts = loader, trainer, parts
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.loader) * self.parts
 
     def __iter__(self) -> Iterator[ViewBatch]:
         self.loader.load_state_dict(self.state_dict())
-        yield from self.loader
+        for batch in self.loader:
+            yield from batch.split(self.parts) if self.parts > 1 else [batch]
 
     def state_dict(self) -> dict[str, int]:
         epoch, step = divmod(self.trainer.global_step, len(self.loader))
@@ -245,9 +292,17 @@ class _Stream:
         """Nothing to do: the step is the trainer's. Its presence says that resuming is exact."""
 
 
+def _of_unused_weights(module: nn.Module) -> str:
+    named = module.named_parameters()
+    unused = [name for name, weight in named if weight.requires_grad and weight.grad is None]
+    first = ", ".join(unused[:4]) + (", …" if len(unused) > 4 else "")
+    return f"training by several processes needs a gradient of every weight: {first} got none"
+
+
 def _describe(error: NonFiniteError, run: RunDirectory) -> RunError:
     listing = run.path / "nonfinite_batch.txt"
-    write_text(listing, "".join(f"{index}\n" for index in error.indices))
+    if rank() == 0:
+        write_text(listing, "".join(f"{index}\n" for index in error.indices))
     first = ", ".join(str(index) for index in error.indices[:8])
     more = ", …" if len(error.indices) > 8 else ""
     good = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint yet"

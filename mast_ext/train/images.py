@@ -8,6 +8,8 @@ from mast_ext.train.config import DataConfig
 from mast_ext.train.evaluation import LabelledImages
 from mast_ext.train.probes import FEWEST_IMAGES
 
+_LISTED = 20  # names of skipped images in a note
+
 
 @dataclass(frozen=True)
 class Images:
@@ -46,7 +48,10 @@ def open_images(data: DataConfig) -> Images:
             max_images=most,
         )
         if source.skipped:
-            notes.append(f"{len(source.skipped)} unreadable images skipped in {name}")
+            listed = ", ".join(source.skipped[:_LISTED])
+            more = ", …" if len(source.skipped) > _LISTED else ""
+            count = len(source.skipped)
+            notes.append(f"{count} unreadable images skipped in {name}: {listed}{more}")
         return source
 
     train = split("train", data.max_images)

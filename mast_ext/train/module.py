@@ -6,7 +6,8 @@ The teacher of a method that wants one lives here, beside the backbone it follow
 same checkpoints.
 """
 
-from typing import Any
+import math
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mast_ext.augment import ViewBatch
-from mast_ext.methods import HardViews, Method
-from mast_ext.models import EMATeacher, cosine_momentum, forward_views, to_channels_last
+from mast_ext.losses.gather import world_size
+from mast_ext.methods import HardSelection, Method, encode
+from mast_ext.models import EMATeacher, cosine_momentum, to_channels_last
 from mast_ext.train.config import OptimizerConfig
+from mast_ext.train.distributed import of_all
 from mast_ext.train.errors import NonFiniteError
 from mast_ext.train.optimizers import (
     create_optimizer,
     create_schedule,
     gradient_norm,
     parameter_groups,
+    weight_decay_at,
 )
 
 
@@ -48,7 +52,7 @@ class PretrainModule(LightningModule):
         batch_size: int,
         steps_per_epoch: int,
         total_steps: int,
-        hard_views: HardViews | None = None,
+        hard_views: HardSelection | None = None,
     ) -> None:
         super().__init__()
         self.backbone = to_channels_last(backbone)
@@ -58,7 +62,9 @@ class PretrainModule(LightningModule):
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.hard_views = hard_views
         self.gradient_norm = float("nan")
-        self._indices = torch.empty(0, dtype=torch.int64)
+        # Of the step under way, whose parts come one by one when gradients are accumulated.
+        self._indices: list[Tensor] = []
+        self._odd_loss: float | None = None
         self._wanted = method.teacher()
         self.teacher: EMATeacher | None = None
         if self._wanted is not None:
@@ -68,22 +74,26 @@ class PretrainModule(LightningModule):
             )
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
-        self._indices = batch.index
+        self._indices.append(batch.index)
+        step = self.trainer.global_step
+        self.method.at_step(step, self.steps_per_epoch)
         chosen: dict[str, Tensor] = {}
         if self.hard_views is not None:
-            step = self.trainer.global_step
             select = self.hard_views.options.selects(step, self.steps_per_epoch)
             batch, chosen = self.hard_views(batch, self.backbone, self.teacher, select=select)
-        features = forward_views(self.backbone, batch.images[self.method.student_views])
-        targets = None
-        if self._wanted is not None and self.teacher is not None:
-            targets = forward_views(self.teacher, batch.images[self._wanted.views])
-        terms = self.method(features, batch, targets)
-        self._require_finite("the loss", terms["loss"])
-        return {**terms, **chosen}
+        encoded = encode(self.method, self.backbone, self.teacher, batch)
+        terms = encoded.losses(self.method, batch)
+        loss = terms["loss"]
+        if not torch.isfinite(loss):
+            self._odd_loss = loss.item()
+            if world_size() == 1:
+                self._stop(f"the loss is {self._odd_loss}")
+            loss = loss * math.nan  # all processes see it in their common gradient
+        return {**terms, "loss": loss, **chosen}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        self._indices.clear()
         if self._wanted is not None and self.teacher is not None:
             momentum = cosine_momentum(
                 self.trainer.global_step,
@@ -94,9 +104,17 @@ class PretrainModule(LightningModule):
             self.teacher.update(nn.Sequential(self.backbone, self._wanted.head), momentum)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        norm = gradient_norm(self)
-        self._require_finite("the gradient", norm)
-        self.gradient_norm = float(norm)
+        self.method.before_update()
+        optimizer.param_groups[0]["weight_decay"] = weight_decay_at(
+            self.trainer.global_step, self.optimizer_config, self.total_steps
+        )
+        self.gradient_norm = float(gradient_norm(self))
+        if not math.isfinite(self.gradient_norm):
+            self._stop(f"the gradient is {self.gradient_norm}")
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        if self.optimizer_config.clip > 0:
+            self.clip_gradients(optimizer, self.optimizer_config.clip, "norm")
 
     def configure_optimizers(self) -> Any:
         exempt = {f"method.{name}" for name in self.method.no_weight_decay()}
@@ -113,8 +131,15 @@ class PretrainModule(LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _require_finite(self, what: str, value: Tensor) -> None:
-        """Stops before a weight changes, so that the last checkpoint stays a good one."""
-        if not torch.isfinite(value):
-            step = self.trainer.global_step + 1
-            raise NonFiniteError(f"{what} is {value.item()}", step, self._indices.tolist())
+    def _stop(self, what: str) -> NoReturn:
+        """Stops before a weight changes, so that the last checkpoint stays a good one.
+
+        All processes do it together; if the loss of some of them was the cause, theirs is told.
+        """
+        told = of_all((self._odd_loss, torch.cat(self._indices).tolist()))
+        odd = {rank: loss for rank, (loss, _) in enumerate(told) if loss is not None}
+        if world_size() > 1 and odd:
+            first = min(odd)
+            what = f"the loss on rank {first} is {odd[first]}"
+        indices = [i for r, (_, own) in enumerate(told) if not odd or r in odd for i in own]
+        raise NonFiniteError(what, self.trainer.global_step + 1, indices)

@@ -64,6 +64,17 @@ def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def weight_decay_at(step: int, config: OptimizerConfig, total: int) -> float:
+    """The weight decay of a step: from ``weight_decay`` to ``final_weight_decay`` by half a cosine.
+
+    Caron et al. 2021 raise it from 0.04 to 0.4. Without a final one it is constant.
+    """
+    if config.final_weight_decay is None:
+        return config.weight_decay
+    start, end = config.weight_decay, config.final_weight_decay
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, step / total))) / 2
+
+
 def create_schedule(
     optimizer: Optimizer, config: OptimizerConfig, *, steps_per_epoch: int, total_steps: int
 ) -> LambdaLR:

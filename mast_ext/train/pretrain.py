@@ -13,12 +13,16 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from mast_ext.augment import ViewLoader
+from mast_ext.data import Source
+from mast_ext.losses.gather import rank
 from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import PretrainConfig
+from mast_ext.train.distributed import by_first, joined
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation import LabelledImages, Row, chance, device_named, evaluate
+from mast_ext.train.examples import draw_hard_views_of
 from mast_ext.train.fit import Networks, build_networks, fit, training_loader
-from mast_ext.train.images import open_images
+from mast_ext.train.images import Images, open_images
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.report import write_report
 from mast_ext.train.run_directory import RunDirectory
@@ -51,8 +55,9 @@ class Training:
 
     @property
     def forwards(self) -> int:
-        """Images that go through the backbone, or its teacher."""
-        return self.loader.batch_size * self.networks.forwards(self.loader, self.steps)
+        """Images that go through the backbone, or its teacher, in all processes together."""
+        images = self.config.train.batch_size * self.networks.forwards(self.loader, self.steps)
+        return round(images)
 
 
 @dataclass(frozen=True)
@@ -74,32 +79,49 @@ class Outcome:
 
 def pretrain(
     config: PretrainConfig, *, resume: Path | None = None, console: Console | None = None
-) -> Outcome:
+) -> Outcome | None:
     """Trains a method (and its baseline), probes it and writes the report.
+
+    Processes that torchrun or SLURM started train together. The first of them has the console and
+    writes; when training is done it goes on by itself, and the others are finished.
 
     Args:
         config: All settings; of a resumed run, those of its ``config.yaml``.
         resume: A run directory, or a checkpoint in one, to go on with.
         console: Where progress is told (standard error by default).
 
+    Returns:
+        What was found; None in a process that is not the first one.
+
     Raises:
         RunError: The run cannot start or go on; the message says why.
+        EndedByAnother: Another process failed.
         ValueError: A setting does not fit, or an image cannot be decoded.
         FileNotFoundError: The images' folder does not exist.
     """
-    console = console or Console(stderr=True)
-    device = device_named(config.train.accelerator)
-    opened = open_images(config.data)
-    images, notes = opened.labelled, list(opened.notes)
+    with joined(config.train.accelerator):
+        device = device_named(config.train.accelerator)
+        first = rank() == 0
+        console = (console or Console(stderr=True)) if first else Console(quiet=True)
+        opened = open_images(config.data)
+        run, trainings, modules = _train_all(config, opened.train, resume, console)
+    return _report(config, opened, run, trainings, modules, device, console) if first else None
+
+
+def _train_all(
+    config: PretrainConfig, source: Source, resume: Path | None, console: Console
+) -> tuple[RunDirectory, list[Training], list[PretrainModule]]:
+    """The method and its baseline."""
     configs = [config, *baseline_of(config)]
     built = [build_networks(each) for each in configs]
     loaders = [
-        training_loader(each, networks.method, opened.train)
+        training_loader(each, networks.method, source)
         for each, networks in zip(configs, built, strict=True)
     ]
     steps = _equal_forwards(config, built, loaders)
 
-    run, checkpoint = _open_run(f"{built[0].name}-{config.data.name}", config.out, resume)
+    stem = f"{built[0].name}-{config.data.name}"
+    run, checkpoint = by_first(lambda: _open_run(stem, config.out, resume))
     runs = [run, run.baseline()]
     trainings = [
         Training(each, networks, loader, count, place, _last(place))
@@ -109,16 +131,31 @@ def pretrain(
     ]
     if checkpoint is not None:
         trainings[0] = replace(trainings[0], resume=checkpoint)
-    if resume is None:
+    if resume is None and rank() == 0:
         run.save_config(config.to_dict())
     try:
         modules = [_train(training, console) for training in trainings]
     except BaseException as error:
-        if resume is None and not run.last.exists():
+        if resume is not None or run.last.exists():
+            if isinstance(error, Interrupted):
+                error.run = run.path
+        elif rank() == 0:
             run.remove()
-        elif isinstance(error, Interrupted):
-            error.run = run.path
         raise
+    return run, trainings, modules
+
+
+def _report(
+    config: PretrainConfig,
+    opened: Images,
+    run: RunDirectory,
+    trainings: list[Training],
+    modules: list[PretrainModule],
+    device: torch.device,
+    console: Console,
+) -> Outcome:
+    """Probes what was trained and writes the report."""
+    images, notes = opened.labelled, list(opened.notes)
     notes += [
         f"{training.name}: {training.steps} steps, {training.forwards:,} image forwards"
         for training in trainings
@@ -140,6 +177,7 @@ def pretrain(
         metrics={training.name: training.run.metrics for training in trainings},
         settings=yaml.safe_dump(config.to_dict(), sort_keys=False),
         notes=notes,
+        examples=draw_hard_views_of(modules[0], trainings[0].loader),
     )
     return Outcome(run, rows, report, notes)
 
@@ -199,9 +237,10 @@ def _train(training: Training, console: Console) -> PretrainModule:
     start = "resuming" if training.resume else "training"
     steps = f"{training.steps} steps, {training.forwards:,} image forwards"
     _tell(console, f"{start} {training.name}: {steps}")
-    training.run.checkpoints.mkdir(parents=True, exist_ok=True)
-    if not training.run.config.exists():
-        training.run.save_config(_alone(training).to_dict())
+    if rank() == 0:
+        training.run.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not training.run.config.exists():
+            training.run.save_config(_alone(training).to_dict())
     seed_everything(training.config.seed, workers=True, verbose=False)
     began = time.perf_counter()
     module = fit(

@@ -88,6 +88,7 @@ def write_report(
     metrics: dict[str, Path],
     settings: str,
     notes: Sequence[str] = (),
+    examples: Figure | None = None,
 ) -> Path:
     """Writes the pictures, ``results.json`` and ``report.html`` into a folder.
 
@@ -99,6 +100,7 @@ def write_report(
         metrics: ``metrics.csv`` of every training, by its name.
         settings: The run's settings as YAML.
         notes: Sentences under the heading.
+        examples: A picture of hard views.
 
     Returns:
         The HTML file, which needs no other.
@@ -116,6 +118,8 @@ def write_report(
         pictures["gain"] = draw_gains(curves, gains)
     if any("hard_views/iou" in columns for columns in curves.values()):
         pictures["hard_views"] = draw_hard_views(curves)
+    if examples is not None:
+        pictures["hard_view_examples"] = examples
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)
     write_text(folder / "results.json", json.dumps(results(rows, subspaces), indent=2) + "\n")

@@ -101,6 +101,39 @@ def test_ranks_are_disjoint_and_complete(world_size, shuffle):
     assert len({len(share) for share in shares}) == 1
 
 
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize(("world_size", "size"), [(2, 4), (4, 2), (8, 1)])
+def test_ranks_batches_of_a_step_are_the_batch_of_one_process(world_size, size, drop_last):
+    ranks = [
+        build(rank=r, world_size=world_size, batch_size=size, drop_last=drop_last)
+        for r in range(world_size)
+    ]
+    one = build(batch_size=8)
+    for epoch in (0, 3):
+        for loader in (one, *ranks):
+            loader.set_epoch(epoch)
+        for whole, *shares in zip(list(one), *map(list, ranks), strict=False):
+            assert torch.equal(torch.cat([share.index for share in shares]), whole.index)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_split(parts):
+    batch = next(iter(build()))
+    pieces = batch.split(parts)
+    assert [len(piece.index) for piece in pieces] == [8 // parts] * parts
+    for name, axis in (("images", 1), ("parameters", 1), ("pair_subspace", 2), ("index", 0)):
+        joined = torch.cat([getattr(piece, name) for piece in pieces], axis)
+        assert torch.equal(joined, getattr(batch, name))
+    joined = torch.cat([piece.labels["third"] for piece in pieces])
+    assert torch.equal(joined, batch.labels["third"])
+
+
+@pytest.mark.parametrize("parts", [0, 3, 16])
+def test_split_into_unequal_parts_is_an_error(parts):
+    with pytest.raises(ValueError, match=f"8 images does not divide into {parts} equal parts"):
+        next(iter(build())).split(parts)
+
+
 def test_order_is_keyed_by_seed_and_epoch():
     first = visited(build(drop_last=False))
     assert visited(build(drop_last=False)) == first
@@ -246,7 +279,9 @@ REFUSED = [
     ({"batch_size": 2.0}, "batch_size must be an integer"),
     ({"workers": -1}, "workers must be an integer of at least 0"),
     ({"rank": 2, "world_size": 2}, "rank must be below world_size 2, got 2"),
-    ({"backend": "dali"}, "backend must be one of torchvision, got 'dali'"),
+    ({"backend": "pil"}, "backend must be one of auto, torchvision, dali, got 'pil'"),
+    ({"backend": "torchvision", "photometric": "fused"}, "on the CPU with exact photometry"),
+    ({"backend": "torchvision", "device": "gpu"}, "on the CPU with exact photometry"),
     ({"batch_size": 51}, "50 images are too few for one batch: batch_size 51"),
     ({"world_size": 51, "drop_last": False}, "50 images are too few"),
 ]

@@ -25,7 +25,15 @@ def test_reports_what_is_there(call):
     assert f"torch {torch.__version__} for CPU" in out
     found = states(out)
     assert set(found.values()) <= {"ok", "slow"}
-    assert {"python", "torch", "cpu", "native kernels", "gpu", *doctor.TRAINING} <= found.keys()
+    assert {
+        "python",
+        "torch",
+        "cpu",
+        "native kernels",
+        "gpu",
+        "dali",
+        *doctor.TRAINING,
+    } <= found.keys()
 
 
 def test_names_what_is_missing_with_the_fix(call, monkeypatch):
@@ -36,6 +44,15 @@ def test_names_what_is_missing_with_the_fix(call, monkeypatch):
     found = states(out)
     assert {name for name, state in found.items() if state == "missing"} == {"timm", "lightning"}
     assert out.count("fix: pip install 'mast-ext[train]'") == 2
+
+
+def test_dali_may_be_missing(monkeypatch):
+    def version(package):
+        raise doctor.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    (finding,) = [f for f in doctor.examine() if f.what == "dali"]
+    assert finding.state == "ok" and finding.detail.startswith("not installed, torchvision renders")
 
 
 # build information, state, part of the line
@@ -75,6 +92,28 @@ def test_gpu(monkeypatch, present, torch_cuda, native, driver, state, fix):
     (finding,) = [f for f in doctor.examine() if f.what == "gpu"]
     assert finding.state == state and finding.fix.startswith(fix)
     assert bool(finding.fix) == bool(fix)
+
+
+# torch.distributed is there, gloo, nccl, GPUs -> state, detail, fix
+BACKENDS = [
+    (True, True, True, 0, "ok", "gloo and nccl", ""),
+    (True, True, False, 1, "ok", "gloo", ""),
+    (True, True, False, 2, "slow", "gloo", "install a build of torch with nccl, for 2 GPUs"),
+    (True, False, True, 2, "slow", "nccl", "install a build of torch with gloo"),
+    (False, False, False, 0, "slow", "one process only", "install a build of torch with distr"),
+]
+
+
+@pytest.mark.parametrize(("there", "gloo", "nccl", "gpus", "state", "detail", "fix"), BACKENDS)
+def test_distributed(monkeypatch, there, gloo, nccl, gpus, state, detail, fix):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
+    for name, value in (("", there), ("gloo_", gloo), ("nccl_", nccl)):
+        monkeypatch.setattr(torch.distributed, f"is_{name}available", lambda value=value: value)
+    (finding,) = [f for f in doctor.examine() if f.what == "distributed"]
+    assert (finding.state, bool(finding.fix)) == (state, bool(fix))
+    assert detail in finding.detail and finding.fix.startswith(fix)
 
 
 def test_package_and_doctor_need_no_training_package():

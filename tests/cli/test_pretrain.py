@@ -116,6 +116,7 @@ def test_hard_views(call, tiny, shapes, tmp_path, options, name, counts):
         last = list(csv.DictReader(file))[-1]
     assert {"hard_views/margin", "hard_views/iou", "hard_views/iou_random"} <= last.keys()
     assert (run / "report" / "hard_views.png").exists()
+    assert (run / "report" / "hard_view_examples.png").exists()
     assert yaml.safe_load((run / "config.yaml").read_text())["hard_views"]["views"] == 4
 
     assert call("evaluate", run, "--json=found.json")[0] == 0

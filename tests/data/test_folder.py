@@ -49,7 +49,7 @@ def test_split_folder_with_classes(split_folder):
     assert train.labels["class"].tolist() == [0, 0, 0, 1, 1]
     assert train.labels["class"].dtype == np.int64
     assert train.sizes.tolist() == [[8, 8]] * 5 and train.sizes.dtype == np.int32
-    assert [path.name for path in train.paths] == ["0.png", "1.png", "2.JPG", "0.png", "1.png"]
+    assert [path.name for path in train.files] == ["0.png", "1.png", "2.JPG", "0.png", "1.png"]
     test = open_source("folder", "test", path=split_folder)
     assert test.labels["class"].tolist() == [0, 1]
 
@@ -80,8 +80,8 @@ def test_folder_without_splits_is_split_by_name(tmp_path, classes):
             save(tmp_path / name / f"{i:02}.png")
     train, test = (FolderSource(tmp_path, split) for split in ("train", "test"))
     assert len(train) == 18 * len(classes) and len(test) == 2 * len(classes)
-    assert not {*train.paths} & {*test.paths}
-    assert FolderSource(tmp_path, "test").paths == test.paths
+    assert not {*train.files} & {*test.files}
+    assert FolderSource(tmp_path, "test").files == test.files
     if classes == ("",):
         assert train.labels == {} and train.classes == {}
     else:
@@ -123,12 +123,13 @@ def test_other_images_are_decoded_when_used(tmp_path, shapes):
         assert torch.equal(image, torch.from_numpy(array).permute(2, 0, 1))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_upright(tmp_path, orientation):
+def test_images_are_upright(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     for folder in ("train", "test"):
-        save(tmp_path / folder / "a.png", pixels(8, 12), exif=exif)
+        save(tmp_path / folder / f"a.{suffix}", pixels(8, 12), exif=exif)
     save(tmp_path / "test/b.png", pixels(9, 9))  # another size: decoded when used
     upright = {
         1: lambda a: a,
@@ -202,7 +203,7 @@ def test_bad_files_are_skipped_and_listed(jpegs, damage, reason):
     damage(jpegs / "train/cat/3.jpg")
     source = open_source("folder", "train", path=jpegs, on_bad_image="skip")
     assert source.skipped == [str(jpegs / "train/cat/3.jpg")]
-    assert [path.name for path in source.paths] == ["0.jpg", "1.jpg", "2.jpg", "4.jpg"]
+    assert [path.name for path in source.files] == ["0.jpg", "1.jpg", "2.jpg", "4.jpg"]
     assert len(source) == len(source.sizes) == len(source.labels["class"]) == 4
     assert all(source.image(i).shape[0] == 3 for i in range(4))
 

@@ -5,7 +5,14 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from mast_ext.models import BackboneSpec, create_backbone, is_resnet, load_backbone, save_backbone
+from mast_ext.models import (
+    BackboneSpec,
+    create_backbone,
+    forward_views,
+    is_resnet,
+    load_backbone,
+    save_backbone,
+)
 
 TINY = {"channels": (8, 8, 8, 16), "layers": (1, 1, 1, 1)}
 
@@ -111,3 +118,56 @@ def test_refuses_foreign_files(tmp_path, write, message):
 def test_names_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         load_backbone(tmp_path / "nowhere.safetensors")
+
+
+TRANSFORMER = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+# further arguments, side of the images
+SIZES = [
+    ({}, 16),
+    ({}, 24),
+    ({}, 32),
+    ({"no_embed_class": True, "reg_tokens": 2}, 16),
+    ({"class_token": False, "global_pool": "avg"}, 40),
+    ({"pos_embed": "none"}, 16),
+    ({"dynamic_img_pad": True}, 18),
+]
+
+
+@pytest.mark.parametrize(("arguments", "side"), SIZES)
+def test_transformer_at_other_sizes_than_its_own(arguments, side):
+    """The value and the gradients are those of timm's interpolation."""
+    torch.manual_seed(0)
+    backbone, _ = create_backbone("vit_small_images", **TRANSFORMER, **arguments)
+    backbone.train()
+    views, weights = torch.randn(2, 3, 3, side, side), torch.randn(2, 3, 16)
+    results = []
+    for call in (
+        lambda: forward_views(backbone, views),
+        lambda: backbone(views.flatten(0, 1)).unflatten(0, (2, 3)),
+    ):
+        backbone.zero_grad()
+        features = call()
+        (features * weights).sum().backward()
+        results.append((features, [p.grad.clone() for p in backbone.parameters()]))
+    (found, gradients), (expected, others) = results
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    for gradient, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-4, rtol=1e-3)
+    assert backbone.patch_embed.grid_size == (8, 8)
+
+
+def test_transformer_comes_back_to_its_own_size_after_an_error():
+    backbone, _ = create_backbone("vit_small_images", **TRANSFORMER)
+    with pytest.raises(RuntimeError):
+        forward_views(backbone, torch.randn(1, 2, 5, 16, 16))
+    assert backbone.patch_embed.grid_size == (8, 8)
+
+
+def test_transformer_for_small_images():
+    backbone, features = create_backbone("vit_small_images")
+    assert features == 128 and backbone.patch_embed.grid_size == (8, 8)
+    assert 0.7e6 < sum(p.numel() for p in backbone.parameters()) < 0.9e6
+    assert not is_resnet("vit_small_images")
+    assert (
+        BackboneSpec("vit_small_images", False).create()(torch.randn(1, 3, 16, 16)).shape[1] == 128
+    )

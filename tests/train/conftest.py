@@ -8,8 +8,10 @@ from mast_ext.data import open_source
 from mast_ext.methods import (
     BarlowTwinsOptions,
     BYOLOptions,
+    DINOOptions,
     EquiModOptions,
     HardViewOptions,
+    IBOTOptions,
     MASTOptions,
     MoCoOptions,
     SimCLROptions,
@@ -38,6 +40,8 @@ TINY = PretrainConfig(
     barlow_twins=BarlowTwinsOptions(projector=(16, 16)),
     byol=BYOLOptions(projector=(16, 16), predictor=8),
     simsiam=SimSiamOptions(projector=(16, 16), predictor=8),
+    dino=DINOOptions(12, (16,), 8, local_views=2, local_size=8),
+    ibot=IBOTOptions(12, (16,), 8, local_views=2, local_size=8),
     optimizer=OptimizerConfig(warmup=0.5),
     train=TrainConfig(
         epochs=8 / 3, batch_size=8, accelerator="cpu", checkpoint_every=2, log_every=1
@@ -47,7 +51,7 @@ TINY = PretrainConfig(
 """Eight steps, three to an epoch, of a network of a few thousand weights."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     return TINY
 

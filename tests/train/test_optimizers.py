@@ -11,6 +11,7 @@ from mast_ext.train.optimizers import (
     gradient_norm,
     parameter_groups,
     warmup_cosine,
+    weight_decay_at,
 )
 
 # step, warm-up, total, floor -> fraction of the peak
@@ -98,6 +99,15 @@ def test_only_weights_decay():
     assert len(rest["params"]) == 5
 
 
+@pytest.mark.parametrize(
+    ("final", "step", "expected"),
+    [(None, 0, 0.1), (None, 9, 0.1), (0.5, 0, 0.1), (0.5, 5, 0.3), (0.5, 10, 0.5), (0.0, 20, 0.0)],
+)
+def test_weight_decay_schedule(final, step, expected):
+    config = OptimizerConfig(weight_decay=0.1, final_weight_decay=final)
+    assert weight_decay_at(step, config, 10) == pytest.approx(expected)
+
+
 def test_gradient_norm_is_of_all_parameters():
     module = nn.Linear(2, 1)
     module.weight.grad, module.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
@@ -110,6 +120,8 @@ def test_gradient_norm_is_of_all_parameters():
         ({"lr": 0.0}, "optimizer.lr must be positive"),
         ({"lr": float("nan")}, "optimizer.lr must be positive"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+        ({"final_weight_decay": -1.0}, "final_weight_decay must be at least 0"),
+        ({"clip": -1.0}, "clip must be at least 0"),
         ({"min_lr": 2.0}, "optimizer.min_lr must be a fraction"),
     ],
 )

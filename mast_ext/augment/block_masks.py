@@ -1,0 +1,102 @@
+"""Block masks: which patches of a view are hidden from the student (masked image modelling).
+
+Blockwise masking of BEiT (Bao et al. 2022), with the random ratio of iBOT (Zhou et al. 2022).
+Drawn like augmentation parameters: a view's mask is a function of (seed, epoch, sample, view), and
+whole batches are drawn at once, block after block.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mast_ext.augment import sampler
+from mast_ext.augment.checks import check_integer, check_number
+
+BLOCKS = 24
+"""Blocks tried on a mask; one that hides nothing new, or too much, is left out."""
+
+_STREAM = 1 << 21  # streams of masks lie above those of views
+
+
+@dataclass(frozen=True)
+class BlockMasks:
+    """Draws masks of rectangular blocks on a grid of patches.
+
+    A view is masked with probability ``probability``; then its share of hidden patches is drawn
+    uniformly from ``ratio``. Blocks of random place, area and shape are added while they fit into
+    that number of patches; what they leave of it is hidden patch by patch.
+
+    Attributes:
+        grid: Height and width of a view in patches.
+        probability: How many views are masked, in ``[0, 1]``.
+        ratio: Range of the share of hidden patches, in ``[0, 1]``.
+        aspect: Blocks are at most this many times higher than wide, or wider than high.
+
+    Raises:
+        ValueError: A value lies out of range.
+    """
+
+    grid: tuple[int, int]
+    probability: float = 0.5
+    ratio: tuple[float, float] = (0.1, 0.5)
+    aspect: float = 10 / 3
+
+    def __post_init__(self) -> None:
+        for side in self.grid:
+            check_integer("grid", side, 1)
+        check_number("probability", self.probability, 0, 1, "a probability in [0, 1]")
+        low, high = self.ratio
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"ratio must be 0 <= low <= high <= 1, got {low} and {high}")
+        check_number("aspect", self.aspect, 1, math.inf, "a finite number of at least 1")
+
+    def draw(self, seed: int, epoch: int, indices: ArrayLike, views: int) -> NDArray[np.bool_]:
+        """Masks of the first ``views`` views of a batch.
+
+        Args:
+            seed: Seed of the run.
+            epoch: Epoch, at least 0.
+            indices: Sample indices in the source, ``[B]`` integers.
+            views: How many views.
+
+        Returns:
+            ``[views, B, H, W]``, true where a patch is hidden.
+        """
+        height, width = self.grid
+        patches = height * width
+        keys = np.stack([sampler.keys(seed, epoch, indices, _STREAM + v) for v in range(views)])
+        u = sampler.uniforms(keys.ravel(), 2 + 4 * BLOCKS + patches)
+        masked = u[:, 0] < self.probability
+        low, high = self.ratio
+        target = np.rint((low + (high - low) * u[:, 1]) * patches) * masked
+
+        masks = np.zeros((len(u), height, width), bool)
+        for block in range(BLOCKS):
+            left = target - masks.sum((1, 2))
+            if not left.any():
+                break
+            added = self._block(u[:, 2 + 4 * block : 6 + 4 * block], left) & ~masks
+            count = added.sum((1, 2))
+            masks |= added & ((count > 0) & (count <= left))[:, None, None]
+
+        # The patches that are still to be hidden: those of the smallest numbers among the others.
+        order = np.where(masks.reshape(len(u), -1), -1.0, u[:, 2 + 4 * BLOCKS :]).argsort(axis=1)
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(patches)[None], axis=1)
+        return (rank < target[:, None]).reshape(views, -1, height, width)
+
+    def _block(self, u: NDArray[np.float64], most: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """One block for every mask, of an area from the smallest up to ``most`` patches."""
+        height, width = self.grid
+        smallest = max(1, (min(self.grid) // 3) ** 2)  # as BEiT takes 16 of a grid of 14 x 14
+        area = smallest + u[:, 0] * np.maximum(most - smallest, 0)
+        ratio = self.aspect ** (2 * u[:, 1] - 1)
+        h = np.clip(np.rint(np.sqrt(area * ratio)), 1, height)
+        w = np.clip(np.rint(np.sqrt(area / ratio)), 1, width)
+        top, left = np.floor(u[:, 2] * (height - h + 1)), np.floor(u[:, 3] * (width - w + 1))
+        y, x = np.arange(height), np.arange(width)
+        rows = (y >= top[:, None]) & (y < (top + h)[:, None])
+        columns = (x >= left[:, None]) & (x < (left + w)[:, None])
+        return rows[:, :, None] & columns[:, None, :]

@@ -1,0 +1,324 @@
+"""Renders views by NVIDIA DALI, on the CPU or the GPU: an image is decoded once for all its views.
+
+DALI draws nothing and keeps no state that matters: rows come from the policy as for any renderer,
+and go in with the pixels, so that they cannot drift apart. What DALI does alone is ahead-of-time
+work: while the caller has one batch, the next is rendered and the files of the one after are read.
+
+``photometric="exact"`` gives torchvision's pixels (mean difference of a whole view about a quarter
+of a level). ``"fused"`` changes colours by one operator, which is faster, but another recipe:
+contrast is changed about level 128 instead of the mean grey, and the hue is turned in YIQ
+instead of HSV, so the same parameters give other colours of the same strength.
+
+Files are decoded by DALI where it makes of them what Pillow does; others go in as pixels. DALI's
+messages do not say which file is at fault, so a batch that fails is looked at image by image: what
+Pillow can decode goes in as pixels, too, and anything else is an error that names the file.
+"""
+
+import importlib.util
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mast_ext.augment.parameters import COLUMN, GROUPS
+from mast_ext.augment.policies import ViewPlan, ViewPolicy
+from mast_ext.augment.rendering import ImageSource, Indices, Plan, Rendered, by_size
+
+PHOTOMETRIC = ("exact", "fused")
+"""Ways of changing colours."""
+
+_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")  # JPEG, PNG, WebP, BMP
+_PNG_BITS = 24  # position of the number of bits of a channel
+
+_READ_AHEAD = 2  # batches whose files are read before they are rendered
+
+
+@runtime_checkable
+class EncodedImages(Protocol):
+    """A source whose images are files that DALI decodes."""
+
+    def encoded(self, index: int) -> np.ndarray: ...
+
+    def sample_name(self, index: int) -> str: ...
+
+
+def is_installed() -> bool:
+    """Whether DALI is installed."""
+    return importlib.util.find_spec("nvidia") is not None and (
+        importlib.util.find_spec("nvidia.dali") is not None
+    )
+
+
+class DaliRenderer:
+    """Renders the views of batches of images of one source.
+
+    The pipeline is built when the first batch is asked for, in the process that asks.
+
+    Args:
+        source: Where the images come from.
+        policy: Which views are made of them.
+        batch_size: Most images in a batch.
+        threads: DALI's own threads, at least 1; torch's are not used.
+        prefetch: Whether to render a batch ahead of the one the caller has.
+        photometric: ``"exact"`` or ``"fused"``.
+        device: ``"cpu"``, or ``"gpu"`` for this process's current CUDA device: files are decoded
+            (by nvJPEG) and views rendered there, and handed to torch on its current stream.
+
+    Raises:
+        ModuleNotFoundError: DALI is not installed.
+        ValueError: A value is none of those that exist, or there is no GPU.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        policy: ViewPolicy,
+        *,
+        batch_size: int,
+        threads: int = 1,
+        prefetch: bool = True,
+        photometric: str = "exact",
+        device: str = "cpu",
+    ) -> None:
+        if not is_installed():
+            raise ModuleNotFoundError(
+                "the DALI backend needs nvidia-dali, not installed here:"
+                " pip install 'mast-ext[dali-cu13]' (or dali-cu12, as torch's CUDA is)"
+            )
+        if photometric not in PHOTOMETRIC:
+            raise ValueError(
+                f"photometric must be one of {', '.join(PHOTOMETRIC)}, got {photometric!r}"
+            )
+        if device not in ("cpu", "gpu"):
+            raise ValueError(f"device must be cpu or gpu, got {device!r}")
+        if device == "gpu" and not torch.cuda.is_available():
+            raise ValueError(
+                "DALI on the GPU needs a GPU that torch can use; device cpu needs none"
+            )
+        self.source, self.policy = source, policy
+        self._files: EncodedImages | None = None  # the source, if its images are decoded by DALI
+        if isinstance(source, EncodedImages) and source.stacked is None:
+            self._files = source
+        self._prefetch = prefetch
+        self._photometric, self._gpu = photometric, device == "gpu"
+        self._batch_size, self._threads = batch_size, threads
+        self._pipeline: Any = None
+        self._under_way = False  # whether a batch is in the pipeline
+        self._decoder: Any = None
+        self._as_pixels: set[int] = set()  # images that DALI cannot decode and Pillow can
+
+    def render(self, parts: Iterable[Indices], plan: Plan) -> Iterator[Rendered]:
+        """See `Renderer`; with prefetching, ``plan`` is called in another thread.
+
+        Raises:
+            ValueError: An image cannot be decoded; the message names it.
+            RuntimeError: DALI fails for another reason.
+        """
+        if self._under_way:  # of an epoch that was left early
+            self._discard()
+        if not self._prefetch:
+            for indices in parts:
+                alone = self._prepare(indices, plan(indices))
+                self._start(alone)
+                yield self._finish(alone)
+            return
+        running: _Batch | None = None
+        for ready in _ahead(lambda indices: self._prepare(indices, plan(indices)), parts):
+            batch, failure = None, None
+            try:
+                batch = ready()
+            except Exception as error:  # raised once the batch before it is through
+                failure = error
+            done, running = running, batch
+            rendered = None if done is None else self._finish(done)
+            if batch is not None:
+                self._start(batch)
+            if rendered is not None:
+                yield rendered
+            if failure is not None:
+                raise failure
+        if running is not None:
+            yield self._finish(running)
+
+    def _prepare(self, indices: Indices, plan: ViewPlan) -> "_Batch":
+        if self.source.stacked is not None:
+            stack = self.source.stacked[torch.from_numpy(indices)]
+            images: Any = stack.permute(0, 2, 3, 1).contiguous().numpy()
+        elif self._files is not None:
+            images = [self._file(self._files, int(index)) for index in indices]
+        else:
+            images = [_pixels(self.source, int(index)) for index in indices]
+        return _Batch(indices, plan, images, _arguments(plan.rows, self.source.sizes[indices]))
+
+    def _file(self, files: EncodedImages, index: int) -> NDArray[np.uint8]:
+        data = None if index in self._as_pixels else files.encoded(index)
+        if data is None or not _is_known(data):
+            return _bitmap(_pixels(self.source, index))
+        return data
+
+    def _start(self, batch: "_Batch") -> None:
+        if self._pipeline is None:
+            self._pipeline = self._build()
+        self._pipeline.feed_input("image", batch.images)
+        for name, values in batch.arguments.items():
+            self._pipeline.feed_input(name, values)
+        self._pipeline.schedule_run()
+        self._under_way = True
+
+    def _finish(self, batch: "_Batch") -> Rendered:
+        try:
+            views = self._outputs()
+        except RuntimeError as error:
+            self._pipeline = None  # no longer valid, as DALI says
+            self._replace_undecodable(batch, error)
+            self._start(batch)
+            views = self._outputs()
+        full, local = by_size(self.policy, views)
+        small = torch.stack(local) if local else None
+        return Rendered(batch.indices, batch.plan, torch.stack(full), small)
+
+    def _outputs(self) -> list[Tensor]:
+        """The views of the batch under way, each ``[B, 3, S, S]``; without a copy."""
+        stream = torch.cuda.current_stream() if self._gpu else None
+        self._under_way = False
+        outputs = self._pipeline.outputs(cuda_stream=stream)
+        return [torch.from_dlpack(views.as_tensor()) for views in outputs]
+
+    def _discard(self) -> None:
+        """Takes and drops the batch under way."""
+        try:
+            self._outputs()
+        except RuntimeError:  # it may have been a bad one
+            self._pipeline = None
+
+    def _build(self) -> Any:
+        from mast_ext.augment.dali_graph import build_graph
+
+        policy = self.policy
+        local = [policy.local_recipe or policy.recipe] * policy.local_views
+        full = [policy.recipe] * (policy.num_views() - policy.local_views - policy.with_centre)
+        return build_graph(
+            full + local + [policy.recipe] * policy.with_centre,
+            encoded=self._files is not None,
+            photometric=self._photometric,
+            gpu=self._gpu,
+            **self._options(self._batch_size),
+        )
+
+    def _options(self, batch_size: int) -> dict[str, Any]:
+        return {
+            "batch_size": batch_size,
+            "num_threads": self._threads,
+            "device_id": torch.cuda.current_device() if self._gpu else None,
+            # One batch under way: its inputs and outputs need no matching up.
+            "prefetch_queue_depth": 1,
+        }
+
+    def _replace_undecodable(self, batch: "_Batch", error: RuntimeError) -> None:
+        """Replaces images of a failed batch that only Pillow can decode by their pixels.
+
+        Raises:
+            ValueError: Pillow cannot decode one, either.
+            RuntimeError: DALI can decode all of them, so the failure is another.
+        """
+        reason = str(error).strip()
+        found = []
+        for position, index in enumerate(batch.indices.tolist()):
+            if self._files is not None and not self._decodes(batch.images[position], index):
+                pixels = _pixels(self.source, index)
+                if pixels.shape[:2] != tuple(self.source.sizes[index]):
+                    name = self._files.sample_name(index)
+                    raise ValueError(f"image {name} has changed its size since it was opened")
+                batch.images[position] = _bitmap(pixels)
+                found.append(index)
+        if not found:
+            some = ", ".join(map(str, batch.indices[:8].tolist()))
+            raise RuntimeError(f"DALI cannot render the batch of samples {some}, …: {reason}")
+        self._as_pixels.update(found)
+
+    def _decodes(self, data: NDArray[np.uint8], index: int) -> bool:
+        """Whether DALI decodes a file, and to the size that its header says."""
+        from mast_ext.augment.dali_graph import build_decoder
+
+        if self._decoder is None:
+            self._decoder = build_decoder(gpu=self._gpu, **self._options(1))
+        try:
+            self._decoder.feed_input("image", [data])
+            self._decoder.schedule_run()
+            height, width, _ = self._decoder.outputs()[0].as_tensor().shape()[1:]
+        except RuntimeError:
+            self._decoder = None
+            return False
+        return (height, width) == tuple(self.source.sizes[index].tolist())
+
+
+@dataclass
+class _Batch:
+    """A batch as the pipeline takes it: images (files or pixels), and arguments by input."""
+
+    indices: Indices
+    plan: ViewPlan
+    images: Any
+    arguments: dict[str, NDArray[Any]]
+
+
+def _arguments(rows: Tensor, sizes: np.ndarray) -> dict[str, NDArray[Any]]:
+    """Arguments of every operator of every view, each ``[B]`` or ``[B, 2]``."""
+    from mast_ext.augment.dali_graph import FACTORS, GATES, input_name
+
+    parameters = rows.numpy()
+    scale = sizes[:, [0, 1, 0, 1]].astype(np.float64)
+    arguments: dict[str, NDArray[Any]] = {}
+    for view, chosen in enumerate(parameters):
+        box = np.rint(chosen[:, GROUPS["crop"]] * scale).astype(np.int32)
+        arguments[input_name(view, "anchor")] = np.ascontiguousarray(box[:, :2])
+        arguments[input_name(view, "shape")] = np.maximum(box[:, 2:], 1)
+        for name in GATES:
+            arguments[input_name(view, name)] = chosen[:, COLUMN[name]] > 0.5
+        for name in FACTORS:
+            arguments[input_name(view, name)] = np.ascontiguousarray(chosen[:, COLUMN[name]])
+    return arguments
+
+
+def _is_known(data: NDArray[np.uint8]) -> bool:
+    """Whether DALI makes of a file what Pillow does: not of TIFF with alpha, or PNG of 16 bits."""
+    head = data[: _PNG_BITS + 1].tobytes()
+    deep_png = head.startswith(b"\x89PNG") and head[_PNG_BITS:] > b"\x08"
+    return head.startswith(_SIGNATURES) and not deep_png
+
+
+def _pixels(source: ImageSource, index: int) -> NDArray[np.uint8]:
+    """Image ``index``, ``[H, W, 3]``."""
+    return np.ascontiguousarray(source.image(index).permute(1, 2, 0).numpy())
+
+
+def _bitmap(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels as a file that loses nothing and takes no time to decode."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "bmp")
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def _ahead(
+    prepare: Callable[[Indices], _Batch], parts: Iterable[Indices]
+) -> Iterator[Callable[[], _Batch]]:
+    """Prepares batches in another thread; calling what it yields waits for one and returns it."""
+    pending: deque[Future[_Batch]] = deque()
+    pool = ThreadPoolExecutor(1, "files")
+    try:
+        for indices in parts:
+            pending.append(pool.submit(prepare, indices))
+            if len(pending) > _READ_AHEAD:
+                yield pending.popleft().result
+        while pending:
+            yield pending.popleft().result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

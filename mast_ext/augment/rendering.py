@@ -1,0 +1,144 @@
+"""What a loader asks of a renderer, and the renderer that needs no more than torchvision.
+
+A renderer gets the batches of an epoch as indices, and a function that plans any of them; it gives
+their pixels in the same order, and may work ahead.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mast_ext.augment.policies import ViewPlan, ViewPolicy
+
+Indices = NDArray[np.int64]  # [B], of samples in the source
+Plan = Callable[[Indices], ViewPlan]
+
+T = TypeVar("T")
+
+
+class ImageSource(Protocol):
+    """What a loader needs to know of a source of images (`mast_ext.data` has some)."""
+
+    sizes: np.ndarray
+    labels: dict[str, np.ndarray]
+    stacked: Tensor | None
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Tensor: ...
+
+
+@dataclass
+class Rendered:
+    """A batch with its pixels.
+
+    Attributes:
+        indices: Samples in the source, ``[B]`` int64.
+        plan: How their views are made.
+        images: Normalised full-size views, the centre view last, ``[V − L, B, 3, S, S]`` float32.
+        local_images: Normalised local views, ``[L, B, 3, s, s]`` float32, if there are any.
+    """
+
+    indices: Indices
+    plan: ViewPlan
+    images: Tensor
+    local_images: Tensor | None
+
+
+class Renderer(Protocol):
+    """Renders the batches of an epoch, or of the rest of one."""
+
+    def render(self, parts: Iterable[Indices], plan: Plan) -> Iterator[Rendered]:
+        """Batches in the order of ``parts``; leaving the iteration early ends the work on them."""
+        ...
+
+
+def by_size(policy: ViewPolicy, views: Sequence[T]) -> tuple[list[T], list[T]]:
+    """Of what there is for every view: that of full-size ones and the centre, and of local ones."""
+    first = policy.num_views() - policy.local_views - policy.with_centre
+    last = first + policy.local_views
+    return [*views[:first], *views[last:]], list(views[first:last])
+
+
+class TorchvisionRenderer:
+    """Renders by `mast_ext.augment.torchvision`, a batch to a thread.
+
+    Args:
+        source: Where the images come from.
+        policy: Which views are made of them.
+        workers: Threads that render ahead; 0 renders in the calling thread.
+    """
+
+    def __init__(self, source: ImageSource, policy: ViewPolicy, workers: int) -> None:
+        self.source, self.policy, self.workers = source, policy, workers
+
+    def render(self, parts: Iterable[Indices], plan: Plan) -> Iterator[Rendered]:
+        """See `Renderer`.
+
+        Raises:
+            ValueError: An image cannot be decoded; the message names it.
+        """
+        if self.workers == 0:
+            for indices in parts:
+                yield self._batch(indices, plan)
+            return
+        pending: deque[Future[Rendered]] = deque()
+        pool = _single_threaded_pool(self.workers)
+        try:
+            for indices in parts:
+                pending.append(pool.submit(self._batch, indices, plan))
+                if len(pending) > self.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:  # also when the caller leaves the loop early
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _batch(self, indices: Indices, plan: Plan) -> Rendered:
+        from mast_ext.augment.torchvision import render
+
+        planned = plan(indices)
+        images = images_of(self.source, indices)
+        full, local = by_size(self.policy, planned.rows.unbind())
+        small = None
+        if local:
+            recipe = self.policy.local_recipe or self.policy.recipe
+            small = render(images, torch.stack(local), recipe)
+        views = render(images, torch.stack(full), self.policy.recipe)
+        return Rendered(indices, planned, views, small)
+
+
+def images_of(source: ImageSource, indices: Indices) -> Tensor | list[Tensor]:
+    """Images of a batch, each ``[3, H, W]`` uint8; stacked if the source has them so."""
+    if source.stacked is not None:
+        return source.stacked[torch.from_numpy(indices)]
+    return [source.image(int(index)) for index in indices]
+
+
+def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
+    """Threads whose torch operators keep to them: more would fight with the training step.
+
+    ``torch.set_num_threads`` also changes what every thread that has not computed yet, and some
+    calls of the others, take up; so the caller sets its own number again once all have started.
+    """
+    threads = torch.get_num_threads()
+    started = Barrier(workers + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(workers, "views", initializer=start)
+    for _ in range(workers):  # a thread starts with the first task that finds none idle
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)
+    return pool

@@ -1,0 +1,197 @@
+"""DINO: every view of an image is to say of prototypes what an EMA teacher says of two large ones.
+
+Caron et al., "Emerging Properties in Self-Supervised Vision Transformers" (ICCV 2021).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from mast_ext.augment import AugmentationRecipe, BlockMasks, MultiCropPolicy, ViewBatch
+from mast_ext.losses import DINOLoss
+from mast_ext.methods.method import HiddenPatches, Method, TeacherSpec, require_views
+from mast_ext.models import BatchNormMode, DINOHead, NormalizedLinear
+
+
+@dataclass(frozen=True)
+class DINOOptions:
+    """Settings of DINO. The defaults are made for a small network on small images.
+
+    Attributes:
+        prototypes: Number of prototypes. The paper's is 65536.
+        head: Width of the head's hidden layers. The paper's are 2048, 2048.
+        bottleneck: Width of the embedding before the prototypes. The paper's is 256.
+        head_batch_norm: Batch norm in the head. The authors take it for ResNets only; it tells
+            images apart from the first step on, which a short run gains by.
+        norm_last_layer: Fix the norm of every prototype to 1. The authors do so but for ViT-S.
+        freeze_last_layer: Epochs (fractions allowed) in which the prototypes do not change. The
+            paper's is 1, of 100 and more.
+        student_temperature: The paper's.
+        teacher_temperature: The paper's is 0.07 after a warm-up, 0.04 without; in a short run that
+            leaves the teacher next to undecided.
+        warmup_teacher_temperature: Where the teacher's temperature starts from (0.04).
+        temperature_warmup: Epochs (fractions allowed) of its linear change. The paper's is 30.
+        center_mode: What keeps the teacher from collapsing onto few prototypes: ``mean`` takes a
+            moving average off its scores (the paper's), ``sinkhorn`` balances every batch (Caron
+            et al. 2020; DINOv2).
+        center_momentum: Momentum of that average (the paper's).
+        momentum: The teacher's momentum at the first step, from where it rises to 1 by half a
+            cosine. The paper's is 0.996; a short run takes fewer steps to be followed in.
+        batch_norm: Batch norm of the teacher, ``own`` (the paper's) or ``ema`` (see
+            `mast_ext.models.EMATeacher`).
+        local_views: Local views beside the full-size ones that `augment` describes. The paper's
+            are 8 to 10.
+        local_size: Side of a local view in pixels. The paper's is 96, of 224.
+        local_scale: Area of a local view's crop relative to the image's. The paper's is 0.05 to
+            0.4 (and 0.4 to 1 for the full-size ones).
+        asymmetric: Blur and solarize as published, whatever `augment` says of both: the first view
+            is always blurred, the second one with probability 0.1 and solarized with 0.2, local
+            ones blurred with 0.5.
+    """
+
+    prototypes: int = 512
+    head: tuple[int, ...] = (256, 256)
+    bottleneck: int = 64
+    head_batch_norm: bool = True
+    norm_last_layer: bool = True
+    freeze_last_layer: float = 0.0
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.02
+    warmup_teacher_temperature: float = 0.02
+    temperature_warmup: float = 0.0
+    center_mode: Literal["mean", "sinkhorn"] = "mean"
+    center_momentum: float = 0.9
+    momentum: float = 0.98
+    batch_norm: BatchNormMode = "own"
+    local_views: int = 4
+    local_size: int = 16
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    asymmetric: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("freeze_last_layer", "temperature_warmup", "local_views"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("teacher_temperature", "warmup_teacher_temperature", "student_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+class DINO(Method):
+    """Cross-entropy of every student view to every full-size view of the teacher but itself.
+
+    Args:
+        num_features: Width of the backbone's features.
+        recipe: The augmentations of full-size views; ``recipe.views`` of them.
+        options: See `DINOOptions`.
+
+    Raises:
+        ValueError: ``recipe.views`` is below 2, or an option lies out of range.
+    """
+
+    name = "dino"
+    Options: ClassVar[type[Any]] = DINOOptions
+    multi_crop = True
+    masks: BlockMasks | None = None
+
+    def __init__(self, num_features: int, recipe: AugmentationRecipe, options: DINOOptions) -> None:
+        super().__init__()
+        require_views(self.name, recipe)
+        self.options = options
+        self.local_views = options.local_views
+        self.local_share = (options.local_size / recipe.size) ** 2
+        self.head = self._make_head(num_features)
+        self.loss = DINOLoss(
+            options.prototypes,
+            teacher_temp=options.teacher_temperature,
+            student_temp=options.student_temperature,
+            center_momentum=options.center_momentum,
+            center_mode=options.center_mode,
+            center_update="deferred",
+        )
+        self._teacher = TeacherSpec(
+            self.head,
+            views=slice(0, recipe.views),
+            momentum=options.momentum,
+            batch_norm=options.batch_norm,
+        )
+        self._epoch = 0.0
+
+    def _make_head(self, num_features: int) -> DINOHead:
+        options = self.options
+        return DINOHead(
+            num_features,
+            options.head,
+            options.bottleneck,
+            options.prototypes,
+            batch_norm=options.head_batch_norm,
+            fixed_gain=options.norm_last_layer,
+        )
+
+    def policy(self, recipe: AugmentationRecipe) -> MultiCropPolicy:
+        return MultiCropPolicy(
+            recipe,
+            local_views=self.options.local_views,
+            local_size=self.options.local_size,
+            local_scale=self.options.local_scale,
+            asymmetric=self.options.asymmetric,
+            masks=self.masks,
+        )
+
+    def teacher(self) -> TeacherSpec:
+        return self._teacher
+
+    def at_step(self, step: int, steps_per_epoch: int) -> None:
+        self._epoch = step / steps_per_epoch
+
+    def before_update(self) -> None:
+        if self._epoch >= self.options.freeze_last_layer:
+            return
+        for module in self.head.modules():
+            if isinstance(module, NormalizedLinear):
+                for parameter in module.parameters():
+                    parameter.grad = None  # then the optimiser does not decay it either
+
+    def _warm(self, start: float, end: float) -> float:
+        """A temperature at the current step."""
+        warmup = self.options.temperature_warmup
+        return end if self._epoch >= warmup else start + (end - start) * self._epoch / warmup
+
+    @property
+    def teacher_temperature(self) -> float:
+        """The teacher's temperature at the current step."""
+        options = self.options
+        return self._warm(options.warmup_teacher_temperature, options.teacher_temperature)
+
+    def embed(self, features: Tensor) -> Tensor:
+        return self.head.embed(features)
+
+    def forward(
+        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        return {"loss": self._view_loss(self.head(features), targets)}
+
+    def _view_loss(self, scores: Tensor, targets: Tensor | None) -> Tensor:
+        return self.loss(
+            self._require(targets),
+            scores,
+            teacher_temp=self.teacher_temperature,
+            update_center=self.training,
+        )
+
+    def crop_losses(
+        self, features: Tensor, targets: Tensor, patches: HiddenPatches | None = None
+    ) -> Tensor:
+        return self._crop_losses(self.head(features), targets)
+
+    def _crop_losses(self, scores: Tensor, targets: Tensor) -> Tensor:
+        return self.loss.crop_losses(targets, scores, teacher_temp=self.teacher_temperature)
+
+    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self.crop_losses(features, self._require(targets)).transpose(0, 1)
+
+    def _require(self, targets: Tensor | None) -> Tensor:
+        if targets is None:
+            raise ValueError(f"{self.name} needs targets, what its teacher says of the views")
+        return targets

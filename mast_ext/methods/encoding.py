@@ -1,0 +1,98 @@
+"""What a batch's views become in the student's and the teacher's backbone, for `Method.forward`.
+
+Views of one size are one batch to a backbone. The teacher sees full-size views only, and all their
+patches; the student does not see those that the batch's masks hide.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mast_ext.augment import ViewBatch
+from mast_ext.methods.method import HiddenPatches, Method
+from mast_ext.models import EMATeacher, forward_patches, forward_views
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch's views in the backbones.
+
+    Attributes:
+        features: The student's features of the full-size views that the method wants, of the
+            local ones, and of the plain centre view, ``[V, B, F]``.
+        targets: The teacher's embeddings, ``[T, B, D]``; None without a teacher.
+        patches: The hidden patches, of a method that hides some.
+    """
+
+    features: Tensor
+    targets: Tensor | None
+    patches: HiddenPatches | None = None
+
+    def losses(self, method: Method, batch: ViewBatch) -> dict[str, Tensor]:
+        """What the method says of the batch."""
+        hidden = () if self.patches is None else (self.patches,)
+        return method(self.features, batch, self.targets, *hidden)
+
+
+def encode(
+    method: Method,
+    backbone: nn.Module,
+    teacher: nn.Module | None,
+    batch: ViewBatch,
+    *,
+    taught: slice | None = None,
+    with_centre: bool | None = None,
+) -> Encoded:
+    """Sends a batch's views through the backbones.
+
+    Args:
+        method: Says which views it wants.
+        backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``.
+        teacher: Images to the teacher's embeddings ``[N, D]``; of a method that hides patches an
+            `EMATeacher` of the backbone and a head.
+        batch: The views.
+        taught: Which full-size views the teacher embeds; by default those that the method wants.
+        with_centre: Whether the last full-size view is the plain one; by default as the method
+            wants it.
+    """
+    spec, token = method.teacher(), method.hidden_token()
+    if taught is None:
+        taught = slice(None) if spec is None else spec.views
+    if with_centre is None:
+        with_centre = method.with_centre
+    images, masks = batch.images[method.student_views], batch.masks
+
+    student = None
+    if token is None or masks is None:
+        features = forward_views(backbone, images)
+    else:
+        seen = masks.new_zeros((len(images) - len(masks), *masks.shape[1:]))
+        hidden = torch.cat((masks, seen)).flatten(0, 1)
+        features, found = forward_patches(backbone, images.flatten(0, 1), hidden, token)
+        features = features.unflatten(0, images.shape[:2])
+        student = found[: masks.shape[0] * masks.shape[1]][masks.flatten(0, 1)]
+    if batch.local_images is not None:
+        full = len(features) - with_centre
+        local = forward_views(backbone, batch.local_images)
+        features = torch.cat((features[:full], local, features[full:]))
+
+    if teacher is None:
+        return Encoded(features, None)
+    shown = batch.images[taught]
+    if student is None or masks is None:
+        return Encoded(features, forward_views(teacher, shown))
+    targets, patches = _teach(teacher, shown, masks)
+    return Encoded(features, targets, HiddenPatches(student, patches, masks))
+
+
+@torch.no_grad()
+def _teach(teacher: nn.Module, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's embeddings of views ``[V, B, D]`` and of their hidden patches ``[P, D]``."""
+    if not isinstance(teacher, EMATeacher):
+        raise TypeError(f"hidden patches need an EMATeacher, got {type(teacher).__name__}")
+    modules: Any = teacher.module
+    backbone, head = modules
+    features, found = forward_patches(backbone, images.flatten(0, 1))
+    return head.both(features.unflatten(0, images.shape[:2]), found[masks.flatten(0, 1)])

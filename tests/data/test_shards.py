@@ -1,0 +1,286 @@
+"""Tar shards: layouts, keys, labels, random access, and archives that are damaged."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mast_ext.data import BadImageError, FolderSource, ShardsSource, open_source
+
+PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos.tar"
+
+
+def encode(array, suffix="png", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, {"jpg": "jpeg"}.get(suffix, suffix), **options)
+    return buffer.getvalue()
+
+
+def pixels(seed, height=70, width=80):
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write(path, members, **options):
+    """A tar file of names and bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as tar:
+        for name, data in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    return path
+
+
+def samples(first, count, label="cls", suffix="png", **shape):
+    """Members of `count` samples, the label of sample i is i % 3."""
+    members = {}
+    for i in range(first, first + count):
+        members[f"{i:04}.{suffix}"] = encode(pixels(i, **shape), suffix)
+        if label:
+            members[f"{i:04}.{label}"] = str(i % 3).encode()
+    return members
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"train/{i:03}.tar", samples(10 * i, 10))
+    write(tmp_path / "val/000.tar", samples(30, 4))
+    return tmp_path
+
+
+def test_shards_are_one_source_with_random_access(shards):
+    source = open_source("shards", "train", path=shards)
+    assert source.name == "shards" and len(source) == 30
+    assert source.sizes.tolist() == [[70, 80]] * 30 and source.stacked is None
+    assert source.labels["class"].tolist() == [i % 3 for i in range(30)]
+    assert source.labels["class"].dtype == np.int64
+    assert source.classes == {"class": ["0", "1", "2"]}
+    for i in (29, 0, 17):
+        assert torch.equal(source.image(i), torch.from_numpy(pixels(i)).permute(2, 0, 1))
+        assert source.encoded(i).tobytes() == encode(pixels(i))
+    assert source.sample_name(17) == f"0017.png in {shards / 'train/001.tar'}"
+
+
+LAYOUTS = [  # archives, path under the folder, images in train and test
+    (["train/0.tar", "train/1.tar", "test/0.tar"], "", 20, 10),
+    (["a-train-0.tar", "a-train-1.tar", "a-val-0.tar"], "", 20, 10),
+    (["0.tar", "1.tar"], "", 18, 2),
+    (["x0.tar", "x1.tar", "y0.tar"], "x*.tar", 18, 2),
+    (["x/0.tar", "y/0.tar"], "[xy]/*.tar", 18, 2),
+    (["0.tar"], "0.tar", 9, 1),
+    (["x[1]/0.tar"], "x[1]", 9, 1),
+]
+
+
+@pytest.mark.parametrize(("archives", "path", "train", "test"), LAYOUTS)
+def test_layouts(tmp_path, archives, path, train, test):
+    for i, name in enumerate(archives):
+        write(tmp_path / name, samples(10 * i, 10))
+    opened = [ShardsSource(tmp_path / path, split) for split in ("train", "test")]
+    assert [len(source) for source in opened] == [train, test]
+    assert not {*opened[0].files} & {*opened[1].files}
+
+
+def test_small_images_of_one_size_are_in_memory(tmp_path):
+    write(tmp_path / "train/0.tar", samples(0, 5, height=20, width=30))
+    source = ShardsSource(tmp_path, "train")
+    assert source.stacked.shape == (5, 3, 20, 30)
+    assert torch.equal(source.image(3), torch.from_numpy(pixels(3, 20, 30)).permute(2, 0, 1))
+
+
+def test_max_images_is_spread_over_the_shards(shards):
+    source = open_source("shards", "train", path=shards, max_images=6)
+    names = [file.name for file in source.files]
+    assert names == [f"{i:04}.png" for i in range(0, 30, 5)]
+    assert source.labels["class"].tolist() == [i % 3 for i in range(0, 30, 5)]
+
+
+def test_labels_are_optional(tmp_path):
+    write(tmp_path / "0.tar", samples(0, 10, label=None))
+    source = ShardsSource(tmp_path, "train")
+    assert len(source) == 9 and source.labels == {} and source.classes == {}
+
+
+LABELS = [  # extension, contents of two members, ids, names
+    ("cls", (b"4\n", b"0"), [4, 0], ["0", "1", "2", "3", "4"]),
+    ("cls", (b"dog", b"cat"), [1, 0], ["cat", "dog"]),
+    ("json", (b"2", b"1"), [2, 1], ["0", "1", "2"]),
+    ("json", (b'{"label": 1, "x": 7}', b'{"label": "0"}'), [1, 0], ["0", "1"]),
+    ("json", (b'{"class": "b"}', b'{"cls": "a"}'), [1, 0], ["a", "b"]),
+    ("json", (b'{"caption": "b"}', b'{"caption": "a"}'), None, None),
+]
+
+
+@pytest.mark.parametrize(("extension", "contents", "ids", "names"), LABELS)
+def test_labels(tmp_path, extension, contents, ids, names):
+    members = {}
+    for i, data in enumerate(contents):
+        members |= {f"{i}.png": encode(pixels(i)), f"{i}.{extension}": data}
+    write(tmp_path / "train/0.tar", members)
+    source = ShardsSource(tmp_path, "train")
+    assert source.classes == ({} if names is None else {"class": names})
+    assert ids is None or source.labels["class"].tolist() == ids
+
+
+def test_test_split_uses_the_class_ids_of_train(tmp_path):
+    for split, names in (("train", "abc"), ("test", "cb")):
+        members = {}
+        for i, name in enumerate(names):
+            members |= {f"{i}.png": encode(pixels(i)), f"{i}.cls": name.encode()}
+        write(tmp_path / split / "0.tar", members)
+    test = ShardsSource(tmp_path, "test")
+    assert test.labels["class"].tolist() == [2, 1]
+    assert test.classes["class"] == ["a", "b", "c"]
+
+
+def test_keys_with_several_extensions(tmp_path):
+    """The plain extension is the image; others, folders and files of systems are ignored."""
+    picture, mask = encode(pixels(0)), encode(pixels(1))
+    members = {
+        **{"a/1.seg.png": mask, "a/1.png": picture, "a/1.json": b"3", "a/1.txt": b"a caption"},
+        **{"b/1.jpg": encode(pixels(2), "jpg"), "b/1.cls": b"1", "a/._1.png": b"no image"},
+        **{"c/1.2.JPEG": encode(pixels(3), "jpg"), "c/1.cls": b"1", "README": b"words"},
+        **{"d/1.webp": encode(pixels(4), "webp"), "d/1.cls": b"0", "d/1.json": b"7"},
+    }
+    write(tmp_path / "train/0.tar", members)
+    source = ShardsSource(tmp_path, "train")
+    assert [file.name for file in source.files] == ["a/1.png", "b/1.jpg", "c/1.2.JPEG", "d/1.webp"]
+    assert source.labels["class"].tolist() == [3, 1, 1, 0]
+    assert torch.equal(source.image(0), torch.from_numpy(pixels(0)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tar_formats_and_long_names(tmp_path, format):
+    name = "/".join(["folder" * 8, "another" * 7, "x"])
+    write(tmp_path / "train/0.tar", {f"{name}.png": encode(pixels(0))}, format=format)
+    source = ShardsSource(tmp_path, "train")
+    assert source.files[0].name == f"{name}.png"
+    assert source.image(0).shape == (3, 70, 80)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_exif_orientation_of_sizes_and_pixels(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    write(tmp_path / "train/0.tar", {"0.jpg": encode(pixels(0), "jpg", exif=exif)})
+    source = ShardsSource(tmp_path, "train")
+    size = [80, 70] if orientation == 6 else [70, 80]
+    assert source.sizes.tolist() == [size] == [list(source.image(0).shape[1:])]
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="needs ../shared/data/photos.tar")
+def test_photographs_equal_those_unpacked(tmp_path):
+    with tarfile.open(PHOTOS) as tar:
+        tar.extractall(tmp_path / "train", filter="data")
+    unpacked = FolderSource(tmp_path, "train")
+    train, test = (ShardsSource(PHOTOS, split) for split in ("train", "test"))
+    assert len(train) + len(test) == len(unpacked) == 248
+    for source in (train, test):
+        for i in range(0, len(source), 25):
+            path = tmp_path / "train" / source.files[i].name
+            other = unpacked.files.index(path)
+            assert torch.equal(source.image(i), unpacked.image(other))
+            assert source.sizes[i].tolist() == unpacked.sizes[other].tolist()
+
+
+GOOD = encode(pixels(0))
+BAD_SAMPLES = [  # members of sample "bad", beside a good one; message
+    ({"bad.png": GOOD[: len(GOOD) // 2]}, "bad.png in {}: "),
+    ({"bad.png": b""}, "bad.png in {}: the file is empty"),
+    ({"bad.jpg": b"no picture at all"}, "bad.jpg in {}: not an image file"),
+    ({"bad.cls": b"0"}, "sample bad in {}: it has no image"),
+    ({"bad.png": GOOD, "bad.jpg": GOOD}, "sample bad in {}: it has more than one image: bad.png"),
+    ({"bad.png": GOOD, "bad.cls": None}, "sample bad in {}: it has no label, as others have"),
+    ({"bad.png": GOOD, "bad.cls": b""}, "sample bad in {}: bad.cls has no number or name"),
+    ({"bad.png": GOOD, "bad.cls": b"\xff"}, "sample bad in {}: bad.cls cannot be read"),
+    ({"bad.png": GOOD, "bad.json": b"-1"}, "sample bad in {}: its label -1 is out of range"),
+    ({"bad.png": GOOD, "bad.cls": b"99999999"}, "sample bad in {}: its label 99999999 is out of"),
+    ({"bad.png": GOOD, "bad.json": b"{"}, "sample bad in {}: bad.json cannot be read"),
+    ({"bad.png": GOOD, "bad.json": b"[1]"}, "sample bad in {}: bad.json has no number or name"),
+]
+
+
+@pytest.mark.parametrize(("members", "message"), BAD_SAMPLES)
+def test_bad_sample_is_named_or_skipped(tmp_path, members, message):
+    labelled = {"bad.cls": b"0", "good.png": encode(pixels(1)), "good.cls": b"0"} | members
+    if "bad.json" in members:
+        del labelled["bad.cls"]
+    members = {name: data for name, data in labelled.items() if data is not None}
+    archive = write(tmp_path / "train/0.tar", members)
+    with pytest.raises(BadImageError, match=message.format(archive)):
+        source = ShardsSource(tmp_path, "train")
+        source.image(source.files.index(next(f for f in source.files if f.name.startswith("bad"))))
+    source = ShardsSource(tmp_path, "train", on_bad_image="skip")
+    assert [file.name for file in source.files] == ["good.png"]
+    assert len(source.skipped) == 1 and str(archive) in source.skipped[0]
+    assert "bad" in source.skipped[0]
+
+
+def damaged(path, kind):
+    if kind == "empty file":
+        path.write_bytes(b"")
+    elif kind == "no members":
+        write(path, {})
+    elif kind == "no samples":
+        write(path, {"README": b"words"})
+    elif kind == "not an archive":
+        path.write_bytes(b"words" * 1000)
+    elif kind == "compressed":
+        with tarfile.open(path, "w:gz") as tar:
+            tar.addfile(tarfile.TarInfo("0.png"))
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty file", "no members", "no samples", "not an archive", "compressed"]
+)
+def test_bad_archive_is_named_or_skipped(shards, kind):
+    path = shards / "train/001.tar"
+    damaged(path, kind)
+    with pytest.raises(ValueError, match=f"cannot read shard {path}: "):
+        ShardsSource(shards, "train")
+    source = ShardsSource(shards, "train", on_bad_image="skip")
+    assert len(source) == 20
+    assert len(source.skipped) == 1 and source.skipped[0].startswith(f"{path} (")
+
+
+def test_archive_cut_short_keeps_what_is_whole(shards):
+    path = shards / "train/001.tar"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(ValueError, match=f"cannot read shard {path}: "):
+        ShardsSource(shards, "train")
+    source = ShardsSource(shards, "train", on_bad_image="skip")
+    kept = [file.name for file in source.files if file.archive == path]
+    assert kept and kept == [f"{i:04}.png" for i in range(10, 10 + len(kept))]
+    assert str(path) in source.skipped[0] and f"{10 + len(kept):04}" in source.skipped[1]
+
+
+MISSING = [
+    ("nowhere", "there is no .*nowhere"),
+    ("*.tar", "no archives match"),
+    ("", r"no shards \(.tar\) of the train split in"),
+]
+
+
+@pytest.mark.parametrize(("path", "message"), MISSING)
+def test_nothing_there(tmp_path, path, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        ShardsSource(tmp_path / path, "train")
+
+
+def test_split_is_missing(tmp_path):
+    write(tmp_path / "train/0.tar", samples(0, 2))
+    with pytest.raises(FileNotFoundError, match=r"no shards \(.tar\) of the test split"):
+        ShardsSource(tmp_path, "test")
+
+
+def test_label_of_json_object_is_optional(tmp_path):
+    members = {"0.png": GOOD, "0.json": json.dumps({"width": 3}).encode()}
+    write(tmp_path / "train/0.tar", members)
+    assert ShardsSource(tmp_path, "train").labels == {}
