@@ -29,8 +29,7 @@ def vit(name="preset"):
 
 def resnet():
     torch.manual_seed(0)
-    args = {"channels": [8, 8, 8, 16], "stem_width": 4}
-    return create_backbone("resnet_small", True, **args)[0].eval()
+    return create_backbone("resnet_small", True)[0].eval()
 
 
 def some_hidden(count, grid):
