@@ -1,7 +1,7 @@
 #include "kernels/cross_correlation_penalty/cross_correlation_penalty.h"
 
 #include "binding/columns.h"
-#include "binding/huge_pages.h"
+#include "binding/large_results.h"
 #include "binding/ops.h"
 
 namespace mast_ext {
@@ -36,7 +36,7 @@ struct Inputs {
     return a.new_empty(shape, a.options().dtype(accumulation_type(a)));
   }
   Tensor new_product(at::IntArrayRef shape) const {
-    return on_huge_pages(a.new_empty(shape, a.options().dtype(product_type(a))));
+    return new_result(a, shape, product_type(a));
   }
 
   // Stretches of D (Gram) or N (direct).
@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
   check_shape(grad_penalty, "grad_penalty", {});
   check_like(grad_penalty, "grad_penalty", mean, "mean");
   const auto new_grad = [&](bool want) {
-    return want ? on_huge_pages(in.a.new_empty({N, D})) : in.a.new_empty({0});
+    return want ? new_result(in.a, {N, D}) : in.a.new_empty({0});
   };
   Tensor grad_a = new_grad(wanted[0]), grad_b = new_grad(wanted[1]);
   if (!wanted[0] && !wanted[1]) return {grad_a, grad_b};

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "binding/checks.h"
-#include "binding/huge_pages.h"
+#include "binding/large_results.h"
 #include "binding/run_on.h"
 #include "kernels/common/pair_sums.h"
 
@@ -148,7 +148,7 @@ struct PairGradients {
 
  private:
   static at::Tensor new_like(const at::Tensor& t, bool wanted) {
-    return wanted ? on_huge_pages(t.new_empty(t.sizes())) : t.new_empty({0});
+    return wanted ? new_result(t, t.sizes()) : t.new_empty({0});
   }
   static bool wants(const at::Tensor& t) { return t.dim() != 1; }
   static void* pointer(const at::Tensor& t) { return wants(t) ? t.mutable_data_ptr() : nullptr; }

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "binding/checks.h"
-#include "binding/huge_pages.h"
+#include "binding/large_results.h"
 #include "binding/ops.h"
 #include "binding/pair_inputs.h"
 #include "binding/run_on.h"
@@ -144,7 +144,7 @@ Tensor prototype_cross_entropy_backward(const Tensor& grad_, const Tensor& stude
   check_like(grad_, "grad", student_stats, "student_stats");
   const Tensor grad = grad_.contiguous(), of_students = student_stats.contiguous(),
                of_teachers = teacher_stats.contiguous();
-  Tensor grad_student = on_huge_pages(in.student.new_empty({S, B, in.prototypes()}));
+  Tensor grad_student = new_result(in.student, {S, B, in.prototypes()});
   if (B == 0) return grad_student;
 
   const kernels::PrototypeLogits logits = in.logits();
@@ -155,6 +155,7 @@ Tensor prototype_cross_entropy_backward(const Tensor& grad_, const Tensor& stude
       .teacher_stats = of_teachers.const_data_ptr(),
       .grad = grad.const_data_ptr(),
       .grad_student = grad_student.mutable_data_ptr(),
+      .large = grad_student.nbytes() >= kLargeResult,
   };
   run_on(
       in.student,

@@ -1,7 +1,7 @@
 #include "kernels/variance_covariance/variance_covariance.h"
 
 #include "binding/columns.h"
-#include "binding/huge_pages.h"
+#include "binding/large_results.h"
 #include "binding/ops.h"
 
 namespace mast_ext {
@@ -34,7 +34,7 @@ struct Inputs {
     return z.new_empty(shape, z.options().dtype(accumulation_type(z)));
   }
   Tensor new_product(at::IntArrayRef shape) const {
-    return on_huge_pages(z.new_empty(shape, z.options().dtype(product_type(z))));
+    return new_result(z, shape, product_type(z));
   }
 
   // Stretches of D (Gram) or N (direct).
@@ -159,7 +159,7 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
   const Tensor grad_variance = grad_variance_.contiguous();
   const Tensor grad_covariance = grad_covariance_.contiguous();
   const bool want_z = wanted[0], want_masks = wanted[1] && in.masks.defined();
-  Tensor grad_z = want_z ? on_huge_pages(in.z.new_empty({V, N, D})) : in.z.new_empty({0});
+  Tensor grad_z = want_z ? new_result(in.z, {V, N, D}) : in.z.new_empty({0});
   Tensor grad_masks = want_masks ? in.new_empty({K, D}) : in.new_empty({0});
   Tensor dots = in.gram && want_masks ? in.new_empty({K, V, D}) : Tensor();
 

@@ -14,6 +14,7 @@ messages do not say which file is at fault, so a batch that fails is looked at i
 Pillow can decode goes in as pixels, too, and anything else is an error that names the file.
 """
 
+import contextlib
 import importlib.util
 import io
 from collections import deque
@@ -110,8 +111,11 @@ class DaliRenderer:
         self._prefetch = prefetch
         self._photometric, self._gpu = photometric, device == "gpu"
         self._batch_size, self._threads = batch_size, threads
-        self._pipeline: Any = None
-        self._under_way = False  # whether a batch is in the pipeline
+        # The pipeline lies in one of these, and in neither while it is worked on: one that an error
+        # or an interrupt has left half-way is not used again.
+        self._idle: Any = None
+        self._running: tuple[Any, _Batch] | None = None  # the pipeline, and the batch in it
+        self._copied: list[tuple[torch.cuda.Event, list[Tensor]]] = []
         self._decoder: Any = None
         self._as_pixels: set[int] = set()  # images that DALI cannot decode and Pillow can
 
@@ -122,8 +126,6 @@ class DaliRenderer:
             ValueError: An image cannot be decoded; the message names it.
             RuntimeError: DALI fails for another reason.
         """
-        if self._under_way:  # of an epoch that was left early
-            self._discard()
         if not self._prefetch:
             for indices in parts:
                 alone = self._prepare(indices, plan(indices))
@@ -150,8 +152,8 @@ class DaliRenderer:
 
     def _prepare(self, indices: Indices, plan: ViewPlan) -> "_Batch":
         if self.source.stacked is not None:
-            stack = self.source.stacked[torch.from_numpy(indices)]
-            images: Any = stack.permute(0, 2, 3, 1).contiguous().numpy()
+            stack = self.source.stacked.numpy()[indices]  # torch would start threads here
+            images: Any = np.ascontiguousarray(stack.transpose(0, 2, 3, 1))
         elif self._files is not None:
             images = [self._file(self._files, int(index)) for index in indices]
         else:
@@ -165,39 +167,52 @@ class DaliRenderer:
         return data
 
     def _start(self, batch: "_Batch") -> None:
-        if self._pipeline is None:
-            self._pipeline = self._build()
-        self._pipeline.feed_input("image", batch.images)
+        if self._running is not None:  # of an epoch that was left early
+            with contextlib.suppress(RuntimeError):  # it may have been a bad one
+                self._outputs()
+        pipeline, self._idle = self._idle or self._build(), None
+        pipeline.feed_input("image", batch.images)
         for name, values in batch.arguments.items():
-            self._pipeline.feed_input(name, values)
-        self._pipeline.schedule_run()
-        self._under_way = True
+            pipeline.feed_input(name, values)
+        pipeline.schedule_run()
+        self._running = pipeline, batch
 
     def _finish(self, batch: "_Batch") -> Rendered:
         try:
-            views = self._outputs()
+            views = self._views(batch)
         except RuntimeError as error:
-            self._pipeline = None  # no longer valid, as DALI says
             self._replace_undecodable(batch, error)
-            self._start(batch)
-            views = self._outputs()
+            views = self._views(batch)
         full, local = by_size(self.policy, views)
         small = torch.stack(local) if local else None
-        return Rendered(batch.indices, batch.plan, torch.stack(full), small)
+        rendered = Rendered(batch.indices, batch.plan, torch.stack(full), small)
+        if self._gpu:
+            self._keep_until_copied(views)
+        return rendered
 
-    def _outputs(self) -> list[Tensor]:
-        """The views of the batch under way, each ``[B, 3, S, S]``; without a copy."""
-        stream = torch.cuda.current_stream() if self._gpu else None
-        self._under_way = False
-        outputs = self._pipeline.outputs(cuda_stream=stream)
-        return [torch.from_dlpack(views.as_tensor()) for views in outputs]
+    def _views(self, batch: "_Batch") -> list[Tensor]:
+        """The views of a batch, each ``[B, 3, S, S]``; without a copy."""
+        if self._running is None or self._running[1] is not batch:  # another epoch came between
+            self._start(batch)
+        return [torch.from_dlpack(views.as_tensor()) for views in self._outputs()]
 
-    def _discard(self) -> None:
-        """Takes and drops the batch under way."""
-        try:
-            self._outputs()
-        except RuntimeError:  # it may have been a bad one
-            self._pipeline = None
+    def _outputs(self) -> Any:
+        """Takes what the pipeline is working on."""
+        assert self._running is not None
+        (pipeline, _), self._running = self._running, None
+        outputs = pipeline.outputs(cuda_stream=torch.cuda.current_stream() if self._gpu else None)
+        self._idle = pipeline
+        return outputs
+
+    def _keep_until_copied(self, views: list[Tensor]) -> None:
+        """Keeps DALI from writing to views that torch's stream has yet to copy.
+
+        DALI knows of the stream that it hands views to, not of what is queued there later.
+        """
+        event = torch.cuda.Event()
+        event.record()
+        self._copied = [kept for kept in self._copied if not kept[0].query()]
+        self._copied.append((event, views))
 
     def _build(self) -> Any:
         from mast_ext.augment.dali_graph import build_graph

@@ -8,6 +8,7 @@ file is decoded, so that the set of images is fixed before training starts.
 import contextlib
 import io
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -28,6 +30,15 @@ STACKED_LIMIT = 64
 
 _ORIENTATION = 0x0112  # EXIF tag
 _QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap height and width
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _CHUNK = 64  # files that a thread takes at a time
 
@@ -263,8 +274,34 @@ def _size(file: ImageFile) -> tuple[int, int]:
         width, height = image.size
         if isinstance(image, TiffImageFile):  # whose size Pillow turns, or not, by its version
             width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
-        turned = image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
-        return (width, height) if turned else (height, width)
+        if isinstance(image, PngImageFile) and "exif" not in image.info:
+            image.info["exif"] = _late_exif(image.fp)
+        return (width, height) if _orientation(image) in _QUARTER_TURNS else (height, width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 if there is none that can be read. That of XMP does not count.
+
+    So it is DALI's, which turns what it decodes. (It does not decode TIFF.)
+    """
+    if isinstance(image, TiffImageFile):
+        exif = image.getexif()
+    else:
+        exif = Image.Exif()
+        with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged data
+            exif.load(image.info.get("exif", b""))
+    return exif.get(_ORIENTATION, 1)
+
+
+def _late_exif(stream: Any) -> bytes:
+    """The EXIF data of a PNG file, which Pillow reads with the pixels if it comes after them."""
+    stream.seek(len(b"\x89PNG\r\n\x1a\n"))
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            return stream.read(length)
+        stream.seek(length + 4, os.SEEK_CUR)  # behind the checksum
+    return b""
 
 
 def _verify(file: ImageFile) -> bool:
@@ -272,15 +309,29 @@ def _verify(file: ImageFile) -> bool:
     with _opened(file) as image:
         image.draft("RGB", (1, 1))
         image.load()
+        _eight_bits(image)
     return True
 
 
 def _decode(file: ImageFile) -> NDArray[np.uint8]:
     """Upright RGB pixels, ``[H, W, 3]``."""
-    with _opened(file) as image:
-        if image.getexif().get(_ORIENTATION, 1) != 1:
-            ImageOps.exif_transpose(image, in_place=True)
+    with _opened(file) as opened:
+        opened.load()
+        image = _eight_bits(opened)
+        turn = _TURNS.get(_orientation(opened))
+        if turn is not None:
+            image = image.transpose(turn)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits by its upper eight, as Pillow has colours; it would clip this at 255."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    if image.mode == "F" or levels.min() < 0 or levels.max() > 0xFFFF:
+        raise ValueError("its pixels are numbers of no known range: store 8 or 16 bits")
+    return Image.fromarray((levels >> 8).astype(np.uint8))
 
 
 def _decode_into(pixels: NDArray[np.uint8], index: int, file: ImageFile) -> bool:

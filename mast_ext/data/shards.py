@@ -167,6 +167,8 @@ def _archives(path: Path, split: str) -> tuple[list[Path], bool]:
         own = any("train" in archive.name for archive in found)
         if own:
             found = [a for a in found if any(kind in a.name for kind in kinds)]
+            if split == "test":  # "val" is in "retrieval-train", too
+                found = [a for a in found if "train" not in a.name]
     if not found:
         raise FileNotFoundError(f"no shards (.tar) of the {split} split in {where}")
     return found, own
@@ -242,7 +244,7 @@ def _read_label(
         value = next((value[name] for name in LABEL_FIELDS if name in value), None)
         if value is None:
             return
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.removeprefix("-").isdecimal():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
         sample.bad_label = f"{member.name} has no number or name as its label, but {value!r}"

@@ -7,11 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms.functional as functional
 
 from mast_ext.augment import AugmentationRecipe, ViewPlan, make_policy
 from mast_ext.augment.dali import DaliRenderer
-from mast_ext.augment.parameters import COLUMN, NEUTRAL
 from mast_ext.augment.torchvision import render
 
 pytest.importorskip("nvidia.dali", reason="needs DALI")
@@ -30,23 +28,6 @@ class Images:
 
     def image(self, index):
         return self.images[index]
-
-
-def smooth_images(count, height, width, seed=0):
-    """Random images with structure at several scales, as photographs have."""
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(count, 3, height, width)
-    for scale in (1, 3, 8):
-        noise = torch.rand(count, 3, height // scale + 2, width // scale + 2, generator=generator)
-        total += functional.resize(noise, [height, width], antialias=True)
-    return (total / total.amax((1, 2, 3), keepdim=True) * 255).to(torch.uint8)
-
-
-def row(**changes):
-    values = torch.tensor(NEUTRAL)
-    for name, value in changes.items():
-        values[COLUMN[name]] = value
-    return values
 
 
 def policy_of(recipe, local, views):
@@ -82,7 +63,7 @@ GEOMETRY = [(32, 32, 32), (32, 32, 20), (48, 31, 32), (16, 40, 24), (120, 90, 32
 
 
 @pytest.mark.parametrize("shape", GEOMETRY, ids=str)
-def test_crop_resize_and_flip(shape):
+def test_crop_resize_and_flip(smooth_images, shape):
     height, width, size = shape
     recipe = AugmentationRecipe(size=size, jitter=0, grayscale=0, **LEVELS)
     images = smooth_images(40, height, width)
@@ -96,7 +77,7 @@ def test_crop_resize_and_flip(shape):
 
 
 @pytest.mark.parametrize("stacked", [True, False])
-def test_whole_image_at_its_own_size_is_untouched(stacked):
+def test_whole_image_at_its_own_size_is_untouched(smooth_images, row, stacked):
     images = smooth_images(3, 32, 32)
     rows = torch.stack((row().repeat(3, 1), row(flip=1).repeat(3, 1)))
     plain, flipped = dali(Images(images, stacked), rows, AugmentationRecipe(**LEVELS))
@@ -125,7 +106,7 @@ OPERATIONS = [  # changes to the neutral row, largest mean and single difference
 
 
 @pytest.fixture(scope="module")
-def each_operation():
+def each_operation(smooth_images, row):
     """What DALI and torchvision make of 16 images by every operation, of one batch for a mode."""
 
     @functools.cache
@@ -166,14 +147,14 @@ def test_fused_operation(each_operation, changes, mean):
     assert each_operation("fused", FUSED, changes).mean() <= mean
 
 
-def test_fused_contrast_is_about_the_middle_level():
+def test_fused_contrast_is_about_the_middle_level(row):
     images = torch.tensor([60, 200], dtype=torch.uint8).view(2, 1, 1, 1).repeat(1, 3, 8, 8)
     rows = row(jitter=1, contrast=0.5).repeat(1, 2, 1)
     (views,) = dali(images, rows, AugmentationRecipe(size=8, **LEVELS), photometric="fused")
     assert views[:, 0, 0, 0].tolist() == [94, 164]
 
 
-def test_fused_jitter_is_as_strong_as_exact():
+def test_fused_jitter_is_as_strong_as_exact(smooth_images):
     images = smooth_images(64, 32, 32)
     recipe = AugmentationRecipe(crop_scale=(1, 1), jitter=1, grayscale=0, flip=0, **LEVELS)
     rows = make_policy("composed", recipe, views=1).plan(0, 0, np.arange(64), [[32, 32]] * 64).rows
@@ -192,7 +173,7 @@ POLICIES = [
 
 
 @pytest.mark.parametrize(("name", "options", "size"), POLICIES)
-def test_whole_recipes_of_every_policy(name, options, size):
+def test_whole_recipes_of_every_policy(smooth_images, name, options, size):
     images = smooth_images(48, *size)
     policy = make_policy(name, EVERYTHING, **options)
     rows = policy.plan(3, 1, np.arange(48), np.tile(size, (48, 1))).rows
@@ -204,7 +185,7 @@ def test_whole_recipes_of_every_policy(name, options, size):
         assert found.flatten().kthvalue(math.ceil(0.99 * found.numel())).values <= 4, view
 
 
-def test_views_of_two_sizes_come_from_one_image():
+def test_views_of_two_sizes_come_from_one_image(smooth_images, row):
     images = smooth_images(8, 60, 50)
     recipes = [AugmentationRecipe(size=size, **LEVELS) for size in (32, 12)]
     rows = torch.stack((row(h=0.5).repeat(8, 1), row(x=0.5, w=0.5, flip=1).repeat(8, 1)))
@@ -215,7 +196,7 @@ def test_views_of_two_sizes_come_from_one_image():
         assert found.mean() <= 0.5  # a view of 12 pixels is border for a good part
 
 
-def test_normalisation():
+def test_normalisation(smooth_images, row):
     images, rows = smooth_images(4, 32, 32), row().repeat(1, 4, 1)
     recipe = AugmentationRecipe()
     renderer = DaliRenderer(Images(images), policy_of(recipe, None, 1), batch_size=4)
@@ -224,7 +205,7 @@ def test_normalisation():
 
 
 @pytest.mark.parametrize(("photometric", "threads"), [("exact", 3), ("fused", 1)])
-def test_pixels_do_not_depend_on_threads_or_batch(photometric, threads):
+def test_pixels_do_not_depend_on_threads_or_batch(smooth_images, photometric, threads):
     images = smooth_images(20, 40, 40)
     policy = make_policy("composed", EVERYTHING, views=2)
     rows = policy.plan(0, 0, np.arange(20), [[40, 40]] * 20).rows
@@ -261,7 +242,7 @@ def test_gpu_graph_is_built_without_a_gpu(encoded, photometric):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("photometric", ["exact", "fused"])
-def test_gpu_renders_what_the_cpu_does(photometric):
+def test_gpu_renders_what_the_cpu_does(smooth_images, photometric):
     images = smooth_images(32, 60, 50)
     policy = make_policy("composed", EVERYTHING, views=2)
     rows = policy.plan(0, 0, np.arange(32), [[60, 50]] * 32).rows
@@ -280,7 +261,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "error", "message"), REFUSED)
-def test_bad_option_is_refused(options, error, message):
+def test_bad_option_is_refused(smooth_images, options, error, message):
     with pytest.raises(error, match=message):
         DaliRenderer(
             Images(smooth_images(2, 8, 8)), policy_of(EVERYTHING, None, 1), batch_size=2, **options
@@ -288,7 +269,7 @@ def test_bad_option_is_refused(options, error, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_gpu_is_asked_for_where_there_is_none():
+def test_gpu_is_asked_for_where_there_is_none(smooth_images):
     with pytest.raises(ValueError, match="DALI on the GPU needs a GPU"):
         DaliRenderer(
             Images(smooth_images(2, 8, 8)),

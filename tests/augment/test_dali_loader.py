@@ -206,6 +206,21 @@ def test_gpu_decodes_and_renders_and_resumes(sources, name):
         assert torch.equal(batch.images, other.images)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["folder", "shapes"])
+def test_gpu_batches_are_whole_when_the_stream_is_busy(sources, name):
+    """What is rendered ahead must not be written where an earlier batch is yet to be copied."""
+    expected = []
+    for batch in build(sources[name], workers=2, device="gpu"):
+        expected.append(batch.images.clone())
+        torch.cuda.synchronize()
+    batches = []
+    for batch in build(sources[name], workers=2, device="gpu"):
+        batches.append(batch.images)
+        torch.cuda._sleep(200_000_000)  # cycles: a tenth of a second
+    assert all(map(torch.equal, batches, expected))
+
+
 def test_leaving_an_epoch_early_drops_what_was_rendered_ahead(sources):
     loader = build(sources["folder"], workers=2)
     first = [next(iter(loader)) for _ in range(3)]
@@ -218,6 +233,39 @@ def test_leaving_an_epoch_early_drops_what_was_rendered_ahead(sources):
     fresh = build(sources["folder"])
     fresh.set_epoch(1)
     for batch, other in zip(loader, fresh, strict=True):
+        assert_same(batch, other)
+
+
+def test_two_iterations_at_once_have_their_own_batches(sources):
+    expected = list(build(sources["folder"]))
+    loader = build(sources["folder"], workers=1)
+    first, second = iter(loader), iter(loader)
+    for step, batch in enumerate(expected):
+        assert_same(next(first), batch)
+        if step % 2:
+            assert_same(next(second), expected[step // 2])
+
+
+@pytest.mark.parametrize("step", ["feed_input", "schedule_run", "outputs"])
+def test_interrupt_leaves_no_pixels_to_other_parameters(sources, monkeypatch, step):
+    """As by Ctrl-C in a notebook, where the same loader is then used again."""
+    from nvidia.dali import Pipeline
+
+    loader = build(sources["folder"], workers=1)
+    expected = list(loader)
+    loader.set_epoch(0)
+    call, calls = getattr(Pipeline, step), []
+
+    def interrupted(self, *args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return call(self, *args, **options)
+
+    monkeypatch.setattr(Pipeline, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(loader)
+    for batch, other in zip(expected, loader, strict=True):
         assert_same(batch, other)
 
 
@@ -343,6 +391,9 @@ def test_orientations_and_modes_of_images_are_those_of_the_source(tmp_path):
         exif[0x0112] = orientation
         for suffix in ("jpg", "png", "webp", "tiff"):
             photo(0).save(tmp_path / f"train/{orientation}.{suffix}", exif=exif)
+        xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'.encode()
+        photo(0).save(tmp_path / f"train/xmp{orientation}.jpg", xmp=xmp)
+    photo(0).save(tmp_path / "train/damaged.png", exif=b"not EXIF")
     for mode, suffix in itertools.product(("L", "RGBA", "P", "LA", "1"), ("png", "tiff")):
         photo(0).convert(mode).save(tmp_path / f"train/{mode}.{suffix}")
     photo(0).convert("CMYK").save(tmp_path / "train/CMYK.jpg")

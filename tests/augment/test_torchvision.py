@@ -11,29 +11,12 @@ import torchvision.transforms.functional as functional
 from PIL import Image
 
 from mast_ext.augment import AugmentationRecipe, make_policy
-from mast_ext.augment.parameters import COLUMN, NEUTRAL
+from mast_ext.augment.parameters import COLUMN
 from mast_ext.augment.torchvision import render
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos.tar"
 LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # leaves levels in [0, 255]
 EVERYTHING = AugmentationRecipe(blur=0.5, solarize=0.3, **LEVELS)
-
-
-def smooth_images(count, height, width, seed=0):
-    """Random images with structure at several scales, as photographs have."""
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(count, 3, height, width)
-    for scale in (1, 3, 8):
-        noise = torch.rand(count, 3, height // scale + 2, width // scale + 2, generator=generator)
-        total += functional.resize(noise, [height, width], antialias=True)
-    return (total / total.amax((1, 2, 3), keepdim=True) * 255).to(torch.uint8)
-
-
-def row(**changes):
-    values = torch.tensor(NEUTRAL)
-    for name, value in changes.items():
-        values[COLUMN[name]] = value
-    return values
 
 
 def expected(image, parameters, recipe):
@@ -77,7 +60,7 @@ GEOMETRY = [  # image height and width, size of the view
 
 
 @pytest.mark.parametrize("shape", GEOMETRY, ids=str)
-def test_crop_resize_and_flip(shape):
+def test_crop_resize_and_flip(smooth_images, shape):
     height, width, size = shape
     recipe = AugmentationRecipe(size=size, jitter=0, grayscale=0, **LEVELS)
     images = smooth_images(40, height, width)
@@ -89,7 +72,7 @@ def test_crop_resize_and_flip(shape):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (90, 90)])
-def test_whole_image_at_its_own_size_is_untouched(size):
+def test_whole_image_at_its_own_size_is_untouched(smooth_images, row, size):
     images = smooth_images(2, *size)
     recipe = AugmentationRecipe(size=size[0], **LEVELS)
     assert torch.equal(render(images, row().repeat(1, 2, 1), recipe)[0].round(), images.float())
@@ -119,7 +102,7 @@ OPERATIONS = [  # changes to the neutral row, largest mean and single difference
 
 
 @pytest.mark.parametrize(("changes", "mean", "largest"), OPERATIONS, ids=str)
-def test_operation_agrees_with_torchvision(changes, mean, largest):
+def test_operation_agrees_with_torchvision(smooth_images, row, changes, mean, largest):
     images = torch.cat((smooth_images(8, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
     images[6] = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(1))
     images[7] = images[7, :1]  # grey: its hue is undefined
@@ -129,20 +112,20 @@ def test_operation_agrees_with_torchvision(changes, mean, largest):
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 128, 255])
-def test_solarize_threshold(threshold):
+def test_solarize_threshold(smooth_images, row, threshold):
     recipe = AugmentationRecipe(solarize_threshold=threshold, **LEVELS)
     difference = differences(smooth_images(4, 32, 32), row(solarize=1).repeat(4, 1), recipe)
     assert difference.max() == 0
 
 
-def test_factors_without_their_gate_do_nothing():
+def test_factors_without_their_gate_do_nothing(smooth_images, row):
     images = smooth_images(2, 32, 32)
     rows = row(brightness=0.5, hue=0.3, sigma=2.0).repeat(1, 2, 1)
     assert torch.equal(render(images, rows, EVERYTHING)[0].round(), images.float())
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 32), (100, 80, 48)], ids=str)
-def test_whole_recipe_agrees_with_torchvision(shape):
+def test_whole_recipe_agrees_with_torchvision(smooth_images, shape):
     height, width, size = shape
     recipe = AugmentationRecipe(size=size, blur=0.5, solarize=0.3, **LEVELS)
     images = smooth_images(150, height, width)
@@ -172,7 +155,7 @@ def test_whole_recipe_agrees_with_torchvision_on_photographs(size):
     assert np.quantile(difference, 0.99) <= 3
 
 
-def test_normalisation_is_torchvisions():
+def test_normalisation_is_torchvisions(smooth_images, row):
     images = smooth_images(3, 32, 32)
     recipe = AugmentationRecipe()
     ours = render(images, row().repeat(1, 3, 1), recipe)[0]
@@ -188,7 +171,7 @@ def planned(count, size, views=3):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 61), (70, 70)], ids=str)
-def test_view_does_not_depend_on_its_batch(size):
+def test_view_does_not_depend_on_its_batch(smooth_images, size):
     images, rows = smooth_images(150, *size), planned(150, size)
     everyone = render(images, rows, EVERYTHING)
     for part in (slice(0, 1), slice(149, 150), slice(20, 101), slice(140, 3, -9)):
@@ -198,7 +181,7 @@ def test_view_does_not_depend_on_its_batch(size):
     assert torch.equal(render(images, rows[1:2], EVERYTHING), everyone[1:2])
 
 
-def test_list_of_images_of_any_size_equals_each_alone():
+def test_list_of_images_of_any_size_equals_each_alone(smooth_images):
     sizes = [(32, 32), (70, 50), (32, 32), (20, 64), (70, 50), (65, 64)]
     images = [smooth_images(1, *size, seed=i)[0] for i, size in enumerate(sizes)]
     policy = make_policy("composed", EVERYTHING)
@@ -211,7 +194,7 @@ def test_list_of_images_of_any_size_equals_each_alone():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (80, 80)], ids=str)
-def test_bits_do_not_depend_on_threads_autocast_or_matmul_precision(size):
+def test_bits_do_not_depend_on_threads_autocast_or_matmul_precision(smooth_images, size):
     images, rows = smooth_images(150, *size), planned(150, size)
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
@@ -227,7 +210,7 @@ def test_bits_do_not_depend_on_threads_autocast_or_matmul_precision(size):
         torch.set_float32_matmul_precision(precision)
 
 
-def test_images_are_not_changed():
+def test_images_are_not_changed(smooth_images):
     images = smooth_images(4, 32, 32)
     before = images.clone()
     render(images, planned(4, (32, 32)), EVERYTHING)
@@ -239,23 +222,19 @@ def test_empty_batch(images):
     assert render(images, torch.empty(2, 0, 14), EVERYTHING).shape == (2, 0, 3, 32, 32)
 
 
-REFUSED = [
-    (
-        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
-        torch.zeros(1, 3, 14),
-        ValueError,
-        r"\[V, 2, 14\]",
-    ),
-    (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), row()[None, None], ValueError, r"\[3, H, W\]"),
-    (torch.zeros(1, 3, 8, 8), row()[None, None], TypeError, "must be uint8, got torch.float32"),
-    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), row(h=0)[None, None], ValueError, "non-empty"),
-    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), row(y=0.5)[None, None], ValueError, "inside the"),
-    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), row(x=-0.5)[None, None], ValueError, "view 0 of"),
-    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), row(w=math.nan)[None, None], ValueError, "inside"),
+IMAGE = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+REFUSED = [  # images, changes to the neutral row
+    (IMAGE.repeat(2, 1, 1, 1), {}, ValueError, r"\[V, 2, 14\] for 2 images, got \[1, 1, 14\]"),
+    (IMAGE[:, :1], {}, ValueError, r"\[3, H, W\]"),
+    (IMAGE.float(), {}, TypeError, "must be uint8, got torch.float32"),
+    (IMAGE, {"h": 0}, ValueError, "non-empty"),
+    (IMAGE, {"y": 0.5}, ValueError, "inside the"),
+    (IMAGE, {"x": -0.5}, ValueError, "view 0 of"),
+    (IMAGE, {"w": math.nan}, ValueError, "inside"),
 ]
 
 
-@pytest.mark.parametrize(("images", "rows", "error", "message"), REFUSED)
-def test_misuse_is_refused(images, rows, error, message):
+@pytest.mark.parametrize(("images", "changes", "error", "message"), REFUSED)
+def test_misuse_is_refused(row, images, changes, error, message):
     with pytest.raises(error, match=message):
-        render(images, rows, EVERYTHING)
+        render(images, row(**changes)[None, None], EVERYTHING)

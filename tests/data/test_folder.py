@@ -148,6 +148,67 @@ def test_images_are_upright(tmp_path, orientation, suffix):
         assert torch.equal(source.image(0), expected)
 
 
+def late_exif(path, exif):
+    """Moves the EXIF chunk of a PNG file behind the pixels."""
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + len(exif.tobytes()) - len(b"Exif\0\0")
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+
+
+@pytest.mark.parametrize("size", [(8, 12), (70, 80)], ids=["in memory", "decoded when used"])
+def test_exif_behind_the_pixels_of_a_png(tmp_path, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    late_exif(save(tmp_path / "train/a.png", pixels(*size), exif=exif), exif)
+    source = FolderSource(tmp_path, "train")
+    upright = torch.from_numpy(np.rot90(pixels(*size), -1).copy()).permute(2, 0, 1)
+    assert source.sizes.tolist() == [list(upright.shape[1:])]
+    assert torch.equal(source.image(0), upright)
+
+
+XMP = b'<rdf:Description tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize("options", [{"xmp": XMP}, {"exif": b"Exif\0\0damaged"}], ids=str)
+def test_picture_without_orientation_in_exif_stays_as_it_is(tmp_path, options):
+    save(tmp_path / "train/a.jpg", pixels(8, 12), **options)
+    save(tmp_path / "train/b.png", pixels(8, 12), exif=b"damaged")
+    source = FolderSource(tmp_path, "train")
+    assert source.sizes.tolist() == [[8, 12]] * 2
+    assert torch.equal(source.image(1), torch.from_numpy(pixels(8, 12)).permute(2, 0, 1))
+
+
+def ramp(dtype):
+    """All levels of 16 bits."""
+    return np.arange(1 << 16, dtype=dtype).reshape(256, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.png", np.uint16), ("a.tiff", np.uint16), ("a.tiff", np.int32), ("a.ppm", ">u2")],
+)
+def test_grey_of_16_bits_keeps_the_upper_eight(tmp_path, name, data):
+    path = tmp_path / "train" / name
+    path.parent.mkdir()
+    if name == "a.ppm":
+        path.write_bytes(b"P5 256 256 65535\n" + ramp(data).tobytes())
+    else:
+        save(path, ramp(data))
+    image = FolderSource(tmp_path, "train").image(0)
+    assert torch.equal(image, torch.arange(256, dtype=torch.uint8)[:, None].expand(3, 256, 256))
+
+
+@pytest.mark.parametrize("array", [ramp(np.float32), ramp(np.int32) - 1, ramp(np.int32) + 1])
+def test_pixels_of_no_known_range_are_refused(tmp_path, array):
+    save(tmp_path / "train/a.tiff", array)
+    with pytest.raises(BadImageError, match="a.tiff: its pixels are numbers of no known range"):
+        FolderSource(tmp_path, "train").image(0)
+    save(tmp_path / "train/b.png", pixels(80, 80))
+    source = FolderSource(tmp_path, "train", on_bad_image="skip")
+    assert source.skipped == [str(tmp_path / "train/a.tiff")]
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])
 def test_every_colour_mode_becomes_rgb(tmp_path, mode):
     image = Image.fromarray(pixels())
@@ -218,8 +279,9 @@ def test_png_damaged_after_its_header(tmp_path):
     for i in range(3):
         save(tmp_path / f"train/{i}.png", pixels(80, 80, seed=i))
     truncate(tmp_path / "train/1.png")
+    source = FolderSource(tmp_path, "train")  # which reads the header alone
     with pytest.raises(BadImageError, match=r"train/1\.png"):
-        FolderSource(tmp_path, "train").image(1)
+        source.image(1)
     assert len(FolderSource(tmp_path, "train", on_bad_image="skip").skipped) == 1
 
 

@@ -71,6 +71,7 @@ def test_shards_are_one_source_with_random_access(shards):
 LAYOUTS = [  # archives, path under the folder, images in train and test
     (["train/0.tar", "train/1.tar", "test/0.tar"], "", 20, 10),
     (["a-train-0.tar", "a-train-1.tar", "a-val-0.tar"], "", 20, 10),
+    (["retrieval-train-0.tar", "retrieval-train-1.tar", "retrieval-test-0.tar"], "", 20, 10),
     (["0.tar", "1.tar"], "", 18, 2),
     (["x0.tar", "x1.tar", "y0.tar"], "x*.tar", 18, 2),
     (["x/0.tar", "y/0.tar"], "[xy]/*.tar", 18, 2),
@@ -201,6 +202,7 @@ BAD_SAMPLES = [  # members of sample "bad", beside a good one; message
     ({"bad.png": GOOD, "bad.cls": b""}, "sample bad in {}: bad.cls has no number or name"),
     ({"bad.png": GOOD, "bad.cls": b"\xff"}, "sample bad in {}: bad.cls cannot be read"),
     ({"bad.png": GOOD, "bad.json": b"-1"}, "sample bad in {}: its label -1 is out of range"),
+    ({"bad.png": GOOD, "bad.cls": b"-1"}, "sample bad in {}: its label -1 is out of range"),
     ({"bad.png": GOOD, "bad.cls": b"99999999"}, "sample bad in {}: its label 99999999 is out of"),
     ({"bad.png": GOOD, "bad.json": b"{"}, "sample bad in {}: bad.json cannot be read"),
     ({"bad.png": GOOD, "bad.json": b"[1]"}, "sample bad in {}: bad.json has no number or name"),

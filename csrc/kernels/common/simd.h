@@ -9,6 +9,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 #ifndef MAST_EXT_ISA
 #error "included by *_cpu.cpp only, which csrc/cmake/cpu_kernels.cmake compiles per instruction set"
 #endif
@@ -54,6 +58,54 @@ template <typename T>
 inline vec<T> broadcast(T value) {
   return value - vec<T>{};
 }
+
+// The larger of every lane; b's where one of the two is NaN. An instruction where there is one, of
+// which the compiler makes two.
+inline vec<float> larger(vec<float> a, vec<float> b) {
+#if defined(MAST_EXT_ISA_IS_AVX512)
+  return _mm512_maskz_max_ps(0xffff, a, b);  // the plain one makes GCC 12 warn of its own header
+#elif defined(MAST_EXT_ISA_IS_AVX2)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline vec<double> larger(vec<double> a, vec<double> b) { return a > b ? a : b; }
+
+// Stores what is not read again soon: the line is written without being read, and no other has to
+// make room for it. `p` is aligned to the vector; before others read it, stores_done().
+inline void store_past_caches(float* p, vec<float> v) {
+#if defined(MAST_EXT_ISA_IS_AVX512)
+  _mm512_stream_ps(p, v);
+#elif defined(MAST_EXT_ISA_IS_AVX2)
+  _mm256_stream_ps(p, v);
+#else
+  store(p, v);
+#endif
+}
+inline void store_past_caches(double* p, vec<double> v) { store(p, v); }
+
+inline void stores_done() {
+#if defined(MAST_EXT_ISA_IS_AVX512) || defined(MAST_EXT_ISA_IS_AVX2)
+  _mm_sfence();
+#endif
+}
+
+// While it lives, the calling thread's results below the smallest normal number are 0, and such
+// operands count as 0: processors take many times as long for those, of which exponentials are full.
+class FlushDenormals {
+#if defined(__SSE2__)
+ public:
+  FlushDenormals() { _mm_setcsr(saved_ | kFlushToZero | kDenormalsAreZero); }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  static constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+  const unsigned saved_ = _mm_getcsr();
+#endif
+};
 
 // The sum of all lanes, always in the same order.
 template <typename T>

@@ -294,6 +294,7 @@ void contrastive_rows_cpu(const ContrastiveRows& p, std::int64_t begin, std::int
 }
 
 void contrastive_tile_sums_cpu(const ContrastiveTileSums& p, std::int64_t begin, std::int64_t end) {
+  [[maybe_unused]] const FlushDenormals flush;
   visit_accumulation(p.tile.dtype, [&]<typename A>() {
     visit_flags(p.tile.fixed_shift, p.column_sum != nullptr, [&](auto fixed, auto columns) {
       for (std::int64_t slice = begin; slice < end; ++slice) {
@@ -338,6 +339,7 @@ void contrastive_tile_columns_cpu(const ContrastiveTileSums& p, std::int64_t beg
 
 void contrastive_tile_weights_cpu(const ContrastiveTileWeights& p, std::int64_t begin,
                                   std::int64_t end) {
+  [[maybe_unused]] const FlushDenormals flush;
   visit_accumulation(p.tile.dtype, [&]<typename A>() {
     const std::int64_t first = begin * kTileSlice, last = std::min(end * kTileSlice, p.tile.rows);
     visit_flags(p.row.grad_lse != nullptr, p.column.grad_lse != nullptr,

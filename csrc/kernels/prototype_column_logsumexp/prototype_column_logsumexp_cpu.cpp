@@ -153,6 +153,7 @@ bool join_slices(const PrototypeColumns& p, std::int64_t first, std::int64_t cou
 }  // namespace
 
 void prototype_column_slices_cpu(const PrototypeColumns& p, std::int64_t begin, std::int64_t end) {
+  [[maybe_unused]] const FlushDenormals flush;
   visit_dtype(p.dtype, [&]<typename T>() {
     using A = accum_t<T>;
     A* exponentials = scratch<A, struct Exponentials>(padded(p.prototypes));
@@ -168,6 +169,7 @@ void prototype_column_slices_cpu(const PrototypeColumns& p, std::int64_t begin, 
 
 void prototype_column_stretches_cpu(const PrototypeColumns& p, std::int64_t begin,
                                     std::int64_t end) {
+  [[maybe_unused]] const FlushDenormals flush;
   visit_dtype(p.dtype, [&]<typename T>() {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t first = i * kPrototypeStretch;

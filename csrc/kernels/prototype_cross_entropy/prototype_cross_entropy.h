@@ -70,7 +70,8 @@ struct PrototypeCrossEntropyBackward {
   const void* student_stats;  // [2, S, B]
   const void* teacher_stats;  // [2, T, B]
   const void* grad;           // [T, S, B]
-  void* grad_student;         // [S, B, C] dense
+  void* grad_student;         // [S, B, C] dense, aligned to 64 bytes
+  bool large;                 // it exceeds the caches
 };
 
 // On the CPU the rows of a stretch stay in the first-level cache, and there are shares enough for

@@ -21,26 +21,36 @@ constexpr std::int64_t kSumImages = 32;  // whose column sums are taken by thems
 template <typename A>
 constexpr A kNothing = -std::numeric_limits<A>::infinity();
 
-// 2^x for x <= 0, within 2 ulp; below 2^-126 it is 0. NaN stays.
-inline vec<float> exp2_below_one(vec<float> x) {
-  x = x < -127.0f ? broadcast(-127.0f) : x;
+// Vectors that go through the arithmetic side by side: a step's latency, and the scheduler's size,
+// would have one after the other take twice the time.
+constexpr int kAbreast = 4;
+
+// Each 2^x for x <= 0, within 2 ulp; below 2^-126 it is 0. NaN stays.
+template <int N>
+inline void exp2_below_one(vec<float> (&x)[N]) {
   constexpr float kRound = 12582912.0f + 127;  // its last bits are x's whole part, biased by 127
-  const vec<float> shifted = x + kRound;
-  const vec<float> r = x - (shifted - kRound);
-  vec<std::int32_t> power;
-  std::memcpy(&power, &shifted, sizeof(power));
-  power <<= 23;
-  vec<float> scale;
-  std::memcpy(&scale, &power, sizeof(scale));
-  // Minimax on |r| <= 1/2 with p(0) = 1: relative error 2e-9.
-  vec<float> p = broadcast(1.53533612e-4f);
-  p = p * r + 1.33988747e-3f;
-  p = p * r + 9.61843736e-3f;
-  p = p * r + 5.55033247e-2f;
-  p = p * r + 2.40226479e-1f;
-  p = p * r + 6.93147203e-1f;
-  p = p * r + 1.0f;
-  return p * scale;
+  vec<float> shifted[N], p[N];
+  const auto each = [](const auto& step) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) step(i);
+  };
+  each([&](int i) { x[i] = larger(broadcast(-127.0f), x[i]); });
+  each([&](int i) { shifted[i] = x[i] + kRound; });
+  each([&](int i) { x[i] -= shifted[i] - kRound; });
+  // Minimax on |x| <= 1/2 with p(0) = 1: relative error 2e-9.
+  each([&](int i) { p[i] = x[i] * 1.53533612e-4f + 1.33988747e-3f; });
+  each([&](int i) { p[i] = p[i] * x[i] + 9.61843736e-3f; });
+  each([&](int i) { p[i] = p[i] * x[i] + 5.55033247e-2f; });
+  each([&](int i) { p[i] = p[i] * x[i] + 2.40226479e-1f; });
+  each([&](int i) { p[i] = p[i] * x[i] + 6.93147203e-1f; });
+  each([&](int i) { p[i] = p[i] * x[i] + 1.0f; });
+  each([&](int i) {
+    vec<std::int32_t> power;
+    std::memcpy(&power, &shifted[i], sizeof(power));
+    power <<= 23;
+    std::memcpy(&shifted[i], &power, sizeof(power));
+    x[i] = p[i] * shifted[i];
+  });
 }
 
 // exp(difference / temperature) of differences from the largest.
@@ -52,11 +62,14 @@ struct Exponential {
       : scale(static_cast<A>((std::is_same_v<A, float> ? 1.4426950408889634 : 1.0) / temperature)) {
   }
 
-  vec<A> operator()(vec<A> difference) const {
+  template <int N>
+  void operator()(vec<A> (&x)[N]) const {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) x[i] *= scale;
     if constexpr (std::is_same_v<A, float>) {
-      return exp2_below_one(difference * scale);
+      exp2_below_one(x);
     } else {
-      return exp(difference * scale);
+      for (int i = 0; i < N; ++i) x[i] = exp(x[i]);
     }
   }
 };
@@ -88,19 +101,23 @@ struct RowStats {
   A max, sum;
 };
 
-// body(c, left) for every vector of `count` elements, `left` of which it may touch: kLanes, which
-// the compiler sees, but in the last one.
+// body.operator()<N>(c, left) for all of `count` elements, N vectors at a time, of the first of which
+// it may touch `left` elements: kLanes, which the compiler sees, but in the last one.
 template <typename A, typename Body>
 void each_vector(std::int64_t count, const Body& body) {
+  constexpr std::int64_t kAll = kLanes<A>;
   std::int64_t c = 0;
-  for (; c + kLanes<A> <= count; c += kLanes<A>) body(c, std::int64_t{kLanes<A>});
-  if (c < count) body(c, count - c);
+  for (; c + kAbreast * kAll <= count; c += kAbreast * kAll) {
+    body.template operator()<kAbreast>(c, kAll);
+  }
+  for (; c + kAll <= count; c += kAll) body.template operator()<1>(c, kAll);
+  if (c < count) body.template operator()<1>(c, count - c);
 }
 
 // Rows of a stretch lie in different pages, whose ends stop the processor's own prefetching.
 template <typename T>
 void prefetch(const T* p) {
-  __builtin_prefetch(p, 0, 2);
+  __builtin_prefetch(p);
 }
 
 // e[c] = exp((row - center - max) / u), 0 behind `count`; adds the row to column_sums, if given.
@@ -109,50 +126,77 @@ template <typename T, typename A>
 RowStats<A> teacher_row(const T* row, const T* next, const A* center, std::int64_t count,
                         Exponential<A> exp, A* e, A* column_sums) {
   vec<A> max = broadcast(kNothing<A>);
-  each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
-    vec<A> y = load_or(row + c, left, kNothing<A>);
-    if (column_sums != nullptr) store(column_sums + c, load(column_sums + c) + y);
-    if (center != nullptr) y -= load_or(center + c, left, A{0});
-    store(e + c, y);
-    max = y > max ? y : max;
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i, c += kLanes<A>) {
+      vec<A> y = load_or(row + c, left, kNothing<A>);
+      if (column_sums != nullptr) store(column_sums + c, load(column_sums + c) + y);
+      if (center != nullptr) y -= load_or(center + c, left, A{0});
+      store(e + c, y);
+      max = larger(y, max);
+    }
   });
   const A most = max_lanes<A>(max), shift = math::shift_of(most);
   vec<A> sum{};
-  each_vector<A>(count, [&](std::int64_t c, std::int64_t) {
-    prefetch(next + c);
-    const vec<A> exponential = exp(load(e + c) - shift);
-    store(e + c, exponential);
-    sum += exponential;
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t) {
+    vec<A> x[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      prefetch(next + c + i * kLanes<A>);
+      x[i] = load(e + c + i * kLanes<A>) - shift;
+    }
+    exp(x);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      store(e + c + i * kLanes<A>, x[i]);
+      sum += x[i];
+    }
   });
   return {most, sum_lanes<A>(sum)};
 }
 
 template <typename T, typename A = accum_t<T>>
 A student_max(const T* row, std::int64_t count) {
-  vec<A> max = broadcast(kNothing<A>);
-  each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
-    const vec<A> x = load_or(row + c, left, kNothing<A>);
-    max = x > max ? x : max;
+  vec<A> max[kAbreast];
+  for (vec<A>& lane : max) lane = broadcast(kNothing<A>);
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      max[i] = larger(load_or(row + c + i * kLanes<A>, left, kNothing<A>), max[i]);
+    }
   });
-  return max_lanes<A>(max);
+  return max_lanes<A>(larger(larger(max[0], max[1]), larger(max[2], max[3])));
 }
 
-// dots[t] = sum_c e_tc (x_c - shift) of N teachers; returns sum_c exp((x_c - shift) / r) if asked
-// to.
-template <int N, bool kSum, typename T, typename A>
+// dots[t] = sum_c e_tc (x_c - shift) of kCount teachers; returns sum_c exp((x_c - shift) / r) if
+// asked to.
+template <int kCount, bool kSum, typename T, typename A>
 A student_dots(const T* row, const T* next, std::int64_t count, A shift, Exponential<A> exp,
                const A* e, A* dots) {
   constexpr A kFarOff = -1e30;  // 0 as an exponential, and finite, so 0 as a product with 0
-  vec<A> sum{}, dot[N] = {};
-  each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
-    prefetch(next + c);
-    vec<A> difference = load_or(row + c, left, shift) - shift;
-    for (std::int64_t i = left; i < kLanes<A>; ++i) difference[i] = kFarOff;
-    if constexpr (kSum) sum += exp(difference);
+  vec<A> sum{}, dot[kCount] = {};
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
+    vec<A> difference[N];
 #pragma GCC unroll 4
-    for (int t = 0; t < N; ++t) dot[t] += load(e + t * kStretch + c) * difference;
+    for (int i = 0; i < N; ++i) {
+      prefetch(next + c + i * kLanes<A>);
+      difference[i] = load_or(row + c + i * kLanes<A>, left, shift) - shift;
+    }
+    for (std::int64_t i = left; i < kLanes<A>; ++i) difference[0][i] = kFarOff;
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t) {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        dot[t] += load(e + t * kStretch + c + i * kLanes<A>) * difference[i];
+      }
+    }
+    if constexpr (kSum) {
+      exp(difference);
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) sum += difference[i];
+    }
   });
-  for (int t = 0; t < N; ++t) dots[t] = sum_lanes<A>(dot[t]);
+  for (int t = 0; t < kCount; ++t) dots[t] = sum_lanes<A>(dot[t]);
   return sum_lanes<A>(sum);
 }
 
@@ -279,19 +323,36 @@ void merge_image(const PrototypeCrossEntropy& p, std::int64_t b) {
 
 // The gradient of one student's row in a stretch: weight * exp((x - shift) / r) - sum_t weights[t]
 // e_t, over kCount teachers, or over any number where kCount is 0.
-template <int kCount, typename T, typename A>
+template <int kCount, bool kPast, typename T, typename A>
 void grad_row(const T* row, const T* next, std::int64_t count, A shift, A weight,
               Exponential<A> exp, const A* e, const A* weights, std::int64_t teachers, T* to) {
   if constexpr (kCount > 0) teachers = kCount;
-  each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
-    prefetch(next + c);
-    vec<A> grad = exp(load_or(row + c, left, shift) - shift) * weight;
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
+    vec<A> grad[N];
 #pragma GCC unroll 4
-    for (std::int64_t t = 0; t < teachers; ++t) grad -= load(e + t * kStretch + c) * weights[t];
-    if (left >= kLanes<A>) {
-      store_whole(to + c, grad);
-    } else {
-      store_some(to + c, grad, left);
+    for (int i = 0; i < N; ++i) {
+      prefetch(next + c + i * kLanes<A>);
+      grad[i] = load_or(row + c + i * kLanes<A>, left, shift) - shift;
+    }
+    exp(grad);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) grad[i] *= weight;
+#pragma GCC unroll 4
+    for (std::int64_t t = 0; t < teachers; ++t) {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        grad[i] -= load(e + t * kStretch + c + i * kLanes<A>) * weights[t];
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      if (left < kLanes<A>) {
+        store_some(to + c, grad[i], left);
+      } else if constexpr (kPast) {
+        store_past_caches(to + c + i * kLanes<A>, grad[i]);
+      } else {
+        store_whole(to + c + i * kLanes<A>, grad[i]);
+      }
     }
   });
 }
@@ -311,14 +372,23 @@ void backward_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, st
   const A* grad = static_cast<const A*>(p.grad) + b;
   A* e = scratch<A, struct Exponentials>(in.teachers * kStretch);
   A* weights = scratch<A, struct Weights>(in.teachers);
+  const bool past_caches = p.large && in.prototypes * sizeof(T) % kVectorBytes == 0;
   for (std::int64_t t = 0; t < in.teachers; ++t) {
     const T *row = teacher(t), *next = t + 1 < in.teachers ? teacher(t + 1) : student(0);
     const A shift = math::shift_of(teacher_stats[t * in.batch]);
-    each_vector<A>(count, [&](std::int64_t c, std::int64_t left) {
-      prefetch(next + c);
-      vec<A> y = load_or(row + c, left, shift);
-      if (center != nullptr) y -= load_or(center + c, left, A{0});
-      store(e + t * kStretch + c, teacher_exp(y - shift));
+    each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
+      vec<A> y[N];
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        const std::int64_t at = c + i * kLanes<A>;
+        prefetch(next + at);
+        y[i] = load_or(row + at, left, shift);
+        if (center != nullptr) y[i] -= load_or(center + at, left, A{0});
+        y[i] -= shift;
+      }
+      teacher_exp(y);
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) store(e + t * kStretch + c + i * kLanes<A>, y[i]);
     });
   }
   for (std::int64_t s = 0; s < in.students; ++s) {
@@ -333,8 +403,14 @@ void backward_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, st
     const T* next = s + 1 < in.students ? student(s + 1) : teacher(0) + count;
     T* to = static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + first;
     const auto run = [&]<int kCount>() {
-      grad_row<kCount>(student(s), next, count, shift, weight, student_exp, e, weights, in.teachers,
-                       to);
+      const auto row_into = [&]<bool kPast>() {
+        grad_row<kCount, kPast>(student(s), next, count, shift, weight, student_exp, e, weights,
+                                in.teachers, to);
+      };
+      if constexpr (std::is_same_v<T, A>) {
+        if (past_caches) return row_into.template operator()<true>();
+      }
+      row_into.template operator()<false>();
     };
     switch (in.teachers) {
       case 1:
@@ -350,12 +426,14 @@ void backward_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, st
         run.template operator()<0>();
     }
   }
+  if (past_caches) stores_done();
 }
 
 }  // namespace
 
 void prototype_cross_entropy_cpu(const PrototypeCrossEntropy& p, std::int64_t begin,
                                  std::int64_t end) {
+  [[maybe_unused]] const FlushDenormals flush;
   visit_dtype(p.logits.dtype, [&]<typename T>() {
     for (std::int64_t i = begin; i < end; ++i) {
       forward_share<T>(p, i / p.shares.stretches, i % p.shares.stretches);
@@ -384,6 +462,7 @@ void prototype_mean_cpu(const PrototypeCrossEntropy& p, std::int64_t begin, std:
 
 void prototype_cross_entropy_backward_cpu(const PrototypeCrossEntropyBackward& p,
                                           std::int64_t begin, std::int64_t end) {
+  [[maybe_unused]] const FlushDenormals flush;
   visit_dtype(p.logits.dtype, [&]<typename T>() {
     for (std::int64_t i = begin; i < end; ++i) {
       backward_stretch<T>(p, i / p.shares.stretches, i % p.shares.stretches * kStretch);
