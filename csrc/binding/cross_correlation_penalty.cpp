@@ -35,9 +35,7 @@ struct Inputs {
   Tensor new_empty(at::IntArrayRef shape) const {
     return a.new_empty(shape, a.options().dtype(accumulation_type(a)));
   }
-  Tensor new_product(at::IntArrayRef shape) const {
-    return new_result(a, shape, product_type(a));
-  }
+  Tensor new_product(at::IntArrayRef shape) const { return new_result(a, shape, product_type(a)); }
 
   // Stretches of D (Gram) or N (direct).
   Stretches stretches() const {

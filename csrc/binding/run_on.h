@@ -45,9 +45,9 @@ void run_on([[maybe_unused]] const at::Tensor& tensor, Cpu&& cpu, [[maybe_unused
 }
 #endif
 
-// Shares [0, rows) out over torch's threads as body(begin, end), each taking the next rows when it is
-// done: a thread that wakes late, or whose core another program uses, has fewer of them. `row_cost`
-// is about how many scalar steps a row takes; little work stays on the calling thread.
+// Shares [0, rows) out over torch's threads as body(begin, end), each taking the next rows when it
+// is done: a thread that wakes late, or whose core another program uses, has fewer of them.
+// `row_cost` is about how many scalar steps a row takes; little work stays on the calling thread.
 template <typename Body>
 void parallel_rows(std::int64_t rows, std::int64_t row_cost, const Body& body) {
   constexpr std::int64_t kWorthAThread = 1 << 15;  // as ATen's own grain size

@@ -33,9 +33,7 @@ struct Inputs {
   Tensor new_empty(at::IntArrayRef shape) const {
     return z.new_empty(shape, z.options().dtype(accumulation_type(z)));
   }
-  Tensor new_product(at::IntArrayRef shape) const {
-    return new_result(z, shape, product_type(z));
-  }
+  Tensor new_product(at::IntArrayRef shape) const { return new_result(z, shape, product_type(z)); }
 
   // Stretches of D (Gram) or N (direct).
   Stretches stretches() const {

@@ -18,9 +18,9 @@ import contextlib
 import importlib.util
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from mast_ext.augment.parameters import COLUMN, GROUPS
 from mast_ext.augment.policies import ViewPlan, ViewPolicy
+from mast_ext.augment.recipe import AugmentationRecipe
 from mast_ext.augment.rendering import ImageSource, Indices, Plan, Rendered, by_size
 
 PHOTOMETRIC = ("exact", "fused")
@@ -38,6 +39,8 @@ PHOTOMETRIC = ("exact", "fused")
 
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")  # JPEG, PNG, WebP, BMP
 _PNG_BITS = 24  # position of the number of bits of a channel
+
+_GATES = ("flip", "jitter", "grayscale", "blur", "solarize")  # columns, and settings of a recipe
 
 _READ_AHEAD = 2  # batches whose files are read before they are rendered
 
@@ -105,6 +108,9 @@ class DaliRenderer:
                 "DALI on the GPU needs a GPU that torch can use; device cpu needs none"
             )
         self.source, self.policy = source, policy
+        off: dict[str, Any] = dict.fromkeys(_GATES, 0.0)
+        plain = replace(policy.recipe, **off)
+        self._recipes = (*policy.recipes, *([plain] * policy.with_centre))
         self._files: EncodedImages | None = None  # the source, if its images are decoded by DALI
         if isinstance(source, EncodedImages) and source.stacked is None:
             self._files = source
@@ -158,7 +164,9 @@ class DaliRenderer:
             images = [self._file(self._files, int(index)) for index in indices]
         else:
             images = [_pixels(self.source, int(index)) for index in indices]
-        return _Batch(indices, plan, images, _arguments(plan.rows, self.source.sizes[indices]))
+        sizes = self.source.sizes[indices]
+        arguments = _arguments(plan.rows, sizes, self._recipes, self._photometric)
+        return _Batch(indices, plan, images, arguments)
 
     def _file(self, files: EncodedImages, index: int) -> NDArray[np.uint8]:
         data = None if index in self._as_pixels else files.encoded(index)
@@ -217,11 +225,8 @@ class DaliRenderer:
     def _build(self) -> Any:
         from mast_ext.augment.dali_graph import build_graph
 
-        policy = self.policy
-        local = [policy.local_recipe or policy.recipe] * policy.local_views
-        full = [policy.recipe] * (policy.num_views() - policy.local_views - policy.with_centre)
         return build_graph(
-            full + local + [policy.recipe] * policy.with_centre,
+            self._recipes,
             encoded=self._files is not None,
             photometric=self._photometric,
             gpu=self._gpu,
@@ -285,21 +290,30 @@ class _Batch:
     arguments: dict[str, NDArray[Any]]
 
 
-def _arguments(rows: Tensor, sizes: np.ndarray) -> dict[str, NDArray[Any]]:
+def _arguments(
+    rows: Tensor, sizes: np.ndarray, recipes: Sequence[AugmentationRecipe], photometric: str
+) -> dict[str, NDArray[Any]]:
     """Arguments of every operator of every view, each ``[B]`` or ``[B, 2]``."""
-    from mast_ext.augment.dali_graph import FACTORS, GATES, input_name
+    from mast_ext.augment.dali_graph import input_name, input_names
 
-    parameters = rows.numpy()
     scale = sizes[:, [0, 1, 0, 1]].astype(np.float64)
     arguments: dict[str, NDArray[Any]] = {}
-    for view, chosen in enumerate(parameters):
+    for view, (chosen, recipe) in enumerate(zip(rows.numpy(), recipes, strict=True)):
+        values: dict[str, NDArray[Any]] = {name: chosen[:, at] for name, at in COLUMN.items()}
+        for name in _GATES:
+            values[name] = values[name] > 0.5
+            augmentation = "color" if name == "jitter" else name
+            if augmentation not in recipe.augmentations and values[name].any():
+                raise ValueError(f"view {view} has {name}, which its recipe switches off")
         box = np.rint(chosen[:, GROUPS["crop"]] * scale).astype(np.int32)
-        arguments[input_name(view, "anchor")] = np.ascontiguousarray(box[:, :2])
-        arguments[input_name(view, "shape")] = np.maximum(box[:, 2:], 1)
-        for name in GATES:
-            arguments[input_name(view, name)] = chosen[:, COLUMN[name]] > 0.5
-        for name in FACTORS:
-            arguments[input_name(view, name)] = np.ascontiguousarray(chosen[:, COLUMN[name]])
+        values["anchor"], values["shape"] = box[:, :2], np.maximum(box[:, 2:], 1)
+        values["mirror"] = values["flip"].astype(np.int32)
+        if photometric == "fused":
+            values["colored"] = values["jitter"] | values["grayscale"]
+            values["saturation"] = values["saturation"] * ~values["grayscale"]
+        values["hue"] = values["hue"] * (360 if photometric == "fused" else 6)
+        for name in input_names(recipe, photometric):
+            arguments[input_name(view, name)] = np.ascontiguousarray(values[name])
     return arguments
 
 

@@ -1,7 +1,12 @@
 """The DALI graph that renders parameter rows: one decoded image, one chain of operators per view.
 
 The graph draws nothing: every argument of every operator is an input, so it is the same for all
-policies. An operation stands under an ``if`` on its gate, and costs only the views that have it.
+policies. What a view's recipe switches off is not in it; any other operation stands under an ``if``
+on its gate, and costs only the images that have it.
+
+Its cost on the CPU is the number of operators, and that of converting floats to levels: five times
+an addition's. Hence arguments are computed by whoever feeds them, and `brightness_contrast` and
+`coord_transform`, which take and give levels, do what arithmetic could.
 
 Functions here are compiled by DALI from their source text (`if` on a node splits the batch), so
 they must be plain functions in a file.
@@ -17,14 +22,39 @@ from mast_ext.augment.recipe import AugmentationRecipe
 
 Node = Any  # nvidia.dali.data_node.DataNode, or a number
 
-GATES = ("flip", "jitter", "grayscale", "blur", "solarize")
-"""Inputs of a view that are bool scalars; they are the columns of these names."""
+_KINDS = {  # type and number of dimensions of what may be an input of a view
+    **dict.fromkeys(("anchor", "shape"), (types.INT32, 1)),  # (y, x), (height, width) of the crop
+    "mirror": (types.INT32, 0),
+    **dict.fromkeys(("colored", "jitter", "grayscale", "blur", "solarize"), (types.BOOL, 0)),
+    **dict.fromkeys(("brightness", "contrast", "saturation", "hue", "sigma"), (types.FLOAT, 0)),
+}
 
-FACTORS = ("brightness", "contrast", "saturation", "hue", "sigma")
-"""Inputs of a view that are float scalars; they are the columns of these names."""
+_DOWN = -0.4999 / 255  # of the range of levels: shifts them so that to round is to truncate
 
-BOX = ("anchor", "shape")
-"""Inputs of a view that are pairs (y, x) and (height, width) of pixels."""
+_JITTER = ("brightness", "contrast", "saturation", "hue")
+
+
+def input_names(recipe: AugmentationRecipe, photometric: str) -> tuple[str, ...]:
+    """Inputs of a view: its crop, and those of the augmentations that its recipe switches on.
+
+    ``anchor`` and ``shape`` are pairs (y, x) and (height, width) of pixels; ``mirror`` is 0 or 1;
+    the other inputs are the columns of their names, but:
+
+    * the hue's shift is in sixths of a turn (``exact``) or in degrees (``fused``);
+    * in fused mode, ``colored`` is whether there is jitter or grey, and grey is a saturation of 0.
+    """
+    changes = {
+        "crop": (),
+        "flip": ("mirror",),
+        "color": ("jitter", *_JITTER),
+        "grayscale": ("grayscale",),
+        "blur": ("blur", "sigma"),
+        "solarize": ("solarize",),
+    }
+    if photometric == "fused":
+        changes["color"] = changes["grayscale"] = ("colored", *_JITTER)
+    names = (name for augmentation in recipe.augmentations for name in changes[augmentation])
+    return ("anchor", "shape", *dict.fromkeys(names))
 
 
 def input_name(view: int, name: str) -> str:
@@ -41,7 +71,7 @@ def build_graph(
     The input ``image`` is ``[n]`` uint8 (an encoded file) or ``[H, W, 3]`` uint8.
 
     Args:
-        recipes: Size, normalisation and solarisation threshold of every view.
+        recipes: What may be done to every view, its size and normalisation.
         encoded: Whether images come as files.
         photometric: ``exact`` or ``fused``, see `mast_ext.augment.dali`.
         gpu: Whether to decode (files: by ``mixed``) and render on the GPU.
@@ -57,7 +87,8 @@ def build_graph(
     elif gpu:
         image = image.gpu()
     return tuple(
-        _view(image, _inputs(view), recipe, photometric) for view, recipe in enumerate(recipes)
+        _view(image, _inputs(view, recipe, photometric), recipe, photometric, gpu)
+        for view, recipe in enumerate(recipes)
     )
 
 
@@ -74,29 +105,36 @@ def _decode(files: Node, gpu: bool) -> Node:
     return fn.decoders.image(files, device=device, output_type=types.RGB, **options)
 
 
-def _inputs(view: int) -> dict[str, Node]:
-    kinds = [(BOX, types.INT32, 1), (GATES, types.BOOL, 0), (FACTORS, types.FLOAT, 0)]
-    return {
-        name: fn.external_source(name=input_name(view, name), dtype=dtype, ndim=ndim)
-        for names, dtype, ndim in kinds
-        for name in names
-    }
+def _inputs(view: int, recipe: AugmentationRecipe, photometric: str) -> dict[str, Node]:
+    inputs = {}
+    for name in input_names(recipe, photometric):
+        dtype, ndim = _KINDS[name]
+        inputs[name] = fn.external_source(name=input_name(view, name), dtype=dtype, ndim=ndim)
+    return inputs
 
 
-def _view(image: Node, p: dict[str, Node], recipe: AugmentationRecipe, photometric: str) -> Node:
+def _view(
+    image: Node, p: dict[str, Node], recipe: AugmentationRecipe, photometric: str, gpu: bool
+) -> Node:
     # Slice, then resize: a resize of a region of interest would look over its border.
     view = fn.slice(image, p["anchor"], p["shape"], axis_names="HW")
     view = fn.resize(view, size=[recipe.size, recipe.size], interp_type=types.INTERP_LINEAR)
-    color = _fused_color if photometric == "fused" else _exact_color
-    view = color(view, p)
-    view = _blur(view, p["blur"], p["sigma"])
-    view = _solarize(view, p["solarize"], recipe.solarize_threshold)
+    if "colored" in p:
+        view = _fused_color(view, p)
+    if "jitter" in p:
+        view = _jitter(view, p, gpu)
+    if "grayscale" in p:
+        view = _to_grey(view, p["grayscale"])
+    if "blur" in p:
+        view = _blur(view, p["blur"], p["sigma"])
+    if "solarize" in p:
+        view = _solarize(view, p["solarize"], recipe.solarize_threshold)
+    # The flip comes last, where it is free: nothing above knows left from right.
     return fn.crop_mirror_normalize(
         view,
         dtype=types.FLOAT,
         output_layout="CHW",
-        # The flip comes last, where it is free: nothing above knows left from right.
-        mirror=fn.cast(p["flip"], dtype=types.INT32),
+        mirror=p.get("mirror", 0),
         mean=[255 * value for value in recipe.mean],
         std=[255 * value for value in recipe.std],
     )
@@ -104,63 +142,78 @@ def _view(image: Node, p: dict[str, Node], recipe: AugmentationRecipe, photometr
 
 def _fused_color(view: Node, p: dict[str, Node]) -> Node:
     """Jitter and grey in one operator: contrast about 128, hue turned in YIQ."""
-    colored = p["jitter"] | p["grayscale"]
-    saturation = p["saturation"] * (1.0 - p["grayscale"])
-    if colored:
+    if p["colored"]:
         view = fn.color_twist(
             view,
             brightness=p["brightness"],
             contrast=p["contrast"],
-            saturation=saturation,
-            hue=p["hue"] * 360.0,
+            saturation=p["saturation"],
+            hue=p["hue"],
         )
     return view
 
 
-def _exact_color(view: Node, p: dict[str, Node]) -> Node:
-    """Jitter and grey by torchvision's formulas, truncated to levels after each."""
-    shifted = p["jitter"] & (p["hue"] != 0.0)
+def _jitter(view: Node, p: dict[str, Node], gpu: bool) -> Node:
+    """Brightness, contrast, saturation and hue by torchvision's formulas, truncated after each."""
     if p["jitter"]:
-        view = _jitter(view, p["brightness"], p["contrast"], p["saturation"])
-    if shifted:
-        view = _shift_hue(view, p["hue"])
-    if p["grayscale"]:
-        grey = fn.cast(_grey(view), dtype=types.UINT8)
+        view = fn.brightness_contrast(view, brightness=p["brightness"], brightness_shift=_DOWN)
+        view = _contrast(view, p["contrast"], gpu)
+        view = _saturate(view, p["saturation"])
+        view = fn.cast(_shift_hue(view, p["hue"]), dtype=types.UINT8)
+    return view
+
+
+def _contrast(view: Node, contrast: Node, gpu: bool) -> Node:
+    """Contrast about the mean grey."""
+    mean = fn.reductions.mean(_grey(view))
+    if gpu:  # where what an operator is told must not depend on pixels
+        view = math.clamp(view * contrast + (1.0 - contrast) * mean, 0.0, 255.0)
+        return fn.cast(math.floor(view), dtype=types.UINT8)
+    return fn.brightness_contrast(
+        view, contrast=contrast, contrast_center=mean, brightness_shift=_DOWN
+    )
+
+
+def _saturate(view: Node, saturation: Node) -> Node:
+    """Levels mixed with their grey, float32."""
+    view = view * saturation + _grey(view) * (1.0 - saturation)
+    return math.floor(math.max(math.min(view, 255.0), 0.0))
+
+
+def _grey(view: Node) -> Node:
+    """Luma (ITU-R 601-2) truncated to levels, ``[S, S, 1]`` uint8."""
+    return fn.coord_transform(view, M=[0.2989, 0.587, 0.114], T=[255 * _DOWN], dtype=types.UINT8)
+
+
+def _to_grey(view: Node, applied: Node) -> Node:
+    if applied:
+        grey = _grey(view)
         view = fn.cat(grey, grey, grey, axis=2)
     return view
 
 
-def _jitter(view: Node, brightness: Node, contrast: Node, saturation: Node) -> Node:
-    """Brightness, contrast (about the mean grey) and saturation."""
-    view = math.floor(math.min(view * brightness, 255.0))
-    mean = fn.reductions.mean(_grey(view))
-    view = math.floor(math.clamp(view * contrast + (1.0 - contrast) * mean, 0.0, 255.0))
-    view = math.floor(math.clamp(view * saturation + (1.0 - saturation) * _grey(view), 0.0, 255.0))
-    return fn.cast(view, dtype=types.UINT8)
-
-
-def _grey(view: Node) -> Node:
-    """Luma (ITU-R 601-2) truncated to levels, ``[S, S, 1]`` float32."""
-    weighted = view * np.array([[[0.2989, 0.587, 0.114]]], np.float32)
-    return math.floor(fn.reductions.sum(weighted, axes=[2], keep_dims=True))
-
-
 def _shift_hue(view: Node, shift: Node) -> Node:
-    """Turns the hue of HSV by a fraction of a turn; see `torchvision._shift_hue`."""
-    view = fn.cast(view, dtype=types.FLOAT)
+    """Turns the hue of HSV by sixths of a turn; value and chroma are kept.
+
+    Args:
+        view: Levels ``[S, S, 3]`` float32.
+        shift: In ``[-3, 3]``.
+    """
     red, green, blue = (fn.slice(view, start=[c], shape=[1], axes=[2]) for c in range(3))
-    top = fn.reductions.max(view, axes=[2], keep_dims=True)
-    chroma = top - fn.reductions.min(view, axes=[2], keep_dims=True)
-    is_red = top == red
-    is_green = (top == green) & (top != red)
-    is_blue = (top != green) & (top != red)
-    ahead = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
-    sextant = ahead / math.max(chroma, 1.0) + is_green * 2.0 + is_blue * 4.0 + 6.0 * shift
-    turned = sextant + np.array([[[5.0, 3.0, 1.0]]], np.float32)
-    turned = turned - 6.0 * math.floor(turned * (1.0 / 6.0))
-    missing = math.clamp(math.min(turned, 4.0 - turned), 0.0, 1.0) * chroma
+    high, least = math.max(green, blue), math.min(green, blue)
+    top, middle = math.max(red, high), math.min(red, high)
+    low = math.min(middle, least)
+    chroma = top - low
+    # The hue in sixths of a turn counts up or down from the edge of the sector that it lies in.
+    sector = (green < blue) + (red < high) * 2
+    edge = fn.lookup_table(sector, keys=[0, 1, 2, 3], values=[0.0, -6.0, -2.0, 4.0])
+    hue = math.abs(edge + (middle - least) / math.max(chroma, 1.0)) + shift
+    # How far it is round the circle from red, green and blue.
+    away = math.abs(hue - np.array([[[0.0, 2.0, 4.0]]], np.float32))  # below 9
+    away = math.abs(math.abs(away - 3.0) - 3.0)
+    view = low + chroma * math.max(math.min(2.0 - away, 1.0), 0.0)
     # torchvision goes to [0, 1] and back with a factor just below 256.
-    return fn.cast(math.floor((top - missing) * ((256 - 1e-3) / 255)), dtype=types.UINT8)
+    return math.floor(view * ((256 - 1e-3) / 255))
 
 
 def _blur(view: Node, applied: Node, sigma: Node) -> Node:

@@ -92,7 +92,8 @@ inline void stores_done() {
 }
 
 // While it lives, the calling thread's results below the smallest normal number are 0, and such
-// operands count as 0: processors take many times as long for those, of which exponentials are full.
+// operands count as 0: processors take many times as long for those, of which exponentials are
+// full.
 class FlushDenormals {
 #if defined(__SSE2__)
  public:

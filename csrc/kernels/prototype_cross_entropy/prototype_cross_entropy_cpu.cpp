@@ -101,8 +101,8 @@ struct RowStats {
   A max, sum;
 };
 
-// body.operator()<N>(c, left) for all of `count` elements, N vectors at a time, of the first of which
-// it may touch `left` elements: kLanes, which the compiler sees, but in the last one.
+// body.operator()<N>(c, left) for all of `count` elements, N vectors at a time, of the first of
+// which it may touch `left` elements: kLanes, which the compiler sees, but in the last one.
 template <typename A, typename Body>
 void each_vector(std::int64_t count, const Body& body) {
   constexpr std::int64_t kAll = kLanes<A>;
