@@ -4,14 +4,15 @@ DALI draws nothing and keeps no state that matters: rows come from the policy as
 and go in with the pixels, so that they cannot drift apart. What DALI does alone is ahead-of-time
 work: while the caller has one batch, the next is rendered and the files of the one after are read.
 
-``photometric="exact"`` gives torchvision's pixels (mean difference of a whole view about a quarter
+``photometric="exact"`` gives torchvision's pixels (mean difference of a whole view about a fifth
 of a level). ``"fused"`` changes colours by one operator, which is faster, but another recipe:
 contrast is changed about level 128 instead of the mean grey, and the hue is turned in YIQ
 instead of HSV, so the same parameters give other colours of the same strength.
 
 Files are decoded by DALI where it makes of them what Pillow does; others go in as pixels. DALI's
-messages do not say which file is at fault, so a batch that fails is looked at image by image: what
-Pillow can decode goes in as pixels, too, and anything else is an error that names the file.
+messages do not say which file is at fault, so a batch that fails, or has images of other sizes than
+the source says, is looked at image by image: what Pillow can decode goes in as pixels, too, and
+anything else is an error that names the file.
 """
 
 import contextlib
@@ -202,7 +203,13 @@ class DaliRenderer:
         """The views of a batch, each ``[B, 3, S, S]``; without a copy."""
         if self._running is None or self._running[1] is not batch:  # another epoch came between
             self._start(batch)
-        return [torch.from_dlpack(views.as_tensor()) for views in self._outputs()]
+        outputs = self._outputs()
+        if self._files is not None:  # crops were drawn for the sizes that headers say
+            *outputs, shapes = outputs
+            sizes = self.source.sizes[batch.indices]
+            if not np.array_equal(np.array(shapes.as_tensor())[:, :2], sizes):
+                raise RuntimeError("images have other sizes than their headers say")
+        return [torch.from_dlpack(views.as_tensor()) for views in outputs]
 
     def _outputs(self) -> Any:
         """Takes what the pipeline is working on."""
@@ -215,7 +222,7 @@ class DaliRenderer:
     def _keep_until_copied(self, views: list[Tensor]) -> None:
         """Keeps DALI from writing to views that torch's stream has yet to copy.
 
-        DALI knows of the stream that it hands views to, not of what is queued there later.
+        Nothing promises that memory given back waits for what was queued on a stream of torch's.
         """
         event = torch.cuda.Event()
         event.record()

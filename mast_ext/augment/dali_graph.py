@@ -77,7 +77,8 @@ def build_graph(
         gpu: Whether to decode (files: by ``mixed``) and render on the GPU.
 
     Returns:
-        For every view a batch of ``[3, S, S]`` float32.
+        For every view a batch of ``[3, S, S]`` float32; then, of files, the shapes ``[3]`` int64
+        that they were decoded to.
     """
     image = fn.external_source(
         name="image", dtype=types.UINT8, ndim=1 if encoded else 3, layout="" if encoded else "HWC"
@@ -86,10 +87,11 @@ def build_graph(
         image = _decode(image, gpu)
     elif gpu:
         image = image.gpu()
-    return tuple(
+    views = [
         _view(image, _inputs(view, recipe, photometric), recipe, photometric, gpu)
         for view, recipe in enumerate(recipes)
-    )
+    ]
+    return (*views, image.shape()) if encoded else tuple(views)
 
 
 @pipeline_def

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -394,6 +395,10 @@ def test_orientations_and_modes_of_images_are_those_of_the_source(tmp_path):
         xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'.encode()
         photo(0).save(tmp_path / f"train/xmp{orientation}.jpg", xmp=xmp)
     photo(0).save(tmp_path / "train/damaged.png", exif=b"not EXIF")
+    # Orientation 6 as a number of 32 bits, which DALI does not take for one.
+    tag = struct.pack(">HHHII", 1, 0x0112, 4, 1, 6)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">I", 8) + tag + bytes(4)
+    photo(0).save(tmp_path / "train/long.jpg", exif=exif)
     for mode, suffix in itertools.product(("L", "RGBA", "P", "LA", "1"), ("png", "tiff")):
         photo(0).convert(mode).save(tmp_path / f"train/{mode}.{suffix}")
     photo(0).convert("CMYK").save(tmp_path / "train/CMYK.jpg")
@@ -417,9 +422,10 @@ def test_dali_is_asked_for_where_it_is_missing(sources, monkeypatch):
         build(sources["folder"], backend="auto", photometric="fused")
 
 
-def test_file_replaced_by_one_of_another_size(tmp_path):
+@pytest.mark.parametrize("size", [(20, 20), (200, 200)])
+def test_file_replaced_by_one_of_another_size(tmp_path, size):
     source = open_source("folder", "train", path=write_folder(tmp_path, 4))
     path = tmp_path / "train/02.jpg"
-    photo(0, 20, 20).save(path)
+    photo(0, *size).save(path)
     with pytest.raises(ValueError, match=f"image {path} has changed its size since it was opened"):
         list(build(source, batch_size=2))

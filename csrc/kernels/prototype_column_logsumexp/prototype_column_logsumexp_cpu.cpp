@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "kernels/common/columns_cpu.h"
+#include "kernels/common/exponential_cpu.h"
 #include "kernels/common/isa.h"
 
 namespace mast_ext::kernels {
@@ -19,11 +20,6 @@ constexpr double kLeastSum = 1e-30;  // 2^26 terms that underflow are nothing be
 
 template <typename A>
 constexpr A kLowest = -std::numeric_limits<A>::infinity();
-
-template <typename A>
-vec<A> larger(vec<A> a, vec<A> b) {
-  return a > b ? a : b;
-}
 
 // What a sum with this maximum is shifted by: an empty sum has none.
 template <typename A>
@@ -46,9 +42,8 @@ struct Row {
         x(static_cast<const T*>(p.logits) + n * p.row_stride),
         scale(static_cast<A>(1 / p.temperature)) {}
 
-  // x - center; -Inf behind the last prototype.
-  vec<A> centered(std::int64_t c) const {
-    const std::int64_t left = p.prototypes - c;
+  // x - center; -Inf behind the last prototype, `left` of which there are from c on.
+  vec<A> centered(std::int64_t c, std::int64_t left) const {
     vec<A> value = load_some(x + c, left);
     if (p.center != nullptr) value -= load_some(static_cast<const A*>(p.center) + c, left);
     for (std::int64_t i = left; i < kLanes<A>; ++i) value[i] = kLowest<A>;
@@ -56,7 +51,9 @@ struct Row {
   }
 
   // Near the maximum, where the softmax is, the difference is exact.
-  vec<A> z(std::int64_t c) const { return (centered(c) - shift) * scale - log_sum; }
+  vec<A> z(std::int64_t c) const {
+    return (centered(c, p.prototypes - c) - shift) * scale - log_sum;
+  }
 };
 
 // Adds the softmax of row n to `sum`.
@@ -64,27 +61,36 @@ template <typename T>
 void add_probabilities(const PrototypeColumns& p, std::int64_t n, accum_t<T>* exponentials,
                        accum_t<T>* sum) {
   using A = accum_t<T>;
-  constexpr std::int64_t kLane = kLanes<A>;
-  Row<T> row(p, n);
+  const Row<T> row(p, n);
+  const Exponential<A> exp(p.temperature);
   vec<A> maxima = broadcast(kLowest<A>);
-  for (std::int64_t c = 0; c < p.prototypes; c += kLane) {
-    maxima = larger<A>(row.centered(c), maxima);
-  }
-  A lanes[kLane];
+  each_vector<A>(p.prototypes, [&]<int N>(std::int64_t c, std::int64_t left) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) maxima = larger(row.centered(c + i * kLanes<A>, left), maxima);
+  });
+  A lanes[kLanes<A>];
   store(lanes, maxima);
-  row.shift = *std::max_element(lanes, lanes + kLane);
+  const A max = *std::max_element(lanes, lanes + kLanes<A>);
   vec<A> totals{};
-  for (std::int64_t c = 0; c < p.prototypes; c += kLane) {
-    const vec<A> e = exp(row.z(c));
-    store(exponentials + c, e);
-    totals += e;
-  }
+  each_vector<A>(p.prototypes, [&]<int N>(std::int64_t c, std::int64_t left) {
+    vec<A> e[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) e[i] = row.centered(c + i * kLanes<A>, left) - max;
+    exp(e);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      store(exponentials + c + i * kLanes<A>, e[i]);
+      totals += e[i];
+    }
+  });
   const A total = sum_lanes<A>(totals), inverse = 1 / total;
-  for (std::int64_t c = 0; c < p.prototypes; c += kLane) {
-    const std::int64_t left = p.prototypes - c;
-    store_some(sum + c, load_some(sum + c, left) + load(exponentials + c) * inverse, left);
-  }
-  static_cast<A*>(p.row_max)[n] = row.shift;
+  each_vector<A>(p.prototypes, [&]<int N>(std::int64_t c, std::int64_t left) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i, c += kLanes<A>) {
+      store_some(sum + c, load_some(sum + c, left) + load(exponentials + c) * inverse, left);
+    }
+  });
+  static_cast<A*>(p.row_max)[n] = max;
   static_cast<A*>(p.row_log_sum)[n] = std::log(total);
 }
 
@@ -99,6 +105,7 @@ template <typename T, std::size_t... R>
 void add_rows(const PrototypeColumns& p, std::int64_t n, std::int64_t first, std::int64_t count,
               LogSums<accum_t<T>>& to, std::index_sequence<R...>) {
   using A = accum_t<T>;
+  const Exponential<A> exp(1.0);
   Row<T> rows[] = {Row<T>(p, n + static_cast<std::int64_t>(R))...};
   if (p.normalize_rows) {
     ((rows[R].shift = static_cast<const A*>(p.row_max)[n + static_cast<std::int64_t>(R)]), ...);
@@ -108,14 +115,18 @@ void add_rows(const PrototypeColumns& p, std::int64_t n, std::int64_t first, std
   for (std::int64_t c = 0; c < count; c += kLanes<A>) {
     const vec<A> z[] = {rows[R].z(first + c)...}, before = load(to.max + c);
     vec<A> largest = before;
-    ((largest = larger<A>(z[R], largest)), ...);
+    ((largest = larger(z[R], largest)), ...);
     const vec<A> shift = shift_of<A>(largest);
-    vec<A> sum = load(to.sum + c) * exp(before - shift);
-    ((sum += exp(z[R] - shift)), ...);
+    vec<A> e[] = {before - shift, (z[R] - shift)...};
+    exp(e);
+    vec<A> sum = load(to.sum + c) * e[0];
+    ((sum += e[R + 1]), ...);
     store(to.sum + c, sum);
     store(to.max + c, largest);
   }
 }
+
+constexpr std::int64_t kRows = 4;  // that log_columns() adds at a time
 
 template <typename T>
 void log_columns(const PrototypeColumns& p, std::int64_t first, std::int64_t count) {
@@ -124,8 +135,8 @@ void log_columns(const PrototypeColumns& p, std::int64_t first, std::int64_t cou
   std::fill_n(sums.max, kPrototypeStretch, kLowest<A>);
   std::fill_n(sums.sum, kPrototypeStretch, A{0});
   std::int64_t n = 0;
-  for (; n + 8 <= p.rows; n += 8) {
-    add_rows<T>(p, n, first, count, sums, std::make_index_sequence<8>());
+  for (; n + kRows <= p.rows; n += kRows) {
+    add_rows<T>(p, n, first, count, sums, std::make_index_sequence<kRows>());
   }
   for (; n < p.rows; ++n) add_rows<T>(p, n, first, count, sums, std::make_index_sequence<1>());
   for (std::int64_t c = 0; c < count; ++c) {
