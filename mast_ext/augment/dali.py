@@ -159,7 +159,7 @@ class DaliRenderer:
 
     def _prepare(self, indices: Indices, plan: ViewPlan) -> "_Batch":
         if self.source.stacked is not None:
-            stack = self.source.stacked.numpy()[indices]  # torch would start threads here
+            stack = self.source.stacked.numpy()[indices]  # see `_stack`
             images: Any = np.ascontiguousarray(stack.transpose(0, 2, 3, 1))
         elif self._files is not None:
             images = [self._file(self._files, int(index)) for index in indices]
@@ -193,8 +193,8 @@ class DaliRenderer:
             self._replace_undecodable(batch, error)
             views = self._views(batch)
         full, local = by_size(self.policy, views)
-        small = torch.stack(local) if local else None
-        rendered = Rendered(batch.indices, batch.plan, torch.stack(full), small)
+        small = _stack(local) if local else None
+        rendered = Rendered(batch.indices, batch.plan, _stack(full), small)
         if self._gpu:
             self._keep_until_copied(views)
         return rendered
@@ -295,6 +295,13 @@ class _Batch:
     plan: ViewPlan
     images: Any
     arguments: dict[str, NDArray[Any]]
+
+
+def _stack(views: Sequence[Tensor]) -> Tensor:
+    if views[0].is_cuda:
+        return torch.stack(list(views))
+    # On the CPU, torch would start threads for it, which get in the way of DALI's.
+    return torch.from_numpy(np.stack([view.numpy() for view in views]))
 
 
 def _arguments(

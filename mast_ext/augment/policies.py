@@ -3,11 +3,13 @@
 A policy only writes parameter rows; the renderer is the same for all. With the rows it answers, for
 every pair of views of every image, the subspace the pair belongs to: 0 for pairs in which all
 augmentations were drawn independently (the joint subspace), k for pairs that differ by
-``recipe.augmentations[k - 1]`` alone, -1 for pairs that are not to be used.
+``recipe.augmentations[k - 1]`` alone (or, of `SharedPolicy`, share ``shared[k - 1]``), -1 for pairs
+that are not to be used.
 """
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor
 from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import BlockMasks
 from mast_ext.augment.checks import check_integer, check_number
-from mast_ext.augment.parameters import GROUPS
+from mast_ext.augment.parameters import COLUMN, GROUPS, SHAREABLE
 from mast_ext.augment.recipe import AugmentationRecipe
 
 UNUSED, JOINT = -1, 0
@@ -232,6 +234,62 @@ class SampledPolicy(ViewPolicy):
         return views, pairs
 
 
+class SharedPolicy(ViewPolicy):
+    """Two views, drawn independently but for one thing that some images' views have in common.
+
+    With probability ``share`` the views of an image share the parameters of one entry of
+    ``shared``, drawn uniformly: what their images have in common then includes what that
+    augmentation would have hidden.
+
+    Args:
+        recipe: What may be done to a view.
+        shared: Names in `parameters.SHAREABLE`, each once; the recipe must vary all of them.
+        share: Probability that the views of an image share anything, in ``[0, 1]``.
+        with_centre: Append the plain centre view.
+    """
+
+    def __init__(
+        self,
+        recipe: AugmentationRecipe,
+        *,
+        shared: Sequence[str] = ("hue",),
+        share: float = 0.5,
+        with_centre: bool = False,
+    ) -> None:
+        super().__init__(recipe, with_centre=with_centre)
+        for name in shared:
+            if name not in SHAREABLE:
+                raise ValueError(f"shared must name {', '.join(SHAREABLE)}, got {name!r}")
+            if not recipe.varies(name):
+                raise ValueError(f"shared names {name!r}, which the recipe does not change")
+        if not shared or len(set(shared)) < len(shared):
+            raise ValueError(f"shared must name different things, at least one, got {shared}")
+        self.shared = tuple(shared)
+        self.share = check_number("share", share, 0, 1, "a probability in [0, 1]")
+
+    @property
+    def subspaces(self) -> tuple[str, ...]:
+        """Names of the subspaces: ``("joint", *shared)``."""
+        return ("joint", *self.shared)
+
+    def _augmented_views(self) -> int:
+        return 2
+
+    def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], _Pairs]:
+        first, second = draw.composed(0), draw.composed(1)
+        jittered = draw.composed(1, jittered=first[:, COLUMN["jitter"]] > 0)
+        u = draw.choice(1)
+        drawn = 1 + np.floor(u[:, 1] * len(self.shared)).astype(np.int64)
+        subspace = np.where(u[:, 0] < self.share, drawn, JOINT)
+        for k, name in enumerate(self.shared, start=1):
+            columns = [COLUMN[column] for column in SHAREABLE[name]]
+            members = subspace == k
+            if "jitter" in SHAREABLE[name]:
+                second[members] = jittered[members]
+            second[np.ix_(members, columns)] = first[np.ix_(members, columns)]
+        return [first, second], {(0, 1): subspace}
+
+
 class MultiCropPolicy(ViewPolicy):
     """Full-size views, and small views of small crops (SwAV, Caron et al. 2020; DINO, 2021).
 
@@ -311,6 +369,7 @@ POLICIES: dict[str, type[ViewPolicy]] = {
     "composed": ComposedPolicy,
     "factorized": FactorizedPolicy,
     "sampled": SampledPolicy,
+    "shared": SharedPolicy,
     "multi_crop": MultiCropPolicy,
 }
 """Every view policy by its name."""
@@ -340,9 +399,11 @@ class _Draw:
     indices: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
-    def composed(self, view: int) -> NDArray[np.float32]:
+    def composed(
+        self, view: int, *, jittered: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
         key = (self.seed, self.epoch, self.indices, self.sizes)
-        return sampler.composed_rows(self.recipe, *key, view)
+        return sampler.composed_rows(self.recipe, *key, view, jittered=jittered)
 
     def forced(self, anchor: NDArray[np.float32], view: int) -> NDArray[np.float32]:
         key = (self.seed, self.epoch, self.indices, self.sizes)

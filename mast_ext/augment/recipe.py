@@ -99,6 +99,12 @@ class AugmentationRecipe:
         }
         return tuple(name for name in AUGMENTATIONS if on[name])
 
+    def varies(self, name: str) -> bool:
+        """Whether views differ by an augmentation, or by one factor of the colour jitter."""
+        if name in ("brightness", "contrast", "saturation", "hue"):
+            return self.jitter > 0 and getattr(self, name) > 0
+        return name in self.augmentations
+
     def factor_range(self, name: str) -> tuple[float, float]:
         """Range from which the jitter's ``brightness``, ``contrast``, ``saturation`` or ``hue``
         is drawn, when it is applied."""

@@ -69,6 +69,8 @@ def composed_rows(
     indices: ArrayLike,
     sizes: ArrayLike,
     view: int,
+    *,
+    jittered: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """Rows of fully augmented views: every augmentation drawn as the recipe says.
 
@@ -79,6 +81,7 @@ def composed_rows(
         indices: Sample indices in the source, ``[B]`` integers.
         sizes: Height and width of every image, ``[B, 2]`` integers.
         view: Stream of the draw; views of different streams are independent.
+        jittered: Whose colours are changed, ``[B]``; drawn by default.
 
     Returns:
         ``[B, P]`` float32.
@@ -88,7 +91,9 @@ def composed_rows(
     rows = np.tile(np.array(NEUTRAL), (len(sizes), 1))
     rows[:, GROUPS["crop"]] = _crop(recipe, u, sizes)
     rows[:, COLUMN["flip"]] = u[:, _FLIP] < recipe.flip
-    rows[:, GROUPS["color"]] = _color(recipe, u, u[:, _JITTER] < recipe.jitter)
+    if jittered is None:
+        jittered = u[:, _JITTER] < recipe.jitter
+    rows[:, GROUPS["color"]] = _color(recipe, u, jittered)
     rows[:, COLUMN["grayscale"]] = u[:, _GRAYSCALE] < recipe.grayscale
     rows[:, GROUPS["blur"]] = _blur(recipe, u, u[:, _BLUR] < recipe.blur)
     rows[:, COLUMN["solarize"]] = u[:, _SOLARIZE] < recipe.solarize

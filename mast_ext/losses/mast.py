@@ -33,21 +33,24 @@ class MASTTerms(NamedTuple):
 class MASTLoss(nn.Module):
     """Invariance inside every subspace, and what keeps the embedding from collapsing::
 
-        vicreg    invariance · mean_k inv_k + variance · mean_v v(z_v)
+        vicreg    invariance · mean_d inv_d + variance · mean_v v(z_v)
                     + covariance · 2 mean_v c(z_v) + sparsity · ‖M‖₁ / (K·D)
         nt_xent   invariance · mean_k inv_k + sparsity · ‖M‖₁ / (K·D)
 
-    ``inv_k`` is the mean over the pairs of views that belong to subspace ``k`` (``pair_subspace``)
-    of a pair term. A subspace without a pair in the batch is left out of the mean over ``k``.
+    Every pair of views belongs to a subspace (``pair_subspace``), and is compared on the dimensions
+    that this one's mask lets through.
 
-    * ``vicreg``: the term is the distance ``Σ_d w_kd (x_d − y_d)² / Σ_d w_kd`` with ``w = masks²``;
-      under an ``uncertainty`` other than ``"none"`` the negative log-likelihood instead (see
-      :func:`mast_ext.functional.subspace_nll`), which discounts pairs of high variance. ``v`` and
-      ``c`` are VICReg's terms on the whole embedding: with two views and the default weights the
-      last three terms are those of :class:`mast_ext.losses.VICRegLoss`.
-    * ``nt_xent``: the term is NT-Xent of the two masked views (:class:`mast_ext.losses.NTXentLoss`
-      of embeddings times mask ``k``), with the whole batch's rows of both views as negatives. They
-      keep every subspace from collapsing, so that variance and covariance are left out.
+    * ``vicreg``: a dimension's ``inv_d = Σ_n w_kd (x_nd − y_nd)² / Σ_n w_kd`` is its own mean over
+      the pairs ``n`` that compare it, ``k`` being the pair's subspace and ``w = masks²``: one that
+      few pairs compare is held as firmly as one that all do. Under an ``uncertainty`` other than
+      ``"none"`` the squared difference is replaced by a negative log-likelihood
+      ``½ ((x − y)² / σ² + log σ²)`` (see :func:`mast_ext.functional.subspace_nll`), which discounts
+      pairs of high variance. ``v`` and ``c`` are VICReg's terms on the whole embedding: with two
+      views in one subspace of all ones the loss is that of :class:`mast_ext.losses.VICRegLoss`.
+    * ``nt_xent``: ``inv_k`` is the mean over the pairs of subspace ``k`` of NT-Xent of the masked
+      views (:class:`mast_ext.losses.NTXentLoss` of embeddings times mask ``k``), with the whole
+      batch's rows of both views as negatives. They keep every subspace from collapsing, so that
+      variance and covariance are left out. A subspace without pairs is left out of the mean.
 
     This is our definition: the paper's equations are not public.
 
@@ -112,8 +115,8 @@ class MASTLoss(nn.Module):
 
         Returns:
             ``loss``, and ``logs`` with ``invariance``, ``variance``, ``covariance`` (on the
-            ``vicreg`` base), ``sparsity`` (each before its weight) and ``invariance/<k>``, 0 for a
-            subspace without pairs.
+            ``vicreg`` base), ``sparsity`` (each before its weight) and ``invariance/<k>``, the mean
+            over the pairs of subspace ``k``, 0 for a subspace without pairs.
 
         Raises:
             ValueError: A shape does not fit, ``B < 2`` on the ``vicreg`` base, ``log_var`` is
@@ -123,8 +126,7 @@ class MASTLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         masks = self.masks()
-        terms = self._pair_terms(views, masks, log_var)
-        per_subspace, invariance = self._invariance(terms, views, pair_subspace)
+        per_subspace, invariance = self._invariance(views, masks, pair_subspace, log_var)
         parts = {"invariance": invariance}
         if self.base == "vicreg":
             if self.gather_distributed:
@@ -173,10 +175,10 @@ class MASTLoss(nn.Module):
         return functional.subspace_nll(views, log_var, masks=masks, variance=self.uncertainty)
 
     def _invariance(
-        self, terms: Tensor, views: Tensor, pair_subspace: Tensor
+        self, views: Tensor, masks: Tensor, pair_subspace: Tensor, log_var: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """``inv_k`` as ``[K]``, and its mean over the subspaces that have pairs."""
-        subspaces, pairs = terms.shape[0], terms.shape[1:]
+        """Means over the pairs of each subspace ``[K]``, and the whole."""
+        subspaces, pairs = len(masks), (len(views), *views.shape[:2])
         if pair_subspace.shape != pairs:
             raise ValueError(
                 f"pair_subspace must have shape {list(pairs)} to fit views of shape "
@@ -199,7 +201,14 @@ class MASTLoss(nn.Module):
         share = 1.0  # of this process's sum in the mean over processes
         if self.gather_distributed:
             count, share = all_reduce(count), float(world_size())
+        if self.base == "vicreg":
+            # With w_kd / Σ_n w_kd in place of w_kd, sums over pairs are the dimensions' means.
+            compared = count.to(masks.dtype) @ masks.square()
+            masks = masks / compared.clamp_min(1e-30).sqrt()
+        terms = self._pair_terms(views, masks, log_var)
         # A sum of selected terms: one that is not selected may be NaN.
-        sums = terms.where(belongs, 0.0).sum((1, 2, 3))
-        per_subspace = sums * share / count.clamp_min(1)
+        sums = terms.where(belongs, 0.0).sum((1, 2, 3)) * share
+        per_subspace = sums / count.clamp_min(1)
+        if self.base == "vicreg":
+            return per_subspace, sums @ masks.square().mean(1)
         return per_subspace, per_subspace.sum() / (count > 0).sum().clamp_min(1)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mast_ext.augment import GROUPS, AugmentationRecipe, make_policy, sampler
+from mast_ext.augment.parameters import COLUMN, SHAREABLE
 
 EVERYTHING = AugmentationRecipe(blur=0.5, solarize=0.2)
 INDICES = np.arange(200)
@@ -19,6 +20,8 @@ VIEW_COUNTS = [
     ("factorized", {"joint": True, "with_centre": True}, 9),
     ("sampled", {}, 2),
     ("sampled", {"n": 3, "with_centre": True}, 5),
+    ("shared", {}, 2),
+    ("shared", {"shared": ["crop", "hue"], "share": 0.9, "with_centre": True}, 3),
 ]
 
 
@@ -36,7 +39,8 @@ def differing_groups(rows, other):
 def test_plan_has_the_promised_form(name, options, views):
     policy, plan = make(name, **options)
     assert policy.num_views() == views
-    assert policy.subspaces == ("joint", *EVERYTHING.augmentations)
+    names = options.get("shared", ["hue"]) if name == "shared" else EVERYTHING.augmentations
+    assert policy.subspaces == ("joint", *names)
     assert plan.rows.shape == (views, 200, 14) and plan.rows.dtype == torch.float32
     assert plan.pair_subspace.shape == (views, views, 200)
     assert plan.pair_subspace.dtype == torch.int64
@@ -110,7 +114,29 @@ def test_sampled_views_are_of_the_kind_their_pair_says(joint):
     assert joint in (0.0, 1.0) or (plan.pair_subspace[0, 1] != plan.pair_subspace[0, 2]).any()
 
 
-@pytest.mark.parametrize("name", ["composed", "factorized", "sampled"])
+@pytest.mark.parametrize("names", [("hue",), ("crop", "flip", "saturation", "blur")])
+def test_shared_pairs_have_in_common_what_they_say(names):
+    policy, plan = make("shared", shared=names, share=0.6)
+    first, second = plan.rows[:2].numpy()
+    subspace = plan.pair_subspace[0, 1].numpy()
+    assert np.abs((subspace > 0).mean() - 0.6) < 0.12
+    independent = sampler.composed_rows(EVERYTHING, 0, 0, INDICES, SIZES, 1)
+    assert (second[subspace == 0] == independent[subspace == 0]).all()
+    for k, name in enumerate(names, start=1):
+        columns = [COLUMN[column] for column in SHAREABLE[name]]
+        members = subspace == k
+        assert members.sum() > 20
+        assert (first[members][:, columns] == second[members][:, columns]).all()
+        others = np.setdiff1d(np.arange(len(COLUMN)), columns)
+        same = (first[members][:, others] == second[members][:, others]).mean(0)
+        assert same.max() < 0.9
+    # Factors are neutral exactly where the jitter's gate is shut.
+    colors, shut = second[:, GROUPS["color"]][:, 1:], second[:, COLUMN["jitter"]] == 0
+    assert (colors[shut] == [1, 1, 1, 0]).all()
+    assert (colors[~shut] != [1, 1, 1, 0]).all()
+
+
+@pytest.mark.parametrize("name", ["composed", "factorized", "sampled", "shared"])
 def test_centre_view_is_plain_and_in_no_pair(name):
     policy = make_policy(name, EVERYTHING, with_centre=True)
     plan = policy.plan(0, 0, [5, 9], [[32, 32], [20, 40]])
@@ -139,6 +165,11 @@ REFUSED = [
     (lambda: make_policy("sampled", EVERYTHING, joint=1.5), "joint must be a probability"),
     (lambda: make_policy("sampled", NOTHING), "needs a recipe with an augmentation"),
     (lambda: make_policy("factorized", NOTHING), "needs a recipe with an augmentation"),
+    (lambda: make_policy("shared", EVERYTHING, shared=["tint"]), "shared must name crop, .*'tint'"),
+    (lambda: make_policy("shared", EVERYTHING, shared=[]), "different things, at least one"),
+    (lambda: make_policy("shared", EVERYTHING, shared=["hue", "hue"]), "different things"),
+    (lambda: make_policy("shared", NOTHING), "'hue', which the recipe does not change"),
+    (lambda: make_policy("shared", EVERYTHING, share=-0.1), "share must be a probability"),
     (lambda: make("composed")[0].plan(0, 0, [1, 2], [[32, 32]]), r"shapes \[B\] and \[B, 2\]"),
 ]
 

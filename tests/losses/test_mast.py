@@ -33,27 +33,22 @@ def make_inputs(uncertainty, device):
 
 
 def definition(views, pairs, masks, log_var, uncertainty):
-    """Loss and per-subspace invariance, one pair of one image at a time."""
+    """The loss, one pair of one image at a time."""
     weights = masks.square()
-    per_subspace = []
-    for k in range(len(masks)):
-        terms = []
-        for i, j in ((0, 1), (0, 2), (1, 2)):
-            for b in range(views.shape[1]):
-                if pairs[i, j, b] != k:
-                    continue
-                x, y = views[i, b], views[j, b]
-                squared, total = (x - y).square(), weights[k].sum()
-                if uncertainty == "none":
-                    terms.append((weights[k] * squared).sum() / total)
-                elif uncertainty == "subspace":
-                    s = log_var[i, b, k].exp() + log_var[j, b, k].exp()
-                    terms.append(((weights[k] * squared).sum() / total / s + s.log()) / 2)
-                else:
-                    s = log_var[i, b].exp() + log_var[j, b].exp()
-                    terms.append((weights[k] * (squared / s + s.log())).sum() / total / 2)
-        per_subspace.append(torch.stack(terms).mean() if terms else None)
-    invariance = torch.stack([term for term in per_subspace if term is not None]).mean()
+    sums, compared = torch.zeros_like(weights[0]), torch.zeros_like(weights[0])
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        for b in range(views.shape[1]):
+            k = int(pairs[i, j, b])
+            if k < 0:
+                continue
+            term = (views[i, b] - views[j, b]).square()
+            if uncertainty != "none":
+                of = (slice(None),) if uncertainty == "diagonal" else (k,)
+                s = log_var[i, b][of].exp() + log_var[j, b][of].exp()
+                term = (term / s + s.log()) / 2
+            sums = sums + weights[k] * term
+            compared = compared + weights[k]
+    invariance = (sums / compared).mean()
     variance, covariance = reference.variance_covariance(views)
     loss = (
         WEIGHTS["invariance"] * invariance
@@ -61,7 +56,7 @@ def definition(views, pairs, masks, log_var, uncertainty):
         + WEIGHTS["covariance"] * 2 * covariance.mean()
         + WEIGHTS["sparsity"] * masks.mean()
     )
-    return loss, per_subspace
+    return loss
 
 
 @pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
@@ -70,12 +65,9 @@ def test_equals_the_definition(uncertainty, device):
     views, log_var = make_inputs(uncertainty, device)
     pairs = make_pairs(device)
     terms = loss(views, pairs, log_var)
-    want, per_subspace = definition(views, pairs, loss.masks(), log_var, uncertainty)
+    want = definition(views, pairs, loss.masks(), log_var, uncertainty)
     assert_close(terms.loss, want, rtol=1e-5, atol=1e-5)
-    for k, term in enumerate(per_subspace):
-        assert_close(
-            terms.logs[f"invariance/{k}"], torch.zeros_like(want) if term is None else term
-        )
+    assert terms.logs["invariance/2"] == 0  # nothing belongs to it
 
     inputs = [t for t in (views, log_var, loss.masks.logits) if t is not None]
     for mine, truth in zip(
@@ -145,12 +137,13 @@ def test_pair_losses(uncertainty, device):
     views, log_var = make_inputs(uncertainty, device)
     pairs = loss.pair_losses(views, log_var)
     assert pairs.shape == (VIEWS, VIEWS, BATCH)
-    used = torch.full((VIEWS, VIEWS, BATCH), -1, device=device)
-    each = []
-    for k in range(SUBSPACES):
-        used[0, 2] = k
-        each.append(loss(views, used, log_var).logs["invariance"])
-    assert_close(pairs[0, 2].mean(), WEIGHTS["invariance"] * torch.stack(each).mean())
+    masks = loss.masks()
+    if uncertainty == "none":
+        distance = reference.subspace_similarity(views, masks=masks, metric="sqeuclidean")
+        terms = distance / masks.square().sum(1)[:, None, None, None]
+    else:
+        terms = reference.subspace_nll(views, log_var, masks=masks, variance=uncertainty)
+    assert_close(pairs, WEIGHTS["invariance"] * terms.mean(0))
 
 
 @pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
