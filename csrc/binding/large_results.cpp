@@ -1,7 +1,6 @@
 #include "binding/large_results.h"
 
 #include <ATen/ops/from_blob.h>
-#include <c10/util/accumulate.h>
 
 #include <cstddef>
 #include <list>
@@ -104,7 +103,8 @@ KeptBlocks& kept_blocks() {
 at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type) {
   const auto options = like.options().dtype(type);
 #ifdef MAST_EXT_KEEP_BLOCKS
-  const std::int64_t bytes = c10::multiply_integers(shape) * options.dtype().itemsize();
+  std::int64_t bytes = options.dtype().itemsize();
+  for (const std::int64_t size : shape) bytes *= size;
   if (like.is_cpu() && bytes >= kLargeResult) {
     const Block block = kept_blocks().take(bytes);
     return at::from_blob(

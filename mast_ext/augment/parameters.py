@@ -44,8 +44,8 @@ SHAREABLE = {
     "hue": ("jitter", "hue", "grayscale", "solarize"),
     "blur": ("blur", "sigma"),
 }
-"""What two views of an image may have in common, and the columns that have to agree for it: a common
-hue shift is no common hue where one of the views is grey."""
+"""What two views of an image may have in common, and the columns that have to agree for it: equal
+hue shifts are no common hue where one of the views is grey."""
 
 NEUTRAL = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """The row of an image that nothing was done to."""

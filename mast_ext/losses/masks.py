@@ -3,7 +3,7 @@
 "MAST: Masked Augmentation Subspace Training" (Huang et al., ICLR 2023) learns such masks; its
 parameterisation is not public, so the ones here are ours. What matters is the *budget*: a mask that
 may concentrate shrinks to the one or two dimensions that are easiest to make invariant. The
-default gives every subspace and every dimension the same budget.
+default gives every subspace and every dimension the same budget; so do fixed blocks.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-Parameterisation = Literal["balanced", "softmax", "sigmoid", "relu"]
+Parameterisation = Literal["balanced", "softmax", "sigmoid", "relu", "blocks"]
 
 
 class SubspaceMasks(nn.Module):
@@ -30,6 +30,9 @@ class SubspaceMasks(nn.Module):
     * ``sigmoid``: ``m = sigmoid(logits)``, no budget.
     * ``relu``: ``m = relu(logits)``, no budget. It starts positive everywhere; an entry that
       reaches 0 gets no more gradient.
+    * ``blocks``: nothing is learned; each subspace has a block of consecutive dimensions for
+      itself, all of the same size where ``K`` divides ``D`` (else the first ones have one more).
+      The budgets are those of ``balanced``.
 
     Args:
         subspaces: ``K``, at least 1.
@@ -63,6 +66,8 @@ class SubspaceMasks(nn.Module):
                 f"parameterisation must be one of {', '.join(get_args(Parameterisation))}, "
                 f"got {parameterisation!r}"
             )
+        if parameterisation == "blocks" and dim < subspaces:
+            raise ValueError(f"dim must be at least {subspaces}, one per subspace, got {dim}")
         if not spread >= 0:
             raise ValueError(f"spread must not be negative, got {spread}")
         self.subspaces = subspaces
@@ -70,11 +75,24 @@ class SubspaceMasks(nn.Module):
         self.parameterisation = parameterisation
         self.spread = spread
         self.iterations = iterations
+        if parameterisation == "blocks":
+            owner = torch.cat(
+                [
+                    torch.full((len(part),), k)
+                    for k, part in enumerate(torch.arange(dim).tensor_split(subspaces))
+                ]
+            )
+            blocks = (owner == torch.arange(subspaces)[:, None]).float()
+            blocks *= (dim / blocks.sum(1, keepdim=True)).sqrt()
+            self.register_buffer("blocks", blocks, persistent=False)
+            return
         self.logits = nn.Parameter(torch.empty(subspaces, dim))
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the logits anew."""
+        """Draws the logits anew, where there are any."""
+        if self.parameterisation == "blocks":
+            return
         with torch.no_grad():
             self.logits.normal_(std=self.spread, generator=generator)
             if self.parameterisation == "relu":
@@ -82,6 +100,8 @@ class SubspaceMasks(nn.Module):
 
     def forward(self) -> Tensor:
         """The masks ``[K, D]``, non-negative, float32 (float64 for float64 parameters)."""
+        if self.parameterisation == "blocks":
+            return self.blocks.to(torch.promote_types(self.blocks.dtype, torch.float32))
         # Not what `module.half()` made of the parameters: budgets are sums over all dimensions.
         logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
         if self.parameterisation == "balanced":

@@ -139,21 +139,25 @@ class MASTLoss(nn.Module):
         logs.update({f"invariance/{k}": term for k, term in enumerate(per_subspace.detach())})
         return MASTTerms(loss, logs)
 
-    def pair_losses(self, views: Tensor, log_var: Tensor | None = None) -> Tensor:
+    def pair_losses(
+        self, views: Tensor, log_var: Tensor | None = None, *, subspace: int | None = None
+    ) -> Tensor:
         """What the loss says about every pair of views of every image.
 
         Variance, covariance and sparsity belong to the batch, so this is the invariance term
-        alone: the mean over all subspaces, as no pair is assigned to one of them here. On the
-        ``nt_xent`` base the pair of a view with itself counts as one of two equal views.
+        alone. On the ``nt_xent`` base the pair of a view with itself counts as one of two equal
+        views.
 
         Args:
             views: Embeddings ``[V, B, D]``.
             log_var: As in `forward`.
+            subspace: The one that all pairs are compared in; by default the mean over all.
 
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
-        return self.invariance * self._pair_terms(views, self.masks(), log_var).mean(0)
+        terms = self._pair_terms(views, self.masks(), log_var)
+        return self.invariance * (terms.mean(0) if subspace is None else terms[subspace])
 
     def _pair_terms(self, views: Tensor, masks: Tensor, log_var: Tensor | None) -> Tensor:
         """The summands of every ``inv_k``: ``[K, V, V, B]``."""

@@ -2,8 +2,9 @@
 
 After Huang et al., "MAST: Masked Augmentation Subspace Training" (ICLR 2023), whose equations are
 not public: the definition is ours (see `mast_ext.losses.MASTLoss`). Subspace 0 is the joint one,
-of pairs with all augmentations composed; subspace k belongs to the recipe's k-th augmentation and
-to pairs that differ by it alone.
+of pairs whose views were drawn independently; subspace k belongs to pairs that have the k-th shared
+thing in common, which it so learns to keep (or, of the older policies, to pairs that differ by the
+recipe's k-th augmentation alone).
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.augment.policies import JOINT
 from mast_ext.losses import MASTLoss, SubspaceMasks
 from mast_ext.methods.method import GATHER, Method, Subspaces
 from mast_ext.methods.vicreg import VICRegOptions
@@ -25,14 +27,20 @@ class MASTOptions:
 
     Attributes:
         projector: Widths of the projector's layers; the last one is the embedding's dimension.
-        policy: ``sampled``: an anchor and ``partners`` views, each drawn per image: a composed
+        policy: ``shared``: two independent views, which with probability ``share`` have one entry
+            of ``shared`` in common.
+            ``sampled``: an anchor and ``partners`` views, each drawn per image: a composed
             one with probability ``joint``, else one that differs by a single augmentation.
             ``factorized``: an anchor, one view per augmentation that differs by it alone, and one
             composed view if ``joint`` is above 0.
+        shared: What views have in common (``shared``), each of which gets a subspace: ``crop``,
+            ``flip``, ``brightness``, ``contrast``, ``saturation``, ``hue``, ``blur``.
+        share: Probability that the views of an image have something in common (``shared``).
         partners: How many views are compared with the anchor (``sampled``).
         joint: Probability of a composed pair (``sampled``); any number above 0 adds one
             (``factorized``).
-        masks: Parameterisation of the masks; ``balanced`` cannot collapse onto few dimensions.
+        masks: ``blocks`` of dimensions, as many for each subspace, or how the masks are learned:
+            ``balanced`` ones cannot collapse onto few dimensions, the others can.
         base: What keeps the embedding from collapsing: variance and covariance (``vicreg``), or
             the other images of the batch, told apart in every subspace (``nt_xent``).
         uncertainty: Learned variance that discounts ambiguous samples: none, one per subspace,
@@ -46,10 +54,12 @@ class MASTOptions:
     """
 
     projector: tuple[int, ...] = (256, 256, 128)
-    policy: Literal["sampled", "factorized"] = "sampled"
+    policy: Literal["shared", "sampled", "factorized"] = "shared"
+    shared: tuple[str, ...] = ("hue",)
+    share: float = 0.5
     partners: int = 1
     joint: float = 0.5
-    masks: Literal["balanced", "softmax", "sigmoid", "relu"] = "balanced"
+    masks: Literal["blocks", "balanced", "softmax", "sigmoid", "relu"] = "blocks"
     base: Literal["vicreg", "nt_xent"] = "vicreg"
     uncertainty: Literal["none", "subspace", "diagonal"] = "none"
     invariance: float | None = None
@@ -64,7 +74,7 @@ class MAST(Method):
 
     Args:
         num_features: Width of the backbone's features.
-        recipe: The augmentations; each one switched on gets a subspace.
+        recipe: The augmentations; it must vary what is shared.
         options: See `MASTOptions`.
 
     Raises:
@@ -102,6 +112,10 @@ class MAST(Method):
             self.log_variance = LogVarianceHead(num_features, outputs)
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
+        if self.options.policy == "shared":
+            return make_policy(
+                "shared", recipe, shared=self.options.shared, share=self.options.share
+            )
         if self.options.policy == "factorized":
             return make_policy("factorized", recipe, joint=self.options.joint > 0)
         return make_policy("sampled", recipe, n=self.options.partners, joint=self.options.joint)
@@ -116,7 +130,8 @@ class MAST(Method):
         return {"loss": terms.loss, **logs}
 
     def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        return self.loss.pair_losses(self.embed(features), self._log_var(features))
+        # Of independent views, which is what is chosen among: pairs of the joint subspace.
+        return self.loss.pair_losses(self.embed(features), self._log_var(features), subspace=JOINT)
 
     def _log_var(self, features: Tensor) -> Tensor | None:
         return None if self.log_variance is None else self.log_variance(features)

@@ -122,6 +122,24 @@ def test_an_empty_mask_is_reported_as_no_dimensions():
     assert masks.overlap()[0].eq(0).all()
 
 
+@pytest.mark.parametrize("size", [(1, 7), (4, 256), (3, 8)])
+def test_blocks(size):
+    subspaces, dim = size
+    masks = make(*size, "blocks")
+    weights = masks().square()
+    assert (weights > 0).sum(0).eq(1).all() and (weights > 0).sum(1).min() == dim // subspaces
+    assert_close(weights.sum(1), torch.full((subspaces,), float(dim)))
+    assert_close(masks.overlap(), torch.eye(subspaces))
+    assert not list(masks.parameters()) and not masks.state_dict()
+    masks.reset_parameters()
+    assert masks.double()().dtype == torch.float64
+
+
+def test_blocks_need_a_dimension_each():
+    with pytest.raises(ValueError, match="dim must be at least 4, one per subspace, got 3"):
+        SubspaceMasks(4, 3, "blocks")
+
+
 def test_state_returns():
     saved = make(3, 6, "balanced")
     loaded = SubspaceMasks(3, 6, "balanced")

@@ -37,9 +37,12 @@ CASES = [
     ("simsiam", SimSiamOptions(SMALL, 5), RECIPE, 2),
     ("simsiam", SimSiamOptions(SMALL, 5), AugmentationRecipe(size=8, views=3), 3),
     ("mast", MASTOptions(SMALL), RECIPE, 2),
-    ("mast", MASTOptions(SMALL, partners=3, joint=0.2), RECIPE, 4),
+    ("mast", MASTOptions(SMALL, shared=("crop", "hue", "flip")), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, share=0.0), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, policy="sampled", masks="balanced"), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, policy="sampled", partners=3, joint=0.2), RECIPE, 4),
     ("mast", MASTOptions(SMALL, policy="factorized"), RECIPE, 6),
-    ("mast", MASTOptions(SMALL, policy="factorized", joint=0), RECIPE, 5),
+    ("mast", MASTOptions(SMALL, policy="factorized", masks="balanced", joint=0), RECIPE, 5),
     ("mast", MASTOptions(SMALL, masks="softmax", sparsity=1.0), RECIPE, 2),
     ("mast", MASTOptions(SMALL, base="nt_xent"), RECIPE, 2),
     ("mast", MASTOptions(SMALL, base="nt_xent", policy="factorized"), RECIPE, 6),
@@ -70,10 +73,12 @@ REFUSED = [
     ("byol", BYOLOptions(SMALL, 0), RECIPE, "projector widths"),
     ("simsiam", SimSiamOptions(SMALL, 0), RECIPE, "projector widths"),
     ("mast", MASTOptions(SMALL), PLAIN, "at least one augmentation switched on"),
-    ("mast", MASTOptions(SMALL, joint=1.5), RECIPE, "joint"),
+    ("mast", MASTOptions(SMALL), AugmentationRecipe(hue=0.0), "'hue', which the recipe does not"),
+    ("mast", MASTOptions(SMALL, shared=("tint",)), RECIPE, "shared must name crop, .* got 'tint'"),
+    ("mast", MASTOptions(SMALL, policy="sampled", joint=1.5), RECIPE, "joint"),
     ("mast", MASTOptions(SMALL, base="nt_xent", temperature=0.0), RECIPE, "temperature must be"),
     ("mast", MASTOptions(SMALL, base="nt_xent", uncertainty="diagonal"), RECIPE, "uncertainty"),
-    ("mast", MASTOptions(SMALL, partners=0), RECIPE, "n must be"),
+    ("mast", MASTOptions(SMALL, policy="sampled", partners=0), RECIPE, "n must be"),
     ("mast", MASTOptions(SMALL, masks="round"), RECIPE, "parameterisation must be one of"),
 ]
 
@@ -174,15 +179,22 @@ def test_simclr_is_nt_xent_of_all_views(negatives):
     assert torch.allclose(method(features, batch)["loss"], torch.stack(losses).mean())
 
 
-def test_mast_subspaces_and_logs():
-    method = build("mast", MASTOptions(SMALL), RECIPE)
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (MASTOptions(SMALL), ("joint", "hue")),
+        (MASTOptions(SMALL, policy="sampled", masks="balanced"), NAMES),
+    ],
+)
+def test_mast_subspaces_and_logs(options, names):
+    method = build("mast", options, RECIPE)
     features, batch = views_of(method, RECIPE, images=200)
     terms = method(features, batch)
-    assert {f"invariance/{name}" for name in NAMES} <= terms.keys()
-    found = method.subspaces()
-    assert found.names == NAMES
-    assert found.masks.shape == (5, 8) and not found.masks.requires_grad
-    assert found.effective_dimensions.shape == (5,) and found.overlap.shape == (5, 5)
+    assert {f"invariance/{name}" for name in names} <= terms.keys()
+    found, count = method.subspaces(), len(names)
+    assert found.names == names
+    assert found.masks.shape == (count, 8) and not found.masks.requires_grad
+    assert found.effective_dimensions.shape == (count,) and found.overlap.shape == (count, count)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +223,7 @@ def test_mast_reads_only_used_pairs():
 
 
 def test_masks_do_not_decay():
-    method = build("mast", MASTOptions(SMALL), RECIPE)
+    method = build("mast", MASTOptions(SMALL, masks="balanced"), RECIPE)
     names = dict(method.named_parameters())
     assert method.no_weight_decay() == {"loss.masks.logits"}
     assert method.no_weight_decay() <= names.keys()
@@ -222,7 +234,7 @@ def test_masks_do_not_decay():
     ("name", "options", "forwards"),
     [
         ("vicreg", VICRegOptions(SMALL), 2),
-        ("mast", MASTOptions(SMALL, partners=3), 4),
+        ("mast", MASTOptions(SMALL, policy="sampled", partners=3), 4),
         ("moco", MoCoOptions(SMALL), 2),
         ("moco", MoCoOptions(SMALL, symmetric=True), 4),
     ],
@@ -273,6 +285,10 @@ def test_pair_losses_are_the_invariance_terms(name, options):
     method = build(name, options, RECIPE).eval()
     features = torch.randn(3, 10, 6)
     losses, z = method.pair_losses(features), method.embed(features)
+    if name == "mast":  # of independent views, whose pairs are those of the joint subspace
+        joint = (z[0, :, :4] - z[2, :, :4]).square().mean()
+        torch.testing.assert_close(losses[0, 2].mean(), 5 * joint)
+        return
     assert torch.equal(losses, method.loss.pair_losses(z))
     if name == "vicreg":
         torch.testing.assert_close(losses[0, 2].mean(), 5 * (z[0] - z[2]).square().mean())
