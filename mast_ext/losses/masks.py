@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-Parameterisation = Literal["balanced", "softmax", "sigmoid", "relu", "blocks"]
+Parameterisation = Literal["balanced", "softmax", "sigmoid", "relu", "blocks", "ones"]
 
 
 class SubspaceMasks(nn.Module):
@@ -33,6 +33,7 @@ class SubspaceMasks(nn.Module):
     * ``blocks``: nothing is learned; each subspace has a block of consecutive dimensions for
       itself, all of the same size where ``K`` divides ``D`` (else the first ones have one more).
       The budgets are those of ``balanced``.
+    * ``ones``: nothing is learned; every subspace is the whole embedding, as without masks.
 
     Args:
         subspaces: ``K``, at least 1.
@@ -46,6 +47,9 @@ class SubspaceMasks(nn.Module):
     Raises:
         ValueError: A number is out of range or the parameterisation is unknown.
     """
+
+    fixed: Tensor
+    logits: nn.Parameter | None
 
     def __init__(
         self,
@@ -75,23 +79,19 @@ class SubspaceMasks(nn.Module):
         self.parameterisation = parameterisation
         self.spread = spread
         self.iterations = iterations
-        if parameterisation == "blocks":
-            owner = torch.cat(
-                [
-                    torch.full((len(part),), k)
-                    for k, part in enumerate(torch.arange(dim).tensor_split(subspaces))
-                ]
-            )
-            blocks = (owner == torch.arange(subspaces)[:, None]).float()
-            blocks *= (dim / blocks.sum(1, keepdim=True)).sqrt()
-            self.register_buffer("blocks", blocks, persistent=False)
-            return
-        self.logits = nn.Parameter(torch.empty(subspaces, dim))
-        self.reset_parameters(generator)
+        if parameterisation in ("blocks", "ones"):
+            fixed = torch.ones(subspaces, dim)
+            if parameterisation == "blocks":
+                fixed = _blocks(subspaces, dim)
+            self.register_buffer("fixed", fixed, persistent=False)
+            self.register_parameter("logits", None)
+        else:
+            self.logits = nn.Parameter(torch.empty(subspaces, dim))
+            self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the logits anew, where there are any."""
-        if self.parameterisation == "blocks":
+        if self.logits is None:
             return
         with torch.no_grad():
             self.logits.normal_(std=self.spread, generator=generator)
@@ -100,8 +100,8 @@ class SubspaceMasks(nn.Module):
 
     def forward(self) -> Tensor:
         """The masks ``[K, D]``, non-negative, float32 (float64 for float64 parameters)."""
-        if self.parameterisation == "blocks":
-            return self.blocks.to(torch.promote_types(self.blocks.dtype, torch.float32))
+        if self.logits is None:
+            return self.fixed.to(torch.promote_types(self.fixed.dtype, torch.float32))
         # Not what `module.half()` made of the parameters: budgets are sums over all dimensions.
         logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
         if self.parameterisation == "balanced":
@@ -140,3 +140,11 @@ class SubspaceMasks(nn.Module):
         return text + (
             f", iterations={self.iterations}" if self.parameterisation == "balanced" else ""
         )
+
+
+def _blocks(subspaces: int, dim: int) -> Tensor:
+    """Masks of consecutive dimensions, scaled to the budget ``Σ_d w_kd = D``."""
+    masks = torch.zeros(subspaces, dim)
+    for mask, members in zip(masks, torch.arange(dim).tensor_split(subspaces), strict=True):
+        mask[members] = math.sqrt(dim / len(members))
+    return masks

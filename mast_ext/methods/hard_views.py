@@ -118,8 +118,8 @@ class HardViewPolicy(ViewPolicy):
     """Two views by a method's own policy, and further composed views to choose from.
 
     An image whose own two views are a composed pair may be trained on any two: all pairs are of
-    the joint subspace. One whose own two views differ by a single augmentation (MAST) keeps them:
-    a pair of others would say nothing of that augmentation's subspace.
+    the joint subspace. One whose own two views belong to another subspace (MAST) keeps them: a
+    pair of others would say nothing of that one.
 
     Args:
         pair: The method's policy.

@@ -39,8 +39,9 @@ class MASTOptions:
         partners: How many views are compared with the anchor (``sampled``).
         joint: Probability of a composed pair (``sampled``); any number above 0 adds one
             (``factorized``).
-        masks: ``blocks`` of dimensions, as many for each subspace, or how the masks are learned:
-            ``balanced`` ones cannot collapse onto few dimensions, the others can.
+        masks: ``blocks`` of dimensions, as many for each subspace; ``ones``, as without masks; or
+            how masks are learned: ``balanced`` ones cannot collapse onto few dimensions, the
+            others can.
         base: What keeps the embedding from collapsing: variance and covariance (``vicreg``), or
             the other images of the batch, told apart in every subspace (``nt_xent``).
         uncertainty: Learned variance that discounts ambiguous samples: none, one per subspace,
@@ -59,7 +60,7 @@ class MASTOptions:
     share: float = 0.5
     partners: int = 1
     joint: float = 0.5
-    masks: Literal["blocks", "balanced", "softmax", "sigmoid", "relu"] = "blocks"
+    masks: Literal["blocks", "ones", "balanced", "softmax", "sigmoid", "relu"] = "blocks"
     base: Literal["vicreg", "nt_xent"] = "vicreg"
     uncertainty: Literal["none", "subspace", "diagonal"] = "none"
     invariance: float | None = None

@@ -42,7 +42,7 @@ def test_default_run(call, tiny, shapes, tmp_path):
     assert out.splitlines()[-1] == "run directory: runs/mast-shapes-1"
     header = next(line for line in out.splitlines() if "representation" in line)
     assert all(factor in header for factor in FACTORS)
-    for row in ("subspace joint", "subspace crop", "embedding", "untrained", "chance"):
+    for row in ("subspace joint", "subspace hue", "embedding", "untrained", "chance"):
         assert row in out
     assert err.splitlines()[0] == "training mast: 3 steps, 48 image forwards"
     assert "\x1b" not in err  # no progress bar outside of a terminal
@@ -252,7 +252,7 @@ def test_folder(call, tiny, folder, tmp_path):
     assert untrained["accuracy"]["linear probe"]["class"] == 1.0
 
     status, out, _ = call("evaluate", "run")
-    assert status == 0 and "untrained" in out and "subspace crop" in out
+    assert status == 0 and "untrained" in out and "subspace hue" in out
 
 
 def test_folder_without_labels(call, tiny, folder, tmp_path):

@@ -135,6 +135,12 @@ def test_blocks(size):
     assert masks.double()().dtype == torch.float64
 
 
+def test_ones_are_no_masks():
+    masks = make(3, 5, "ones")
+    assert torch.equal(masks(), torch.ones(3, 5))
+    assert not list(masks.parameters()) and not masks.state_dict()
+
+
 def test_blocks_need_a_dimension_each():
     with pytest.raises(ValueError, match="dim must be at least 4, one per subspace, got 3"):
         SubspaceMasks(4, 3, "blocks")

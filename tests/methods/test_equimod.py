@@ -170,7 +170,7 @@ def test_one_batch_to_batch_norm():
 
 
 def test_delegates_to_its_base():
-    method = build("mast", MASTOptions((12, 8)))
+    method = build("mast", MASTOptions((12, 8), masks="balanced"))
     assert method.name == "mast+equimod"
     features = torch.randn(4, FEATURES)
     assert torch.equal(method.eval().embed(features), method.base.embed(features))

@@ -56,7 +56,13 @@ OPTIONS_REFUSED = [
 REFUSED = [
     ("simclr", None, replace(RECIPE, views=3), {}, "trains on two views of an image, got 3"),
     ("mast", MASTOptions(SMALL, policy="factorized"), RECIPE, {}, "two views of an image, got 6"),
-    ("mast", MASTOptions(SMALL, partners=2), RECIPE, {}, "two views of an image, got 3"),
+    (
+        "mast",
+        MASTOptions(SMALL, policy="sampled", partners=2),
+        RECIPE,
+        {},
+        "two views of an image, got 3",
+    ),
     ("simclr", None, RECIPE, {"scorer": "teacher"}, "scorer teacher: simclr has no teacher"),
     ("simclr", None, RECIPE, {"size": 9}, "at most the views' 8 pixels, got 9"),
     ("simclr", None, RECIPE, {"candidates": "some"}, "candidates must be"),
@@ -133,9 +139,8 @@ def brute_force(method, features, targets):
             normal = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True, unbiased=False)
             scores[i, j] = (normal[i] - normal[j]).square().sum(1)
         elif name == "mast":
-            masks = method.loss.masks()
-            squares = (masks[:, None] * (z[i] - z[j])).square().sum(-1)
-            scores[i, j] = (squares / masks.square().sum(1, keepdim=True)).mean(0)
+            joint = method.loss.masks()[0]
+            scores[i, j] = (joint * (z[i] - z[j])).square().sum(-1) / joint.square().sum()
         else:
             other = z.detach() if name == "simsiam" else targets
             p = method.predictor(z.flatten(0, 1)).view_as(z)
@@ -190,7 +195,7 @@ def test_first_views_are_those_of_plain_training(name, equimod):
     assert backbone.seen == [] and all(value.isnan() for value in logs.values())
 
 
-def test_mast_keeps_pairs_of_one_augmentation():
+def test_mast_keeps_pairs_that_share():
     hard_views, *networks = build("mast")
     batch = batch_of(hard_views)
     own = batch.pair_subspace[0, 1]

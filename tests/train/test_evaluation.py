@@ -70,7 +70,7 @@ def test_rows(images, backbone):
     method = MAST(16, RECIPE, MASTOptions((8, 8)))
     config = EvaluationConfig(neighbours=(5,))
     rows = evaluate("mast", backbone, images, RECIPE, config, method=method)
-    parts = ["backbone", "embedding", *(f"subspace {n}" for n in ("joint", *RECIPE.augmentations))]
+    parts = ["backbone", "embedding", "subspace joint", "subspace hue"]
     assert [row.part for row in rows] == parts
     assert protocols(rows) == [LINEAR, "k-NN 5"]
     for row in rows:
@@ -88,7 +88,7 @@ def test_mean_colour_tells_hue_and_not_rotation(images):
 
 
 def test_subspaces_are_probed_on_their_own_dimensions(images, backbone):
-    method = MAST(16, RECIPE, MASTOptions((8, 8), masks="sigmoid"))
+    method = MAST(16, RECIPE, MASTOptions((8, 8), policy="sampled", masks="sigmoid"))
     with torch.no_grad():
         method.loss.masks.logits.fill_(-200.0)
         method.loss.masks.logits[0] = 0.0  # joint: all dimensions alike
