@@ -54,7 +54,7 @@ class MASTOptions:
         sparsity: Weight of the masks' mean (L1).
     """
 
-    projector: tuple[int, ...] = (256, 256, 128)
+    projector: tuple[int, ...] = (256, 256, 256)
     policy: Literal["shared", "sampled", "factorized"] = "shared"
     shared: tuple[str, ...] = ("hue",)
     share: float = 0.5
