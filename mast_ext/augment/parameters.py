@@ -38,6 +38,7 @@ GROUPS = {
 SHAREABLE = {
     "crop": ("y", "x", "h", "w"),
     "flip": ("flip",),
+    "geometry": ("y", "x", "h", "w", "flip"),
     "brightness": ("jitter", "brightness", "solarize"),
     "contrast": ("jitter", "contrast", "solarize"),
     "saturation": ("jitter", "saturation", "grayscale", "solarize"),

@@ -100,7 +100,10 @@ class AugmentationRecipe:
         return tuple(name for name in AUGMENTATIONS if on[name])
 
     def varies(self, name: str) -> bool:
-        """Whether views differ by an augmentation, or by one factor of the colour jitter."""
+        """Whether views differ by an augmentation, by one factor of the colour jitter, or by their
+        ``geometry`` (crop or flip)."""
+        if name == "geometry":
+            return self.varies("crop") or self.varies("flip")
         if name in ("brightness", "contrast", "saturation", "hue"):
             return self.jitter > 0 and getattr(self, name) > 0
         return name in self.augmentations

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mast_ext.methods import Subspaces
-from mast_ext.train.evaluation import Row, protocols
+from mast_ext.train.evaluation import LINEAR, Row, protocols
 from mast_ext.train.run_directory import write_text
 
 STYLE = """
@@ -111,6 +111,9 @@ def write_report(
     if subspaces is not None:
         pictures["masks"] = draw_masks(subspaces)
         pictures["overlap"] = draw_overlap(subspaces)
+        probed = grids(rows, [LINEAR])
+        if probed and len(probed[0][1]) > 3:
+            pictures["probes"] = draw_probes(*probed[0])
     if any(curves.values()):
         pictures["loss"] = draw_losses(curves)
     gains = {name: gain_columns(columns) for name, columns in curves.items()}
@@ -183,6 +186,22 @@ def draw_overlap(subspaces: Subspaces) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.set_title("overlap of subspaces")
     figure.colorbar(image)
+    return figure
+
+
+def draw_probes(title: str, heads: Sequence[str], body: Sequence[list]) -> Figure:
+    """One of `grids`' tables of several factors as a picture: what each representation knows."""
+    scores = np.array([[np.nan if cell is None else cell for cell in row[2:]] for row in body])
+    size = (2.5 + 1.1 * len(heads[2:]), 1.2 + 0.4 * len(body))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(scores, aspect="auto", vmin=0, vmax=1)
+    for (i, j), value in np.ndenumerate(scores):
+        colour = "black" if value > 0.5 else "white"
+        axes.text(j, i, _percent(value), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(heads) - 2), heads[2:])
+    axes.set_yticks(range(len(body)), [" ".join(row[:2]) for row in body])
+    axes.set_title(title)
     return figure
 
 

@@ -21,7 +21,7 @@ VIEW_COUNTS = [
     ("sampled", {}, 2),
     ("sampled", {"n": 3, "with_centre": True}, 5),
     ("shared", {}, 2),
-    ("shared", {"shared": ["crop", "hue"], "share": 0.9, "with_centre": True}, 3),
+    ("shared", {"shared": ["geometry", "hue"], "share": 0.9, "with_centre": True}, 3),
 ]
 
 
@@ -114,7 +114,7 @@ def test_sampled_views_are_of_the_kind_their_pair_says(joint):
     assert joint in (0.0, 1.0) or (plan.pair_subspace[0, 1] != plan.pair_subspace[0, 2]).any()
 
 
-@pytest.mark.parametrize("names", [("hue",), ("crop", "flip", "saturation", "blur")])
+@pytest.mark.parametrize("names", [("hue",), ("geometry", "flip", "saturation", "blur")])
 def test_shared_pairs_have_in_common_what_they_say(names):
     policy, plan = make("shared", shared=names, share=0.6)
     first, second = plan.rows[:2].numpy()

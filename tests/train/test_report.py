@@ -62,13 +62,14 @@ def test_html_is_self_contained_and_escaped(report):
     page = report.read_text()
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 5
-    assert re.findall(r'src="([^"]{22})', page) == ["data:image/png;base64,"] * 3
+    assert re.findall(r'src="([^"]{22})', page) == ["data:image/png;base64,"] * 4
     assert "http" not in page
 
 
 def test_report_files(report):
     names = sorted(path.name for path in report.parent.iterdir())
-    assert names == ["loss.png", "masks.png", "overlap.png", "report.html", "results.json"]
+    pictures = ["loss.png", "masks.png", "overlap.png", "probes.png"]
+    assert names == [*pictures, "report.html", "results.json"]
     found = json.loads((report.parent / "results.json").read_text())
     assert found["rows"][1]["accuracy"] == {LINEAR: {"hue": 0.125, NASTY: 1.0}}
     assert found["subspaces"]["effective_dimensions"] == [4.0, 5.0]
