@@ -34,7 +34,8 @@ class MASTOptions:
             ``factorized``: an anchor, one view per augmentation that differs by it alone, and one
             composed view if ``joint`` is above 0.
         shared: What views have in common (``shared``), each of which gets a subspace: ``crop``,
-            ``flip``, ``geometry`` (both), ``brightness``, ``contrast``, ``saturation``, ``hue``, ``blur``.
+            ``flip``, ``geometry`` (both), ``brightness``, ``contrast``, ``saturation``, ``hue``,
+            ``blur``.
         share: Probability that the views of an image have something in common (``shared``).
         partners: How many views are compared with the anchor (``sampled``).
         joint: Probability of a composed pair (``sampled``); any number above 0 adds one
