@@ -244,7 +244,9 @@ class SharedPolicy(ViewPolicy):
     Args:
         recipe: What may be done to a view.
         shared: Names in `parameters.SHAREABLE`, each once; the recipe must vary all of them.
-        share: Probability that the views of an image share anything, in ``[0, 1]``.
+        share: Probability that the views of an image share one of these, in ``[0, 1]``.
+        aligned: Probability that the views of an image which do not are crops of one place, flipped
+            alike, in ``[0, 1]``. They stay a pair of the joint subspace: an easier one.
         with_centre: Append the plain centre view.
     """
 
@@ -254,6 +256,7 @@ class SharedPolicy(ViewPolicy):
         *,
         shared: Sequence[str] = ("hue",),
         share: float = 0.5,
+        aligned: float = 0.0,
         with_centre: bool = False,
     ) -> None:
         super().__init__(recipe, with_centre=with_centre)
@@ -266,6 +269,7 @@ class SharedPolicy(ViewPolicy):
             raise ValueError(f"shared must name different things, at least one, got {shared}")
         self.shared = tuple(shared)
         self.share = check_number("share", share, 0, 1, "a probability in [0, 1]")
+        self.aligned = check_number("aligned", aligned, 0, 1, "a probability in [0, 1]")
 
     @property
     def subspaces(self) -> tuple[str, ...]:
@@ -281,6 +285,9 @@ class SharedPolicy(ViewPolicy):
         u = draw.choice(1)
         drawn = 1 + np.floor(u[:, 1] * len(self.shared)).astype(np.int64)
         subspace = np.where(u[:, 0] < self.share, drawn, JOINT)
+        aligned = (subspace == JOINT) & (u[:, 1] < self.aligned)
+        for group in (GROUPS["crop"], GROUPS["flip"]):
+            second[aligned, group] = first[aligned, group]
         for k, name in enumerate(self.shared, start=1):
             columns = [COLUMN[column] for column in SHAREABLE[name]]
             members = subspace == k

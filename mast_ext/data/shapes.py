@@ -30,8 +30,12 @@ CLASSES: dict[str, list[str]] = {
 IMAGES = {"train": 8192, "test": 2048}
 """Number of images in each split."""
 
-_RADII = (0.16, 0.21, 0.27)  # of the shape, relative to the image's side
-_OFFSET = 0.19  # of a quadrant's centre from the image's
+RADII = (0.16, 0.21, 0.27)
+"""Radius of the shape by the class of its size, relative to the image's side."""
+
+OFFSET = 0.19
+"""Of a quadrant's centre from the image's, along either axis, relative to the side."""
+
 _STRIPES, _CHECKS = 0.14, 0.2  # periods of the textures, relative to the image's side
 _CHUNK = 256  # images rendered at a time, so that intermediates stay in the cache
 
@@ -109,9 +113,9 @@ class _Draw:
 def _render(labels: dict[str, NDArray[np.int64]], draw: _Draw, size: int) -> NDArray[np.uint8]:
     """Images ``[N, 3, size, size]`` uint8. Lengths are relative to the image's side."""
     right, below = labels["position"] % 2, labels["position"] // 2
-    centre_x = 0.5 + _OFFSET * (2 * right - 1) + draw.uniform(-0.05, 0.05)
-    centre_y = 0.5 + _OFFSET * (2 * below - 1) + draw.uniform(-0.05, 0.05)
-    radius = np.take(_RADII, labels["size"]) * draw.uniform(0.95, 1.05)
+    centre_x = 0.5 + OFFSET * (2 * right - 1) + draw.uniform(-0.05, 0.05)
+    centre_y = 0.5 + OFFSET * (2 * below - 1) + draw.uniform(-0.05, 0.05)
+    radius = np.take(RADII, labels["size"]) * draw.uniform(0.95, 1.05)
     angle = labels["rotation"] * (math.pi / 2) + draw.uniform(-0.2, 0.2)
     hue = labels["hue"] / len(CLASSES["hue"]) + draw.uniform(-0.02, 0.02)
     color = _hsv_to_rgb(hue % 1, draw.uniform(0.65, 1.0), draw.uniform(0.65, 1.0))

@@ -37,6 +37,8 @@ class MASTOptions:
             ``flip``, ``geometry`` (both), ``brightness``, ``contrast``, ``saturation``, ``hue``,
             ``blur``.
         share: Probability that the views of an image have something in common (``shared``).
+        aligned: Probability that the views of an image which have nothing of it in common are crops
+            of one place, flipped alike (``shared``).
         partners: How many views are compared with the anchor (``sampled``).
         joint: Probability of a composed pair (``sampled``); any number above 0 adds one
             (``factorized``).
@@ -59,6 +61,7 @@ class MASTOptions:
     policy: Literal["shared", "sampled", "factorized"] = "shared"
     shared: tuple[str, ...] = ("hue",)
     share: float = 0.5
+    aligned: float = 0.5
     partners: int = 1
     joint: float = 0.5
     masks: Literal["blocks", "ones", "balanced", "softmax", "sigmoid", "relu"] = "blocks"
@@ -115,8 +118,13 @@ class MAST(Method):
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
         if self.options.policy == "shared":
+            options = self.options
             return make_policy(
-                "shared", recipe, shared=self.options.shared, share=self.options.share
+                "shared",
+                recipe,
+                shared=options.shared,
+                share=options.share,
+                aligned=options.aligned,
             )
         if self.options.policy == "factorized":
             return make_policy("factorized", recipe, joint=self.options.joint > 0)

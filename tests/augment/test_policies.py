@@ -136,6 +136,20 @@ def test_shared_pairs_have_in_common_what_they_say(names):
     assert (colors[~shut] != [1, 1, 1, 0]).all()
 
 
+def test_aligned_pairs_have_one_geometry_and_stay_joint():
+    _, plan = make("shared", share=0.5, aligned=0.5)
+    first, second = plan.rows[:2].numpy()
+    where = np.r_[GROUPS["crop"], GROUPS["flip"]]
+    aligned = (first[:, where] == second[:, where]).all(1)
+    joint = plan.pair_subspace[0, 1].numpy() == 0
+    assert not (aligned & ~joint).any()
+    assert np.abs(aligned[joint].mean() - 0.5) < 0.15
+    independent = sampler.composed_rows(EVERYTHING, 0, 0, INDICES, SIZES, 1)
+    assert (second[joint & ~aligned] == independent[joint & ~aligned]).all()
+    colors = slice(GROUPS["color"].start, None)
+    assert (second[aligned, colors] == independent[aligned, colors]).all()
+
+
 @pytest.mark.parametrize("name", ["composed", "factorized", "sampled", "shared"])
 def test_centre_view_is_plain_and_in_no_pair(name):
     policy = make_policy(name, EVERYTHING, with_centre=True)
@@ -170,6 +184,7 @@ REFUSED = [
     (lambda: make_policy("shared", EVERYTHING, shared=["hue", "hue"]), "different things"),
     (lambda: make_policy("shared", NOTHING), "'hue', which the recipe does not change"),
     (lambda: make_policy("shared", EVERYTHING, share=-0.1), "share must be a probability"),
+    (lambda: make_policy("shared", EVERYTHING, aligned=1.1), "aligned must be a probability"),
     (lambda: make("composed")[0].plan(0, 0, [1, 2], [[32, 32]]), r"shapes \[B\] and \[B, 2\]"),
 ]
 

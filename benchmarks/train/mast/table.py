@@ -26,7 +26,7 @@ VARIANTS: dict[str, list[str]] = {
     "VICReg": ["--method=vicreg"],
     "SimCLR": ["--method=simclr"],
     "MAST": ["--method=mast"],
-    "shared hue, no masks": ["--method=mast", "--mast.masks=ones"],
+    "MAST without masks": ["--method=mast", "--mast.masks=ones"],
 }
 """What is trained, by its name in the table; the last ones are MAST with something taken away."""
 

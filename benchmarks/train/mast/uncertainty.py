@@ -1,0 +1,96 @@
+"""Whether MAST's uncertainty knows ambiguous views: rank correlations on `shapes`.
+
+    mast-ext pretrain --mast.uncertainty subspace --baseline none --out runs/uncertain
+    python benchmarks/train/mast/uncertainty.py runs/uncertain
+
+Every test image is augmented once; Spearman's correlation of its log-variance in every subspace
+with the crop's area, with how much of the object's square the crop shows (`shapes` knows where
+the object is), and with how far its colours were changed; and the difference that grey makes.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mast_ext.augment import AugmentationParameters, sampler
+from mast_ext.augment.torchvision import render
+from mast_ext.cli.pretrain import load_config
+from mast_ext.data import ShapesSource
+from mast_ext.data.shapes import OFFSET, RADII
+from mast_ext.train.restore import restore_checkpoint
+
+SEED, BATCH = 1234, 512
+
+
+def visible(box: np.ndarray, labels: dict[str, np.ndarray]) -> np.ndarray:
+    """Share of the square around the object that lies in the crop, ``[N]``."""
+    radius = np.take(RADII, labels["size"])
+    share = np.ones(len(box))
+    for start, extent, side in ((0, 2, labels["position"] // 2), (1, 3, labels["position"] % 2)):
+        centre = 0.5 + OFFSET * (2 * side - 1)
+        low = np.maximum(box[:, start], centre - radius)
+        high = np.minimum(box[:, start] + box[:, extent], centre + radius)
+        share *= np.clip((high - low) / (2 * radius), 0, 1)
+    return share
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation of mean ranks."""
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+@torch.inference_mode()
+def log_variances(run: Path, rows: np.ndarray, source: ShapesSource) -> tuple[Tensor, tuple]:
+    """``[N, K]`` of one augmented view of every image, and the subspaces' names."""
+    config = load_config(run)
+    restored = restore_checkpoint(run / "checkpoints" / "last.ckpt", config)
+    method = restored.method
+    if getattr(method, "log_variance", None) is None:
+        raise SystemExit(f"{run} was trained without uncertainty")
+    restored.backbone.eval(), method.eval()
+    assert source.stacked is not None
+    views = render(source.stacked, torch.from_numpy(rows)[None], config.augment)[0]
+    found = [method.log_variance(restored.backbone(part)) for part in views.split(BATCH)]
+    return torch.cat(found), method.subspace_names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="A run of mast with mast.uncertainty.")
+    values = parser.parse_args()
+    config, source = load_config(values.run), ShapesSource("test")
+    indices = np.arange(len(source))
+    rows = sampler.composed_rows(config.augment, SEED, 0, indices, source.sizes, 0)
+    log_var, names = log_variances(values.run, rows, source)
+
+    parameters = AugmentationParameters(torch.from_numpy(rows)[None])
+    crop = parameters.group("crop")[0].numpy()
+    grey = parameters.column("grayscale")[0].numpy() > 0
+    standard = parameters.standardised(config.augment)[0, :, 6:10].numpy()
+    truths = {
+        "crop's area": crop[:, 2] * crop[:, 3],
+        "object visible": visible(crop, source.labels),
+        "colour change": np.linalg.norm(standard, axis=1),
+    }
+    print("| subspace | mean | deviation | " + " | ".join(truths) + " | grey − coloured |")
+    print("|---" * (4 + len(truths)) + "|")
+    for name, column in zip(names, log_var.double().numpy().T, strict=True):
+        cells = [f"{column.mean():.2f}", f"{column.std():.2f}"]
+        cells += [f"{spearman(column, truth):+.2f}" for truth in truths.values()]
+        print(
+            f"| {name} | "
+            + " | ".join([*cells, f"{column[grey].mean() - column[~grey].mean():+.2f}"])
+            + " |"
+        )
+
+
+if __name__ == "__main__":
+    main()
