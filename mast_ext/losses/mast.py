@@ -52,10 +52,15 @@ class MASTLoss(nn.Module):
       batch's rows of both views as negatives. They keep every subspace from collapsing, so that
       variance and covariance are left out. A subspace without pairs is left out of the mean.
 
-    This is our definition: the paper's equations are not public.
+    This is our definition: the paper's equations are not public. The program's is this one with
+    masks in ``blocks``, a joint subspace for independent views and one for every augmentation that
+    the views of some images share (:class:`mast_ext.augment.SharedPolicy`), which that subspace so
+    learns to keep. It departs from the paper in that these masks are not learned: learned ones ran
+    to where invariance is cheap, onto few dimensions or to zero. Sharing a whole colour jitter
+    instead of its hue shift kept no hue; a subspace for geometry crowded the hue out of its own.
 
     Args:
-        masks: The learned masks ``[K, D]``, a submodule of the loss.
+        masks: The masks ``[K, D]``, a submodule of the loss.
         base: ``"vicreg"`` or ``"nt_xent"``.
         invariance: Weight of the pair terms; 25 on ``vicreg`` and 1 on ``nt_xent`` by default.
         variance: Weight of the hinge on every dimension's standard deviation (``vicreg``).
