@@ -118,12 +118,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_cross_entropy(
         parallel_rows(
             p.shares.count(), in.stretch_cost(p.shares) * p.shares.group,
             [&](auto begin, auto end) { kernels::prototype_cross_entropy_cpu(p, begin, end); });
-        parallel_rows(B, 8 * p.shares.stretches * (S + T + T * S), [&](auto begin, auto end) {
+        parallel_rows(B, p.shares.stretches * (S + T + T * S), [&](auto begin, auto end) {
           kernels::prototype_cross_entropy_merge_cpu(p, begin, end);
         });
         if (!with_mean) return;
-        parallel_rows(C, p.shares.groups,
-                      [&](auto begin, auto end) { kernels::prototype_mean_cpu(p, begin, end); });
+        constexpr std::int64_t kColumns = 1024, kLanes = 16;  // sums take a step per vector
+        parallel_rows((C + kColumns - 1) / kColumns, kColumns / kLanes * p.shares.groups,
+                      [&](auto begin, auto end) {
+                        kernels::prototype_mean_cpu(p, begin * kColumns,
+                                                    std::min(end * kColumns, C));
+                      });
       },
       [&](auto stream) {
         return kernels::prototype_cross_entropy_cuda(
