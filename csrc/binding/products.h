@@ -54,7 +54,8 @@ inline void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tenso
     }
     kernels::product_cpu(part);
   };
-  parallel_rows((length + unit - 1) / unit, unit * depth * (by_rows ? columns : rows) / 16, share);
+  parallel_rows((length + unit - 1) / unit, unit * depth * (by_rows ? columns : rows) / 16, share,
+                /*turns=*/1);
 }
 
 }  // namespace mast_ext

@@ -45,18 +45,20 @@ void run_on([[maybe_unused]] const at::Tensor& tensor, Cpu&& cpu, [[maybe_unused
 }
 #endif
 
-// Shares [0, rows) out over torch's threads as body(begin, end), each taking the next rows when it
-// is done: a thread that wakes late, or whose core another program uses, has fewer of them.
-// `row_cost` is about how many scalar steps a row takes; little work stays on the calling thread.
+// Shares [0, rows) out over torch's threads as body(begin, end). `row_cost` is about how many
+// scalar steps a row takes; little work stays on the calling thread. A thread takes the next rows
+// when it is done, in about `turns` turns: one that wakes late, or whose core another program uses,
+// has fewer of them. One turn each is for a body that begins with work of its own.
 template <typename Body>
-void parallel_rows(std::int64_t rows, std::int64_t row_cost, const Body& body) {
+void parallel_rows(std::int64_t rows, std::int64_t row_cost, const Body& body,
+                   std::int64_t turns = 16) {
   constexpr std::int64_t kWorthAThread = 1 << 15;  // as ATen's own grain size
-  constexpr std::int64_t kTurns = 16;
   const std::int64_t grain = 1 + kWorthAThread / (1 + row_cost), threads = at::get_num_threads();
   if (rows <= grain || threads == 1 || at::in_parallel_region()) return body(0, rows);
-  const std::int64_t turn = std::max(grain, rows / (kTurns * threads));
+  const auto parts = [rows](std::int64_t part) { return (rows + part - 1) / part; };
+  const std::int64_t turn = std::max(grain, parts(turns * threads));
   std::atomic<std::int64_t> next = 0;
-  at::parallel_for(0, std::min(threads, (rows + turn - 1) / turn), 1, [&](auto, auto) {
+  at::parallel_for(0, std::min(threads, parts(turn)), 1, [&](auto, auto) {
     for (std::int64_t begin; (begin = next.fetch_add(turn)) < rows;) {
       body(begin, std::min(begin + turn, rows));
     }

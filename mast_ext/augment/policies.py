@@ -286,14 +286,13 @@ class SharedPolicy(ViewPolicy):
         drawn = 1 + np.floor(u[:, 1] * len(self.shared)).astype(np.int64)
         subspace = np.where(u[:, 0] < self.share, drawn, JOINT)
         aligned = (subspace == JOINT) & (u[:, 1] < self.aligned)
-        for group in (GROUPS["crop"], GROUPS["flip"]):
-            second[aligned, group] = first[aligned, group]
-        for k, name in enumerate(self.shared, start=1):
-            columns = [COLUMN[column] for column in SHAREABLE[name]]
-            members = subspace == k
+        sharing = [("geometry", aligned)]
+        sharing += [(name, subspace == k) for k, name in enumerate(self.shared, start=1)]
+        for name, members in sharing:
             if "jitter" in SHAREABLE[name]:
                 second[members] = jittered[members]
-            second[np.ix_(members, columns)] = first[np.ix_(members, columns)]
+            where = np.ix_(members, [COLUMN[column] for column in SHAREABLE[name]])
+            second[where] = first[where]
         return [first, second], {(0, 1): subspace}
 
 
