@@ -3,6 +3,9 @@
 * Every contestant gets the same random tensors, and must agree with the first on the result.
 * Contestants are timed in turn, round by round, so that a drift of the machine hits all of them;
   medians are quoted, and ratios of medians of one run.
+* On the CPU: a turn is one call that is not timed and one that is. The first pays for what the
+  contestant before did: a core that idled, or memory that went back to the system, takes
+  milliseconds to be had again, most of all on a virtual machine.
 * On a GPU: CUDA events around one call, after a sweep over a buffer larger than the L2 cache.
 * Memory: the most that is held beyond the inputs. On a GPU by the allocator; on the CPU by the peak
   resident memory of a process of its own (peak_memory.py).
@@ -109,6 +112,7 @@ class Clock:
 
     def __call__(self, step: Callable[[], object]) -> float:
         if self.sweep is None:
+            step()
             begin = time.perf_counter()
             step()
             return (time.perf_counter() - begin) * 1e3

@@ -1,6 +1,6 @@
 """Stateless entry points; the canonical public API."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -258,6 +258,7 @@ def prototype_cross_entropy(
     student_temperature: float,
     teacher_temperature: float,
     center: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     r"""Cross-entropy of every teacher view with every student view of the same image.
 
@@ -271,6 +272,11 @@ def prototype_cross_entropy(
     largest, so that ±1e4 cost no digits. For iBOT the masked tokens are the axis ``B``, with one
     view of each; a Sinkhorn-Knopp teacher is a ``center``.
 
+    With ``weights`` the result is their sum with the cross-entropies. Their gradient being known
+    then, the CPU takes it in the same pass, where autograd wants it: the backward has nothing left
+    to do if the result is itself what is differentiated, and scales it otherwise (not under
+    torch.compile, nor for fewer than 16 images, where there are two passes as ever).
+
     Args:
         student: Raw logits ``[S, B, C]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
         teacher: Raw logits ``[T, B, C]``, dtype and device of ``student``. Gets no gradient.
@@ -278,9 +284,12 @@ def prototype_cross_entropy(
         teacher_temperature: Positive.
         center: ``[C]``, taken off the teacher's logits, float32 (float64 beside float64 logits).
             Gets no gradient. ``None``: nothing is taken off.
+        weights: ``[T, S, B]``, or what broadcasts to it. A weight of 0 leaves its pair out, whose
+            cross-entropy may be infinite. Gets no gradient.
 
     Returns:
-        ``[T, S, B]`` in float32 (float64 for float64 inputs), differentiable once in ``student``.
+        ``[T, S, B]``, or a scalar with ``weights``, in float32 (float64 for float64 inputs),
+        differentiable once in ``student``.
         A NaN or ``+inf`` makes those results NaN that its row is part of. A logit of ``-inf`` has
         probability 0: fine in a teacher, while a student's gives ``+inf`` where the teacher's
         probability is positive and NaN (``0·∞``) where it is 0.
@@ -290,13 +299,14 @@ def prototype_cross_entropy(
             temperature is not positive and finite.
         TypeError: A dtype is not supported or differs from that of ``student``.
     """
-    return ops.prototype_cross_entropy.op(
+    return _prototype_cross_entropy(
         student,
-        teacher.detach(),
-        None if center is None else center.detach(),
+        teacher,
         student_temperature,
         teacher_temperature,
-        False,
+        center,
+        weights,
+        with_mean=False,
     )[0]
 
 
@@ -307,22 +317,64 @@ def prototype_cross_entropy_with_mean(
     student_temperature: float,
     teacher_temperature: float,
     center: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`prototype_cross_entropy`, and the teacher's mean logits from the same read.
 
     Returns:
-        The cross-entropies ``[T, S, B]``, the same bits as without the mean, and ``[C]``: the raw
-        teacher logits' mean over views and images (what a center's moving average is of), in
-        float32 (float64 for float64 inputs), NaN where ``B = 0``. It has no gradient.
+        What that function gives, the same bits as without the mean, and ``[C]``: the raw teacher
+        logits' mean over views and images (what a center's moving average is of), in float32
+        (float64 for float64 inputs), NaN where ``B = 0``. It has no gradient.
     """
-    return ops.prototype_cross_entropy.op(
+    return _prototype_cross_entropy(
         student,
-        teacher.detach(),
-        None if center is None else center.detach(),
+        teacher,
         student_temperature,
         teacher_temperature,
-        True,
-    )[:2]
+        center,
+        weights,
+        with_mean=True,
+    )
+
+
+def _prototype_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    center: Tensor | None,
+    weights: Tensor | None,
+    *,
+    with_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    given = student, teacher.detach(), None if center is None else center.detach()
+    options = student_temperature, teacher_temperature, with_mean
+    if (
+        weights is not None
+        and student.requires_grad
+        and torch.is_grad_enabled()
+        and student.device.type == "cpu"
+        and student.ndim == teacher.ndim == 3
+        and student.shape[1] >= ops.prototype_cross_entropy.WEIGHTED_IMAGES
+        and not torch.compiler.is_compiling()
+    ):
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        weights = _pair_weights(weights, (len(teacher), *student.shape[:2]), dtype)
+        return ops.prototype_cross_entropy.weighted_op(*given, weights, *options)[:2]
+    ce, mean = ops.prototype_cross_entropy.op(*given, *options)[:2]
+    if weights is not None:
+        weights = _pair_weights(weights, ce.shape, ce.dtype)
+        ce = (ce * weights).masked_fill(weights == 0, 0.0).sum()
+    return ce, mean
+
+
+def _pair_weights(weights: Tensor, pairs: Sequence[int], dtype: torch.dtype) -> Tensor:
+    try:
+        return weights.detach().expand(*pairs).to(dtype)
+    except RuntimeError:
+        raise ValueError(
+            f"weights must have shape {list(pairs)} or broadcast to it, got {list(weights.shape)}"
+        ) from None
 
 
 def prototype_column_logsumexp(

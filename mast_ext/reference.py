@@ -141,12 +141,16 @@ def prototype_cross_entropy(
     student_temperature: float,
     teacher_temperature: float,
     center: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """See :func:`mast_ext.functional.prototype_cross_entropy`."""
     centred = teacher if center is None else teacher - center.to(teacher)
     target = (centred / teacher_temperature).softmax(-1).detach()
     log_probability = (student / student_temperature).log_softmax(-1)
-    return -(target[:, None] * log_probability[None]).sum(-1)
+    cross_entropy = -(target[:, None] * log_probability[None]).sum(-1)
+    if weights is None:
+        return cross_entropy
+    return (cross_entropy * weights).where(weights != 0, 0.0).sum()
 
 
 def prototype_cross_entropy_with_mean(
@@ -156,6 +160,7 @@ def prototype_cross_entropy_with_mean(
     student_temperature: float,
     teacher_temperature: float,
     center: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mast_ext.functional.prototype_cross_entropy_with_mean`."""
     cross_entropy = prototype_cross_entropy(
@@ -164,6 +169,7 @@ def prototype_cross_entropy_with_mean(
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
         center=center,
+        weights=weights,
     )
     accumulation = torch.promote_types(teacher.dtype, torch.float32)
     return cross_entropy, teacher.detach().to(accumulation).mean((0, 1))

@@ -27,33 +27,43 @@ def make_inputs(teachers, students, batch, prototypes, dtype):
     return student, teacher.view(torch.int32 if dtype == torch.float32 else torch.int16)
 
 
-def mean_of_pairs(ce: Tensor) -> Tensor:
-    """Of ``[T, S, B]``, without a view beside itself; tokens have one view, which is masked."""
-    pairs = 1 - torch.eye(*ce.shape[:2], device=ce.device) if ce.shape[1] > 1 else ce.new_ones(1, 1)
-    return (ce.mean(-1) * pairs).sum() / pairs.sum()
+@functools.cache
+def pair_weights(teachers: int, students: int, batch: int, device: torch.device) -> Tensor:
+    """``[T, S, B]`` of a mean without a view beside itself; tokens have one view, masked."""
+    pairs = torch.ones(teachers, students, batch, device=device)
+    if students > 1:
+        pairs[range(teachers), range(teachers)] = 0
+    return pairs / pairs.sum()
 
 
 def fused(student: Tensor, teacher: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    ce, mean = functional.prototype_cross_entropy_with_mean(
+    loss, mean = functional.prototype_cross_entropy_with_mean(
         student,
         teacher,
         student_temperature=STUDENT_TEMPERATURE,
         teacher_temperature=TEACHER_TEMPERATURE,
         center=center,
+        weights=pair_weights(len(teacher), *student.shape[:2], student.device),
     )
-    return mean_of_pairs(ce), torch.lerp(center, mean, 1 - MOMENTUM)
+    return loss, torch.lerp(center, mean, 1 - MOMENTUM)
 
 
 def plain(student: Tensor, teacher: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     target = ((teacher.float() - center) / TEACHER_TEMPERATURE).softmax(-1)
     log_probability = (student.float() / STUDENT_TEMPERATURE).log_softmax(-1)
     ce = -torch.einsum("tbc,sbc->tsb", target, log_probability)
-    return mean_of_pairs(ce), torch.lerp(center, teacher.float().mean((0, 1)), 1 - MOMENTUM)
+    loss = (ce * pair_weights(*ce.shape, ce.device)).sum()
+    return loss, torch.lerp(center, teacher.float().mean((0, 1)), 1 - MOMENTUM)
+
+
+@functools.cache
+def zeros(prototypes: int, device: torch.device) -> Tensor:
+    return torch.zeros(prototypes, device=device)
 
 
 def from_zeros(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     def call(student: Tensor, bits: Tensor) -> Tensor:
-        center = torch.zeros(student.shape[2], device=student.device)
+        center = zeros(student.shape[2], student.device)
         return loss(student, bits.view(student.dtype), center)[0]
 
     return call

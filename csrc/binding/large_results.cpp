@@ -98,14 +98,14 @@ KeptBlocks& kept_blocks() {
 
 #endif
 
-}  // namespace
-
-at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type) {
+// In a kept block from `least` bytes on.
+at::Tensor new_tensor(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type,
+                      [[maybe_unused]] std::int64_t least) {
   const auto options = like.options().dtype(type);
 #ifdef MAST_EXT_KEEP_BLOCKS
   std::int64_t bytes = options.dtype().itemsize();
   for (const std::int64_t size : shape) bytes *= size;
-  if (like.is_cpu() && bytes >= kLargeResult) {
+  if (like.is_cpu() && bytes >= least) {
     const Block block = kept_blocks().take(bytes);
     return at::from_blob(
         block.data, shape, [block](void*) { kept_blocks().give_back(block); }, options);
@@ -114,8 +114,18 @@ at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape, at::ScalarT
   return like.new_empty(shape, options);
 }
 
+}  // namespace
+
+at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type) {
+  return new_tensor(like, shape, type, kLargeResult);
+}
+
 at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape) {
   return new_result(like, shape, like.scalar_type());
+}
+
+at::Tensor new_workspace(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type) {
+  return new_tensor(like, shape, type, 1 << 20);
 }
 
 }  // namespace mast_ext

@@ -60,6 +60,11 @@ void define(torch::Library& m) {
       "Tensor? center, Tensor student_stats, Tensor teacher_stats, float student_temperature, "
       "float teacher_temperature) -> Tensor");
   m.def(
+      "weighted_prototype_cross_entropy(Tensor student, Tensor teacher, Tensor? center, "
+      "Tensor weights, float student_temperature, float teacher_temperature, bool with_mean) -> "
+      "(Tensor sum, Tensor teacher_mean, Tensor grad_student)");
+  m.def("weighted_prototype_cross_entropy_backward(Tensor grad, Tensor grad_student) -> Tensor");
+  m.def(
       "select_hard_pairs(Tensor pair_losses, Tensor? candidates) -> (Tensor index, Tensor score)");
   m.def(
       "select_hard_cosine_pairs(Tensor x, Tensor? y, Tensor? candidates, float eps) "
@@ -93,6 +98,9 @@ void implement(torch::Library& m) {
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
   m.impl("prototype_cross_entropy", TORCH_FN(mast_ext::prototype_cross_entropy));
   m.impl("prototype_cross_entropy_backward", TORCH_FN(mast_ext::prototype_cross_entropy_backward));
+  m.impl("weighted_prototype_cross_entropy", TORCH_FN(mast_ext::weighted_prototype_cross_entropy));
+  m.impl("weighted_prototype_cross_entropy_backward",
+         TORCH_FN(mast_ext::weighted_prototype_cross_entropy_backward));
   m.impl("select_hard_pairs", TORCH_FN(mast_ext::select_hard_pairs));
   m.impl("select_hard_cosine_pairs", TORCH_FN(mast_ext::select_hard_cosine_pairs));
   m.impl("select_hard_crops", TORCH_FN(mast_ext::select_hard_crops));

@@ -65,6 +65,10 @@ Tensor prototype_cross_entropy_backward(const Tensor& grad, const Tensor& studen
                                         const Tensor& teacher, const OptionalTensor& center,
                                         const Tensor& student_stats, const Tensor& teacher_stats,
                                         double student_temperature, double teacher_temperature);
+std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
+    const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
+    const Tensor& weights, double student_temperature, double teacher_temperature, bool with_mean);
+Tensor weighted_prototype_cross_entropy_backward(const Tensor& grad, const Tensor& grad_student);
 
 Tensor prototype_column_logsumexp(const Tensor& logits, const OptionalTensor& center,
                                   double temperature, bool normalize_rows);

@@ -1,5 +1,7 @@
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
 
+#include <ATen/ops/mul.h>
+
 #include <cmath>
 #include <cstdint>
 
@@ -80,28 +82,30 @@ struct PrototypeInputs {
   }
 };
 
-}  // namespace
+// What the forward pass gives, and where its kernels keep what they share.
+struct PrototypeResults {
+  Tensor cross_entropy, teacher_mean, student_stats, teacher_stats;
+  Tensor partials, column_sums;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_cross_entropy(
-    const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
-    double student_temperature, double teacher_temperature, bool with_mean) {
-  const PrototypeInputs in(student, teacher, center, student_temperature, teacher_temperature);
-  const std::int64_t S = in.students(), T = in.teachers(), B = in.batch(), C = in.prototypes();
-  Tensor cross_entropy = in.new_empty({T, S, B}), teacher_mean = in.new_empty({with_mean ? C : 0});
-  Tensor student_stats = in.new_empty({2, S, B}), teacher_stats = in.new_empty({2, T, B});
-  if (B == 0) {
-    teacher_mean.fill_(std::nan(""));  // of no rows
-    return {cross_entropy, teacher_mean, student_stats, teacher_stats};
+  PrototypeResults(const PrototypeInputs& in, bool with_mean)
+      : cross_entropy(in.new_empty({in.teachers(), in.students(), in.batch()})),
+        teacher_mean(in.new_empty({with_mean ? in.prototypes() : 0})),
+        student_stats(in.new_empty({2, in.students(), in.batch()})),
+        teacher_stats(in.new_empty({2, in.teachers(), in.batch()})) {
+    if (in.batch() == 0) teacher_mean.fill_(std::nan(""));  // of no rows
   }
 
-  const kernels::PrototypeLogits logits = in.logits();
-  Tensor partials, column_sums;
-  const auto forward = [&](const kernels::PrototypeShares& shares) {
-    const kernels::prototype_math::PartialLayout layout{S, T};
-    partials = in.new_empty({B, layout.size(), shares.stretches});
-    if (with_mean) column_sums = in.new_empty({shares.groups, C});
-    return kernels::PrototypeCrossEntropy{
-        .logits = logits,
+  kernels::PrototypeCrossEntropy forward(const PrototypeInputs& in,
+                                         const kernels::PrototypeShares& shares) {
+    const kernels::prototype_math::PartialLayout layout{in.students(), in.teachers()};
+    const bool with_mean = teacher_mean.numel() > 0;
+    partials = in.new_empty({in.batch(), layout.size(), shares.stretches});
+    if (with_mean) {
+      column_sums = new_workspace(in.student, {shares.groups, in.prototypes()},
+                                  accumulation_type(in.student));
+    }
+    return {
+        .logits = in.logits(),
         .shares = shares,
         .partials = partials.mutable_data_ptr(),
         .column_sums = with_mean ? column_sums.mutable_data_ptr() : nullptr,
@@ -110,30 +114,50 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_cross_entropy(
         .cross_entropy = cross_entropy.mutable_data_ptr(),
         .teacher_mean = with_mean ? teacher_mean.mutable_data_ptr() : nullptr,
     };
-  };
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> outputs() const {
+    return {cross_entropy, teacher_mean, student_stats, teacher_stats};
+  }
+};
+
+void mean_of_groups(const kernels::PrototypeCrossEntropy& p) {
+  constexpr std::int64_t kColumns = 1024, kLanes = 16;  // sums take a step per vector
+  const std::int64_t prototypes = p.logits.prototypes;
+  parallel_rows((prototypes + kColumns - 1) / kColumns, kColumns / kLanes * p.shares.groups,
+                [&](auto begin, auto end) {
+                  kernels::prototype_mean_cpu(p, begin * kColumns,
+                                              std::min(end * kColumns, prototypes));
+                });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_cross_entropy(
+    const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
+    double student_temperature, double teacher_temperature, bool with_mean) {
+  const PrototypeInputs in(student, teacher, center, student_temperature, teacher_temperature);
+  PrototypeResults to(in, with_mean);
+  if (in.batch() == 0) return to.outputs();
+  const std::int64_t S = in.students(), T = in.teachers(), B = in.batch();
+  const kernels::PrototypeLogits logits = in.logits();
   run_on(
       in.student,
       [&] {
-        const kernels::PrototypeCrossEntropy p = forward(kernels::prototype_shares_cpu(logits));
+        const auto p = to.forward(in, kernels::prototype_shares_cpu(logits));
         parallel_rows(
             p.shares.count(), in.stretch_cost(p.shares) * p.shares.group,
             [&](auto begin, auto end) { kernels::prototype_cross_entropy_cpu(p, begin, end); });
         parallel_rows(B, p.shares.stretches * (S + T + T * S), [&](auto begin, auto end) {
           kernels::prototype_cross_entropy_merge_cpu(p, begin, end);
         });
-        if (!with_mean) return;
-        constexpr std::int64_t kColumns = 1024, kLanes = 16;  // sums take a step per vector
-        parallel_rows((C + kColumns - 1) / kColumns, kColumns / kLanes * p.shares.groups,
-                      [&](auto begin, auto end) {
-                        kernels::prototype_mean_cpu(p, begin * kColumns,
-                                                    std::min(end * kColumns, C));
-                      });
+        if (with_mean) mean_of_groups(p);
       },
       [&](auto stream) {
         return kernels::prototype_cross_entropy_cuda(
-            forward(kernels::prototype_shares_cuda(logits)), stream);
+            to.forward(in, kernels::prototype_shares_cuda(logits)), stream);
       });
-  return {cross_entropy, teacher_mean, student_stats, teacher_stats};
+  return to.outputs();
 }
 
 Tensor prototype_cross_entropy_backward(const Tensor& grad_, const Tensor& student,
@@ -170,6 +194,47 @@ Tensor prototype_cross_entropy_backward(const Tensor& grad_, const Tensor& stude
       },
       [&](auto stream) { return kernels::prototype_cross_entropy_backward_cuda(p, stream); });
   return grad_student;
+}
+
+std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
+    const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
+    const Tensor& weights_, double student_temperature, double teacher_temperature,
+    bool with_mean) {
+  const PrototypeInputs in(student, teacher, center, student_temperature, teacher_temperature);
+  TORCH_CHECK(in.student.is_cpu(),
+              "weighted_prototype_cross_entropy is for the CPU, got student on ",
+              in.student.device());
+  PrototypeResults to(in, with_mean);
+  check_shape(weights_, "weights", to.cross_entropy.sizes());
+  check_like(weights_, "weights", to.cross_entropy, "the cross entropies");
+  const Tensor weights = weights_.contiguous();
+  Tensor grad_student = new_result(in.student, in.student.sizes());
+  if (in.batch() > 0) {
+    const auto p = to.forward(in, kernels::prototype_groups_cpu(in.logits()));
+    const kernels::PrototypeCrossEntropyBackward q{
+        .logits = p.logits,
+        .shares = p.shares,
+        .student_stats = p.student_stats,
+        .teacher_stats = p.teacher_stats,
+        .grad = weights.const_data_ptr(),
+        .grad_student = grad_student.mutable_data_ptr(),
+        .large = grad_student.nbytes() >= kLargeResult,
+    };
+    const std::int64_t image_cost = in.stretch_cost(p.shares) * p.shares.stretches;
+    parallel_rows(p.shares.groups, image_cost * p.shares.group, [&](auto begin, auto end) {
+      kernels::prototype_cross_entropy_with_grad_cpu(p, q, begin, end);
+    });
+    if (with_mean) mean_of_groups(p);
+  }
+  // A pair of weight 0 is left out, infinite or not.
+  const Tensor sum = to.cross_entropy.mul(weights).masked_fill_(weights.eq(0), 0).sum();
+  return {sum, to.teacher_mean, grad_student};
+}
+
+Tensor weighted_prototype_cross_entropy_backward(const Tensor& grad, const Tensor& grad_student) {
+  check_shape(grad, "grad", {});
+  Tensor result = new_result(grad_student, grad_student.sizes());
+  return at::mul_out(result, grad_student, grad);
 }
 
 }  // namespace mast_ext

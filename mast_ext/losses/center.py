@@ -102,6 +102,7 @@ class Center(nn.Module):
         student_temperature: float,
         teacher_temperature: float,
         update: bool,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Cross entropies of every student view with every centred teacher view.
 
@@ -112,9 +113,11 @@ class Center(nn.Module):
             teacher_temperature: Divides the teacher's, centred.
             update: Moves the centre afterwards, by a mean from the same read of the teacher (not in
                 mode ``"sinkhorn"``).
+            weights: ``[T, S, B]``, or what broadcasts to it, to sum with.
 
         Returns:
-            ``[T, S, B]``, see `mast_ext.functional.prototype_cross_entropy`.
+            ``[T, S, B]``, or a scalar with ``weights``; see
+            `mast_ext.functional.prototype_cross_entropy`.
 
         Raises:
             ValueError: The logits have another width than the centre.
@@ -128,9 +131,10 @@ class Center(nn.Module):
         if student.dtype != teacher.dtype:  # one of them from autocast
             dtype = torch.promote_types(student.dtype, teacher.dtype)
             student, teacher = student.to(dtype), teacher.to(dtype)
-        temperatures = {
+        options: dict[str, Any] = {
             "student_temperature": student_temperature,
             "teacher_temperature": teacher_temperature,
+            "weights": weights,
         }
         if self.mode == "sinkhorn":
             center = functional.sinkhorn_knopp(
@@ -138,18 +142,14 @@ class Center(nn.Module):
                 temperature=teacher_temperature,
                 merge=all_reduce_logsumexp if world_size() > 1 else None,
             )
-            return functional.prototype_cross_entropy(
-                student, teacher, **temperatures, center=center
-            )
+            return functional.prototype_cross_entropy(student, teacher, **options, center=center)
         # A copy: the backward pass needs the centre as it was before the update.
         dtype = torch.promote_types(teacher.dtype, torch.float32)
         center = self.value.flatten().to(dtype, copy=True)
         if not update:
-            return functional.prototype_cross_entropy(
-                student, teacher, **temperatures, center=center
-            )
+            return functional.prototype_cross_entropy(student, teacher, **options, center=center)
         ce, mean = functional.prototype_cross_entropy_with_mean(
-            student, teacher, **temperatures, center=center
+            student, teacher, **options, center=center
         )
         self._move(mean, teacher.shape[0] * teacher.shape[1])
         return ce

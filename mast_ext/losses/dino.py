@@ -124,15 +124,21 @@ class DINOLoss(Center):
                 "DINOLoss compares different views, but teacher_out and student_out hold the same "
                 "single one"
             )
+        others = ~torch.eye(*views, dtype=torch.bool, device=student.device).unsqueeze(-1)
+        images = student.shape[1]
+        summed = self.reduction != "none" and images > 0
+        share = terms * (images if self.reduction == "mean" else 1)
         ce = self.cross_entropy(
             student,
             teacher,
             student_temperature=self.student_temp,
             teacher_temperature=self.teacher_temperature(teacher_temp, epoch),
             update=update_center,
+            weights=others.double() / share if summed else None,
         )
-        same = torch.eye(*views, dtype=torch.bool, device=ce.device).unsqueeze(-1)
-        return reduce(ce.masked_fill(same, 0.0).sum((0, 1)) / terms, self.reduction)
+        if summed:
+            return ce
+        return reduce(ce.where(others, 0.0).sum((0, 1)) / terms, self.reduction)
 
     def crop_losses(
         self,

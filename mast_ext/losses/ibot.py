@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mast_ext.losses.center import Center, CenterMode, CenterUpdate
 from mast_ext.losses.gather import all_reduce, world_size
-from mast_ext.losses.inputs import Reduction, reduce, require_option, require_temperature
+from mast_ext.losses.inputs import Reduction, require_option, require_temperature
 
 Weighting = Literal["image", "token"]
 CenterTokens = Literal["masked", "all"]
@@ -110,15 +110,23 @@ class IBOTPatchLoss(nn.Module):
         """
         if mask.ndim != 3:
             raise ValueError(f"mask must have shape [B, H, W], got {list(mask.shape)}")
-        sums, counts = self._sums_per_image(
-            teacher_out, student_out, mask, teacher_temp, update=update_center
+        self._require_shapes(teacher_out, student_out, mask)
+        shares = self._shares(mask.sum((-2, -1)))
+        if self.reduction == "none":
+            sums = self._sums_per_image(
+                teacher_out, student_out, mask, teacher_temp, update=update_center
+            )
+            return sums * shares.to(sums)
+        if self.reduction == "mean":
+            shares = shares / len(mask)
+        return self._cross_entropy(
+            teacher_out,
+            student_out,
+            mask,
+            teacher_temp,
+            update=update_center,
+            weights=shares.repeat_interleave(mask[:1].numel()),
         )
-        if self.weighting == "image":
-            return reduce(sums / counts.clamp_min(1), self.reduction)
-        # The processes' mean number of tokens, so that averaging their gradients weighs each alike.
-        tokens = all_reduce(counts.sum()) / world_size()
-        share = mask.shape[0] / tokens.clamp_min(1 / world_size())
-        return reduce(sums * share, self.reduction)
 
     def patch_losses(
         self,
@@ -147,10 +155,17 @@ class IBOTPatchLoss(nn.Module):
             TypeError: A dtype is not supported or the mask not bool.
             RuntimeError: Another process died or is late.
         """
-        sums, counts = self._sums_per_image(
-            teacher_out, student_out, mask, teacher_temp, update=False
-        )
-        return sums / counts.clamp_min(1)
+        self._require_shapes(teacher_out, student_out, mask)
+        sums = self._sums_per_image(teacher_out, student_out, mask, teacher_temp, update=False)
+        return sums / mask.sum((-2, -1)).clamp_min(1)
+
+    def _shares(self, counts: Tensor) -> Tensor:
+        """What the sum over an image's ``counts [B]`` tokens is multiplied by."""
+        if self.weighting == "image":
+            return counts.clamp_min(1).double().reciprocal()
+        # The processes' mean number of tokens, so that averaging their gradients weighs each alike.
+        tokens = all_reduce(counts.sum()) / world_size()
+        return (len(counts) / tokens.double().clamp_min(1 / world_size())).expand(len(counts))
 
     def _sums_per_image(
         self,
@@ -160,13 +175,27 @@ class IBOTPatchLoss(nn.Module):
         teacher_temp: float | None,
         *,
         update: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Of every image the sum of its tokens' cross entropies, and their number."""
+    ) -> Tensor:
+        """Of every image the sum of its tokens' cross entropies."""
+        ce = self._cross_entropy(teacher_out, student_out, mask, teacher_temp, update=update)
+        tokens = ce.new_zeros(mask.numel())
+        tokens = tokens.index_copy(0, self._masked_tokens(mask, len(ce)), ce)
+        return tokens.view(*mask.shape[:-2], -1).sum(-1)
+
+    def _cross_entropy(
+        self,
+        teacher_out: Tensor,
+        student_out: Tensor,
+        mask: Tensor,
+        teacher_temp: float | None,
+        *,
+        update: bool,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Of the masked tokens ``[P]``, or their sum by ``weights`` of all tokens."""
         temperature = self.teacher_temp if teacher_temp is None else teacher_temp
         require_temperature(temperature, "teacher_temp")
         every = self.center_tokens == "all"
-        self._require_shapes(teacher_out, student_out, mask, every)
-        counts = mask.sum((-2, -1))
         masked = self._masked_tokens(mask, len(student_out))
         ce = self.center.cross_entropy(
             student_out[None],
@@ -174,12 +203,12 @@ class IBOTPatchLoss(nn.Module):
             student_temperature=self.student_temp,
             teacher_temperature=temperature,
             update=update and not every,
-        )[0, 0]
+            weights=None if weights is None else weights[masked],
+        )
         if update and every and self.center.mode == "mean":
             self.center.update(teacher_out)
-        tokens = ce.new_zeros(mask.numel()).index_copy(0, masked, ce)
-        fits = torch.where(counts.sum() == len(student_out), 1.0, torch.nan)
-        return tokens.view(*mask.shape[:-2], -1).sum(-1) * fits, counts
+        fits = torch.where(mask.sum() == len(student_out), 1.0, torch.nan)
+        return (ce[0, 0] if weights is None else ce) * fits
 
     @staticmethod
     def _masked_tokens(mask: Tensor, count: int) -> Tensor:
@@ -187,8 +216,7 @@ class IBOTPatchLoss(nn.Module):
         order = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)
         return order[:count]
 
-    @staticmethod
-    def _require_shapes(teacher: Tensor, student: Tensor, mask: Tensor, every: bool) -> None:
+    def _require_shapes(self, teacher: Tensor, student: Tensor, mask: Tensor) -> None:
         """Raises what `forward` says."""
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
@@ -196,7 +224,7 @@ class IBOTPatchLoss(nn.Module):
             raise ValueError(f"mask must have shape [..., H, W], got {list(mask.shape)}")
         if student.ndim != 2:
             raise ValueError(f"student_out must have shape [P, C], got {list(student.shape)}")
-        rows = mask.numel() if every else len(student)
+        rows = mask.numel() if self.center_tokens == "all" else len(student)
         if teacher.shape != (rows, student.shape[1]):
             raise ValueError(
                 f"teacher_out must have shape {[rows, student.shape[1]]}, got {list(teacher.shape)}"

@@ -7,7 +7,15 @@ from torch.testing import assert_close
 
 from mast_ext import losses
 
-SHAPES = [(2, 2, 3, 5), (2, 6, 4, 33), (1, 2, 1, 1), (1, 3, 2, 16), (2, 1, 2, 8), (4, 12, 1, 257)]
+SHAPES = [
+    (2, 2, 3, 5),
+    (2, 6, 4, 33),
+    (2, 6, 18, 33),
+    (1, 2, 1, 1),
+    (1, 3, 2, 16),
+    (2, 1, 2, 8),
+    (4, 12, 1, 257),
+]
 ARGUMENTS = [
     {},
     {"warmup_teacher_temp": 0.02, "teacher_temp": 0.07, "warmup_teacher_temp_epochs": 3},

@@ -341,6 +341,175 @@ def test_second_derivative_is_refused(device):
         grad.sum().backward()
 
 
+# With images enough for one pass on the CPU, and with fewer.
+WEIGHTED = [
+    (1, 1, 16, 1, False),
+    (2, 3, 16, 40, True),
+    (2, 10, 17, 2049, True),
+    (4, 2, 33, 257, True),
+    (5, 6, 20, 4100, False),
+    (1, 1, 2100, 64, True),
+    (2, 3, 15, 40, True),
+    (2, 3, 0, 40, True),
+]
+
+
+def evaluate_weighted(module, inputs, weights, scale=1.0):
+    """Their sum, the teacher's mean, and the student's gradient of `scale` times the sum."""
+    student, teacher, center = inputs
+    student = student.detach().requires_grad_()
+    total, mean = module.prototype_cross_entropy_with_mean(
+        student, teacher, center=center, weights=weights, **TEMPERATURES
+    )
+    (grad,) = torch.autograd.grad(total if scale == 1 else total * scale, [student])
+    return total.detach(), mean, grad
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", WEIGHTED, ids=str)
+def test_weighted_sum(shape, dtype, scale, device):
+    inputs = make_inputs(shape, device, dtype)
+    weights = torch.randn(shape[:3], device=device)
+    total, mean, grad = evaluate_weighted(functional, inputs, weights, scale)
+    want, want_mean, want_grad = evaluate_weighted(
+        reference, to_double(inputs), weights.cpu().double(), scale
+    )
+    assert total.dtype == torch.float32 and total.shape == () and grad.dtype == dtype
+    assert error(total, want, 1 + weights.abs().sum().item()) < 2e-6  # terms may cancel
+    rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps
+    assert error(grad, want_grad, 1.0) < 2e-6 + rounding
+    if shape[2] > 0:
+        assert error(mean, want_mean, 1.0) < 1e-6
+    else:
+        assert mean.isnan().all() and total == 0
+
+
+@pytest.mark.parametrize("images", [3, 16])
+def test_weights_broadcast(images, device):
+    inputs = make_inputs((2, 3, images, 40, True), device)
+    weights = torch.rand(2, 3, 1, device=device)
+    got = evaluate_weighted(functional, inputs, weights)
+    want = evaluate_weighted(functional, inputs, weights.expand(2, 3, images).contiguous())
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("images", [3, 16])
+def test_weight_of_zero_leaves_a_pair_out(images, device):
+    student, teacher, _ = make_inputs((2, 2, images, 40, False), device)
+    weights = torch.ones(2, 2, images, device=device)
+    want, *_ = evaluate_weighted(functional, (student[1:], teacher, None), weights[:, 1:])
+    student[0, :, 5] = -torch.inf  # an infinite cross-entropy
+    weights[:, 0] = 0
+    got, _, grad = evaluate_weighted(functional, (student, teacher, None), weights)
+    assert_close(got, want)
+    assert grad[1].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("of", ["student", "teacher"])
+def test_non_finite_stays_in_its_row_of_a_weighted_sum(of, bad, device):
+    inputs = make_inputs((2, 3, 16, 4500, True), device)
+    weights = torch.rand(2, 3, 16, device=device)
+    _, _, grad = evaluate_weighted(functional, inputs, weights)
+    inputs[of == "teacher"][1, 2, 7] = bad
+    total, _, bad_grad = evaluate_weighted(functional, inputs, weights)
+    hit = torch.zeros_like(grad, dtype=torch.bool)
+    hit[1 if of == "student" else slice(None), 2] = True
+    assert total.isnan() and bad_grad[hit].isnan().any()
+    assert torch.equal(bad_grad[~hit], grad[~hit])
+
+
+def test_gradient_of_weighted_sum():
+    torch.manual_seed(0)
+    student, teacher, center = make_inputs((2, 3, 16, 5, True), "cpu", torch.float64, True)
+    weights = torch.randn(2, 3, 16, dtype=torch.float64)
+
+    def total(student):
+        return 3 * functional.prototype_cross_entropy(
+            student,
+            teacher,
+            center=center,
+            student_temperature=0.5,
+            teacher_temperature=0.3,
+            weights=weights,
+        )
+
+    assert torch.autograd.gradcheck(total, [student])
+
+
+def test_weighted_sum_is_differentiated_as_often_as_wanted(device):
+    student, teacher, center = make_inputs((2, 3, 16, 40, True), device, requires_grad=True)
+    total = functional.prototype_cross_entropy(
+        student, teacher, center=center, weights=torch.ones(1, device=device), **TEMPERATURES
+    )
+    total.backward(retain_graph=True)
+    first = student.grad.clone()
+    (2 * total).backward()
+    assert_close(student.grad, 3 * first)
+
+
+def test_weighted_sum_needs_no_gradient(device):
+    inputs = make_inputs((2, 3, 16, 40, True), device)
+    weights = torch.rand(2, 3, 16, device=device)
+    total, mean = functional.prototype_cross_entropy_with_mean(
+        *inputs[:2], center=inputs[2], weights=weights, **TEMPERATURES
+    )
+    want, want_mean, _ = evaluate_weighted(functional, inputs, weights)
+    assert not total.requires_grad
+    assert_close(total, want)
+    assert_close(mean, want_mean)
+
+
+def test_weighted_sum_has_the_same_bits_on_any_number_of_threads(device):
+    inputs = make_inputs((2, 3, 70, 3000, True), device)
+    weights = torch.rand(2, 3, 70, device=device)
+    first, again = (evaluate_weighted(functional, inputs, weights) for _ in range(2))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        other = evaluate_weighted(functional, inputs, weights)
+    finally:
+        torch.set_num_threads(threads)
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_registration_of_weighted_sum(requires_grad):
+    inputs = make_inputs((2, 3, 16, 40, True), "cpu", torch.float32, requires_grad)
+    weights = torch.rand(2, 3, 16)
+    op = ops.prototype_cross_entropy
+    torch.library.opcheck(op.weighted_op, (*inputs, weights, 0.1, 0.07, True))
+    torch.library.opcheck(op.weighted_backward_op, (torch.tensor(2.0), inputs[0].detach()))
+
+
+def test_weighted_sum_compiles_whole(device):
+    student, teacher, center = make_inputs((2, 3, 16, 40, True), device, requires_grad=True)
+    weights = torch.rand(2, 3, 16, device=device)
+
+    def step(student):
+        return functional.prototype_cross_entropy(
+            student * 2, teacher, center=center, weights=weights, **TEMPERATURES
+        )
+
+    (want,) = torch.autograd.grad(step(student), [student])
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    (got,) = torch.autograd.grad(compiled(student), [student])
+    assert_close(got, want)
+
+
+def test_second_derivative_of_weighted_sum_is_refused(device):
+    student, teacher, _ = make_inputs((1, 1, 16, 4, False), device, requires_grad=True)
+    total = functional.prototype_cross_entropy(
+        student, teacher, weights=torch.ones(1, device=device), **TEMPERATURES
+    )
+    (grad,) = torch.autograd.grad(total.square(), [student], create_graph=True)
+    with pytest.raises(RuntimeError, match="prototype_cross_entropy has no second derivative"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize(
     ("change", "message_type", "message"),
     [
@@ -379,6 +548,11 @@ def test_second_derivative_is_refused(device):
             {"center": torch.ones(5).double()},
             TypeError,
             "center must be Float beside Float logits, got Double",
+        ),
+        (
+            {"weights": torch.ones(2, 3, 1)},
+            ValueError,
+            r"weights must have shape \[2, 2, 3\] or broadcast to it, got \[2, 3, 1\]",
         ),
         (
             {"student_temperature": 0.0},

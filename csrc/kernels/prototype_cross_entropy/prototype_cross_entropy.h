@@ -81,6 +81,14 @@ inline PrototypeShares prototype_shares_cpu(const PrototypeLogits& p) {
   return {p, kPrototypeStretchCpu, 64};
 }
 
+// Groups of whole images, for as many threads.
+inline PrototypeShares prototype_groups_cpu(const PrototypeLogits& p) {
+  PrototypeShares shares(p, kPrototypeStretchCpu, 1);
+  shares.group = (p.batch + 63) / 64;
+  shares.groups = (p.batch + shares.group - 1) / shares.group;
+  return shares;
+}
+
 // On a GPU a warp takes an image's stretch, and a share is a block's: enough for every processor of
 // a large one, few enough that the column sums of the groups are small beside the logits.
 inline constexpr std::int64_t kPrototypeStretchCuda = 512;
@@ -99,6 +107,12 @@ void prototype_mean_cpu(const PrototypeCrossEntropy& p, std::int64_t begin, std:
 // Stretches [begin, end) of B * stretches.
 void prototype_cross_entropy_backward_cpu(const PrototypeCrossEntropyBackward& p,
                                           std::int64_t begin, std::int64_t end);
+
+// Groups [begin, end), forward and backward, an image at a time: its logits are read from memory
+// once. Takes a stretch of kPrototypeStretchCpu and the same shares for both.
+void prototype_cross_entropy_with_grad_cpu(const PrototypeCrossEntropy& p,
+                                           const PrototypeCrossEntropyBackward& q,
+                                           std::int64_t begin, std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
 int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, CUstream_st* stream);

@@ -104,10 +104,10 @@ A student_max(const T* row, std::int64_t count) {
 }
 
 // dots[t] = sum_c e_tc (x_c - shift) of kCount teachers; returns sum_c exp((x_c - shift) / r) if
-// asked to.
+// asked to, and keeps the summands, if given where.
 template <int kCount, bool kSum, typename T, typename A>
 A student_dots(const T* row, const T* next, std::int64_t count, A shift, Exponential<A> exp,
-               const A* e, A* dots) {
+               const A* e, A* dots, A* kept) {
   constexpr A kFarOff = -1e30;  // 0 as an exponential, and finite, so 0 as a product with 0
   vec<A> sum{}, dot[kCount] = {};
   each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
@@ -128,7 +128,10 @@ A student_dots(const T* row, const T* next, std::int64_t count, A shift, Exponen
     if constexpr (kSum) {
       exp(difference);
 #pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) sum += difference[i];
+      for (int i = 0; i < N; ++i) {
+        if (kept != nullptr) store(kept + c + i * kLanes<A>, difference[i]);
+        sum += difference[i];
+      }
     }
   });
   for (int t = 0; t < kCount; ++t) dots[t] = sum_lanes<A>(dot[t]);
@@ -138,10 +141,10 @@ A student_dots(const T* row, const T* next, std::int64_t count, A shift, Exponen
 // With the sum where asked to, of 1 to kTeachers teachers.
 template <typename T, typename A>
 A student_block(std::int64_t teachers, bool with_sum, const T* row, const T* next,
-                std::int64_t count, A shift, Exponential<A> exp, const A* e, A* dots) {
+                std::int64_t count, A shift, Exponential<A> exp, const A* e, A* dots, A* kept) {
   const auto run = [&]<int N>() {
-    return with_sum ? student_dots<N, true>(row, next, count, shift, exp, e, dots)
-                    : student_dots<N, false>(row, next, count, shift, exp, e, dots);
+    return with_sum ? student_dots<N, true>(row, next, count, shift, exp, e, dots, kept)
+                    : student_dots<N, false>(row, next, count, shift, exp, e, dots, kept);
   };
   switch (teachers) {
     case 1:
@@ -155,53 +158,79 @@ A student_block(std::int64_t teachers, bool with_sum, const T* row, const T* nex
   }
 }
 
-template <typename T>
-void forward_share(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_t stretch) {
-  using A = accum_t<T>;
+// The partial of an image's stretch. The teachers' exponentials are left in `e`, the students' in
+// `student_e`, if given, kStretch a row; the teacher's rows are added to `sums`, if given.
+// `next_teacher` is the row that will be read after the image's last one.
+template <typename T, typename A = accum_t<T>>
+void forward_stretch(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t stretch, A* e,
+                     A* student_e, A* sums, const T* next_teacher) {
   const PrototypeLogits& in = p.logits;
   const std::int64_t first = stretch * kStretch, count = std::min(kStretch, in.prototypes - first);
   const math::PartialLayout layout{in.students, in.teachers};
   const std::int64_t stretches = p.shares.stretches;
   const Exponential<A> student_exp(in.student_temperature), teacher_exp(in.teacher_temperature);
   const A* center = in.center == nullptr ? nullptr : static_cast<const A*>(in.center) + first;
-  A* e = scratch<A, struct Exponentials>(in.teachers * kStretch);
-  A* sums = p.column_sums == nullptr ? nullptr : scratch<A, struct Sums>(kStretch);
-  A* totals = static_cast<A*>(p.column_sums) + group * in.prototypes + first;
-  if (sums != nullptr) {
-    std::fill(totals, totals + count, A{0});
-    std::fill(sums, sums + kStretch, A{0});
+  A* to = static_cast<A*>(p.partials) + b * layout.size() * stretches + stretch;
+  const auto teacher = [&](std::int64_t t) { return row_of<T>(in.teacher, t, b) + first; };
+  const auto student = [&](std::int64_t s) { return row_of<T>(in.student, s, b) + first; };
+  for (std::int64_t t = 0; t < in.teachers; ++t) {
+    const T* next = t + 1 < in.teachers ? teacher(t + 1) : student(0);
+    const RowStats<A> row =
+        teacher_row(teacher(t), next, center, count, teacher_exp, e + t * kStretch, sums);
+    to[layout.teacher_max(t) * stretches] = row.max;
+    to[layout.teacher_sum(t) * stretches] = row.sum;
   }
+  for (std::int64_t s = 0; s < in.students; ++s) {
+    const T *row = student(s), *next = s + 1 < in.students ? student(s + 1) : next_teacher;
+    const A max = student_max(row, count), shift = math::shift_of(max);
+    to[layout.student_max(s) * stretches] = max;
+    for (std::int64_t t = 0; t < in.teachers; t += kTeachers) {
+      A dots[kTeachers];
+      const std::int64_t block = std::min<std::int64_t>(in.teachers - t, kTeachers);
+      const A sum =
+          student_block(block, t == 0, row, next, count, shift, student_exp, e + t * kStretch, dots,
+                        student_e == nullptr ? nullptr : student_e + s * kStretch);
+      if (t == 0) to[layout.student_sum(s) * stretches] = sum;
+      for (std::int64_t i = 0; i < block; ++i) to[layout.dot(t + i, s) * stretches] = dots[i];
+    }
+  }
+}
+
+// The column sums of prototypes [first, first + count) of a group, over its images [begin, end):
+// `add(b, sums)` adds image b's. Those of a few images are taken by themselves first.
+template <typename A, typename Add>
+void sum_columns(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_t first,
+                 std::int64_t count, const Add& add) {
+  const PrototypeLogits& in = p.logits;
   const std::int64_t begin = group * p.shares.group;
   const std::int64_t end = std::min(begin + p.shares.group, in.batch);
+  A* sums = nullptr;
+  A* totals = static_cast<A*>(p.column_sums) + group * in.prototypes + first;
+  if (p.column_sums != nullptr) {
+    const std::int64_t whole_stretches = (count + kStretch - 1) / kStretch * kStretch;
+    sums = scratch<A, struct Sums>(whole_stretches);
+    std::fill(totals, totals + count, A{0});
+    std::fill(sums, sums + whole_stretches, A{0});
+  }
   for (std::int64_t b = begin; b < end; ++b) {
-    A* to = static_cast<A*>(p.partials) + b * layout.size() * stretches + stretch;
-    const auto teacher = [&](std::int64_t t) { return row_of<T>(in.teacher, t, b) + first; };
-    const auto student = [&](std::int64_t s) { return row_of<T>(in.student, s, b) + first; };
-    for (std::int64_t t = 0; t < in.teachers; ++t) {
-      const T* next = t + 1 < in.teachers ? teacher(t + 1) : student(0);
-      const RowStats<A> row =
-          teacher_row(teacher(t), next, center, count, teacher_exp, e + t * kStretch, sums);
-      to[layout.teacher_max(t) * stretches] = row.max;
-      to[layout.teacher_sum(t) * stretches] = row.sum;
-    }
-    for (std::int64_t s = 0; s < in.students; ++s) {
-      const T* row = student(s);
-      const T* next = s + 1 < in.students ? student(s + 1) : teacher(0) + in.teacher.batch_stride;
-      const A max = student_max(row, count), shift = math::shift_of(max);
-      to[layout.student_max(s) * stretches] = max;
-      for (std::int64_t t = 0; t < in.teachers; t += kTeachers) {
-        A dots[kTeachers];
-        const std::int64_t block = std::min<std::int64_t>(in.teachers - t, kTeachers);
-        const A sum = student_block(block, t == 0, row, next, count, shift, student_exp,
-                                    e + t * kStretch, dots);
-        if (t == 0) to[layout.student_sum(s) * stretches] = sum;
-        for (std::int64_t i = 0; i < block; ++i) to[layout.dot(t + i, s) * stretches] = dots[i];
-      }
-    }
+    add(b, sums);
     if (sums != nullptr && ((b + 1 - begin) % kSumImages == 0 || b + 1 == end)) {
       for (std::int64_t c = 0; c < count; ++c) totals[c] += sums[c], sums[c] = 0;
     }
   }
+}
+
+template <typename T>
+void forward_share(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_t stretch) {
+  using A = accum_t<T>;
+  const Views& teacher = p.logits.teacher;
+  const std::int64_t first = stretch * kStretch;
+  const std::int64_t count = std::min(kStretch, p.logits.prototypes - first);
+  A* e = scratch<A, struct Exponentials>(p.logits.teachers * kStretch);
+  sum_columns<A>(p, group, first, count, [&](std::int64_t b, A* sums) {
+    forward_stretch<T, A>(p, b, stretch, e, nullptr, sums,
+                          row_of<T>(teacher, 0, b) + teacher.batch_stride + first);
+  });
 }
 
 // Joins what the stretches found of a row.
@@ -256,20 +285,15 @@ void merge_image(const PrototypeCrossEntropy& p, std::int64_t b) {
   }
 }
 
-// The gradient of one student's row in a stretch: weight * exp((x - shift) / r) - sum_t weights[t]
-// e_t, over kCount teachers, or over any number where kCount is 0.
-template <int kCount, bool kPast, typename T, typename A>
-void grad_row(const T* row, const T* next, std::int64_t count, A shift, A weight,
-              Exponential<A> exp, const A* e, const A* weights, std::int64_t teachers, T* to) {
+// weight * x_c - sum_t weights[t] e_tc of kCount teachers, or of any number where kCount is 0;
+// exponentials(c, left, x) gives x, the student's.
+template <int kCount, bool kPast, typename T, typename A, typename Exponentials>
+void write_grad(std::int64_t count, A weight, const A* e, const A* weights, std::int64_t teachers,
+                const Exponentials& exponentials, T* to) {
   if constexpr (kCount > 0) teachers = kCount;
   each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
     vec<A> grad[N];
-#pragma GCC unroll 4
-    for (int i = 0; i < N; ++i) {
-      prefetch(next + c + i * kLanes<A>);
-      grad[i] = load_or(row + c + i * kLanes<A>, left, shift) - shift;
-    }
-    exp(grad);
+    exponentials(c, left, grad);
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i) grad[i] *= weight;
 #pragma GCC unroll 4
@@ -292,22 +316,72 @@ void grad_row(const T* row, const T* next, std::int64_t count, A shift, A weight
   });
 }
 
+// An image's stretch of the gradient. Exponentials are taken of the row less shift(is_teacher, v):
+// student_scale(s) and teacher_scale(t) make probabilities of them. e holds the teachers', and
+// exponentials(s, c, left, x) gives student s's.
+template <typename T, typename A, typename StudentScale, typename TeacherScale,
+          typename Exponentials>
+void grad_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int64_t first,
+                  const A* e, const StudentScale& student_scale, const TeacherScale& teacher_scale,
+                  const Exponentials& exponentials) {
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t count = std::min(kStretch, in.prototypes - first);
+  const A student_inverse = static_cast<A>(1 / in.student_temperature);
+  const A* grad = static_cast<const A*>(p.grad) + b;
+  A* scales = scratch<A, struct Scales>(2 * in.teachers);
+  A* weights = scales + in.teachers;
+  for (std::int64_t t = 0; t < in.teachers; ++t) scales[t] = teacher_scale(t);
+  const bool past_caches = p.large && in.prototypes * sizeof(T) % kVectorBytes == 0;
+  for (std::int64_t s = 0; s < in.students; ++s) {
+    A weight = 0;
+    for (std::int64_t t = 0; t < in.teachers; ++t) {
+      const A g = grad[(t * in.students + s) * in.batch] * student_inverse;
+      weight += g;
+      weights[t] = g * scales[t];
+    }
+    weight *= student_scale(s);
+    T* to = static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + first;
+    const auto of_student = [&]<int N>(std::int64_t c, std::int64_t left, vec<A>(&x)[N]) {
+      exponentials(s, c, left, x);
+    };
+    const auto run = [&]<int kCount>() {
+      if constexpr (std::is_same_v<T, A>) {
+        if (past_caches) {
+          return write_grad<kCount, true>(count, weight, e, weights, in.teachers, of_student, to);
+        }
+      }
+      write_grad<kCount, false>(count, weight, e, weights, in.teachers, of_student, to);
+    };
+    switch (in.teachers) {
+      case 1:
+        run.template operator()<1>();
+        break;
+      case 2:
+        run.template operator()<2>();
+        break;
+      case 4:
+        run.template operator()<4>();
+        break;
+      default:
+        run.template operator()<0>();
+    }
+  }
+  if (past_caches) stores_done();
+}
+
+// From logits.
 template <typename T>
 void backward_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int64_t first) {
   using A = accum_t<T>;
   const PrototypeLogits& in = p.logits;
   const std::int64_t count = std::min(kStretch, in.prototypes - first);
   const Exponential<A> student_exp(in.student_temperature), teacher_exp(in.teacher_temperature);
-  const A student_inverse = static_cast<A>(1 / in.student_temperature);
   const A* center = in.center == nullptr ? nullptr : static_cast<const A*>(in.center) + first;
   const auto teacher = [&](std::int64_t t) { return row_of<T>(in.teacher, t, b) + first; };
   const auto student = [&](std::int64_t s) { return row_of<T>(in.student, s, b) + first; };
   const A* student_stats = static_cast<const A*>(p.student_stats) + b;
   const A* teacher_stats = static_cast<const A*>(p.teacher_stats) + b;
-  const A* grad = static_cast<const A*>(p.grad) + b;
   A* e = scratch<A, struct Exponentials>(in.teachers * kStretch);
-  A* weights = scratch<A, struct Weights>(in.teachers);
-  const bool past_caches = p.large && in.prototypes * sizeof(T) % kVectorBytes == 0;
   for (std::int64_t t = 0; t < in.teachers; ++t) {
     const T *row = teacher(t), *next = t + 1 < in.teachers ? teacher(t + 1) : student(0);
     const A shift = math::shift_of(teacher_stats[t * in.batch]);
@@ -326,42 +400,78 @@ void backward_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, st
       for (int i = 0; i < N; ++i) store(e + t * kStretch + c + i * kLanes<A>, y[i]);
     });
   }
-  for (std::int64_t s = 0; s < in.students; ++s) {
-    A weight = 0;
-    for (std::int64_t t = 0; t < in.teachers; ++t) {
-      const A g = grad[(t * in.students + s) * in.batch] * student_inverse;
-      weight += g;
-      weights[t] = g / teacher_stats[(in.teachers + t) * in.batch];
+  grad_stretch<T>(
+      p, b, first, e,
+      [&](std::int64_t s) { return 1 / student_stats[(in.students + s) * in.batch]; },
+      [&](std::int64_t t) { return 1 / teacher_stats[(in.teachers + t) * in.batch]; },
+      [&]<int N>(std::int64_t s, std::int64_t c, std::int64_t left, vec<A>(&x)[N]) {
+        const T *row = student(s),
+                *next = s + 1 < in.students ? student(s + 1) : teacher(0) + count;
+        const A shift = math::shift_of(student_stats[s * in.batch]);
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i) {
+          prefetch(next + c + i * kLanes<A>);
+          x[i] = load_or(row + c + i * kLanes<A>, left, shift) - shift;
+        }
+        student_exp(x);
+      });
+}
+
+// From the exponentials that forward_stretch() kept.
+template <typename T, typename A>
+void kept_backward_stretch(const PrototypeCrossEntropy& forward,
+                           const PrototypeCrossEntropyBackward& p, std::int64_t b,
+                           std::int64_t stretch, const A* e) {
+  const PrototypeLogits& in = p.logits;
+  const math::PartialLayout layout{in.students, in.teachers};
+  const std::int64_t stretches = p.shares.stretches;
+  const A* partials =
+      static_cast<const A*>(forward.partials) + b * layout.size() * stretches + stretch;
+  const A student_inverse = static_cast<A>(1 / in.student_temperature);
+  const A teacher_inverse = static_cast<A>(1 / in.teacher_temperature);
+  const A* student = static_cast<const A*>(p.student_stats) + b;
+  const A* teacher = static_cast<const A*>(p.teacher_stats) + b;
+  grad_stretch<T>(
+      p, b, stretch * kStretch, e,
+      [&](std::int64_t s) {
+        const A max = partials[layout.student_max(s) * stretches];
+        return math::stretch_weight(max, student[s * in.batch], student_inverse) /
+               student[(in.students + s) * in.batch];
+      },
+      [&](std::int64_t t) {
+        const A max = partials[layout.teacher_max(t) * stretches];
+        return math::stretch_weight(max, teacher[t * in.batch], teacher_inverse) /
+               teacher[(in.teachers + t) * in.batch];
+      },
+      [&]<int N>(std::int64_t s, std::int64_t c, std::int64_t, vec<A>(&x)[N]) {
+        const A* row = e + (in.teachers + s) * kStretch + c;
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i) x[i] = load(row + i * kLanes<A>);
+      });
+}
+
+// All of a group's images, one after the other: what the gradient needs of an image is still in the
+// caches, the last stretch the nearest.
+template <typename T>
+void forward_backward_group(const PrototypeCrossEntropy& p, const PrototypeCrossEntropyBackward& q,
+                            std::int64_t group) {
+  using A = accum_t<T>;
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t stretches = p.shares.stretches, views = in.teachers + in.students;
+  A* kept = scratch<A, struct Kept>(stretches * views * kStretch);
+  sum_columns<A>(p, group, 0, in.prototypes, [&](std::int64_t b, A* sums) {
+    const T* first_row = row_of<T>(in.teacher, 0, b);
+    for (std::int64_t i = 0; i < stretches; ++i) {
+      A* e = kept + i * views * kStretch;
+      forward_stretch(p, b, i, e, e + in.teachers * kStretch,
+                      sums == nullptr ? nullptr : sums + i * kStretch,
+                      first_row + (i + 1) * kStretch);
     }
-    weight /= student_stats[(in.students + s) * in.batch];
-    const A shift = math::shift_of(student_stats[s * in.batch]);
-    const T* next = s + 1 < in.students ? student(s + 1) : teacher(0) + count;
-    T* to = static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + first;
-    const auto run = [&]<int kCount>() {
-      const auto row_into = [&]<bool kPast>() {
-        grad_row<kCount, kPast>(student(s), next, count, shift, weight, student_exp, e, weights,
-                                in.teachers, to);
-      };
-      if constexpr (std::is_same_v<T, A>) {
-        if (past_caches) return row_into.template operator()<true>();
-      }
-      row_into.template operator()<false>();
-    };
-    switch (in.teachers) {
-      case 1:
-        run.template operator()<1>();
-        break;
-      case 2:
-        run.template operator()<2>();
-        break;
-      case 4:
-        run.template operator()<4>();
-        break;
-      default:
-        run.template operator()<0>();
+    merge_image<A>(p, b);
+    for (std::int64_t i = stretches; i-- > 0;) {
+      kept_backward_stretch<T>(p, q, b, i, kept + i * views * kStretch);
     }
-  }
-  if (past_caches) stores_done();
+  });
 }
 
 }  // namespace
@@ -405,6 +515,15 @@ void prototype_cross_entropy_backward_cpu(const PrototypeCrossEntropyBackward& p
   });
 }
 
+void prototype_cross_entropy_with_grad_cpu(const PrototypeCrossEntropy& p,
+                                           const PrototypeCrossEntropyBackward& q,
+                                           std::int64_t begin, std::int64_t end) {
+  [[maybe_unused]] const FlushDenormals flush;
+  visit_dtype(p.logits.dtype, [&]<typename T>() {
+    for (std::int64_t group = begin; group < end; ++group) forward_backward_group<T>(p, q, group);
+  });
+}
+
 }  // namespace MAST_EXT_ISA
 
 #define MAST_EXT_RANGE(Params) (const Params& p, std::int64_t begin, std::int64_t end)
@@ -415,6 +534,10 @@ MAST_EXT_CPU_ENTRY(prototype_cross_entropy_merge_cpu, MAST_EXT_RANGE(PrototypeCr
 MAST_EXT_CPU_ENTRY(prototype_mean_cpu, MAST_EXT_RANGE(PrototypeCrossEntropy), (p, begin, end))
 MAST_EXT_CPU_ENTRY(prototype_cross_entropy_backward_cpu,
                    MAST_EXT_RANGE(PrototypeCrossEntropyBackward), (p, begin, end))
+MAST_EXT_CPU_ENTRY(prototype_cross_entropy_with_grad_cpu,
+                   (const PrototypeCrossEntropy& p, const PrototypeCrossEntropyBackward& q,
+                    std::int64_t begin, std::int64_t end),
+                   (p, q, begin, end))
 #undef MAST_EXT_RANGE
 
 }  // namespace mast_ext::kernels
