@@ -247,6 +247,7 @@ class SharedPolicy(ViewPolicy):
         share: Probability that the views of an image share one of these, in ``[0, 1]``.
         aligned: Probability that the views of an image which do not are crops of one place, flipped
             alike, in ``[0, 1]``. They stay a pair of the joint subspace: an easier one.
+        aligned_from: The epoch from which any are.
         with_centre: Append the plain centre view.
     """
 
@@ -257,6 +258,7 @@ class SharedPolicy(ViewPolicy):
         shared: Sequence[str] = ("hue",),
         share: float = 0.5,
         aligned: float = 0.0,
+        aligned_from: int = 0,
         with_centre: bool = False,
     ) -> None:
         super().__init__(recipe, with_centre=with_centre)
@@ -270,6 +272,7 @@ class SharedPolicy(ViewPolicy):
         self.shared = tuple(shared)
         self.share = check_number("share", share, 0, 1, "a probability in [0, 1]")
         self.aligned = check_number("aligned", aligned, 0, 1, "a probability in [0, 1]")
+        self.aligned_from = check_integer("aligned_from", aligned_from, 0)
 
     @property
     def subspaces(self) -> tuple[str, ...]:
@@ -285,7 +288,8 @@ class SharedPolicy(ViewPolicy):
         u = draw.choice(1)
         drawn = 1 + np.floor(u[:, 1] * len(self.shared)).astype(np.int64)
         subspace = np.where(u[:, 0] < self.share, drawn, JOINT)
-        aligned = (subspace == JOINT) & (u[:, 1] < self.aligned)
+        aligned_share = self.aligned if draw.epoch >= self.aligned_from else 0
+        aligned = (subspace == JOINT) & (u[:, 1] < aligned_share)
         sharing = [("geometry", aligned)]
         sharing += [(name, subspace == k) for k, name in enumerate(self.shared, start=1)]
         for name, members in sharing:

@@ -39,6 +39,8 @@ class MASTOptions:
         share: Probability that the views of an image have something in common (``shared``).
         aligned: Probability that the views of an image which have nothing of it in common are crops
             of one place, flipped alike (``shared``).
+        aligned_from: The epoch from which any are (``shared``): what is shared has to be learned
+            before, or is not. By default a third of the program's epochs.
         partners: How many views are compared with the anchor (``sampled``).
         joint: Probability of a composed pair (``sampled``); any number above 0 adds one
             (``factorized``).
@@ -61,7 +63,8 @@ class MASTOptions:
     policy: Literal["shared", "sampled", "factorized"] = "shared"
     shared: tuple[str, ...] = ("hue",)
     share: float = 0.5
-    aligned: float = 0.5
+    aligned: float = 1.0
+    aligned_from: int | None = None
     partners: int = 1
     joint: float = 0.5
     masks: Literal["blocks", "ones", "balanced", "softmax", "sigmoid", "relu"] = "blocks"
@@ -125,6 +128,7 @@ class MAST(Method):
                 shared=options.shared,
                 share=options.share,
                 aligned=options.aligned,
+                aligned_from=options.aligned_from or 0,
             )
         if self.options.policy == "factorized":
             return make_policy("factorized", recipe, joint=self.options.joint > 0)

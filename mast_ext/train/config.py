@@ -42,7 +42,8 @@ class DataConfig:
         max_images: Use at most this many training images.
         max_test_images: Use at most this many test images.
         on_bad_image: Stop at an unreadable image, naming it, or skip and count it.
-        workers: Background threads that prepare batches.
+        workers: Background threads that prepare batches; by default one where a GPU trains, and
+            none where the CPU does, whose cores are taken.
         backend: What renders views: ``torchvision``, ``dali``, or ``auto``: DALI for what only it
             can do (``fused``, ``gpu``), else torchvision, which is faster on a CPU.
         photometric: ``exact`` changes colours as torchvision does; ``fused`` (of DALI) is another
@@ -57,7 +58,7 @@ class DataConfig:
     max_images: int | None = None
     max_test_images: int | None = None
     on_bad_image: Literal["error", "skip"] = "error"
-    workers: int = 1
+    workers: int | None = None
     backend: Literal["auto", "torchvision", "dali"] = "auto"
     photometric: Literal["exact", "fused"] = "exact"
     device: Literal["cpu", "gpu"] = "cpu"
@@ -66,10 +67,10 @@ class DataConfig:
         if self.name != "shapes" and not self.path:
             raise ValueError(f"data.name {self.name} needs data.path, the folder with the images")
         _at_least(self, 1, "size")
-        _at_least(self, 0, "workers", "seed")
-        for name in ("max_images", "max_test_images"):
+        _at_least(self, 0, "seed")
+        for name, low in (("workers", 0), ("max_images", 1), ("max_test_images", 1)):
             if getattr(self, name) is not None:
-                _at_least(self, 1, name)
+                _at_least(self, low, name)
 
 
 RECIPES = {
@@ -154,7 +155,7 @@ class TrainConfig:
         progress: Progress bar: ``auto`` shows one when standard error is a terminal.
     """
 
-    epochs: float = 20.0
+    epochs: float = 16.0
     batch_size: int = 128
     devices: int = 1
     accumulate: int = 1
@@ -259,6 +260,9 @@ class PretrainConfig:
                 f"baseline must be one of {', '.join(baselines)}, got {self.baseline!r}"
             )
         _at_least(self, 0, "seed")
+        if self.mast.aligned_from is None:
+            third = dataclasses.replace(self.mast, aligned_from=round(self.train.epochs / 3))
+            object.__setattr__(self, "mast", third)
 
     def options(self, method: str) -> Any:
         """The settings of one method."""

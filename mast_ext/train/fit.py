@@ -127,6 +127,9 @@ def training_loader(config: PretrainConfig, method: Method, source: Source) -> V
     policy = method.policy(config.augment)
     if config.hard_views.views:
         policy = hard_selection(method, config.augment, config.hard_views).policy
+    workers = config.data.workers
+    if workers is None:
+        workers = int(device_named(config.train.accelerator).type == "cuda")
     return build_loader(
         source,
         policy,
@@ -134,7 +137,7 @@ def training_loader(config: PretrainConfig, method: Method, source: Source) -> V
         seed=config.seed,
         rank=rank(),
         world_size=world_size(),
-        workers=config.data.workers,
+        workers=workers,
         backend=config.data.backend,
         photometric=config.data.photometric,
         device=config.data.device,

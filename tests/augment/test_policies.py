@@ -150,6 +150,15 @@ def test_aligned_pairs_have_one_geometry_and_stay_joint():
     assert (second[aligned, colors] == independent[aligned, colors]).all()
 
 
+def test_pairs_are_aligned_from_their_epoch_on():
+    policy = make_policy("shared", EVERYTHING, share=0.0, aligned=1.0, aligned_from=3)
+    where = np.r_[GROUPS["crop"], GROUPS["flip"]]
+    for epoch in (0, 2, 3, 9):
+        first, second = policy.plan(0, epoch, INDICES, SIZES).rows[:2].numpy()
+        aligned = (first[:, where] == second[:, where]).all(1)
+        assert aligned.all() if epoch >= 3 else aligned.mean() < 0.1
+
+
 @pytest.mark.parametrize("name", ["composed", "factorized", "sampled", "shared"])
 def test_centre_view_is_plain_and_in_no_pair(name):
     policy = make_policy(name, EVERYTHING, with_centre=True)
@@ -185,6 +194,7 @@ REFUSED = [
     (lambda: make_policy("shared", NOTHING), "'hue', which the recipe does not change"),
     (lambda: make_policy("shared", EVERYTHING, share=-0.1), "share must be a probability"),
     (lambda: make_policy("shared", EVERYTHING, aligned=1.1), "aligned must be a probability"),
+    (lambda: make_policy("shared", EVERYTHING, aligned_from=-1), "aligned_from must be an integer"),
     (lambda: make("composed")[0].plan(0, 0, [1, 2], [[32, 32]]), r"shapes \[B\] and \[B, 2\]"),
 ]
 
