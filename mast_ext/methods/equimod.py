@@ -170,6 +170,9 @@ class EquiMod(Method):
     def subspaces(self) -> Subspaces | None:
         return self.base.subspaces()
 
+    def uncertainty(self, features: Tensor) -> Tensor | None:
+        return self.base.uncertainty(features)
+
     def no_weight_decay(self) -> set[str]:
         return {f"base.{name}" for name in self.base.no_weight_decay()}
 

@@ -39,8 +39,8 @@ class MASTOptions:
         share: Probability that the views of an image have something in common (``shared``).
         aligned: Probability that the views of an image which have nothing of it in common are crops
             of one place, flipped alike (``shared``).
-        aligned_from: The epoch from which any are (``shared``): what is shared has to be learned
-            before, or is not. By default a third of the program's epochs.
+        aligned_from: The epoch from which any are (``shared``). Later, what is shared is learned
+            more surely, and the rest less.
         partners: How many views are compared with the anchor (``sampled``).
         joint: Probability of a composed pair (``sampled``); any number above 0 adds one
             (``factorized``).
@@ -63,8 +63,8 @@ class MASTOptions:
     policy: Literal["shared", "sampled", "factorized"] = "shared"
     shared: tuple[str, ...] = ("hue",)
     share: float = 0.5
-    aligned: float = 1.0
-    aligned_from: int | None = None
+    aligned: float = 0.5
+    aligned_from: int = 0
     partners: int = 1
     joint: float = 0.5
     masks: Literal["blocks", "ones", "balanced", "softmax", "sigmoid", "relu"] = "blocks"
@@ -128,7 +128,7 @@ class MAST(Method):
                 shared=options.shared,
                 share=options.share,
                 aligned=options.aligned,
-                aligned_from=options.aligned_from or 0,
+                aligned_from=options.aligned_from,
             )
         if self.options.policy == "factorized":
             return make_policy("factorized", recipe, joint=self.options.joint > 0)
@@ -159,6 +159,13 @@ class MAST(Method):
             masks.effective_dimensions().float().cpu(),
             masks.overlap().float().cpu(),
         )
+
+    def uncertainty(self, features: Tensor) -> Tensor | None:
+        log_var = self._log_var(features)
+        if log_var is None or self.options.uncertainty == "subspace":
+            return log_var
+        weights = self.loss.masks().square()  # of every dimension in the subspace's pair terms
+        return log_var @ (weights / weights.sum(1, keepdim=True)).mT.to(log_var)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.startswith("loss.")}

@@ -207,6 +207,10 @@ class Method(nn.Module, ABC):
         """The subspaces of the embedding, on the CPU; None when there is only the whole."""
         return None
 
+    def uncertainty(self, features: Tensor) -> Tensor | None:
+        """Log-variances of views in every subspace, ``[V, B, K]``; None where none are learned."""
+        return None
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that must not decay, beside biases and norms."""
         return set()

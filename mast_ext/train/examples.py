@@ -1,14 +1,19 @@
-"""Examples of what hard view selection chooses, by the networks as training left them."""
+"""Pictures of views as the trained networks see them: hard ones, and uncertain ones."""
+
+from itertools import islice
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
 from mast_ext.augment import AugmentationParameters, AugmentationRecipe, ViewBatch, ViewLoader
+from mast_ext.augment.parameters import GROUPS
 from mast_ext.train.module import PretrainModule
 
 IMAGES = 8
+BATCHES = 4  # whose views' uncertainty is drawn
 
 
 def draw_hard_views_of(module: PretrainModule, loader: ViewLoader) -> Figure | None:
@@ -62,6 +67,52 @@ def draw_choice(
         if j == 0:
             axes.set_ylabel(f"IoU {overlap[i]:.2f}", fontsize=8)
     figure.suptitle("views of an image; framed: the hard ones", fontsize=9)
+    return figure
+
+
+def draw_uncertainty_of(module: PretrainModule, loader: ViewLoader) -> Figure | None:
+    """Log-variances of the first views of an epoch, against how much of the image a view's crop
+    shows and how far its colours were changed, with Spearman's correlation.
+
+    Args:
+        module: What was trained. Its networks are in evaluation mode afterwards.
+        loader: Its views, from the first epoch's beginning.
+
+    Returns:
+        None for a run that has learned no uncertainty.
+    """
+    module.eval()
+    subspaces = module.method.subspaces()
+    if subspaces is None or module.hard_views is not None:
+        return None
+    loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
+    device = next(module.backbone.parameters()).device
+    found, rows = [], []
+    with torch.no_grad():
+        for batch in islice(loader, BATCHES):
+            batch = batch.to(device)
+            features = module.backbone(batch.images.flatten(0, 1))
+            log_var = module.method.uncertainty(features.unflatten(0, batch.images.shape[:2]))
+            if log_var is None:
+                return None
+            found.append(log_var.flatten(0, 1).float().cpu())
+            rows.append(batch.parameters.flatten(0, 1).cpu())
+    log_vars = torch.cat(found)
+    parameters = AugmentationParameters(torch.cat(rows)[None])
+    colours = parameters.standardised(*loader.policy.recipes[:1])[..., GROUPS["color"]]
+    strengths = {
+        "area of the crop": parameters.group("crop")[0, :, 2:].prod(-1),
+        "change of colour (standard deviations)": colours[0].norm(dim=-1),
+    }
+    size = (3.2 * len(strengths), 0.6 + 2.2 * len(subspaces.names))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(subspaces.names), len(strengths), squeeze=False)
+    for row, name, values in zip(grid, subspaces.names, log_vars.T, strict=True):
+        row[0].set_ylabel(f"log-variance, {name}")
+        for axes, (label, strength) in zip(row, strengths.items(), strict=True):
+            axes.scatter(strength, values, s=3, alpha=0.5)
+            axes.set_title(f"Spearman's ρ {spearman_corrcoef(values, strength):+.2f}", fontsize=8)
+            axes.set_xlabel(label)
     return figure
 
 

@@ -20,7 +20,7 @@ from mast_ext.train.config import PretrainConfig
 from mast_ext.train.distributed import by_first, joined
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation import LabelledImages, Row, chance, device_named, evaluate
-from mast_ext.train.examples import draw_hard_views_of
+from mast_ext.train.examples import draw_hard_views_of, draw_uncertainty_of
 from mast_ext.train.fit import Networks, build_networks, fit, training_loader
 from mast_ext.train.images import Images, open_images
 from mast_ext.train.module import PretrainModule
@@ -177,7 +177,10 @@ def _report(
         metrics={training.name: training.run.metrics for training in trainings},
         settings=yaml.safe_dump(config.to_dict(), sort_keys=False),
         notes=notes,
-        examples=draw_hard_views_of(modules[0], trainings[0].loader),
+        drawn={
+            "hard_view_examples": draw_hard_views_of(modules[0], trainings[0].loader),
+            "uncertainty": draw_uncertainty_of(modules[0], trainings[0].loader),
+        },
     )
     return Outcome(run, rows, report, notes)
 

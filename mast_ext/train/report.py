@@ -7,8 +7,9 @@ import base64
 import csv
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def write_report(
     metrics: dict[str, Path],
     settings: str,
     notes: Sequence[str] = (),
-    examples: Figure | None = None,
+    drawn: Mapping[str, Figure | None] = MappingProxyType({}),
 ) -> Path:
     """Writes the pictures, ``results.json`` and ``report.html`` into a folder.
 
@@ -100,7 +101,7 @@ def write_report(
         metrics: ``metrics.csv`` of every training, by its name.
         settings: The run's settings as YAML.
         notes: Sentences under the heading.
-        examples: A picture of hard views.
+        drawn: Further pictures by name, where there are any.
 
     Returns:
         The HTML file, which needs no other.
@@ -121,8 +122,7 @@ def write_report(
         pictures["gain"] = draw_gains(curves, gains)
     if any("hard_views/iou" in columns for columns in curves.values()):
         pictures["hard_views"] = draw_hard_views(curves)
-    if examples is not None:
-        pictures["hard_view_examples"] = examples
+    pictures |= {name: figure for name, figure in drawn.items() if figure is not None}
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)
     write_text(folder / "results.json", json.dumps(results(rows, subspaces), indent=2) + "\n")

@@ -8,7 +8,7 @@ import torch
 from mast_ext.augment import AugmentationRecipe, ViewBatch, build_loader
 from mast_ext.data import open_source
 from mast_ext.methods import HardViewOptions
-from mast_ext.train.examples import IMAGES, draw_choice, draw_hard_views_of
+from mast_ext.train.examples import IMAGES, draw_choice, draw_hard_views_of, draw_uncertainty_of
 
 VIEWS, BATCH = 4, 10
 
@@ -48,3 +48,35 @@ def test_choice_of_a_trained_run(train_tiny, tiny, method):
 
 def test_no_picture_without_hard_views(train_tiny):
     assert draw_hard_views_of(train_tiny(), loader=None) is None
+
+
+@pytest.mark.parametrize("uncertainty", ["subspace", "diagonal"])
+@pytest.mark.parametrize("method", ["mast", "mast+equimod"])
+def test_uncertainty_against_strength(train_tiny, tiny, method, uncertainty):
+    config = replace(tiny, mast=replace(tiny.mast, uncertainty=uncertainty))
+    module = train_tiny(config=config, method=method)
+    source = open_source("shapes", "train", size=config.data.size, max_images=64)
+    policy = module.method.policy(config.augment)
+    loader = build_loader(source, policy, batch_size=32)
+    figure = draw_uncertainty_of(module, loader)
+    assert len(figure.axes) == 4  # two subspaces against two strengths
+    views = 64 * policy.num_views()
+    loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
+    batch = next(iter(loader))
+    areas = (batch.parameters[..., 2] * batch.parameters[..., 3]).flatten()
+    for subspace, axes in enumerate(figure.axes[::2]):
+        drawn = torch.from_numpy(axes.collections[0].get_offsets().data)
+        assert len(drawn) == views and "ρ" in axes.get_title()
+        with torch.no_grad():
+            features = module.backbone(batch.images.flatten(0, 1)).unflatten(0, (-1, 32))
+            want = module.method.uncertainty(features)[..., subspace].flatten()
+        torch.testing.assert_close(drawn[: len(areas), 0].float(), areas)
+        torch.testing.assert_close(drawn[: len(areas), 1].float(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mast", "vicreg"])
+def test_no_picture_without_uncertainty(train_tiny, tiny, method):
+    module = train_tiny(method=method)
+    source = open_source("shapes", "train", size=tiny.data.size, max_images=64)
+    loader = build_loader(source, module.method.policy(tiny.augment), batch_size=32)
+    assert draw_uncertainty_of(module, loader) is None

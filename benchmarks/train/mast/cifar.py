@@ -1,19 +1,20 @@
-"""What backbones trained on natural images know of the class, and of what augmentations vary.
+"""MAST against VICReg and SimCLR on natural images: of the class, and of what augmentations vary.
 
-    mast-ext pretrain --data.name folder --data.path DIR --method mast --out runs/mast  # and others
-    python benchmarks/train/mast/cifar.py runs/mast runs/vicreg --path DIR
+    python benchmarks/train/mast/cifar.py --path DIR --report benchmarks/results/mast-cifar10.md
 
-Linear probes and 20-NN of frozen features: the image's class; by how many quarter turns it was
-rotated; by which of eight hue shifts; from which corner a crop of three quarters of the side was
-taken. What was done to an image is drawn once per image, the same for all runs.
+trains every variant with every seed through the program on a folder with train/ and test/, with as
+many image forwards each and hue changes of ``--hue`` for all. Linear probes and 20-NN of frozen
+features: the image's class; by how many quarter turns it was rotated; by which of eight hue shifts;
+from which corner a crop of three quarters of the side was taken; whether it was flipped. What was
+done to an image is drawn once per image, the same for all runs.
 """
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from runs import add_arguments, mean_and_spread, train_all, write_table
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
@@ -40,10 +41,15 @@ def cropped(images: Tensor, corner: int) -> Tensor:
     return transforms.resized_crop(images, top, left, kept, kept, [side, side], antialias=True)
 
 
+def flipped(images: Tensor, flip: int) -> Tensor:
+    return images.flip(3) if flip else images
+
+
 TASKS: dict[str, tuple[int, Callable[[Tensor, int], Tensor]]] = {
     "rotation": (4, rotated),
     "hue shift": (8, shifted),
     "crop's corner": (4, cropped),
+    "flip": (2, flipped),
 }
 
 
@@ -70,39 +76,64 @@ def features(backbone: torch.nn.Module, images: Tensor, recipe) -> Tensor:
     )
 
 
+Accuracies = dict[str, tuple[float, float]]  # by task: linear probe, 20-NN
+
+
+def probe(backbone: torch.nn.Module, made: dict, recipe) -> Accuracies:
+    found = {}
+    for task, ((train, train_labels), (test, test_labels)) in made.items():
+        data = (features(backbone, train, recipe), features(backbone, test, recipe))
+        labels = ({task: train_labels}, {task: test_labels})
+        linear = linear_accuracy(*data, *labels)[task]
+        nearest = knn_accuracy(*data, *labels, neighbours=(NEIGHBOURS,))[NEIGHBOURS][task]
+        found[task] = (linear, nearest)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", help="Run directories of mast-ext pretrain.")
+    add_arguments(parser, epochs=12, runs="runs/mast-cifar10")
     parser.add_argument("--path", required=True, help="The folder with train/ and test/.")
-    parser.add_argument("--images", type=int, default=4000, help="Training images of the probes.")
-    parser.add_argument("--test-images", type=int, default=2000)
+    parser.add_argument("--hue", type=float, default=0.5, help="Strength of the hue change.")
+    parser.add_argument("--train-images", type=int, default=20000, help="What runs train on.")
+    parser.add_argument("--images", type=int, default=8000, help="Training images of the probes.")
+    parser.add_argument("--test-images", type=int, default=5000)
     values = parser.parse_args()
 
+    data = ["--data.name=folder", f"--data.path={values.path}", f"--augment.hue={values.hue:g}"]
+    data.append(f"--data.max_images={values.train_images}")
+    runs = train_all(values, data)
     recipe = RECIPES["folder"]
     sources = [
         open_source("folder", split, path=values.path, max_images=most)
         for split, most in (("train", values.images), ("test", values.test_images))
     ]
-    backbones = {}
-    for run in values.runs:
-        backbones[run.name], spec = load_backbone(run / "backbone.safetensors")
-    torch.manual_seed(0)
-    backbones["untrained"] = spec.create()
-
     tasks = ["class", *TASKS]
-    print("| linear / 20-NN, % | " + " | ".join(tasks) + " |")
-    print("|---" * (1 + len(tasks)) + "|")
     made = {task: [examples(source, task, s) for s, source in enumerate(sources)] for task in tasks}
-    for name, backbone in backbones.items():
-        cells = []
-        for task in tasks:
-            (train, train_labels), (test, test_labels) = made[task]
-            data = (features(backbone, train, recipe), features(backbone, test, recipe))
-            labels = ({task: train_labels}, {task: test_labels})
-            linear = linear_accuracy(*data, *labels)[task]
-            nearest = knn_accuracy(*data, *labels, neighbours=(NEIGHBOURS,))[NEIGHBOURS][task]
-            cells.append(f"{100 * linear:.1f} / {100 * nearest:.1f}")
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    found: dict[str, list[Accuracies]] = {}
+    for (variant, _), run in runs.items():
+        backbone, spec = load_backbone(run / "backbone.safetensors")
+        found.setdefault(variant, []).append(probe(backbone, made, recipe))
+    for seed in values.seeds:
+        torch.manual_seed(seed)
+        found.setdefault("untrained", []).append(probe(spec.create(), made, recipe))
+    rows = [
+        [name, kind, *(mean_and_spread([seed[task][i] for seed in seeds]) for task in tasks)]
+        for name, seeds in found.items()
+        for i, kind in enumerate(("linear", f"{NEIGHBOURS}-NN"))
+    ]
+    write_table(
+        "MAST, VICReg and SimCLR on CIFAR-10",
+        [
+            f"Accuracy in %, mean ± standard deviation over seeds {values.seeds}.",
+            f"Every run: {values.epochs:g} epochs of two views of {values.train_images} images,"
+            f" with hue changes of up to {values.hue:g} turns.",
+            f"Probes: {values.images} training and {values.test_images} test images.",
+        ],
+        ["", "", *tasks],
+        rows,
+        values,
+    )
 
 
 if __name__ == "__main__":

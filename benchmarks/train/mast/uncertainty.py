@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
 from mast_ext.augment import AugmentationParameters, sampler
 from mast_ext.augment.torchvision import render
@@ -37,28 +38,21 @@ def visible(box: np.ndarray, labels: dict[str, np.ndarray]) -> np.ndarray:
     return share
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation of mean ranks."""
-
-    def ranks(values: np.ndarray) -> np.ndarray:
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
-
-
 @torch.inference_mode()
 def log_variances(run: Path, rows: np.ndarray, source: ShapesSource) -> tuple[Tensor, tuple]:
     """``[N, K]`` of one augmented view of every image, and the subspaces' names."""
     config = load_config(run)
     restored = restore_checkpoint(run / "checkpoints" / "last.ckpt", config)
     method = restored.method
-    if getattr(method, "log_variance", None) is None:
-        raise SystemExit(f"{run} was trained without uncertainty")
     restored.backbone.eval(), method.eval()
     assert source.stacked is not None
     views = render(source.stacked, torch.from_numpy(rows)[None], config.augment)[0]
-    found = [method.log_variance(restored.backbone(part)) for part in views.split(BATCH)]
+    found = []
+    for part in views.split(BATCH):
+        log_var = method.uncertainty(restored.backbone(part)[None])
+        if log_var is None:
+            raise SystemExit(f"{run} was trained without uncertainty")
+        found.append(log_var[0])
     return torch.cat(found), method.subspace_names
 
 
@@ -82,9 +76,10 @@ def main() -> None:
     }
     print("| subspace | mean | deviation | " + " | ".join(truths) + " | grey − coloured |")
     print("|---" * (4 + len(truths)) + "|")
-    for name, column in zip(names, log_var.double().numpy().T, strict=True):
+    for name, column in zip(names, log_var.double().T, strict=True):
         cells = [f"{column.mean():.2f}", f"{column.std():.2f}"]
-        cells += [f"{spearman(column, truth):+.2f}" for truth in truths.values()]
+        for truth in truths.values():
+            cells.append(f"{spearman_corrcoef(column, torch.from_numpy(truth).double()):+.2f}")
         print(
             f"| {name} | "
             + " | ".join([*cells, f"{column[grey].mean() - column[~grey].mean():+.2f}"])
