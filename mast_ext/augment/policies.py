@@ -11,7 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from mast_ext.augment.parameters import COLUMN, GROUPS, SHAREABLE
 from mast_ext.augment.recipe import AugmentationRecipe
 
 UNUSED, JOINT = -1, 0
+
+AlignedPairs = Literal["joint", "shared"]
 
 _LOCAL = 1 << 20  # streams of local views, whose numbers so depend on no other view's
 _CHOICE = 1 << 33  # streams of choices lie above those of views and of repeated crops
@@ -245,8 +247,10 @@ class SharedPolicy(ViewPolicy):
         recipe: What may be done to a view.
         shared: Names in `parameters.SHAREABLE`, each once; the recipe must vary all of them.
         share: Probability that the views of an image share one of these, in ``[0, 1]``.
-        aligned: Probability that the views of an image which do not are crops of one place, flipped
-            alike, in ``[0, 1]``. They stay a pair of the joint subspace: an easier one.
+        aligned: Probability that two views are crops of one place, flipped alike, in ``[0, 1]``.
+            They stay a pair of their subspace: an easier one.
+        aligned_pairs: Which pairs may be: those that share one of ``shared`` (``"shared"``), or
+            those that do not (``"joint"``).
         aligned_from: The epoch from which any are.
         with_centre: Append the plain centre view.
     """
@@ -258,6 +262,7 @@ class SharedPolicy(ViewPolicy):
         shared: Sequence[str] = ("hue",),
         share: float = 0.5,
         aligned: float = 0.0,
+        aligned_pairs: AlignedPairs = "joint",
         aligned_from: int = 0,
         with_centre: bool = False,
     ) -> None:
@@ -272,6 +277,12 @@ class SharedPolicy(ViewPolicy):
         self.shared = tuple(shared)
         self.share = check_number("share", share, 0, 1, "a probability in [0, 1]")
         self.aligned = check_number("aligned", aligned, 0, 1, "a probability in [0, 1]")
+        if aligned_pairs not in get_args(AlignedPairs):
+            raise ValueError(
+                f"aligned_pairs must be one of {', '.join(get_args(AlignedPairs))}, "
+                f"got {aligned_pairs!r}"
+            )
+        self.aligned_pairs: AlignedPairs = aligned_pairs
         self.aligned_from = check_integer("aligned_from", aligned_from, 0)
 
     @property
@@ -288,10 +299,12 @@ class SharedPolicy(ViewPolicy):
         u = draw.choice(1)
         drawn = 1 + np.floor(u[:, 1] * len(self.shared)).astype(np.int64)
         subspace = np.where(u[:, 0] < self.share, drawn, JOINT)
-        aligned_share = self.aligned if draw.epoch >= self.aligned_from else 0
-        aligned = (subspace == JOINT) & (u[:, 1] < aligned_share)
-        sharing = [("geometry", aligned)]
-        sharing += [(name, subspace == k) for k, name in enumerate(self.shared, start=1)]
+        may_align = (subspace == JOINT) == (self.aligned_pairs == "joint")
+        if draw.epoch < self.aligned_from:
+            may_align[:] = False
+        aligned = may_align & (draw.choice(2)[:, 0] < self.aligned)
+        sharing = [(name, subspace == k) for k, name in enumerate(self.shared, start=1)]
+        sharing.append(("geometry", aligned))  # last: jitter's members get other rows
         for name, members in sharing:
             if "jitter" in SHAREABLE[name]:
                 second[members] = jittered[members]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
-from mast_ext.augment.policies import JOINT
+from mast_ext.augment.policies import JOINT, AlignedPairs
 from mast_ext.losses import MASTLoss, SubspaceMasks
 from mast_ext.methods.method import GATHER, Method, Subspaces
 from mast_ext.methods.vicreg import VICRegOptions
@@ -37,10 +37,11 @@ class MASTOptions:
             ``flip``, ``geometry`` (both), ``brightness``, ``contrast``, ``saturation``, ``hue``,
             ``blur``.
         share: Probability that the views of an image have something in common (``shared``).
-        aligned: Probability that the views of an image which have nothing of it in common are crops
-            of one place, flipped alike (``shared``).
-        aligned_from: The epoch from which any are (``shared``). Later, what is shared is learned
-            more surely, and the rest less.
+        aligned: Probability that two views are crops of one place, flipped alike (``shared``).
+        aligned_pairs: Which may be: those with something of ``shared`` in common (``shared``), or
+            those without (``joint``).
+        aligned_from: The epoch from which any are (``shared``): what is shared has to be learned
+            before. By default a third of the program's epochs.
         partners: How many views are compared with the anchor (``sampled``).
         joint: Probability of a composed pair (``sampled``); any number above 0 adds one
             (``factorized``).
@@ -63,8 +64,9 @@ class MASTOptions:
     policy: Literal["shared", "sampled", "factorized"] = "shared"
     shared: tuple[str, ...] = ("hue",)
     share: float = 0.5
-    aligned: float = 0.5
-    aligned_from: int = 0
+    aligned: float = 1.0
+    aligned_pairs: AlignedPairs = "shared"
+    aligned_from: int | None = None
     partners: int = 1
     joint: float = 0.5
     masks: Literal["blocks", "ones", "balanced", "softmax", "sigmoid", "relu"] = "blocks"
@@ -128,7 +130,8 @@ class MAST(Method):
                 shared=options.shared,
                 share=options.share,
                 aligned=options.aligned,
-                aligned_from=options.aligned_from,
+                aligned_pairs=options.aligned_pairs,
+                aligned_from=options.aligned_from or 0,
             )
         if self.options.policy == "factorized":
             return make_policy("factorized", recipe, joint=self.options.joint > 0)

@@ -260,6 +260,9 @@ class PretrainConfig:
                 f"baseline must be one of {', '.join(baselines)}, got {self.baseline!r}"
             )
         _at_least(self, 0, "seed")
+        if self.mast.aligned_from is None:
+            third = dataclasses.replace(self.mast, aligned_from=round(self.train.epochs / 3))
+            object.__setattr__(self, "mast", third)
 
     def options(self, method: str) -> Any:
         """The settings of one method."""

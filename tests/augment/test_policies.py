@@ -136,18 +136,22 @@ def test_shared_pairs_have_in_common_what_they_say(names):
     assert (colors[~shut] != [1, 1, 1, 0]).all()
 
 
-def test_aligned_pairs_have_one_geometry_and_stay_joint():
-    _, plan = make("shared", share=0.5, aligned=0.5)
+@pytest.mark.parametrize("pairs", ["joint", "shared"])
+def test_aligned_pairs_have_one_geometry_and_stay_what_they_are(pairs):
+    options = {"share": 0.5, "aligned": 0.5, "aligned_pairs": pairs}
+    _, plan = make("shared", **options)
+    _, without = make("shared", **(options | {"aligned": 0.0}))
     first, second = plan.rows[:2].numpy()
     where = np.r_[GROUPS["crop"], GROUPS["flip"]]
     aligned = (first[:, where] == second[:, where]).all(1)
-    joint = plan.pair_subspace[0, 1].numpy() == 0
-    assert not (aligned & ~joint).any()
-    assert np.abs(aligned[joint].mean() - 0.5) < 0.15
-    independent = sampler.composed_rows(EVERYTHING, 0, 0, INDICES, SIZES, 1)
-    assert (second[joint & ~aligned] == independent[joint & ~aligned]).all()
+    assert torch.equal(plan.pair_subspace, without.pair_subspace)
+    members = (plan.pair_subspace[0, 1].numpy() == 0) == (pairs == "joint")
+    assert not (aligned & ~members).any()
+    assert np.abs(aligned[members].mean() - 0.5) < 0.15
+    other = without.rows[1].numpy()
+    assert (second[~aligned] == other[~aligned]).all()
     colors = slice(GROUPS["color"].start, None)
-    assert (second[aligned, colors] == independent[aligned, colors]).all()
+    assert (second[aligned, colors] == other[aligned, colors]).all()
 
 
 def test_pairs_are_aligned_from_their_epoch_on():
@@ -194,6 +198,7 @@ REFUSED = [
     (lambda: make_policy("shared", NOTHING), "'hue', which the recipe does not change"),
     (lambda: make_policy("shared", EVERYTHING, share=-0.1), "share must be a probability"),
     (lambda: make_policy("shared", EVERYTHING, aligned=1.1), "aligned must be a probability"),
+    (lambda: make_policy("shared", EVERYTHING, aligned_pairs="all"), "aligned_pairs must be one"),
     (lambda: make_policy("shared", EVERYTHING, aligned_from=-1), "aligned_from must be an integer"),
     (lambda: make("composed")[0].plan(0, 0, [1, 2], [[32, 32]]), r"shapes \[B\] and \[B, 2\]"),
 ]
