@@ -17,8 +17,12 @@ VARIANTS: dict[str, list[str]] = {
     "SimCLR": ["--method=simclr"],
     "MAST": ["--method=mast"],
     "MAST without masks": ["--method=mast", "--mast.masks=ones"],
+    "MAST, half of the joint pairs aligned": [
+        *("--method=mast", "--mast.aligned_pairs=joint", "--mast.aligned=0.5"),
+        "--mast.aligned_from=0",
+    ],
 }
-"""What is trained, by its name in the tables; the last one is MAST with something taken away."""
+"""What is trained, by its name in the tables; the last ones are changes of MAST."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, epochs: float, runs: str) -> None:
@@ -43,7 +47,7 @@ def train_all(
 
 
 def _train(variant: str, seed: int, values: argparse.Namespace, options: Sequence[str]) -> Path:
-    name = f"{variant}-{seed}-{values.epochs:g}".replace(" ", "_")
+    name = f"{variant}-{seed}-{values.epochs:g}".replace(" ", "_").replace(",", "")
     run = values.runs / name
     if (run / "report" / "results.json").exists():
         return run
