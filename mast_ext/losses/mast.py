@@ -55,9 +55,11 @@ class MASTLoss(nn.Module):
     This is our definition: the paper's equations are not public. The program's is this one with
     masks in ``blocks``, a joint subspace for independent views and one for every augmentation that
     the views of some images share (:class:`mast_ext.augment.SharedPolicy`), which that subspace so
-    learns to keep. It departs from the paper in that these masks are not learned: learned ones ran
-    to where invariance is cheap, onto few dimensions or to zero. Sharing a whole colour jitter
-    instead of its hue shift kept no hue; a subspace for geometry crowded the hue out of its own.
+    learns to keep; from a third of the training on, these views are also crops of one place. It
+    departs from the paper in that these masks are not learned: learned ones ran to where invariance
+    is cheap, onto few dimensions or to zero. Sharing a whole colour jitter instead of its hue shift
+    kept no hue; a subspace for geometry crowded the hue out of its own, and so did sharing hue and
+    geometry from the start. The uncertainty of a view knows nothing of how ambiguous its pairs are.
 
     Args:
         masks: The masks ``[K, D]``, a submodule of the loss.

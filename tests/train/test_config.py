@@ -1,0 +1,39 @@
+"""Settings that follow from others."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mast_ext.data import open_source
+from mast_ext.methods import MASTOptions
+from mast_ext.train import fit
+from mast_ext.train.config import PretrainConfig, TrainConfig
+from mast_ext.train.fit import build_networks, training_loader
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(16, 5), (0.5, 0), (100, 33)])
+def test_pairs_are_aligned_after_a_third_of_the_epochs(epochs, expected):
+    config = PretrainConfig(train=TrainConfig(epochs=epochs))
+    assert config.mast.aligned_from == expected
+    assert build_networks(config).method.policy(config.augment).aligned_from == expected
+
+
+def test_an_epoch_that_is_given_stays():
+    config = PretrainConfig(mast=MASTOptions(aligned_from=2), train=TrainConfig(epochs=30))
+    assert config.mast.aligned_from == 2
+    assert replace(config, train=TrainConfig(epochs=3)).mast.aligned_from == 2
+
+
+@pytest.mark.parametrize(("workers", "cpu", "cuda"), [(None, 0, 1), (0, 0, 0), (3, 3, 3)])
+def test_data_workers_leave_a_training_cpu_its_cores(tiny, workers, cpu, cuda, monkeypatch):
+    config = replace(tiny, data=replace(tiny.data, workers=workers))
+    method = build_networks(config).method
+    source = open_source("shapes", "train", size=16, max_images=24)
+    given = []
+    monkeypatch.setattr(fit, "build_loader", lambda *_, workers, **__: given.append(workers))
+    training_loader(config, method, source)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = replace(config, train=replace(config.train, accelerator="cuda"))
+    training_loader(config, method, source)
+    assert given == [cpu, cuda]
