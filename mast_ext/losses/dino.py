@@ -23,7 +23,7 @@ class DINOLoss(Center):
 
     Views are told apart by their number: the first views of the student must be those of the
     teacher, in its order (Caron et al. 2021, eq. 3; the centre: eq. 4). A loss is computed with the
-    centre of the batches before. No probability of a prototype is ever stored.
+    centre of the batches before. No tensor of probabilities is made.
 
     Values, the centre and its place in ``state_dict`` (for which the loss is itself a `Center`)
     equal those of lightly 1.6.0 to float32 accuracy, with these differences: 16-bit logits work and

@@ -21,7 +21,7 @@ class IBOTPatchLoss(nn.Module):
 
     (Zhou et al. 2022). An image without a masked token counts as one of loss 0. A batch
     without any gives loss 0 and a gradient of 0, and leaves the centre. The loss is computed with
-    the centre of the batches before. No probability of a prototype is ever stored.
+    the centre of the batches before. No tensor of probabilities is made.
 
     Values, the centre and ``state_dict`` equal those of lightly 1.6.0 to float32 accuracy, with
     these differences: 16-bit logits work and give a float32 loss, the teacher gets no gradient, and

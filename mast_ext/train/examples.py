@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from mast_ext.augment import AugmentationParameters, AugmentationRecipe, ViewBatch, ViewLoader
-from mast_ext.augment.parameters import GROUPS
+from mast_ext.augment.parameters import COLUMN
 from mast_ext.train.module import PretrainModule
 
 IMAGES = 8
@@ -99,7 +99,8 @@ def draw_uncertainty_of(module: PretrainModule, loader: ViewLoader) -> Figure | 
             rows.append(batch.parameters.flatten(0, 1).cpu())
     log_vars = torch.cat(found)
     parameters = AugmentationParameters(torch.cat(rows)[None])
-    colours = parameters.standardised(*loader.policy.recipes[:1])[..., GROUPS["color"]]
+    changes = slice(COLUMN["brightness"], COLUMN["hue"] + 1)  # without jitter's gate
+    colours = parameters.standardised(*loader.policy.recipes[:1])[..., changes]
     strengths = {
         "area of the crop": parameters.group("crop")[0, :, 2:].prod(-1),
         "change of colour (standard deviations)": colours[0].norm(dim=-1),

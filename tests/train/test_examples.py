@@ -74,6 +74,22 @@ def test_uncertainty_against_strength(train_tiny, tiny, method, uncertainty):
         torch.testing.assert_close(drawn[: len(areas), 1].float(), want, rtol=1e-4, atol=1e-5)
 
 
+def test_views_without_jitter_have_the_least_change_of_colour(train_tiny, tiny):
+    config = replace(
+        tiny,
+        mast=replace(tiny.mast, uncertainty="subspace"),
+        augment=replace(tiny.augment, jitter=0.5),
+    )
+    module = train_tiny(config=config, method="mast")
+    source = open_source("shapes", "train", size=config.data.size, max_images=64)
+    loader = build_loader(source, module.method.policy(config.augment), batch_size=64)
+    figure = draw_uncertainty_of(module, loader)
+    change = torch.from_numpy(figure.axes[1].collections[0].get_offsets().data)[:, 0]
+    loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
+    jittered = next(iter(loader)).parameters[..., 5].flatten() > 0
+    assert change[~jittered].max() < change[jittered].median()
+
+
 @pytest.mark.parametrize("method", ["mast", "vicreg"])
 def test_no_picture_without_uncertainty(train_tiny, tiny, method):
     module = train_tiny(method=method)

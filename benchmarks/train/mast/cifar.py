@@ -123,7 +123,7 @@ def main() -> None:
         for i, kind in enumerate(("linear", f"{NEIGHBOURS}-NN"))
     ]
     write_table(
-        "MAST, VICReg and SimCLR on CIFAR-10",
+        "MAST on CIFAR-10",
         [
             f"Accuracy in %, mean ± standard deviation over seeds {values.seeds}.",
             f"Every run: {values.epochs:g} epochs of two views of {values.train_images} images,"

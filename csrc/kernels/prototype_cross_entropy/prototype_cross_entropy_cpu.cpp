@@ -316,9 +316,9 @@ void write_grad(std::int64_t count, A weight, const A* e, const A* weights, std:
   });
 }
 
-// An image's stretch of the gradient. Exponentials are taken of the row less shift(is_teacher, v):
-// student_scale(s) and teacher_scale(t) make probabilities of them. e holds the teachers', and
-// exponentials(s, c, left, x) gives student s's.
+// An image's stretch of the gradient, from exponentials: `e` holds the teachers', and
+// exponentials(s, c, left, x) gives student s's. Times teacher_scale(t) and student_scale(s) they
+// are probabilities.
 template <typename T, typename A, typename StudentScale, typename TeacherScale,
           typename Exponentials>
 void grad_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int64_t first,
