@@ -27,7 +27,8 @@ constexpr std::size_t kHugePage = 2 << 20;
 
 struct Block {
   void* data;
-  std::size_t size;  // whole huge pages
+  std::size_t size;      // whole huge pages
+  bool free_for_system;  // its pages are the system's to take, or not there yet
 };
 
 // Whole huge pages of the system's, aligned to them. Throws std::bad_alloc when there are none.
@@ -42,16 +43,17 @@ Block map_block(std::size_t size) {
   if (before > 0) munmap(start, before);
   if (before < kHugePage) munmap(data + size, kHugePage - before);
   madvise(data, size, MADV_HUGEPAGE);
-  return {data, size};
+  return {data, size, true};
 }
 
 // Blocks that no tensor uses. Their pages are marked as free: they stay where they are for the next
-// tensor, unless the system needs them, which then takes them without asking.
+// tensor, unless the system needs them, which then takes them without asking. To mark pages takes a
+// quarter of the time that it takes to fill them, so the blocks given back last are not marked yet.
 class KeptBlocks {
  public:
   Block take(std::size_t bytes) {
     const std::size_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    Block block{nullptr, 0};
+    Block block{nullptr, 0, true};
     {
       const std::lock_guard lock(mutex_);
       for (auto kept = blocks_.begin(); kept != blocks_.end(); ++kept) {
@@ -65,12 +67,13 @@ class KeptBlocks {
     }
     if (block.data == nullptr) block = map_block(size);
     // By one thread: faults of huge pages take ten times as long when two threads meet in them.
-    madvise(block.data, size, MADV_POPULATE_WRITE);
+    if (block.free_for_system) madvise(block.data, size, MADV_POPULATE_WRITE);
+    block.free_for_system = false;
     return block;
   }
 
   void give_back(Block block) {
-    if (block.size > kMostBytes || madvise(block.data, block.size, MADV_FREE) != 0) {
+    if (block.size > kMostBytes) {
       munmap(block.data, block.size);
       return;
     }
@@ -81,10 +84,21 @@ class KeptBlocks {
       kept_bytes_ -= blocks_.back().size;
       munmap(blocks_.back().data, blocks_.back().size);
     }
+    std::size_t newer_bytes = 0;
+    blocks_.remove_if([&](Block& kept) {
+      newer_bytes += kept.size;
+      if (kept.free_for_system || newer_bytes <= kMostUnmarkedBytes) return false;
+      kept.free_for_system = madvise(kept.data, kept.size, MADV_FREE) == 0;
+      if (kept.free_for_system) return false;
+      kept_bytes_ -= kept.size;
+      munmap(kept.data, kept.size);
+      return true;
+    });
   }
 
  private:
   static constexpr std::size_t kMostBytes = std::size_t{1} << 30;
+  static constexpr std::size_t kMostUnmarkedBytes = std::size_t{64} << 20;
 
   std::mutex mutex_;
   std::list<Block> blocks_;  // the one given back last comes first

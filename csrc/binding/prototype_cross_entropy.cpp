@@ -101,7 +101,7 @@ struct PrototypeResults {
     const bool with_mean = teacher_mean.numel() > 0;
     partials = in.new_empty({in.batch(), layout.size(), shares.stretches});
     if (with_mean) {
-      column_sums = new_workspace(in.student, {shares.groups, in.prototypes()},
+      column_sums = new_workspace(in.student, {shares.groups, shares.columns()},
                                   accumulation_type(in.student));
     }
     return {

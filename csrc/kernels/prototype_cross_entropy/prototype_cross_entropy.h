@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/host_device.h"
 #include "kernels/common/pair_sums.h"
 
 struct CUstream_st;  // cudaStream_t, without the CUDA headers
@@ -43,6 +44,7 @@ struct PrototypeShares {
   }
 
   std::int64_t count() const { return stretches * groups; }
+  MAST_EXT_HD std::int64_t columns() const { return stretches * stretch; }  // of whole stretches
 
  private:
   static std::int64_t parts(std::int64_t whole, std::int64_t part) {
@@ -57,7 +59,7 @@ struct PrototypeCrossEntropy {
   PrototypeLogits logits;
   PrototypeShares shares;
   void* partials;       // [B, PartialLayout::size(), stretches]
-  void* column_sums;    // [groups, C] of the teacher, or null
+  void* column_sums;    // [groups, shares.columns()] of the teacher, or null
   void* student_stats;  // [2, S, B], the largest first
   void* teacher_stats;  // [2, T, B]
   void* cross_entropy;  // [T, S, B]
@@ -72,6 +74,9 @@ struct PrototypeCrossEntropyBackward {
   const void* grad;           // [T, S, B]
   void* grad_student;         // [S, B, C] dense, aligned to 64 bytes
   bool large;                 // it exceeds the caches
+
+  // Whether the CPU writes a float32 gradient past them, which takes rows of whole vectors.
+  bool past_caches() const { return large && logits.prototypes % 16 == 0; }
 };
 
 // On the CPU the rows of a stretch stay in the first-level cache, and there are shares enough for

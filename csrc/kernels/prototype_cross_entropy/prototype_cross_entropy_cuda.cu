@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once(kTeachers))
     }
     if (p.column_sums == nullptr) return;
     __syncthreads();
-    float* to = static_cast<float*>(p.column_sums) + group * in.prototypes + first;
+    float* to = static_cast<float*>(p.column_sums) + group * p.shares.columns() + first;
     for (int i = warp; i < kColumns; i += kWarps) {
       float sum = 0;
 #pragma unroll
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge(PrototypeCrossEntropy p, 
     const float* sums = static_cast<const float*>(p.column_sums) + c;
     float sum = 0;
 #pragma unroll 4
-    for (std::int64_t g = 0; g < p.shares.groups; ++g) sum += sums[g * in.prototypes];
+    for (std::int64_t g = 0; g < p.shares.groups; ++g) sum += sums[g * p.shares.columns()];
     static_cast<float*>(p.teacher_mean)[c] = sum / static_cast<float>(in.teachers * in.batch);
     return;
   }

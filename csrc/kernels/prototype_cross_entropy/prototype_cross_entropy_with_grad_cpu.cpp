@@ -1,0 +1,98 @@
+#include "kernels/common/isa.h"
+#include "kernels/prototype_cross_entropy/prototype_rows_cpu.h"
+
+namespace mast_ext::kernels {
+namespace MAST_EXT_ISA {
+namespace {
+
+using namespace prototype_cpu;
+
+// Stretches ahead of the one read that rows are prefetched: nearer, and memory is waited for.
+constexpr std::int64_t kAhead = 2;
+
+// Stretch `stretch` of a row, or of the one read after it.
+template <typename T>
+const T* ahead(const T* row, const T* next_row, std::int64_t stretch, std::int64_t stretches) {
+  return stretch < stretches ? row + stretch * kStretch
+                             : next_row + (stretch - stretches) * kStretch;
+}
+
+// An image, row by row: all the teachers' exponentials stay in the caches, and a student's until
+// its gradient is written.
+template <typename T, typename A = accum_t<T>>
+void forward_backward_image(const PrototypeCrossEntropy& p, const PrototypeCrossEntropyBackward& q,
+                            std::int64_t b, A* sums) {
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t stretches = p.shares.stretches, teachers = in.teachers;
+  A* e = scratch<A, struct TeacherExponentials>(stretches * teachers * kStretch);
+  A* kept = scratch<A, struct StudentExponentials>(stretches * kStretch);
+  A* weights = scratch<A, struct Weights>(teachers * stretches);
+  A* scales = scratch<A, struct Scales>(stretches * teachers);
+  const auto of_stretch = [&](std::int64_t i) { return e + i * teachers * kStretch; };
+
+  for (std::int64_t t = 0; t < teachers; ++t) {
+    const T* row = row_of<T>(in.teacher, t, b);
+    const T* next_row =
+        t + 1 < teachers ? row_of<T>(in.teacher, t + 1, b) : row_of<T>(in.student, 0, b);
+    for (std::int64_t i = 0; i < stretches; ++i) {
+      teacher_stretch<T>(p, b, t, i, ahead(row, next_row, i + kAhead, stretches),
+                         of_stretch(i) + t * kStretch,
+                         sums == nullptr ? nullptr : sums + i * kStretch);
+    }
+  }
+  merge_teachers(p, b, weights);
+  const A* teacher_sums = static_cast<const A*>(p.teacher_stats) + teachers * in.batch + b;
+  for (std::int64_t i = 0; i < stretches; ++i) {
+    for (std::int64_t t = 0; t < teachers; ++t) {
+      scales[i * teachers + t] = weights[t * stretches + i] / teacher_sums[t * in.batch];
+    }
+  }
+
+  const A inverse = static_cast<A>(1 / in.student_temperature);
+  for (std::int64_t s = 0; s < in.students; ++s) {
+    const T* row = row_of<T>(in.student, s, b);
+    const T* next_row =
+        s + 1 < in.students ? row_of<T>(in.student, s + 1, b) : row_of<T>(in.teacher, 0, b + 1);
+    for (std::int64_t i = 0; i < stretches; ++i) {
+      student_stretch<T>(p, b, s, i, ahead(row, next_row, i + kAhead, stretches), of_stretch(i),
+                         kept + i * kStretch);
+    }
+    const RowStats<A> stats = merge_student(p, b, s, weights);
+    const A* max = Partials<A>(p, b).student_max(s);
+    for (std::int64_t i = stretches; i-- > 0;) {  // the last stretch is the nearest
+      const A scale = math::stretch_weight(max[i], stats.max, inverse) / stats.sum;
+      grad_stretch<T>(q, b, s, i, of_stretch(i), scales + i * teachers, scale,
+                      [&]<int N>(std::int64_t c, std::int64_t, vec<A>(&x)[N]) {
+#pragma GCC unroll 4
+                        for (int k = 0; k < N; ++k) {
+                          x[k] = load(kept + i * kStretch + c + k * kLanes<A>);
+                        }
+                      });
+    }
+  }
+  if (q.past_caches()) stores_done();
+}
+
+}  // namespace
+
+void prototype_cross_entropy_with_grad_cpu(const PrototypeCrossEntropy& p,
+                                           const PrototypeCrossEntropyBackward& q,
+                                           std::int64_t begin, std::int64_t end) {
+  [[maybe_unused]] const FlushDenormals flush;
+  visit_dtype(p.logits.dtype, [&]<typename T>() {
+    using A = accum_t<T>;
+    for (std::int64_t group = begin; group < end; ++group) {
+      sum_columns<A>(p, group, 0, p.logits.prototypes,
+                     [&](std::int64_t b, A* sums) { forward_backward_image<T>(p, q, b, sums); });
+    }
+  });
+}
+
+}  // namespace MAST_EXT_ISA
+
+MAST_EXT_CPU_ENTRY(prototype_cross_entropy_with_grad_cpu,
+                   (const PrototypeCrossEntropy& p, const PrototypeCrossEntropyBackward& q,
+                    std::int64_t begin, std::int64_t end),
+                   (p, q, begin, end))
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,386 @@
+// What a stretch of a row of logits costs on the CPU, which both CPU passes are made of: maxima,
+// exponentials, dots, partials and how they join, column sums, and the gradient. The loops over
+// elements are marked to be flattened: the compiler would leave calls in some.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/common/columns_cpu.h"
+#include "kernels/common/exponential_cpu.h"
+#include "kernels/common/half_cpu.h"
+#include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
+#include "kernels/prototype_cross_entropy/prototype_cross_entropy_math.h"
+
+namespace mast_ext::kernels::MAST_EXT_ISA::prototype_cpu {
+
+namespace math = prototype_math;
+
+inline constexpr std::int64_t kStretch = kPrototypeStretchCpu;
+inline constexpr int kTeachers = 4;             // that one sweep over a student's row serves
+inline constexpr std::int64_t kSumImages = 32;  // whose column sums are taken by themselves first
+
+template <typename A>
+inline constexpr A kNothing = -std::numeric_limits<A>::infinity();
+
+template <typename A>
+A max_lanes(vec<A> v) {
+  A most = v[0];
+  for (int i = 1; i < kLanes<A>; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
+// `left` elements, at most a vector's, the lanes behind them holding `fill`.
+template <typename T>
+inline vec<accum_t<T>> load_or(const T* p, std::int64_t left, accum_t<T> fill) {
+  if (left >= kLanes<accum_t<T>>) return load_whole(p);
+  vec<accum_t<T>> v = load_some(p, left);
+  for (std::int64_t i = left; i < kLanes<accum_t<T>>; ++i) v[i] = fill;
+  return v;
+}
+
+template <typename T>
+const T* row_of(const Views& views, std::int64_t v, std::int64_t b) {
+  return static_cast<const T*>(views.data) + v * views.view_stride + b * views.batch_stride;
+}
+
+// A row's part in one stretch, or in all.
+template <typename A>
+struct RowStats {
+  A max, sum;
+};
+
+// Rows of a stretch lie in different pages, whose ends stop the processor's own prefetching.
+template <typename T>
+void prefetch(const T* p) {
+  __builtin_prefetch(p);
+}
+
+// e[c] = exp((row - center - max) / u), 0 behind `count`; adds the row to column_sums, if given.
+// `next` is the row that will be read after this one.
+template <typename T, typename A>
+[[gnu::flatten]] RowStats<A> teacher_row(const T* row, const T* next, const A* center,
+                                         std::int64_t count, Exponential<A> exp, A* e,
+                                         A* column_sums) {
+  vec<A> max = broadcast(kNothing<A>);
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i, c += kLanes<A>) {
+      vec<A> y = load_or(row + c, left, kNothing<A>);
+      if (column_sums != nullptr) store(column_sums + c, load(column_sums + c) + y);
+      if (center != nullptr) y -= load_or(center + c, left, A{0});
+      store(e + c, y);
+      max = larger(y, max);
+    }
+  });
+  const A most = max_lanes<A>(max), shift = math::shift_of(most);
+  vec<A> sum{};
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t) {
+    vec<A> x[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      prefetch(next + c + i * kLanes<A>);
+      x[i] = load(e + c + i * kLanes<A>) - shift;
+    }
+    exp(x);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      store(e + c + i * kLanes<A>, x[i]);
+      sum += x[i];
+    }
+  });
+  return {most, sum_lanes<A>(sum)};
+}
+
+template <typename T, typename A = accum_t<T>>
+[[gnu::flatten]] A student_max(const T* row, std::int64_t count) {
+  vec<A> max[kAbreast];
+  for (vec<A>& lane : max) lane = broadcast(kNothing<A>);
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      max[i] = larger(load_or(row + c + i * kLanes<A>, left, kNothing<A>), max[i]);
+    }
+  });
+  return max_lanes<A>(larger(larger(max[0], max[1]), larger(max[2], max[3])));
+}
+
+// dots[t] = sum_c e_tc (x_c - shift) of kCount teachers; returns sum_c exp((x_c - shift) / r) if
+// asked to, and keeps the summands, if given where.
+template <int kCount, bool kSum, typename T, typename A>
+[[gnu::flatten]] A student_dots(const T* row, const T* next, std::int64_t count, A shift,
+                                Exponential<A> exp, const A* e, A* dots, A* kept) {
+  constexpr A kFarOff = -1e30;  // 0 as an exponential, and finite, so 0 as a product with 0
+  vec<A> sum{}, dot[kCount] = {};
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
+    vec<A> difference[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      prefetch(next + c + i * kLanes<A>);
+      difference[i] = load_or(row + c + i * kLanes<A>, left, shift) - shift;
+    }
+    for (std::int64_t i = left; i < kLanes<A>; ++i) difference[0][i] = kFarOff;
+#pragma GCC unroll 4
+    for (int t = 0; t < kCount; ++t) {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        dot[t] += load(e + t * kStretch + c + i * kLanes<A>) * difference[i];
+      }
+    }
+    if constexpr (kSum) {
+      exp(difference);
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        if (kept != nullptr) store(kept + c + i * kLanes<A>, difference[i]);
+        sum += difference[i];
+      }
+    }
+  });
+  for (int t = 0; t < kCount; ++t) dots[t] = sum_lanes<A>(dot[t]);
+  return sum_lanes<A>(sum);
+}
+
+// With the sum where asked to, of 1 to kTeachers teachers.
+template <typename T, typename A>
+A student_block(std::int64_t teachers, bool with_sum, const T* row, const T* next,
+                std::int64_t count, A shift, Exponential<A> exp, const A* e, A* dots, A* kept) {
+  const auto run = [&]<int N>() {
+    return with_sum ? student_dots<N, true>(row, next, count, shift, exp, e, dots, kept)
+                    : student_dots<N, false>(row, next, count, shift, exp, e, dots, kept);
+  };
+  switch (teachers) {
+    case 1:
+      return run.template operator()<1>();
+    case 2:
+      return run.template operator()<2>();
+    case 3:
+      return run.template operator()<3>();
+    default:
+      return run.template operator()<kTeachers>();
+  }
+}
+
+// What an image's rows leave of a stretch, as PartialLayout has it.
+template <typename A>
+class Partials {
+ public:
+  Partials(const PrototypeCrossEntropy& p, std::int64_t b)
+      : layout_{p.logits.students, p.logits.teachers},
+        stretches_(p.shares.stretches),
+        data_(static_cast<A*>(p.partials) + b * layout_.size() * stretches_) {}
+
+  // Each of every stretch.
+  A* student_max(std::int64_t s) const { return at(layout_.student_max(s)); }
+  A* student_sum(std::int64_t s) const { return at(layout_.student_sum(s)); }
+  A* teacher_max(std::int64_t t) const { return at(layout_.teacher_max(t)); }
+  A* teacher_sum(std::int64_t t) const { return at(layout_.teacher_sum(t)); }
+  A* dot(std::int64_t t, std::int64_t s) const { return at(layout_.dot(t, s)); }
+
+ private:
+  A* at(std::int64_t index) const { return data_ + index * stretches_; }
+
+  math::PartialLayout layout_;
+  std::int64_t stretches_;
+  A* data_;
+};
+
+inline std::int64_t stretch_count(const PrototypeLogits& in, std::int64_t stretch) {
+  return std::min(kStretch, in.prototypes - stretch * kStretch);
+}
+
+// The partial of teacher t of image b. Its exponentials are left in `e`; the row is added to
+// `sums`, if given. `next` is the row that will be read after this one.
+template <typename T, typename A = accum_t<T>>
+void teacher_stretch(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t t,
+                     std::int64_t stretch, const T* next, A* e, A* sums) {
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t first = stretch * kStretch;
+  const A* center = in.center == nullptr ? nullptr : static_cast<const A*>(in.center) + first;
+  const Partials<A> to(p, b);
+  const RowStats<A> row =
+      teacher_row(row_of<T>(in.teacher, t, b) + first, next, center, stretch_count(in, stretch),
+                  Exponential<A>(in.teacher_temperature), e, sums);
+  to.teacher_max(t)[stretch] = row.max;
+  to.teacher_sum(t)[stretch] = row.sum;
+}
+
+// The partial of student s of image b, from the teachers' exponentials, kStretch a row. Its own are
+// left in `kept`, if given.
+template <typename T, typename A = accum_t<T>>
+void student_stretch(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t s,
+                     std::int64_t stretch, const T* next, const A* e, A* kept) {
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t count = stretch_count(in, stretch);
+  const Exponential<A> exp(in.student_temperature);
+  const T* row = row_of<T>(in.student, s, b) + stretch * kStretch;
+  const Partials<A> to(p, b);
+  const A max = student_max(row, count), shift = math::shift_of(max);
+  to.student_max(s)[stretch] = max;
+  for (std::int64_t t = 0; t < in.teachers; t += kTeachers) {
+    A dots[kTeachers];
+    const std::int64_t block = std::min<std::int64_t>(in.teachers - t, kTeachers);
+    const A sum =
+        student_block(block, t == 0, row, next, count, shift, exp, e + t * kStretch, dots, kept);
+    if (t == 0) to.student_sum(s)[stretch] = sum;
+    for (std::int64_t i = 0; i < block; ++i) to.dot(t + i, s)[stretch] = dots[i];
+  }
+}
+
+// Joins what the stretches found of a row.
+template <typename A>
+RowStats<A> merge_row(const A* max, const A* sum, std::int64_t stretches, A inverse_temperature) {
+  const A all = *std::max_element(max, max + stretches);
+  A total = 0;
+  for (std::int64_t i = 0; i < stretches; ++i) {
+    total += sum[i] * math::stretch_weight(max[i], all, inverse_temperature);
+  }
+  return {all, total};
+}
+
+// The stats of image b's teachers, and the stretches' weights [T, stretches] in their rows.
+template <typename A>
+void merge_teachers(const PrototypeCrossEntropy& p, std::int64_t b, A* weights) {
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t stretches = p.shares.stretches;
+  const A inverse = static_cast<A>(1 / in.teacher_temperature);
+  const Partials<A> partials(p, b);
+  A* stats = static_cast<A*>(p.teacher_stats) + b;
+  for (std::int64_t t = 0; t < in.teachers; ++t, weights += stretches) {
+    const A* max = partials.teacher_max(t);
+    const RowStats<A> row = merge_row(max, partials.teacher_sum(t), stretches, inverse);
+    stats[t * in.batch] = row.max;
+    stats[(in.teachers + t) * in.batch] = row.sum;
+    for (std::int64_t i = 0; i < stretches; ++i) {
+      weights[i] = math::stretch_weight(max[i], row.max, inverse);
+    }
+  }
+}
+
+// The stats and cross entropies of student s of image b, after merge_teachers().
+template <typename A>
+RowStats<A> merge_student(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t s,
+                          const A* weights) {
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t stretches = p.shares.stretches;
+  const A inverse = static_cast<A>(1 / in.student_temperature);
+  const Partials<A> partials(p, b);
+  const A* max = partials.student_max(s);
+  const RowStats<A> row = merge_row(max, partials.student_sum(s), stretches, inverse);
+  A* stats = static_cast<A*>(p.student_stats) + b;
+  stats[s * in.batch] = row.max;
+  stats[(in.students + s) * in.batch] = row.sum;
+  const A* teacher_sums = static_cast<const A*>(p.teacher_stats) + in.teachers * in.batch + b;
+  A* cross_entropy = static_cast<A*>(p.cross_entropy) + b;
+  const A shift = math::shift_of(row.max);
+  for (std::int64_t t = 0; t < in.teachers; ++t, weights += stretches) {
+    const A *dots = partials.dot(t, s), *sum = partials.teacher_sum(t);
+    A dot = 0;
+    for (std::int64_t i = 0; i < stretches; ++i) {
+      dot += weights[i] * (dots[i] + (math::shift_of(max[i]) - shift) * sum[i]);
+    }
+    cross_entropy[(t * in.students + s) * in.batch] =
+        std::log(row.sum) - dot / teacher_sums[t * in.batch] * inverse;
+  }
+  return row;
+}
+
+// The column sums of prototypes [first, first + count) of a group, over its images [begin, end):
+// `add(b, sums)` adds image b's, whole vectors. Those of a few images are taken by themselves
+// first.
+template <typename A, typename Add>
+void sum_columns(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_t first,
+                 std::int64_t count, const Add& add) {
+  const std::int64_t begin = group * p.shares.group;
+  const std::int64_t end = std::min(begin + p.shares.group, p.logits.batch);
+  A *totals = nullptr, *sums = nullptr;
+  if (p.column_sums != nullptr) {
+    const std::int64_t columns = (count + kStretch - 1) / kStretch * kStretch;
+    totals = static_cast<A*>(p.column_sums) + group * p.shares.columns() + first;
+    std::fill(totals, totals + columns, A{0});
+    sums = totals;
+    if (end - begin > kSumImages) {
+      sums = scratch<A, struct Sums>(columns);
+      std::fill(sums, sums + columns, A{0});
+    }
+  }
+  for (std::int64_t b = begin; b < end; ++b) {
+    add(b, sums);
+    if (sums != totals && ((b + 1 - begin) % kSumImages == 0 || b + 1 == end)) {
+      for (std::int64_t c = 0; c < count; ++c) totals[c] += sums[c], sums[c] = 0;
+    }
+  }
+}
+
+// weight * x_c - sum_t weights[t] e_tc of kCount teachers, or of any number where kCount is 0;
+// exponentials(c, left, x) gives x, the student's.
+template <int kCount, bool kPast, typename T, typename A, typename Exponentials>
+[[gnu::flatten]] void write_grad(std::int64_t count, A weight, const A* e, const A* weights,
+                                 std::int64_t teachers, const Exponentials& exponentials, T* to) {
+  if constexpr (kCount > 0) teachers = kCount;
+  each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
+    vec<A> grad[N];
+    exponentials(c, left, grad);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) grad[i] *= weight;
+#pragma GCC unroll 4
+    for (std::int64_t t = 0; t < teachers; ++t) {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        grad[i] -= load(e + t * kStretch + c + i * kLanes<A>) * weights[t];
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      if (left < kLanes<A>) {
+        store_some(to + c, grad[i], left);
+      } else if constexpr (kPast) {
+        store_past_caches(to + c + i * kLanes<A>, grad[i]);
+      } else {
+        store_whole(to + c + i * kLanes<A>, grad[i]);
+      }
+    }
+  });
+}
+
+// A student's stretch of the gradient, from exponentials: `e` holds the teachers', kStretch a row,
+// and exponentials(c, left, x) gives the student's. Times teacher_scales and student_scale they are
+// probabilities.
+template <typename T, typename A, typename Exponentials>
+void grad_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int64_t s,
+                  std::int64_t stretch, const A* e, const A* teacher_scales, A student_scale,
+                  const Exponentials& exponentials) {
+  const PrototypeLogits& in = p.logits;
+  const std::int64_t count = stretch_count(in, stretch);
+  const A inverse = static_cast<A>(1 / in.student_temperature);
+  const A* grad = static_cast<const A*>(p.grad) + s * in.batch + b;
+  A* weights = scratch<A, struct GradWeights>(in.teachers);
+  A weight = 0;
+  for (std::int64_t t = 0; t < in.teachers; ++t) {
+    const A g = grad[t * in.students * in.batch] * inverse;
+    weight += g;
+    weights[t] = g * teacher_scales[t];
+  }
+  weight *= student_scale;
+  T* to = static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + stretch * kStretch;
+  const auto run = [&]<int kCount>() {
+    if constexpr (std::is_same_v<T, A>) {
+      if (p.past_caches()) {
+        return write_grad<kCount, true>(count, weight, e, weights, in.teachers, exponentials, to);
+      }
+    }
+    write_grad<kCount, false>(count, weight, e, weights, in.teachers, exponentials, to);
+  };
+  switch (in.teachers) {
+    case 1:
+      return run.template operator()<1>();
+    case 2:
+      return run.template operator()<2>();
+    case 4:
+      return run.template operator()<4>();
+    default:
+      return run.template operator()<0>();
+  }
+}
+
+}  // namespace mast_ext::kernels::MAST_EXT_ISA::prototype_cpu
