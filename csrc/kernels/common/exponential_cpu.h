@@ -2,8 +2,10 @@
 // that goes with them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "kernels/common/simd.h"
@@ -14,18 +16,20 @@ namespace mast_ext::kernels::MAST_EXT_ISA {
 // would have one after the other take twice the time.
 inline constexpr int kAbreast = 4;
 
-// Each 2^x for x <= 0, within 2 ulp; below 2^-126 it is 0. NaN stays.
+// Each 2^(scale * x) for x <= 0, within 2 ulp; below 2^-126 it is 0. NaN stays.
 template <int N>
-inline void exp2_below_one(vec<float> (&x)[N]) {
+inline void exp2_below_one(vec<float> (&x)[N], float scale) {
   constexpr float kRound = 12582912.0f + 127;  // its last bits are x's whole part, biased by 127
+  const vec<float> lowest =
+      broadcast(std::max(-127.0f / scale, std::numeric_limits<float>::lowest()));
   vec<float> shifted[N], p[N];
   const auto each = [](const auto& step) {
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) step(i);
   };
-  each([&](int i) { x[i] = larger(broadcast(-127.0f), x[i]); });
-  each([&](int i) { shifted[i] = x[i] + kRound; });
-  each([&](int i) { x[i] -= shifted[i] - kRound; });
+  each([&](int i) { x[i] = larger(lowest, x[i]); });
+  each([&](int i) { shifted[i] = x[i] * scale + kRound; });
+  each([&](int i) { x[i] = x[i] * scale - (shifted[i] - kRound); });
   // Minimax on |x| <= 1/2 with p(0) = 1: relative error 2e-9.
   each([&](int i) { p[i] = x[i] * 1.53533612e-4f + 1.33988747e-3f; });
   each([&](int i) { p[i] = p[i] * x[i] + 9.61843736e-3f; });
@@ -53,12 +57,10 @@ struct Exponential {
 
   template <int N>
   void operator()(vec<A> (&x)[N]) const {
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) x[i] *= scale;
     if constexpr (std::is_same_v<A, float>) {
-      exp2_below_one(x);
+      exp2_below_one(x, scale);
     } else {
-      for (int i = 0; i < N; ++i) x[i] = exp(x[i]);
+      for (int i = 0; i < N; ++i) x[i] = exp(x[i] * scale);
     }
   }
 };

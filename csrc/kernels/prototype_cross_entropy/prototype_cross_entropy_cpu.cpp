@@ -19,16 +19,17 @@ void forward_share(const PrototypeCrossEntropy& p, std::int64_t group, std::int6
     return row_of<T>(in.student, s, b) + first;
   };
   A* e = scratch<A, struct Exponentials>(in.teachers * kStretch);
-  sum_columns<A>(p, group, first, stretch_count(in, stretch), [&](std::int64_t b, A* sums) {
-    for (std::int64_t t = 0; t < in.teachers; ++t) {
-      const T* next = t + 1 < in.teachers ? teacher(t + 1, b) : student(0, b);
-      teacher_stretch<T>(p, b, t, stretch, next, e + t * kStretch, sums);
-    }
-    for (std::int64_t s = 0; s < in.students; ++s) {
-      const T* next = s + 1 < in.students ? student(s + 1, b) : teacher(0, b + 1);
-      student_stretch<T, A>(p, b, s, stretch, next, e, nullptr);
-    }
-  });
+  sum_columns<A>(
+      p, group, first, stretch_count(in, stretch), [&](std::int64_t b, A* sums, bool fresh) {
+        for (std::int64_t t = 0; t < in.teachers; ++t) {
+          const T* next = t + 1 < in.teachers ? teacher(t + 1, b) : student(0, b);
+          teacher_stretch<T>(p, b, t, stretch, next, e + t * kStretch, sums, fresh && t == 0);
+        }
+        for (std::int64_t s = 0; s < in.students; ++s) {
+          const T* next = s + 1 < in.students ? student(s + 1, b) : teacher(0, b + 1);
+          student_stretch<T, A>(p, b, s, stretch, next, e, nullptr);
+        }
+      });
 }
 
 template <typename A>

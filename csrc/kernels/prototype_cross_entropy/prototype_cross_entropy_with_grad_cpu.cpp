@@ -21,7 +21,7 @@ const T* ahead(const T* row, const T* next_row, std::int64_t stretch, std::int64
 // its gradient is written.
 template <typename T, typename A = accum_t<T>>
 void forward_backward_image(const PrototypeCrossEntropy& p, const PrototypeCrossEntropyBackward& q,
-                            std::int64_t b, A* sums) {
+                            std::int64_t b, A* sums, bool fresh) {
   const PrototypeLogits& in = p.logits;
   const std::int64_t stretches = p.shares.stretches, teachers = in.teachers;
   A* e = scratch<A, struct TeacherExponentials>(stretches * teachers * kStretch);
@@ -30,14 +30,12 @@ void forward_backward_image(const PrototypeCrossEntropy& p, const PrototypeCross
   A* scales = scratch<A, struct Scales>(stretches * teachers);
   const auto of_stretch = [&](std::int64_t i) { return e + i * teachers * kStretch; };
 
-  for (std::int64_t t = 0; t < teachers; ++t) {
-    const T* row = row_of<T>(in.teacher, t, b);
-    const T* next_row =
-        t + 1 < teachers ? row_of<T>(in.teacher, t + 1, b) : row_of<T>(in.student, 0, b);
-    for (std::int64_t i = 0; i < stretches; ++i) {
-      teacher_stretch<T>(p, b, t, i, ahead(row, next_row, i + kAhead, stretches),
-                         of_stretch(i) + t * kStretch,
-                         sums == nullptr ? nullptr : sums + i * kStretch);
+  for (std::int64_t i = 0; i < stretches; ++i) {
+    for (std::int64_t t = 0; t < teachers; ++t) {
+      const T* next =
+          ahead(row_of<T>(in.teacher, t, b), row_of<T>(in.student, 0, b), i + kAhead, stretches);
+      teacher_stretch<T>(p, b, t, i, next, of_stretch(i) + t * kStretch,
+                         sums == nullptr ? nullptr : sums + i * kStretch, fresh && t == 0);
     }
   }
   merge_teachers(p, b, weights);
@@ -82,8 +80,9 @@ void prototype_cross_entropy_with_grad_cpu(const PrototypeCrossEntropy& p,
   visit_dtype(p.logits.dtype, [&]<typename T>() {
     using A = accum_t<T>;
     for (std::int64_t group = begin; group < end; ++group) {
-      sum_columns<A>(p, group, 0, p.logits.prototypes,
-                     [&](std::int64_t b, A* sums) { forward_backward_image<T>(p, q, b, sums); });
+      sum_columns<A>(p, group, 0, p.logits.prototypes, [&](std::int64_t b, A* sums, bool fresh) {
+        forward_backward_image<T>(p, q, b, sums, fresh);
+      });
     }
   });
 }

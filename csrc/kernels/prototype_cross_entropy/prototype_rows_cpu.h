@@ -25,7 +25,8 @@ template <typename A>
 inline constexpr A kNothing = -std::numeric_limits<A>::infinity();
 
 template <typename A>
-A max_lanes(vec<A> v) {
+A max_lanes(const vec<A> (&vectors)[kAbreast]) {
+  const vec<A> v = larger(larger(vectors[0], vectors[1]), larger(vectors[2], vectors[3]));
   A most = v[0];
   for (int i = 1; i < kLanes<A>; ++i) most = v[i] > most ? v[i] : most;
   return most;
@@ -57,21 +58,24 @@ void prefetch(const T* p) {
   __builtin_prefetch(p);
 }
 
-// e[c] = exp((row - center - max) / u), 0 behind `count`; adds the row to column_sums, if given.
-// `next` is the row that will be read after this one.
+// e[c] = exp((row - center - max) / u), 0 behind `count`; adds the row to column_sums, if given, or
+// writes it there if `fresh`. `next` is the row that will be read after this one.
 template <typename T, typename A>
 [[gnu::flatten]] RowStats<A> teacher_row(const T* row, const T* next, const A* center,
                                          std::int64_t count, Exponential<A> exp, A* e,
-                                         A* column_sums) {
-  vec<A> max = broadcast(kNothing<A>);
+                                         A* column_sums, bool fresh) {
+  vec<A> max[kAbreast];
+  for (vec<A>& lane : max) lane = broadcast(kNothing<A>);
   each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i, c += kLanes<A>) {
       vec<A> y = load_or(row + c, left, kNothing<A>);
-      if (column_sums != nullptr) store(column_sums + c, load(column_sums + c) + y);
+      if (column_sums != nullptr) {
+        store(column_sums + c, fresh ? y : load(column_sums + c) + y);
+      }
       if (center != nullptr) y -= load_or(center + c, left, A{0});
       store(e + c, y);
-      max = larger(y, max);
+      max[i] = larger(y, max[i]);
     }
   });
   const A most = max_lanes<A>(max), shift = math::shift_of(most);
@@ -103,7 +107,7 @@ template <typename T, typename A = accum_t<T>>
       max[i] = larger(load_or(row + c + i * kLanes<A>, left, kNothing<A>), max[i]);
     }
   });
-  return max_lanes<A>(larger(larger(max[0], max[1]), larger(max[2], max[3])));
+  return max_lanes<A>(max);
 }
 
 // dots[t] = sum_c e_tc (x_c - shift) of kCount teachers; returns sum_c exp((x_c - shift) / r) if
@@ -190,17 +194,18 @@ inline std::int64_t stretch_count(const PrototypeLogits& in, std::int64_t stretc
 }
 
 // The partial of teacher t of image b. Its exponentials are left in `e`; the row is added to
-// `sums`, if given. `next` is the row that will be read after this one.
+// `sums`, if given, or written there if `fresh`. `next` is the row that will be read after this
+// one.
 template <typename T, typename A = accum_t<T>>
 void teacher_stretch(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t t,
-                     std::int64_t stretch, const T* next, A* e, A* sums) {
+                     std::int64_t stretch, const T* next, A* e, A* sums, bool fresh) {
   const PrototypeLogits& in = p.logits;
   const std::int64_t first = stretch * kStretch;
   const A* center = in.center == nullptr ? nullptr : static_cast<const A*>(in.center) + first;
   const Partials<A> to(p, b);
   const RowStats<A> row =
       teacher_row(row_of<T>(in.teacher, t, b) + first, next, center, stretch_count(in, stretch),
-                  Exponential<A>(in.teacher_temperature), e, sums);
+                  Exponential<A>(in.teacher_temperature), e, sums, fresh);
   to.teacher_max(t)[stretch] = row.max;
   to.teacher_sum(t)[stretch] = row.sum;
 }
@@ -285,9 +290,9 @@ RowStats<A> merge_student(const PrototypeCrossEntropy& p, std::int64_t b, std::i
   return row;
 }
 
-// The column sums of prototypes [first, first + count) of a group, over its images [begin, end):
-// `add(b, sums)` adds image b's, whole vectors. Those of a few images are taken by themselves
-// first.
+// The column sums of prototypes [first, first + count) of a group, over its images:
+// add(b, sums, fresh) adds image b's, whole vectors, or writes them if `fresh`. Those of a few
+// images are taken by themselves first.
 template <typename A, typename Add>
 void sum_columns(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_t first,
                  std::int64_t count, const Add& add) {
@@ -295,19 +300,17 @@ void sum_columns(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_
   const std::int64_t end = std::min(begin + p.shares.group, p.logits.batch);
   A *totals = nullptr, *sums = nullptr;
   if (p.column_sums != nullptr) {
-    const std::int64_t columns = (count + kStretch - 1) / kStretch * kStretch;
     totals = static_cast<A*>(p.column_sums) + group * p.shares.columns() + first;
-    std::fill(totals, totals + columns, A{0});
-    sums = totals;
-    if (end - begin > kSumImages) {
-      sums = scratch<A, struct Sums>(columns);
-      std::fill(sums, sums + columns, A{0});
-    }
+    sums = end - begin <= kSumImages ? totals : scratch<A, struct Sums>(padded(count));
   }
   for (std::int64_t b = begin; b < end; ++b) {
-    add(b, sums);
-    if (sums != totals && ((b + 1 - begin) % kSumImages == 0 || b + 1 == end)) {
-      for (std::int64_t c = 0; c < count; ++c) totals[c] += sums[c], sums[c] = 0;
+    const std::int64_t nth = b - begin;
+    add(b, sums, nth % kSumImages == 0);
+    if (sums == totals || ((nth + 1) % kSumImages != 0 && b + 1 < end)) continue;
+    if (nth < kSumImages) {
+      std::copy(sums, sums + count, totals);
+    } else {
+      for (std::int64_t c = 0; c < count; ++c) totals[c] += sums[c];
     }
   }
 }
