@@ -348,21 +348,21 @@ def _prototype_cross_entropy(
     *,
     with_mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    given = student, teacher.detach(), None if center is None else center.detach()
     options = student_temperature, teacher_temperature, with_mean
     if (
         weights is not None
         and student.requires_grad
         and torch.is_grad_enabled()
         and student.device.type == "cpu"
-        and student.ndim == teacher.ndim == 3
+        and student.ndim == 3
         and student.shape[1] >= ops.prototype_cross_entropy.WEIGHTED_IMAGES
         and not torch.compiler.is_compiling()
     ):
-        dtype = torch.promote_types(student.dtype, torch.float32)
-        weights = _pair_weights(weights, (len(teacher), *student.shape[:2]), dtype)
-        return ops.prototype_cross_entropy.weighted_op(*given, weights, *options)[:2]
-    ce, mean = ops.prototype_cross_entropy.op(*given, *options)[:2]
+        return ops.prototype_cross_entropy.weighted_op(
+            student, teacher, center, weights, *options
+        )[:2]
+    center = None if center is None else center.detach()
+    ce, mean = ops.prototype_cross_entropy.op(student, teacher.detach(), center, *options)[:2]
     if weights is not None:
         weights = _pair_weights(weights, ce.shape, ce.dtype)
         ce = (ce * weights).masked_fill(weights == 0, 0.0).sum()

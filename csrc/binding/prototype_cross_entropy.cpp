@@ -1,5 +1,6 @@
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
 
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/mul.h>
 
 #include <cmath>
@@ -205,10 +206,13 @@ std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
               "weighted_prototype_cross_entropy is for the CPU, got student on ",
               in.student.device());
   PrototypeResults to(in, with_mean);
-  check_shape(weights_, "weights", to.cross_entropy.sizes());
-  check_like(weights_, "weights", to.cross_entropy, "the cross entropies");
-  const Tensor weights = weights_.contiguous();
-  Tensor grad_student = new_result(in.student, in.student.sizes());
+  const auto pairs = to.cross_entropy.sizes();
+  TORCH_CHECK_VALUE(at::is_expandable_to(weights_.sizes(), pairs), "weights must have shape ",
+                    pairs, " or broadcast to it, got ", weights_.sizes());
+  check_device(weights_, "weights", student, "student");
+  const Tensor weights = weights_.expand(pairs).to(to.cross_entropy.scalar_type()).contiguous();
+  Tensor sum = in.new_empty({}), grad_student = new_result(in.student, in.student.sizes());
+  if (in.batch() == 0) sum.zero_();
   if (in.batch() > 0) {
     const auto p = to.forward(in, kernels::prototype_groups_cpu(in.logits()));
     const kernels::PrototypeCrossEntropyBackward q{
@@ -224,10 +228,9 @@ std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
     parallel_rows(p.shares.groups, image_cost * p.shares.group, [&](auto begin, auto end) {
       kernels::prototype_cross_entropy_with_grad_cpu(p, q, begin, end);
     });
+    kernels::prototype_weighted_sum_cpu(p, q, sum.mutable_data_ptr());
     if (with_mean) mean_of_groups(p);
   }
-  // A pair of weight 0 is left out, infinite or not.
-  const Tensor sum = to.cross_entropy.mul(weights).masked_fill_(weights.eq(0), 0).sum();
   return {sum, to.teacher_mean, grad_student};
 }
 

@@ -118,6 +118,10 @@ void prototype_cross_entropy_backward_cpu(const PrototypeCrossEntropyBackward& p
 void prototype_cross_entropy_with_grad_cpu(const PrototypeCrossEntropy& p,
                                            const PrototypeCrossEntropyBackward& q,
                                            std::int64_t begin, std::int64_t end);
+// The cross entropies' sum, weighted by q.grad, in accum_t: a pair of weight 0 is left out,
+// infinite or not.
+void prototype_weighted_sum_cpu(const PrototypeCrossEntropy& p,
+                                const PrototypeCrossEntropyBackward& q, void* sum);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
 int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, CUstream_st* stream);

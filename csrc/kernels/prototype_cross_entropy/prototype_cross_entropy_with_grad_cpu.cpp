@@ -87,11 +87,29 @@ void prototype_cross_entropy_with_grad_cpu(const PrototypeCrossEntropy& p,
   });
 }
 
+void prototype_weighted_sum_cpu(const PrototypeCrossEntropy& p,
+                                const PrototypeCrossEntropyBackward& q, void* sum) {
+  const PrototypeLogits& in = p.logits;
+  visit_accumulation(in.dtype, [&]<typename A>() {
+    const auto* cross_entropy = static_cast<const A*>(p.cross_entropy);
+    const auto* weights = static_cast<const A*>(q.grad);
+    double total = 0;  // there may be a million tokens
+    for (std::int64_t i = 0; i < in.teachers * in.students * in.batch; ++i) {
+      if (weights[i] != 0) total += static_cast<double>(weights[i]) * cross_entropy[i];
+    }
+    *static_cast<A*>(sum) = static_cast<A>(total);
+  });
+}
+
 }  // namespace MAST_EXT_ISA
 
 MAST_EXT_CPU_ENTRY(prototype_cross_entropy_with_grad_cpu,
                    (const PrototypeCrossEntropy& p, const PrototypeCrossEntropyBackward& q,
                     std::int64_t begin, std::int64_t end),
                    (p, q, begin, end))
+MAST_EXT_CPU_ENTRY(prototype_weighted_sum_cpu,
+                   (const PrototypeCrossEntropy& p, const PrototypeCrossEntropyBackward& q,
+                    void* sum),
+                   (p, q, sum))
 
 }  // namespace mast_ext::kernels
