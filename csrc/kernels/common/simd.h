@@ -1,12 +1,13 @@
 // Vectors of the instruction set this copy is compiled for, by the compiler's vector extension.
 //
 // Rows are padded to kPad elements with zeros, so that loops have no tails on any instruction set.
-// exp and log1p keep NaN and Inf; in float they are within 2 ulp, in double they are libm's.
+// exp, log and log1p keep NaN and Inf; in float they are within 2 ulp, in double they are libm's.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #ifdef __SSE2__
@@ -165,8 +166,36 @@ inline vec<float> log1p_unit(vec<float> u) {
   return 2.0f * (z + z * z2 * p);
 }
 
+// log(x) for x >= 0, not denormal: x = 2^n m with m in [sqrt(1/2), sqrt(2)), log m as in
+// log1p_unit.
+inline vec<float> log(vec<float> x) {
+  constexpr std::int32_t kRootHalf = 0x3F3504F3;
+  vec<std::int32_t> bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const vec<std::int32_t> n = (bits - kRootHalf) >> 23;
+  bits -= n << 23;
+  vec<float> m;
+  std::memcpy(&m, &bits, sizeof(m));
+  const vec<float> z = (m - 1.0f) / (m + 1.0f), z2 = z * z;
+  vec<float> p = broadcast(1.0f / 11);
+  p = p * z2 + 1.0f / 9;
+  p = p * z2 + 1.0f / 7;
+  p = p * z2 + 1.0f / 5;
+  p = p * z2 + 1.0f / 3;
+  const vec<float> whole = __builtin_convertvector(n, vec<float>);
+  const vec<float> low = 2.0f * (z + z * z2 * p) + whole * -2.12194440e-4f;
+  const vec<float> result = whole * 0.693359375f + low;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  return x == 0.0f ? broadcast(-kInfinity) : x < kInfinity ? result : x;
+}
+
 inline vec<double> exp(vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+inline vec<double> log(vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::log(x[i]);
   return x;
 }
 

@@ -139,24 +139,25 @@ void log_columns(const PrototypeColumns& p, std::int64_t first, std::int64_t cou
     add_rows<T>(p, n, first, count, sums, std::make_index_sequence<kRows>());
   }
   for (; n < p.rows; ++n) add_rows<T>(p, n, first, count, sums, std::make_index_sequence<1>());
-  for (std::int64_t c = 0; c < count; ++c) {
-    const A shift = sums.max[c] == kLowest<A> ? A{0} : sums.max[c];
-    static_cast<A*>(p.column)[first + c] = shift + std::log(sums.sum[c]);
+  A* column = static_cast<A*>(p.column) + first;
+  for (std::int64_t c = 0; c < count; c += kLanes<A>) {
+    store_some(column + c, shift_of<A>(load(sums.max + c)) + log(load(sums.sum + c)), count - c);
   }
 }
 
 // Of the slices' sums; false where one is too small.
 template <typename A>
 bool join_slices(const PrototypeColumns& p, std::int64_t first, std::int64_t count) {
-  A total[kPrototypeStretch] = {};
+  alignas(64) A total[kPrototypeStretch] = {};
   for (std::int64_t at = 0; at < p.slices; ++at) {
     const A* sum = static_cast<const A*>(p.partial_sum) + at * p.prototypes + first;
     for (std::int64_t c = 0; c < count; ++c) total[c] += sum[c];
   }
   const auto enough = [](A sum) { return sum >= static_cast<A>(kLeastSum); };
   if (!std::all_of(total, total + count, enough)) return false;
-  for (std::int64_t c = 0; c < count; ++c) {
-    static_cast<A*>(p.column)[first + c] = std::log(total[c]);
+  A* column = static_cast<A*>(p.column) + first;
+  for (std::int64_t c = 0; c < count; c += kLanes<A>) {
+    store_some(column + c, log(load(total + c)), count - c);
   }
   return true;
 }
