@@ -1,7 +1,7 @@
 // Table of contents: every op mast_ext defines, with its schema.
 //
-// Shape-only (fake) kernels and autograd formulas are in mast_ext/ops/<op>.py. `wanted` says which
-// gradients a backward op computes; the others come back empty.
+// Derivatives are in autograd.cpp, shape-only (fake) kernels in mast_ext/ops/<op>.py. `wanted` says
+// which gradients a backward op computes; the others come back empty.
 #include <torch/library.h>
 
 #include "binding/ops.h"

@@ -1,4 +1,4 @@
-"""The native ops as torch sees them: schema (C++), shape-only kernel, gradient."""
+"""The native ops as torch sees them: schema and derivative (C++), shape-only kernel."""
 
 import torch  # noqa: F401  libtorch has to be loaded before _C, which links to it
 

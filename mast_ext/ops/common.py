@@ -1,6 +1,4 @@
-"""What every op's registration shares."""
-
-from typing import Any
+"""What the shape-only kernels share."""
 
 import torch
 from torch import Tensor
@@ -29,18 +27,4 @@ def wanted_like(reference: Tensor | None, wanted: bool, fallback: Tensor) -> Ten
         torch.empty_like(reference, memory_format=torch.contiguous_format)
         if wanted
         else (reference.new_empty(0))
-    )
-
-
-def refuse_second_derivative(op_name: str) -> None:
-    """Makes differentiating the gradient of an op an error instead of a silent zero."""
-
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    def backward(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError(f"{op_name} has no second derivative: its gradient was differentiated")
-
-    torch.library.register_autograd(
-        f"mast_ext::{op_name}_backward", backward, setup_context=setup_context
     )

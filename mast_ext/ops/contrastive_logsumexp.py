@@ -1,8 +1,8 @@
-"""Shape-only kernel and gradient of ``mast_ext::contrastive_logsumexp``; schema in library.cpp."""
+"""Shape-only kernels of ``mast_ext::contrastive_logsumexp``; schemas in library.cpp."""
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, refuse_second_derivative, wanted_like
+from mast_ext.ops.common import accumulation_dtype, wanted_like
 
 op = torch.ops.mast_ext.contrastive_logsumexp.default
 backward_op = torch.ops.mast_ext.contrastive_logsumexp_backward.default
@@ -60,30 +60,3 @@ def _(
         wanted_like(masks, wanted[2], lse),
         wanted_like(temperature_tensor, wanted[3], lse),
     )
-
-
-def _setup_context(ctx, inputs, output):
-    x, y, masks, temperature_tensor, *ctx.options = inputs
-    lse, _, inv_norm_x, inv_norm_y = output
-    ctx.save_for_backward(x, y, masks, temperature_tensor, lse, inv_norm_x, inv_norm_y)
-    ctx.mark_non_differentiable(inv_norm_x, inv_norm_y)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_lse, grad_positive, *_):
-    _temperature, offset, *_ = ctx.options
-    if offset is None:  # positive is empty
-        grad_positive = None
-    if grad_lse is None and grad_positive is None:
-        return (None,) * 9
-    wanted = ctx.needs_input_grad[:4]
-    grads = backward_op(
-        grad_lse, grad_positive, *ctx.saved_tensors, None, None, None, *ctx.options, wanted
-    )
-    return *(g if w else None for g, w in zip(grads, wanted, strict=True)), *(None,) * 5
-
-
-torch.library.register_autograd(
-    "mast_ext::contrastive_logsumexp", _backward, setup_context=_setup_context
-)
-refuse_second_derivative("contrastive_logsumexp")

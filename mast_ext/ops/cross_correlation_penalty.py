@@ -1,4 +1,4 @@
-"""Shape-only kernel and gradient of ``cross_correlation_penalty``; schema in library.cpp."""
+"""Shape-only kernels of ``mast_ext::cross_correlation_penalty``; schemas in library.cpp."""
 
 import torch
 
@@ -6,7 +6,6 @@ from mast_ext.ops.common import (
     KEPT_ELEMENTS,
     accumulation_dtype,
     product_dtype,
-    refuse_second_derivative,
     wanted_like,
 )
 
@@ -47,24 +46,3 @@ def _(
     wanted,
 ):
     return wanted_like(a, wanted[0], a), wanted_like(b, wanted[1], a)
-
-
-def _setup_context(ctx, inputs, output):
-    a, b, ctx.lambda_, ctx.variant = inputs
-    ctx.save_for_backward(a, b, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_penalty, *_):
-    if grad_penalty is None:
-        return (None,) * 4
-    wanted = ctx.needs_input_grad[:2]
-    grads = backward_op(grad_penalty, *ctx.saved_tensors, ctx.lambda_, ctx.variant, wanted)
-    return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None, None
-
-
-torch.library.register_autograd(
-    "mast_ext::cross_correlation_penalty", _backward, setup_context=_setup_context
-)
-refuse_second_derivative("cross_correlation_penalty")

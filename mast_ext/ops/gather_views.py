@@ -1,7 +1,4 @@
-"""Shape-only kernel and gradient of ``mast_ext::gather_views``; schema in library.cpp.
-
-Each of the two ops is the other's adjoint, so that derivatives of any order exist.
-"""
+"""Shape-only kernels of ``mast_ext::gather_views``; schemas in library.cpp."""
 
 import torch
 from torch import Tensor
@@ -35,29 +32,3 @@ def _(views, index):
 @torch.library.register_fake("mast_ext::gather_views_backward")
 def _(grad, index, views):
     return _new_rows(grad, views)
-
-
-def _setup_context(ctx, inputs, output):
-    views, index = inputs
-    ctx.save_for_backward(index)
-    ctx.views = views.shape[0]
-
-
-def _backward(ctx, grad):
-    return backward_op(grad, *ctx.saved_tensors, ctx.views), None
-
-
-def _setup_context_of_backward(ctx, inputs, output):
-    ctx.save_for_backward(inputs[1])
-
-
-def _backward_of_backward(ctx, grad):
-    return op(grad, *ctx.saved_tensors), None, None
-
-
-torch.library.register_autograd("mast_ext::gather_views", _backward, setup_context=_setup_context)
-torch.library.register_autograd(
-    "mast_ext::gather_views_backward",
-    _backward_of_backward,
-    setup_context=_setup_context_of_backward,
-)

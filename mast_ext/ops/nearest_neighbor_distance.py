@@ -1,8 +1,8 @@
-"""Shape-only kernel and gradient of ``nearest_neighbor_distance``; schema in library.cpp."""
+"""Shape-only kernels of ``mast_ext::nearest_neighbor_distance``; schemas in library.cpp."""
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, refuse_second_derivative, wanted_like
+from mast_ext.ops.common import accumulation_dtype, wanted_like
 
 op = torch.ops.mast_ext.nearest_neighbor_distance.default
 backward_op = torch.ops.mast_ext.nearest_neighbor_distance_backward.default
@@ -17,22 +17,3 @@ def _(x, eps):
 @torch.library.register_fake("mast_ext::nearest_neighbor_distance_backward")
 def _(grad_distance, x, distance, index, eps):
     return wanted_like(x, True, x)
-
-
-def _setup_context(ctx, inputs, output):
-    x, ctx.eps = inputs
-    ctx.save_for_backward(x, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_distance, _grad_index):
-    if grad_distance is None:
-        return None, None
-    return backward_op(grad_distance, *ctx.saved_tensors, ctx.eps), None
-
-
-torch.library.register_autograd(
-    "mast_ext::nearest_neighbor_distance", _backward, setup_context=_setup_context
-)
-refuse_second_derivative("nearest_neighbor_distance")

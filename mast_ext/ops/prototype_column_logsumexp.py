@@ -3,7 +3,6 @@
 import torch
 
 from mast_ext.ops.common import accumulation_dtype
-from mast_ext.ops.select_hard_pairs import no_gradient
 
 op = torch.ops.mast_ext.prototype_column_logsumexp.default
 
@@ -11,6 +10,3 @@ op = torch.ops.mast_ext.prototype_column_logsumexp.default
 @torch.library.register_fake("mast_ext::prototype_column_logsumexp")
 def _(logits, center, temperature, normalize_rows):
     return logits.new_empty((logits.shape[1],), dtype=accumulation_dtype(logits))
-
-
-no_gradient("prototype_column_logsumexp")

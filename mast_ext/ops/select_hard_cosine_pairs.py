@@ -1,9 +1,8 @@
-"""Shape-only kernel of ``mast_ext::select_hard_cosine_pairs``; no gradient either."""
+"""Shape-only kernel of ``mast_ext::select_hard_cosine_pairs``; schema in library.cpp."""
 
 import torch
 
 from mast_ext.ops.common import accumulation_dtype
-from mast_ext.ops.select_hard_pairs import no_gradient
 
 op = torch.ops.mast_ext.select_hard_cosine_pairs.default
 
@@ -13,6 +12,3 @@ def _(x, y, candidates, eps):
     batch = x.shape[1]
     index = x.new_empty((2, batch), dtype=torch.long)
     return index, x.new_empty((batch,), dtype=accumulation_dtype(x))
-
-
-no_gradient("select_hard_cosine_pairs")

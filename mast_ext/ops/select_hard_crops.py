@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mast_ext.ops.common import accumulation_dtype
-from mast_ext.ops.select_hard_pairs import no_gradient
 
 op = torch.ops.mast_ext.select_hard_crops.default
 
@@ -20,9 +19,6 @@ def _(ce, tuples, num_locals):
     batch = ce.shape[2]
     index = ce.new_empty((2 + num_locals, batch), dtype=torch.long)
     return index, ce.new_empty((batch,), dtype=accumulation_dtype(ce))
-
-
-no_gradient("select_hard_crops")
 
 
 @torch.compiler.disable

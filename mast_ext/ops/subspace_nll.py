@@ -1,8 +1,8 @@
-"""Shape-only kernel and gradient of ``mast_ext::subspace_nll``; the schema is in library.cpp."""
+"""Shape-only kernels of ``mast_ext::subspace_nll``; schemas in library.cpp."""
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, refuse_second_derivative, wanted_like
+from mast_ext.ops.common import accumulation_dtype, wanted_like
 
 op = torch.ops.mast_ext.subspace_nll.default
 backward_op = torch.ops.mast_ext.subspace_nll_backward.default
@@ -22,22 +22,3 @@ def _(grad_nll, x, log_var_x, y, log_var_y, masks, nll, distance, variance, want
     references = (x, log_var_x, y, log_var_y, masks)
     fallbacks = (x, x, x, x, nll)
     return tuple(map(wanted_like, references, wanted, fallbacks))
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.variance = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_nll, _grad_distance):
-    if grad_nll is None:
-        return (None,) * 6
-    wanted = ctx.needs_input_grad[:5]
-    grads = backward_op(grad_nll, *ctx.saved_tensors, ctx.variance, wanted)
-    return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None
-
-
-torch.library.register_autograd("mast_ext::subspace_nll", _backward, setup_context=_setup_context)
-refuse_second_derivative("subspace_nll")

@@ -1,8 +1,8 @@
-"""Shape-only kernel and gradient of ``mast_ext::subspace_similarity``; schema in library.cpp."""
+"""Shape-only kernels of ``mast_ext::subspace_similarity``; schemas in library.cpp."""
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, refuse_second_derivative, wanted_like
+from mast_ext.ops.common import accumulation_dtype, wanted_like
 
 op = torch.ops.mast_ext.subspace_similarity.default
 backward_op = torch.ops.mast_ext.subspace_similarity_backward.default
@@ -29,24 +29,3 @@ def _(grad_similarity, x, y, masks, similarity, inv_norm_x, inv_norm_y, metric, 
         wanted_like(y, wanted[1], x),
         wanted_like(masks, wanted[2], similarity),
     )
-
-
-def _setup_context(ctx, inputs, output):
-    x, y, masks, ctx.metric, ctx.eps = inputs
-    ctx.save_for_backward(x, y, masks, *output)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_similarity, _grad_inv_norm_x, _grad_inv_norm_y):
-    if grad_similarity is None:
-        return None, None, None, None, None
-    wanted = ctx.needs_input_grad[:3]
-    grads = backward_op(grad_similarity, *ctx.saved_tensors, ctx.metric, ctx.eps, wanted)
-    return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None, None
-
-
-torch.library.register_autograd(
-    "mast_ext::subspace_similarity", _backward, setup_context=_setup_context
-)
-refuse_second_derivative("subspace_similarity")

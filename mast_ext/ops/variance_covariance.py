@@ -1,4 +1,4 @@
-"""Shape-only kernel and gradient of ``mast_ext::variance_covariance``; schema in library.cpp."""
+"""Shape-only kernels of ``mast_ext::variance_covariance``; schemas in library.cpp."""
 
 import torch
 
@@ -6,7 +6,6 @@ from mast_ext.ops.common import (
     KEPT_ELEMENTS,
     accumulation_dtype,
     product_dtype,
-    refuse_second_derivative,
     wanted_like,
 )
 
@@ -51,21 +50,3 @@ def _(
     wanted,
 ):
     return wanted_like(z, wanted[0], z), wanted_like(masks, wanted[1], mean)
-
-
-def _setup_context(ctx, inputs, output):
-    z, masks, ctx.eps = inputs
-    ctx.save_for_backward(z, masks, *output[2:])
-    ctx.mark_non_differentiable(*output[2:])
-
-
-def _backward(ctx, grad_variance, grad_covariance, *_):
-    wanted = ctx.needs_input_grad[:2]
-    grads = backward_op(grad_variance, grad_covariance, *ctx.saved_tensors, ctx.eps, wanted)
-    return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None
-
-
-torch.library.register_autograd(
-    "mast_ext::variance_covariance", _backward, setup_context=_setup_context
-)
-refuse_second_derivative("variance_covariance")

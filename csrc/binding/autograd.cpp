@@ -1,0 +1,423 @@
+// Derivatives of the ops: what the dispatcher runs before a device's kernel. A derivative calls a
+// backward op through the dispatcher again, so that compilers see one op, and every device has one.
+//
+// Results without a derivative, which only the backward reads, do not pass through torch's
+// Function: compiled autograd refuses the mark they would need.
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "binding/ops.h"
+
+namespace mast_ext {
+namespace {
+
+using torch::autograd::AutogradContext;
+using Tensors = torch::autograd::variable_list;
+
+template <std::size_t size>
+struct Name {  // text as a template's argument
+  char text[size];
+  constexpr Name(const char (&name)[size]) { std::copy_n(name, size, text); }
+};
+
+// An op's results, one or more, by number.
+std::array<Tensor*, 1> results_of(Tensor& result) { return {&result}; }
+template <typename... Ts>
+std::array<Tensor*, sizeof...(Ts)> results_of(std::tuple<Ts...>& results) {
+  return std::apply([](Ts&... t) { return std::array{&t...}; }, results);
+}
+
+// An op as library.cpp defines it, called through the dispatcher.
+template <Name op_name, typename Signature>
+struct Op;
+template <Name op_name, typename Result_, typename... Args>
+struct Op<op_name, Result_(Args...)> {
+  using Result = Result_;
+  static constexpr std::string_view name = op_name.text;
+  static constexpr std::size_t results =
+      std::tuple_size_v<decltype(results_of(std::declval<Result&>()))>;
+
+  static Result call(Args... args) { return handle().call(args...); }
+
+  static Result below_autograd(c10::DispatchKeySet keys, Args... args) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return handle().redispatch(keys & c10::after_autograd_keyset, args...);
+  }
+
+ private:
+  static const c10::TypedOperatorHandle<Result(Args...)>& handle() {
+    static const auto found = c10::Dispatcher::singleton()
+                                  .findSchemaOrThrow(("mast_ext::" + std::string(name)).c_str(), "")
+                                  .template typed<Result(Args...)>();
+    return found;
+  }
+};
+
+bool requires_grad(const Tensor& t) { return t.requires_grad(); }
+bool requires_grad(const OptionalTensor& t) { return t && t->requires_grad(); }
+template <typename Option>
+bool requires_grad(const Option&) {
+  return false;
+}
+
+// What every derivative shares. `Derivative` says
+//   save(ctx, result, args)  what gradients need of a call
+//   gradients(ctx, grads)    those of the inputs, in order; undefined or left out at the end: none
+//   differentiable           how many results, the first ones, have a derivative
+template <typename Derivative, typename Op>
+struct Formula;
+template <typename Derivative, Name name, typename Result, typename... Args>
+struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Function<Derivative> {
+  using Forward = Op<name, Result(Args...)>;
+  static constexpr bool is_traceable = true;
+  static constexpr std::size_t differentiable = 1;
+
+  static Result run(c10::DispatchKeySet keys, Args... args) {
+    const bool wanted = at::GradMode::is_enabled() && (requires_grad(args) || ...);
+    if (!wanted) return Forward::below_autograd(keys, args...);
+    Result result;
+    const Tensors outputs = Derivative::apply(args..., keys, &result);
+    const auto results = results_of(result);
+    for (std::size_t i = 0; i < outputs.size(); ++i) *results[i] = outputs[i];
+    return result;
+  }
+
+  static Tensors forward(AutogradContext* ctx, Args... args, c10::DispatchKeySet keys,
+                         Result* result) {
+    *result = Forward::below_autograd(keys, args...);
+    ctx->set_materialize_grads(false);
+    Derivative::save(ctx, *result, args...);
+    const auto results = results_of(*result);
+    Tensors outputs;
+    for (std::size_t i = 0; i < Derivative::differentiable; ++i) outputs.push_back(*results[i]);
+    return outputs;
+  }
+
+  static Tensors backward(AutogradContext* ctx, const Tensors& grads) {
+    const bool any = std::ranges::any_of(grads, [](const Tensor& grad) { return grad.defined(); });
+    Tensors gradients = any ? Derivative::gradients(ctx, grads) : Tensors();
+    gradients.resize(sizeof...(Args) + 2);  // `keys` and `result` of forward() are inputs too
+    return gradients;
+  }
+};
+
+// Its backward op's derivative: to ask for one is an error instead of a silent zero.
+template <typename Derivative>
+struct NoSecondDerivative : Formula<NoSecondDerivative<Derivative>, typename Derivative::Backward> {
+  static constexpr std::size_t differentiable = Derivative::Backward::results;
+
+  static void save(AutogradContext*, const auto&...) {}
+
+  static Tensors gradients(AutogradContext*, const Tensors&) {
+    TORCH_CHECK(false, Derivative::Forward::name,
+                " has no second derivative: its gradient was differentiated");
+  }
+};
+
+// A tensor that is not given is saved as an undefined one.
+Tensor or_undefined(const OptionalTensor& t) { return t.value_or(Tensor()); }
+OptionalTensor if_defined(const Tensor& t) {
+  return t.defined() ? OptionalTensor(t) : std::nullopt;
+}
+
+template <typename... Ts>
+void save_tensors(AutogradContext* ctx, const Ts&... tensors) {
+  ctx->save_for_backward({or_undefined(tensors)...});
+}
+template <std::size_t count>
+std::array<Tensor, count> saved_tensors(const AutogradContext* ctx) {
+  std::array<Tensor, count> tensors;
+  std::ranges::move(ctx->get_saved_variables(), tensors.begin());
+  return tensors;
+}
+
+template <typename... Options>
+void keep_options(AutogradContext* ctx, Options... options) {
+  ctx->saved_data["options"] = std::tuple<Options...>(std::move(options)...);
+}
+template <typename... Options>
+std::tuple<Options...> kept_options(AutogradContext* ctx) {
+  const auto kept = ctx->saved_data["options"].toTupleRef().elements().asArrayRef();
+  return [&]<std::size_t... i>(std::index_sequence<i...>) {
+    return std::tuple<Options...>(kept[i].template to<Options>()...);
+  }(std::index_sequence_for<Options...>());
+}
+
+// Which of an op's inputs shall have gradients. Those that are not given are not counted.
+template <typename... Inputs>
+std::array<bool, sizeof...(Inputs)> which_wanted(const AutogradContext* ctx,
+                                                 const Inputs&... inputs) {
+  std::size_t number = 0;
+  return {(inputs.defined() && ctx->needs_input_grad(number++))...};
+}
+
+// What a backward op returned; undefined where it is not wanted.
+template <typename Grads, std::size_t count>
+Tensors only(const std::array<bool, count>& wanted, Grads grads) {
+  return std::apply(
+      [&](auto&... grad) {
+        std::size_t i = 0;
+        return Tensors{(wanted[i++] ? std::move(grad) : Tensor())...};
+      },
+      grads);
+}
+
+struct SubspaceSimilarity
+    : Formula<SubspaceSimilarity, Op<"subspace_similarity", decltype(subspace_similarity)>> {
+  using Backward = Op<"subspace_similarity_backward", decltype(subspace_similarity_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& x,
+                   const OptionalTensor& y, const OptionalTensor& masks, std::string_view metric,
+                   double eps) {
+    const auto& [similarity, inv_norm_x, inv_norm_y] = result;
+    save_tensors(ctx, x, y, masks, similarity, inv_norm_x, inv_norm_y);
+    keep_options(ctx, std::string(metric), eps);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [x, y, masks, similarity, inv_norm_x, inv_norm_y] = saved_tensors<6>(ctx);
+    const auto [metric, eps] = kept_options<std::string, double>(ctx);
+    const auto wanted = which_wanted(ctx, x, y, masks);
+    return only(wanted, Backward::call(grads[0], x, if_defined(y), if_defined(masks), similarity,
+                                       inv_norm_x, inv_norm_y, metric, eps, wanted));
+  }
+};
+
+struct SubspaceNll : Formula<SubspaceNll, Op<"subspace_nll", decltype(subspace_nll)>> {
+  using Backward = Op<"subspace_nll_backward", decltype(subspace_nll_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& x,
+                   const Tensor& log_var_x, const OptionalTensor& y,
+                   const OptionalTensor& log_var_y, const OptionalTensor& masks,
+                   std::optional<std::string_view> variance) {
+    const auto& [nll, distance] = result;
+    save_tensors(ctx, x, log_var_x, y, log_var_y, masks, nll, distance);
+    keep_options(ctx, std::optional<std::string>(variance));
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [x, log_var_x, y, log_var_y, masks, nll, distance] = saved_tensors<7>(ctx);
+    const auto [variance] = kept_options<std::optional<std::string>>(ctx);
+    const auto wanted = which_wanted(ctx, x, log_var_x, y, log_var_y, masks);
+    return only(wanted, Backward::call(grads[0], x, log_var_x, if_defined(y), if_defined(log_var_y),
+                                       if_defined(masks), nll, distance, variance, wanted));
+  }
+};
+
+struct VarianceCovariance
+    : Formula<VarianceCovariance, Op<"variance_covariance", decltype(variance_covariance)>> {
+  using Backward = Op<"variance_covariance_backward", decltype(variance_covariance_backward)>;
+  static constexpr std::size_t differentiable = 2;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& z,
+                   const OptionalTensor& masks, double eps) {
+    const auto& [variance, covariance, mean, sum_squares, product, row_sums, centered] = result;
+    ctx->set_materialize_grads(true);  // the backward takes both
+    save_tensors(ctx, z, masks, mean, sum_squares, product, row_sums, centered);
+    keep_options(ctx, eps);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [z, masks, mean, sum_squares, product, row_sums, centered] = saved_tensors<7>(ctx);
+    const auto [eps] = kept_options<double>(ctx);
+    const auto wanted = which_wanted(ctx, z, masks);
+    return only(wanted, Backward::call(grads[0], grads[1], z, if_defined(masks), mean, sum_squares,
+                                       product, row_sums, centered, eps, wanted));
+  }
+};
+
+struct CrossCorrelationPenalty
+    : Formula<CrossCorrelationPenalty,
+              Op<"cross_correlation_penalty", decltype(cross_correlation_penalty)>> {
+  using Backward =
+      Op<"cross_correlation_penalty_backward", decltype(cross_correlation_penalty_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& a,
+                   const Tensor& b, double lambda, std::string_view variant) {
+    const auto& [penalty, mean, scale, product, dots, row_sums, standard] = result;
+    save_tensors(ctx, a, b, mean, scale, product, dots, row_sums, standard);
+    keep_options(ctx, lambda, std::string(variant));
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [a, b, mean, scale, product, dots, row_sums, standard] = saved_tensors<8>(ctx);
+    const auto [lambda, variant] = kept_options<double, std::string>(ctx);
+    const auto wanted = which_wanted(ctx, a, b);
+    return only(wanted, Backward::call(grads[0], a, b, mean, scale, product, dots, row_sums,
+                                       standard, lambda, variant, wanted));
+  }
+};
+
+struct ContrastiveLogsumexp
+    : Formula<ContrastiveLogsumexp, Op<"contrastive_logsumexp", decltype(contrastive_logsumexp)>> {
+  using Backward = Op<"contrastive_logsumexp_backward", decltype(contrastive_logsumexp_backward)>;
+  static constexpr std::size_t differentiable = 2;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& x,
+                   const OptionalTensor& y, const OptionalTensor& masks,
+                   const OptionalTensor& temperature_tensor, double temperature,
+                   std::optional<std::int64_t> offset, bool exclude_self, bool exclude_positive,
+                   bool within_views) {
+    const auto& [lse, positive, inv_norm_x, inv_norm_y] = result;
+    save_tensors(ctx, x, y, masks, temperature_tensor, lse, inv_norm_x, inv_norm_y);
+    keep_options(ctx, temperature, offset, exclude_self, exclude_positive, within_views);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [x, y, masks, temperature_tensor, lse, inv_norm_x, inv_norm_y] =
+        saved_tensors<7>(ctx);
+    const auto [temperature, offset, exclude_self, exclude_positive, within_views] =
+        kept_options<double, std::optional<std::int64_t>, bool, bool, bool>(ctx);
+    const Tensor grad_positive = offset ? grads[1] : Tensor();  // without, positive is empty
+    if (!grads[0].defined() && !grad_positive.defined()) return {};
+    const auto wanted = which_wanted(ctx, x, y, masks, temperature_tensor);
+    return only(wanted,
+                Backward::call(if_defined(grads[0]), if_defined(grad_positive), x, if_defined(y),
+                               if_defined(masks), if_defined(temperature_tensor), lse, inv_norm_x,
+                               inv_norm_y, std::nullopt, std::nullopt, std::nullopt, temperature,
+                               offset, exclude_self, exclude_positive, within_views, wanted));
+  }
+};
+
+// The teacher gets no gradient.
+struct PrototypeCrossEntropy
+    : Formula<PrototypeCrossEntropy,
+              Op<"prototype_cross_entropy", decltype(prototype_cross_entropy)>> {
+  using Backward =
+      Op<"prototype_cross_entropy_backward", decltype(prototype_cross_entropy_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& student,
+                   const Tensor& teacher, const OptionalTensor& center, double student_temperature,
+                   double teacher_temperature, bool /*with_mean*/) {
+    const auto& [cross_entropy, teacher_mean, student_stats, teacher_stats] = result;
+    save_tensors(ctx, student, teacher, center, student_stats, teacher_stats);
+    keep_options(ctx, student_temperature, teacher_temperature);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    if (!ctx->needs_input_grad(0)) return {};
+    const auto [student, teacher, center, student_stats, teacher_stats] = saved_tensors<5>(ctx);
+    const auto [student_temperature, teacher_temperature] = kept_options<double, double>(ctx);
+    return {Backward::call(grads[0], student, teacher, if_defined(center), student_stats,
+                           teacher_stats, student_temperature, teacher_temperature)};
+  }
+};
+
+struct WeightedPrototypeCrossEntropy
+    : Formula<WeightedPrototypeCrossEntropy,
+              Op<"weighted_prototype_cross_entropy", decltype(weighted_prototype_cross_entropy)>> {
+  using Backward = Op<"weighted_prototype_cross_entropy_backward",
+                      decltype(weighted_prototype_cross_entropy_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const auto&...) {
+    const auto& [sum, teacher_mean, grad_student] = result;
+    save_tensors(ctx, grad_student);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const Tensor& grad = grads[0];
+    if (!ctx->needs_input_grad(0)) return {};
+    const auto [grad_student] = saved_tensors<1>(ctx);
+    // A loss that is differentiated itself has the gradient 1: then there is nothing left to do.
+    const bool known = !at::isTensorSubclassLike(grad) && !grad.requires_grad();
+    if (known && grad.item<double>() == 1) return {grad_student};
+    return {Backward::call(grad, grad_student)};
+  }
+};
+
+struct NearestNeighborDistance
+    : Formula<NearestNeighborDistance,
+              Op<"nearest_neighbor_distance", decltype(nearest_neighbor_distance)>> {
+  using Backward =
+      Op<"nearest_neighbor_distance_backward", decltype(nearest_neighbor_distance_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& x,
+                   double eps) {
+    const auto& [distance, index] = result;
+    save_tensors(ctx, x, distance, index);
+    keep_options(ctx, eps);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [x, distance, index] = saved_tensors<3>(ctx);
+    const auto [eps] = kept_options<double>(ctx);
+    return {Backward::call(grads[0], x, distance, index, eps)};
+  }
+};
+
+// gather_views and its backward are each other's adjoint: derivatives of any order exist.
+using GatherViewsOp = Op<"gather_views", decltype(gather_views)>;
+using GatherViewsBackwardOp = Op<"gather_views_backward", decltype(gather_views_backward)>;
+
+struct GatherViews : Formula<GatherViews, GatherViewsOp> {
+  static void save(AutogradContext* ctx, const Tensor&, const Tensor& views, const Tensor& index) {
+    save_tensors(ctx, index);
+    keep_options(ctx, views.sym_size(0).guard_int(__FILE__, __LINE__));
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [index] = saved_tensors<1>(ctx);
+    const auto [views] = kept_options<std::int64_t>(ctx);
+    return {GatherViewsBackwardOp::call(grads[0], index, views)};
+  }
+};
+
+struct GatherViewsBackward : Formula<GatherViewsBackward, GatherViewsBackwardOp> {
+  static void save(AutogradContext* ctx, const Tensor&, const Tensor&, const Tensor& index,
+                   std::int64_t) {
+    save_tensors(ctx, index);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [index] = saved_tensors<1>(ctx);
+    return {GatherViewsOp::call(grads[0], index)};
+  }
+};
+
+template <typename Derivative>
+void differentiable(torch::Library& m) {
+  m.impl(Derivative::Forward::name.data(), TORCH_FN(Derivative::run));
+}
+
+template <typename Derivative>
+void differentiable_once(torch::Library& m) {
+  differentiable<Derivative>(m);
+  differentiable<NoSecondDerivative<Derivative>>(m);
+}
+
+// Results do not depend on the inputs, as far as autograd is concerned.
+template <Name name, typename Signature>
+void no_derivative(torch::Library& m) {
+  m.impl(name.text, TORCH_FN((Op<name, Signature>::below_autograd)));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
+  differentiable_once<SubspaceSimilarity>(m);
+  differentiable_once<SubspaceNll>(m);
+  differentiable_once<VarianceCovariance>(m);
+  differentiable_once<CrossCorrelationPenalty>(m);
+  differentiable_once<ContrastiveLogsumexp>(m);
+  differentiable_once<PrototypeCrossEntropy>(m);
+  differentiable_once<WeightedPrototypeCrossEntropy>(m);
+  no_derivative<"select_hard_pairs", decltype(select_hard_pairs)>(m);
+  no_derivative<"select_hard_cosine_pairs", decltype(select_hard_cosine_pairs)>(m);
+  no_derivative<"select_hard_crops", decltype(select_hard_crops)>(m);
+  differentiable_once<NearestNeighborDistance>(m);
+  no_derivative<"prototype_column_logsumexp", decltype(prototype_column_logsumexp)>(m);
+  differentiable<GatherViews>(m);
+  differentiable<GatherViewsBackward>(m);
+}
+
+}  // namespace mast_ext
