@@ -76,7 +76,7 @@ def test_no_graph_where_nothing_needs_it(op, inputs):
         with mode():
             result = op(*inputs)
         assert not result.requires_grad
-        assert torch.equal(result, op(*detached))
+        assert_close(result, op(*detached))
 
 
 @pytest.mark.parametrize("name", [name for name, (_, has_masks) in OPS.items() if has_masks])
@@ -94,7 +94,7 @@ def test_graph_is_used_once_unless_retained(op, inputs):
     first = gradients(loss, inputs, retain_graph=True)
     second = gradients(loss, inputs)
     for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+        assert_close(a, b)
     with pytest.raises(RuntimeError, match="a second time"):
         gradients(loss, inputs)
 
@@ -117,7 +117,7 @@ def test_under_checkpoint(reentrant, op, inputs):
     want = gradients(op(*inputs).sum(), inputs)
     checkpoint(op, *inputs, use_reentrant=reentrant).sum().backward()
     for t, grad in zip(inputs, want, strict=True):
-        assert torch.equal(torch.zeros_like(t) if t.grad is None else t.grad, grad)
+        assert_close(torch.zeros_like(t) if t.grad is None else t.grad, grad)
 
 
 def test_backward_from_another_thread(op, inputs):
@@ -129,7 +129,7 @@ def test_backward_from_another_thread(op, inputs):
     thread.join()
     assert len(got) == len(want)
     for a, b in zip(got, want, strict=True):
-        assert torch.equal(a, b)
+        assert_close(a, b)
 
 
 def test_graph_is_freed_without_the_collector(op, inputs):
