@@ -358,9 +358,8 @@ def _prototype_cross_entropy(
         and student.shape[1] >= ops.prototype_cross_entropy.WEIGHTED_IMAGES
         and not torch.compiler.is_compiling()
     ):
-        return ops.prototype_cross_entropy.weighted_op(
-            student, teacher, center, weights, *options
-        )[:2]
+        weighted = ops.prototype_cross_entropy.weighted_op
+        return weighted(student, teacher, center, weights, *options)[:2]
     center = None if center is None else center.detach()
     ce, mean = ops.prototype_cross_entropy.op(student, teacher.detach(), center, *options)[:2]
     if weights is not None:
