@@ -349,6 +349,10 @@ def _prototype_cross_entropy(
     with_mean: bool,
 ) -> tuple[Tensor, Tensor]:
     options = student_temperature, teacher_temperature, with_mean
+    # What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
+    teacher, center, weights = (
+        t.detach() if t is not None and t.requires_grad else t for t in (teacher, center, weights)
+    )
     if (
         weights is not None
         and student.requires_grad
@@ -360,8 +364,7 @@ def _prototype_cross_entropy(
     ):
         weighted = ops.prototype_cross_entropy.weighted_op
         return weighted(student, teacher, center, weights, *options)[:2]
-    center = None if center is None else center.detach()
-    ce, mean = ops.prototype_cross_entropy.op(student, teacher.detach(), center, *options)[:2]
+    ce, mean = ops.prototype_cross_entropy.op(student, teacher, center, *options)[:2]
     if weights is not None:
         weights = _pair_weights(weights, ce.shape, ce.dtype)
         ce = (ce * weights).masked_fill(weights == 0, 0.0).sum()
@@ -370,7 +373,7 @@ def _prototype_cross_entropy(
 
 def _pair_weights(weights: Tensor, pairs: Sequence[int], dtype: torch.dtype) -> Tensor:
     try:
-        return weights.detach().expand(*pairs).to(dtype)
+        return weights.expand(*pairs).to(dtype)
     except RuntimeError:
         raise ValueError(
             f"weights must have shape {list(pairs)} or broadcast to it, got {list(weights.shape)}"

@@ -44,6 +44,7 @@ DISPATCHER_INCLUDES = {
     "autograd.cpp": {
         "<ATen/TensorSubclassLikeUtils.h>",
         "<torch/csrc/autograd/custom_function.h>",
+        "<torch/csrc/autograd/graph_task.h>",
         "<torch/library.h>",
     },
 }

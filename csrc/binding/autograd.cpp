@@ -5,6 +5,7 @@
 // Function: compiled autograd refuses the mark they would need.
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -78,7 +79,7 @@ struct Formula;
 template <typename Derivative, Name name, typename Result, typename... Args>
 struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Function<Derivative> {
   using Forward = Op<name, Result(Args...)>;
-  static constexpr bool is_traceable = true;
+  static constexpr bool is_traceable = true;  // or compiled autograd refuses it
   static constexpr std::size_t differentiable = 1;
 
   static Result run(c10::DispatchKeySet keys, Args... args) {
@@ -324,12 +325,19 @@ struct WeightedPrototypeCrossEntropy
   }
 
   static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
-    const Tensor& grad = grads[0];
+    Tensor grad = grads[0];
     if (!ctx->needs_input_grad(0)) return {};
     const auto [grad_student] = saved_tensors<1>(ctx);
-    // A loss that is differentiated itself has the gradient 1: then there is nothing left to do.
-    const bool known = !at::isTensorSubclassLike(grad) && !grad.requires_grad();
-    if (known && grad.item<double>() == 1) return {grad_student};
+    if (at::GradMode::is_enabled()) {
+      // Nothing else ties the gradient to the student, and its derivative would be a silent zero.
+      if (!grad.requires_grad()) grad = grad.detach().requires_grad_();
+      return {Backward::call(grad, grad_student)};
+    }
+    // A loss that is differentiated itself has the gradient 1: then there is nothing left to do. A
+    // graph that stays needs its own copy.
+    const bool known = !at::isTensorSubclassLike(grad);
+    const bool stays = torch::autograd::get_current_graph_task_keep_graph();
+    if (known && !stays && grad.item<double>() == 1) return {grad_student};
     return {Backward::call(grad, grad_student)};
   }
 };

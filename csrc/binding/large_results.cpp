@@ -84,16 +84,20 @@ class KeptBlocks {
       kept_bytes_ -= blocks_.back().size;
       munmap(blocks_.back().data, blocks_.back().size);
     }
-    std::size_t newer_bytes = 0;
-    blocks_.remove_if([&](Block& kept) {
-      newer_bytes += kept.size;
-      if (kept.free_for_system || newer_bytes <= kMostUnmarkedBytes) return false;
-      kept.free_for_system = madvise(kept.data, kept.size, MADV_FREE) == 0;
-      if (kept.free_for_system) return false;
-      kept_bytes_ -= kept.size;
-      munmap(kept.data, kept.size);
-      return true;
-    });
+    std::size_t so_far = 0;
+    for (auto kept = blocks_.begin(); kept != blocks_.end();) {
+      so_far += kept->size;
+      if (!kept->free_for_system && so_far > kMostUnmarkedBytes) {
+        if (madvise(kept->data, kept->size, MADV_FREE) != 0) {
+          munmap(kept->data, kept->size);
+          kept_bytes_ -= kept->size;
+          kept = blocks_.erase(kept);
+          continue;
+        }
+        kept->free_for_system = true;
+      }
+      ++kept;
+    }
   }
 
  private:

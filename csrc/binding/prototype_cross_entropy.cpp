@@ -212,8 +212,9 @@ std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
   check_device(weights_, "weights", student, "student");
   const Tensor weights = weights_.expand(pairs).to(to.cross_entropy.scalar_type()).contiguous();
   Tensor sum = in.new_empty({}), grad_student = new_result(in.student, in.student.sizes());
-  if (in.batch() == 0) sum.zero_();
-  if (in.batch() > 0) {
+  if (in.batch() == 0) {
+    sum.zero_();
+  } else {
     const auto p = to.forward(in, kernels::prototype_groups_cpu(in.logits()));
     const kernels::PrototypeCrossEntropyBackward q{
         .logits = p.logits,

@@ -500,14 +500,41 @@ def test_weighted_sum_compiles_whole(device):
     assert_close(got, want)
 
 
-def test_second_derivative_of_weighted_sum_is_refused(device):
+@pytest.mark.parametrize("power", [1, 2])
+def test_second_derivative_of_weighted_sum_is_refused(device, power):
     student, teacher, _ = make_inputs((1, 1, 16, 4, False), device, requires_grad=True)
     total = functional.prototype_cross_entropy(
         student, teacher, weights=torch.ones(1, device=device), **TEMPERATURES
     )
-    (grad,) = torch.autograd.grad(total.square(), [student], create_graph=True)
+    (grad,) = torch.autograd.grad(total**power, [student], create_graph=True)
     with pytest.raises(RuntimeError, match="prototype_cross_entropy has no second derivative"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("batch", [3, 16])
+def test_what_gets_no_gradient_stays_out_of_the_graph(device, batch):
+    """Two losses of one teacher: the first one's backward must not free, or visit, its graph."""
+    student, teacher, center = make_inputs((2, 1, batch, 8, True), device, requires_grad=True)
+    scale = torch.ones((), device=device, requires_grad=True)
+    given = {"center": center * scale, "weights": torch.ones(1, device=device) * scale}
+    seen = teacher * scale
+    seen.register_hook(lambda grad: pytest.fail("the teacher was differentiated"))
+    for _ in range(2):
+        total = functional.prototype_cross_entropy(student, seen, **given, **TEMPERATURES)
+        total.backward()
+    assert scale.grad is None
+
+
+def test_gradient_of_a_kept_graph_is_a_copy(device):
+    student, teacher, _ = make_inputs((2, 2, 16, 8, False), device, requires_grad=True)
+    total = functional.prototype_cross_entropy(
+        student, teacher, weights=torch.ones(1, device=device), **TEMPERATURES
+    )
+    (first,) = torch.autograd.grad(total, [student], retain_graph=True)
+    expected = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(total, [student])
+    assert_close(second, expected)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ namespace mast_ext::kernels::MAST_EXT_ISA {
 // would have one after the other take twice the time.
 inline constexpr int kAbreast = 4;
 
-// Each 2^(scale * x) for x <= 0, within 2 ulp; below 2^-126 it is 0. NaN stays.
+// Each 2^(scale * x) for x <= 0, within 2 ulp where multiplications and additions fuse; below
+// 2^-126 it is 0. NaN stays.
 template <int N>
 inline void exp2_below_one(vec<float> (&x)[N], float scale) {
   constexpr float kRound = 12582912.0f + 127;  // its last bits are x's whole part, biased by 127

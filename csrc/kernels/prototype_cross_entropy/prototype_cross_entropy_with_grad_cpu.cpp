@@ -13,8 +13,8 @@ constexpr std::int64_t kAhead = 2;
 // Stretch `stretch` of a row, or of the one read after it.
 template <typename T>
 const T* ahead(const T* row, const T* next_row, std::int64_t stretch, std::int64_t stretches) {
-  return stretch < stretches ? row + stretch * kStretch
-                             : next_row + (stretch - stretches) * kStretch;
+  if (stretch < stretches) return row + stretch * kStretch;
+  return next_row + std::min(stretch - stretches, stretches - 1) * kStretch;
 }
 
 // An image, row by row: all the teachers' exponentials stay in the caches, and a student's until
