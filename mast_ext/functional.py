@@ -350,9 +350,9 @@ def _prototype_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     options = student_temperature, teacher_temperature, with_mean
     # What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
-    teacher, center, weights = (
-        t.detach() if t is not None and t.requires_grad else t for t in (teacher, center, weights)
-    )
+    teacher = teacher.detach()
+    center = None if center is None else center.detach()
+    weights = None if weights is None else weights.detach()
     if (
         weights is not None
         and student.requires_grad
