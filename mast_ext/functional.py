@@ -274,9 +274,9 @@ def prototype_cross_entropy(
 
     With ``weights`` the result is their sum with the cross-entropies. Their gradient being known
     then, the CPU takes it in the same pass, where autograd wants it, from exponentials that every
-    thread keeps of the image it is at: the backward has nothing left to do if the result is itself
-    what is differentiated, and scales it otherwise (not under torch.compile, nor for fewer than 16
-    images, where there are two passes as ever).
+    thread keeps of an image's teachers and of one student: the backward has nothing left to do if
+    the result is itself what is differentiated, and scales it otherwise (not under torch.compile,
+    nor for fewer than 16 images, where there are two passes as ever).
 
     Args:
         student: Raw logits ``[S, B, C]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
