@@ -1,6 +1,6 @@
-// What the CPU passes do with a stretch of a row of logits: maxima, exponentials, dots, partials and
-// how they join, column sums, and the gradient. The loops over elements are marked to be flattened:
-// the compiler would leave calls in some.
+// What the CPU passes do with a stretch of a row of logits: maxima, exponentials, dots, partials
+// and how they join, column sums, and the gradient. The loops over elements are marked to be
+// flattened: the compiler would leave calls in some.
 #pragma once
 
 #include <algorithm>
