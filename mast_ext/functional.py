@@ -131,12 +131,14 @@ def contrastive_logsumexp(
         lse[k,i,j,b]      = log Σ_c exp(s[k,i,b,j,c])
         positive[k,i,j,b] = s[k,i,b,j,b+offset]
 
-    The contrastive primitive: NT-Xent of views ``i`` and ``j`` (Chen et al. 2020, eq. 1) is
-    ``logaddexp(lse_ii, lse_ij) − positive_ij``, and InfoNCE against a queue, CLIP's loss and
-    decoupled contrastive learning are as short. The ``N×M`` similarities are computed tile by tile,
-    forward and again backward, and never stored: memory is ``O((N + M)·D)`` whatever ``K`` is.
-    On a GPU float32 and float16 are multiplied as sums of two bfloat16 numbers each, which leaves
-    cosines within 1e-5; tf32 is not used.
+    The contrastive primitive: with ``exclude_positive=True``, NT-Xent of views ``i`` and ``j``
+    (Chen et al. 2020, eq. 1) is ``softplus(logaddexp(lse_ii, lse_ij) − positive_ij)``, and InfoNCE
+    against a queue, CLIP's loss and decoupled contrastive learning are as short. (With the positive
+    in the sum, ``lse − positive`` says the same, but once a batch is told apart it is the small
+    difference of large numbers.) The ``N×M`` similarities are computed tile by tile, forward and
+    again backward, and never stored: memory is ``O((N + M)·D)`` whatever ``K`` is.
+    On a GPU float32 is multiplied as sums of three bfloat16 numbers each and float16 of two, which
+    hold all of its digits; tf32 is not used.
 
     Args:
         x: Rows, ``[Vx, N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
@@ -153,7 +155,8 @@ def contrastive_logsumexp(
         exclude_self: In the blocks ``(i, i)`` of a view with itself, column ``b + offset`` is the
             row itself and left out of the sum. For rows out of a larger gathered batch ``y``.
         exclude_positive: Leaves column ``b + offset`` out of the sum in every block, so that
-            ``lse`` is over negatives alone (decoupled contrastive learning, Yeh et al. 2022).
+            ``lse`` is over negatives alone: all of decoupled contrastive learning (Yeh et al.
+            2022), and what NT-Xent's and InfoNCE's gradients keep their digits by.
         within_views: ``False`` leaves the blocks ``(i, i)`` out: their ``lse`` is ``-inf``, their
             ``positive`` 0. Both directions of CLIP's loss in one sweep are the blocks ``(0, 1)``
             and ``(1, 0)`` of ``stack([image, text])``.
@@ -275,8 +278,9 @@ def prototype_cross_entropy(
     With ``weights`` the result is their sum with the cross-entropies. Their gradient being known
     then, the CPU takes it in the same pass, where autograd wants it, from exponentials that every
     thread keeps of an image's teachers and of one student: the backward has nothing left to do if
-    the result is itself what is differentiated, and scales it otherwise (not under torch.compile,
-    nor for fewer than 16 images, where there are two passes as ever).
+    the result is itself what is differentiated, and scales it otherwise. There are two passes as
+    ever under torch.compile, for fewer than 16 images, and for float16, which could not hold the
+    gradient before a GradScaler has scaled it.
 
     Args:
         student: Raw logits ``[S, B, C]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
@@ -358,6 +362,7 @@ def _prototype_cross_entropy(
         and student.requires_grad
         and torch.is_grad_enabled()
         and student.device.type == "cpu"
+        and student.dtype != torch.float16
         and student.ndim == 3
         and student.shape[1] >= ops.prototype_cross_entropy.WEIGHTED_IMAGES
         and not torch.compiler.is_compiling()

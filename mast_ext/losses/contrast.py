@@ -6,6 +6,10 @@ the gradient of an embedding has two parts: through its own row, and through eve
 process that has it as a column. The second needs no gradient from elsewhere, only the numbers
 ``[K, V, V, N]`` of the other processes: they are gathered, the columns are here already, and no
 ``[N, D]`` gradient is ever sent or added up.
+
+Losses take their sums without the positive. What a confident anchor has to learn is how far its
+probability is from 1, and ``lse - positive`` of a sum with the positive is the difference of two
+large, nearly equal numbers, good to the rounding of the larger; so is the gradient's ``p - 1``.
 """
 
 from typing import Any
@@ -13,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from mast_ext import functional
 from mast_ext.losses.gather import all_gather, rank, require_equal_batches, world_size
@@ -57,6 +62,17 @@ def contrast_views(
             within_views=within_views,
         )
     return _contrast_gathered(views, masks, temperature, exclude_positive, within_views)
+
+
+def positive_cross_entropy(negatives: Tensor, positive: Tensor) -> Tensor:
+    """``-log p`` of the positive: ``log (exp(negatives) + exp(positive)) - positive``.
+
+    Args:
+        negatives: Log of the sum over all others, any shape.
+        positive: Logit of the positive, of the same shape.
+    """
+    # The threshold is from where on the sum is its larger part to float64's last bit.
+    return F.softplus(negatives - positive, threshold=40)
 
 
 @torch.compiler.disable

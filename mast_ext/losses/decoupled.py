@@ -35,7 +35,7 @@ class DCLLoss(ViewPairLoss):
             ``gather_distributed`` without torch.distributed.
     """
 
-    exclude_positive = True
+    decoupled = True
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ away, the other views of the same image included: embeddings that ignore the aug
 import torch
 from torch import Tensor, nn
 
-from mast_ext.losses.contrast import contrast_views
+from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.gather import require_distributed
 from mast_ext.losses.inputs import (
     Reduction,
@@ -17,7 +17,7 @@ from mast_ext.losses.inputs import (
     require_temperature,
     require_views,
 )
-from mast_ext.losses.view_pairs import both_ways, including_self
+from mast_ext.losses.view_pairs import both_ways
 
 
 class EquivarianceLoss(nn.Module):
@@ -68,8 +68,11 @@ class EquivarianceLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         lse, positive = self._contrast(actual, predicted)
-        per_image = lse.logsumexp(1).mean(0) - _partners(positive).mean(0)
-        return reduce(per_image, self.reduction)
+        own, other = _sums_over_views(lse), _sums_over_views(torch.logaddexp(lse, positive))
+        same = torch.eye(len(actual), dtype=torch.bool, device=lse.device).unsqueeze(-1)
+        negatives = torch.where(same, own, other).logsumexp(2)
+        terms = positive_cross_entropy(negatives, _partners(positive))
+        return reduce(terms.mean((0, 1)), self.reduction)
 
     def pair_losses(self, actual: Tensor, predicted: Tensor) -> Tensor:
         """The loss of training on a pair of views alone, for every pair and image.
@@ -89,12 +92,13 @@ class EquivarianceLoss(nn.Module):
         """
         lse, positive = self._contrast(actual, predicted)
         within = _sums_over_views(lse).diagonal(dim1=1, dim2=2).movedim(-1, 1).unsqueeze(2)
-        across = _sums_over_views(including_self(lse, positive))
-        terms = torch.logaddexp(within, across).mean(0) - _partners(positive).unsqueeze(1)
-        return both_ways(terms)
+        across = _sums_over_views(torch.logaddexp(lse, positive))
+        negatives = torch.logaddexp(within, across)
+        terms = positive_cross_entropy(negatives, _partners(positive)[:, None])
+        return both_ways(terms.mean(0))
 
     def _contrast(self, actual: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
-        """``lse`` and ``positive`` of the actual, then predicted views: ``[2V, 2V, B]``."""
+        """Of the actual, then predicted views: ``lse`` without positives, ``[2V, 2V, B]``."""
         if require_views(actual, "actual").shape != predicted.shape:
             raise ValueError(
                 f"predicted must have the shape of actual, {list(actual.shape)}, got "
@@ -104,6 +108,7 @@ class EquivarianceLoss(nn.Module):
             torch.cat((actual, predicted)),
             temperature=self.temperature,
             gather=self.gather_distributed,
+            exclude_positive=True,
         )
         return lse[0], positive[0]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.contrast import contrast_views
+from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.gather import (
     all_gather,
     rank,
@@ -22,7 +22,7 @@ from mast_ext.losses.inputs import (
     require_temperature,
     require_views,
 )
-from mast_ext.losses.view_pairs import both_ways, including_self
+from mast_ext.losses.view_pairs import both_ways
 
 LOWEST_LEARNED = 0.01
 
@@ -108,10 +108,12 @@ class InfoNCELoss(nn.Module):
                 torch.stack((queries, keys)),
                 temperature=self._temperature_for(queries),
                 gather=self.gather_distributed,
+                exclude_positive=True,
                 within_views=False,
             )
-            terms = (lse - positive)[0]
-            terms = (terms[0, 1] + terms[1, 0]) / 2 if self.two_sided else terms[0, 1]
+            terms = positive_cross_entropy(lse[0, 0, 1], positive[0, 0, 1])
+            if self.two_sided:
+                terms = (terms + positive_cross_entropy(lse[0, 1, 0], positive[0, 1, 0])) / 2
         else:
             columns = keys
             if self._many():
@@ -122,8 +124,9 @@ class InfoNCELoss(nn.Module):
                 columns[None],
                 temperature=self._temperature_for(queries),
                 offset=rank() * len(keys) if self._many() else 0,
+                exclude_positive=True,
             )
-            terms = (lse - positive)[0, 0, 0]
+            terms = positive_cross_entropy(lse[0, 0, 0], positive[0, 0, 0])
         return reduce(terms, self.reduction)
 
     def pair_losses(self, views: Tensor, negatives: Tensor | None = None) -> Tensor:
@@ -146,9 +149,12 @@ class InfoNCELoss(nn.Module):
         if negatives is not None:
             return self._against(negatives, views, views)
         lse, positive = contrast_views(
-            views, temperature=self._temperature_for(views), gather=self.gather_distributed
+            views,
+            temperature=self._temperature_for(views),
+            gather=self.gather_distributed,
+            exclude_positive=True,
         )
-        terms = (including_self(lse, positive) - positive)[0]
+        terms = positive_cross_entropy(lse[0], positive[0])
         return both_ways(terms) if self.two_sided else terms
 
     def _against(self, negatives: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
@@ -164,7 +170,7 @@ class InfoNCELoss(nn.Module):
         lse, _ = functional.contrastive_logsumexp(
             queries, negatives[None], temperature=temperature, offset=None
         )
-        return torch.logaddexp(lse[0], positive) - positive
+        return positive_cross_entropy(lse[0], positive)
 
     def _many(self) -> bool:
         return self.gather_distributed and world_size() > 1

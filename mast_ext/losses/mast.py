@@ -172,7 +172,11 @@ class MASTLoss(nn.Module):
             if log_var is not None:
                 raise ValueError("log_var is not used with base='nt_xent'")
             blocks = contrast_views(
-                views, masks, temperature=self.temperature, gather=self.gather_distributed
+                views,
+                masks,
+                temperature=self.temperature,
+                gather=self.gather_distributed,
+                exclude_positive=True,
             )
             return nt_xent_pairs(*blocks)
         if self.uncertainty == "none":

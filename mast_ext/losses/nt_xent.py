@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.losses.contrast import positive_cross_entropy
 from mast_ext.losses.inputs import Negatives, Reduction, reduce, require_alike, require_views
 from mast_ext.losses.memory_bank import MemoryBank
 from mast_ext.losses.view_pairs import ViewPairLoss
@@ -121,4 +122,4 @@ class NTXentLoss(ViewPairLoss):
         )
         if update:
             self.memory_bank.update(keys[0])
-        return torch.logaddexp(lse[0], positive) - positive
+        return positive_cross_entropy(lse[0], positive)

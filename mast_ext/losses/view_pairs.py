@@ -7,7 +7,7 @@ so that every pair of any number of views follows without another pass over the 
 import torch
 from torch import Tensor, nn
 
-from mast_ext.losses.contrast import contrast_views
+from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.gather import require_distributed
 from mast_ext.losses.inputs import (
     Negatives,
@@ -20,32 +20,29 @@ from mast_ext.losses.inputs import (
 )
 
 
-def including_self(lse: Tensor, positive: Tensor) -> Tensor:
-    """``lse [..., V, V, N]`` with the row itself in blocks ``(i, i)``, as if a view came twice."""
-    same = torch.eye(lse.shape[-2], dtype=torch.bool, device=lse.device).unsqueeze(-1)
-    return torch.where(same, torch.logaddexp(lse, positive), lse)
-
-
-def log_denominators(
+def log_negatives(
     lse: Tensor, positive: Tensor | None, negatives: Negatives = "pairs"
 ) -> Tensor:
-    """Log of what anchor ``i`` is measured against when its positive is in view ``j``.
+    """Log of the sum that anchor ``i`` tells its positive in view ``j`` from.
 
     Args:
-        lse: ``[..., V, V, N]``.
-        positive: Like ``lse``: part of the denominator also where ``j = i``, so that the pair of a
-            view with itself is that with a second, equal view. ``None``: decoupled, it is in none.
+        lse: ``[..., V, V, N]``, of sums without positives.
+        positive: Like ``lse``. Of all views, those in other views than ``i`` and ``j`` are among
+            the negatives. ``None``: decoupled, none is.
         negatives: Whose rows are summed: those of views ``i`` and ``j``, or of all views.
 
     Returns:
-        ``[..., V, V, N]``.
+        ``[..., V, V, N]``; for ``j = i`` that of a view with a second, equal view.
     """
-    if negatives == "all_views":
-        every = lse.logsumexp(-2, keepdim=True).expand_as(lse)
-        return every if positive is None else including_self(every, positive)
-    within = lse.diagonal(dim1=-3, dim2=-2).movedim(-1, -2).unsqueeze(-2)
-    across = lse if positive is None else including_self(lse, positive)
-    return torch.logaddexp(within, across)
+    if negatives == "pairs":
+        within = lse.diagonal(dim1=-3, dim2=-2).movedim(-1, -2).unsqueeze(-2)
+        return torch.logaddexp(within, lse)
+    if positive is None:
+        return lse.logsumexp(-2, keepdim=True).expand_as(lse)
+    same = torch.eye(lse.shape[-2], dtype=torch.bool, device=lse.device)
+    of_pair = (same[:, None, :] | same[None, :, :]).unsqueeze(-1)  # [i, j, view, 1]
+    whole = torch.logaddexp(lse, positive)
+    return torch.where(of_pair, lse.unsqueeze(-3), whole.unsqueeze(-3)).logsumexp(-2)
 
 
 def both_ways(terms: Tensor) -> Tensor:
@@ -55,7 +52,7 @@ def both_ways(terms: Tensor) -> Tensor:
 
 def nt_xent_pairs(lse: Tensor, positive: Tensor) -> Tensor:
     """NT-Xent of every pair of views by itself (Chen et al. 2020, eq. 1): ``[..., V, V, N]``."""
-    return both_ways(log_denominators(lse, positive) - positive)
+    return both_ways(positive_cross_entropy(log_negatives(lse, positive), positive))
 
 
 def mean_over_pairs(terms: Tensor) -> Tensor:
@@ -68,7 +65,7 @@ def mean_over_pairs(terms: Tensor) -> Tensor:
 class ViewPairLoss(nn.Module):
     """Base of the losses whose anchors and positives are all pairs of views of an image."""
 
-    exclude_positive = False  # of the denominators
+    decoupled = False  # the positive is not in its own denominator
 
     def __init__(
         self,
@@ -102,11 +99,12 @@ class ViewPairLoss(nn.Module):
         views = (out0, out1, *views)
         require_alike(**{f"out{i}": view for i, view in enumerate(views)})
         stacked = torch.stack(views)
-        if self.negatives == "pairs" and len(stacked) > 2:
-            per_image = mean_over_pairs(self.pair_losses(stacked))
-        else:  # with two views the pair's rows are all rows
-            lse, positive = self._blocks(stacked)
-            per_image = lse.logsumexp(1).mean(0) - mean_over_pairs(positive)
+        lse, positive = self._blocks(stacked)
+        if len(views) == 2:  # the pair's rows are all rows
+            of_other = torch.stack((positive[0, 1], positive[1, 0]))
+            per_image = self._terms(lse.logsumexp(1), of_other).mean(0)
+        else:
+            per_image = mean_over_pairs(self._pair_terms(lse, positive))
         return reduce(per_image, self.reduction)
 
     def pair_losses(self, views: Tensor) -> Tensor:
@@ -127,17 +125,25 @@ class ViewPairLoss(nn.Module):
             TypeError: The dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        lse, positive = self._blocks(require_views(views))
-        in_denominator = None if self.exclude_positive else positive
-        return both_ways(log_denominators(lse, in_denominator, self.negatives) - positive)
+        return both_ways(self._pair_terms(*self._blocks(require_views(views))))
+
+    def _pair_terms(self, lse: Tensor, positive: Tensor) -> Tensor:
+        """Of anchor view ``i`` with its positive in view ``j``, ``[V, V, B]``."""
+        among_negatives = None if self.decoupled else positive
+        return self._terms(log_negatives(lse, among_negatives, self.negatives), positive)
+
+    def _terms(self, negatives: Tensor, positive: Tensor) -> Tensor:
+        if self.decoupled:
+            return negatives - positive
+        return positive_cross_entropy(negatives, positive)
 
     def _blocks(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """``lse`` and weighted ``positive``, ``[V, V, B]``."""
+        """``lse`` without positives and weighted ``positive``, ``[V, V, B]``."""
         lse, positive = contrast_views(
             views,
             temperature=self.temperature,
             gather=self.gather_distributed,
-            exclude_positive=self.exclude_positive,
+            exclude_positive=True,
         )
         return lse[0], self._weighted(positive[0], views)
 
