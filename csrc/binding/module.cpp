@@ -2,6 +2,8 @@
 // description of the build.
 #include <pybind11/pybind11.h>
 
+#include "kernels/common/isa.h"
+
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
@@ -19,4 +21,7 @@ PYBIND11_MODULE(_C, m) {
   build["cuda_archs"] = "";
 #endif
   m.attr("build") = build;
+  m.def(
+      "cpu_isa", [] { return mast_ext::kernels::name_of(mast_ext::kernels::isa_in_use()); },
+      "The instruction set of the CPU kernels in this process.");
 }

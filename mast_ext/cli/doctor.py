@@ -132,7 +132,10 @@ def _native_build() -> tuple[dict[str, str | None] | None, str]:
 
 
 def _compiled_for(build: dict[str, str | None], torch_version: str) -> Finding:
-    detail = f"built against torch {build.get('torch')} for CPU {build.get('cpu_isas')}"
+    detail = (
+        f"built against torch {build.get('torch')} for CPU {build.get('cpu_isas')}, "
+        f"using {build.get('cpu_isa_in_use')}"
+    )
     if build.get("build_type") not in (None, "Release"):
         detail += f", {build['build_type']}"
         return Finding("slow", "native kernels", detail, f"build a release: {REBUILD}")

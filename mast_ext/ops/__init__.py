@@ -24,6 +24,8 @@ from mast_ext.ops import (  # they look their operators up, which _C has just re
     variance_covariance,
 )
 
+_C.cpu_isa()  # raises a ValueError if MAST_EXT_CPU_ISA names what this machine does not have
+
 __all__ = [
     "build_info",
     "contrastive_logsumexp",
@@ -42,5 +44,9 @@ __all__ = [
 
 
 def build_info() -> dict[str, str | None]:
-    """What ``_C`` was compiled for: torch, compiler, CPU instruction sets, CUDA and its chips."""
-    return dict(_C.build)
+    """What ``_C`` was compiled for: torch, compiler, CPU instruction sets, CUDA and its chips.
+
+    ``cpu_isa_in_use`` is the instruction set that this process uses: the best one, or that of the
+    environment variable ``MAST_EXT_CPU_ISA`` (``baseline``, ``avx2`` or ``avx512``).
+    """
+    return dict(_C.build, cpu_isa_in_use=_C.cpu_isa())

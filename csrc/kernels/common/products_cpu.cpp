@@ -140,7 +140,7 @@ void product_cpu(const Product& p) {
 MAST_EXT_CPU_ENTRY(product_cpu, (const Product& p), (p))
 
 #ifdef MAST_EXT_ISA_IS_BASELINE
-bool has_product_cpu() { return best_isa() == Isa::kAvx512 && !__builtin_cpu_is("intel"); }
+bool has_product_cpu() { return isa_in_use() == Isa::kAvx512 && !__builtin_cpu_is("intel"); }
 #endif
 
 }  // namespace mast_ext::kernels
