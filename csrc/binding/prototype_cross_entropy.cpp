@@ -205,6 +205,9 @@ std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
   TORCH_CHECK(in.student.is_cpu(),
               "weighted_prototype_cross_entropy is for the CPU, got student on ",
               in.student.device());
+  TORCH_CHECK_TYPE(in.student.scalar_type() != at::kHalf,
+                   "student must be float32, bfloat16 or float64: its gradient, kept before it is "
+                   "scaled, does not fit float16");
   PrototypeResults to(in, with_mean);
   const auto pairs = to.cross_entropy.sizes();
   TORCH_CHECK_VALUE(at::is_expandable_to(weights_.sizes(), pairs), "weights must have shape ",

@@ -385,6 +385,17 @@ def test_weighted_sum(shape, dtype, scale, device):
         assert mean.isnan().all() and total == 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_is_rounded_after_it_is_scaled(dtype, device):
+    """A GradScaler scales the loss so that a gradient too small for float16 fits: a mean's is."""
+    inputs = make_inputs((1, 2, 64, 8192, True), device, dtype)
+    weights, scale = torch.full((1, 2, 64), 1 / 128, device=device), 2.0**16
+    _, _, grad = evaluate_weighted(functional, inputs, weights, scale)
+    *_, want = evaluate_weighted(reference, to_double(inputs), weights.cpu().double(), scale)
+    error = (grad.cpu().double() - want).norm() / want.norm()
+    assert error < 1e-6 + torch.finfo(dtype).eps / 2
+
+
 @pytest.mark.parametrize("images", [3, 16])
 def test_weights_broadcast(images, device):
     inputs = make_inputs((2, 3, images, 40, True), device)
@@ -474,6 +485,14 @@ def test_weighted_sum_has_the_same_bits_on_any_number_of_threads(device):
         torch.set_num_threads(threads)
     for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
+
+
+def test_weighted_op_refuses_float16():
+    student, teacher, _ = make_inputs((1, 1, 16, 8, False), "cpu", torch.float16)
+    with pytest.raises(TypeError, match="student must be float32, bfloat16 or float64"):
+        ops.prototype_cross_entropy.weighted_op(
+            student, teacher, None, torch.ones(1, 1, 16), 0.1, 0.07, False
+        )
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
