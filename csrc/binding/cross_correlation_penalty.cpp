@@ -118,24 +118,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
   stretches.each([&](std::int64_t first, std::int64_t count) {
     const Tensor tile = whole.defined() ? whole : in.tile(mean, scale, first, count);
     const Tensor a_tile = tile.narrow(0, 0, 1), b_tile = tile.narrow(0, 1, 1);
-    if (!in.gram) return add_product(product, a_tile.transpose(1, 2), b_tile, first == 0);
-    const bool last = first + count == stretches.length;
-    add_gram(product.narrow(0, 0, 1), b_tile, first == 0, last);
-    add_gram(product.narrow(0, 1, 1), a_tile, first == 0, last);
+    if (in.gram) {
+      const bool last = first + count == stretches.length;
+      add_gram(product.narrow(0, 0, 1), b_tile, first == 0, last);
+      add_gram(product.narrow(0, 1, 1), a_tile, first == 0, last);
+    } else {
+      add_product(product, a_tile.transpose(1, 2), b_tile, first == 0);
+    }
     column_dots({.dtype = dtype_of(tile, "tile"),
                  .x = a_tile.const_data_ptr(),
                  .y = b_tile.const_data_ptr(),
                  .subspaces = 1,
                  .views = 1,
-                 .rows = N,
-                 .dims = count,
+                 .rows = in.gram ? N : count,
+                 .dims = in.gram ? count : D,
                  .stride = D,
-                 .dots = at_column(dots, first)},
+                 .dots = at_column(dots, in.gram ? first : 0),
+                 .add = !in.gram && first > 0},
                 in.a);
   });
 
   const kernels::CrossCorrelationPenalty p{.shape = in.shape(lambda, product, dots, row_sums),
-                                           .dots = dots.mutable_data_ptr(),
+                                           .product = product.mutable_data_ptr(),
                                            .row_sums = row_sums.mutable_data_ptr(),
                                            .penalty = penalty.mutable_data_ptr()};
   run_on(

@@ -66,6 +66,24 @@ def test_matches_definition(shape, dtype, variant, device):
     compare(make_inputs(shape, device, dtype, requires_grad=True), variant, tolerance=2e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("noise", [0.2, 0.1])
+@pytest.mark.parametrize("shape", [(512, 256), (64, 256)], ids=str)
+def test_nearly_equal_views(shape, noise, dtype, device):
+    """C_dd is close to 1, and its distance from 1 is what the diagonal's gradient is made of."""
+    a = torch.randn(shape, device=device)
+    inputs = [t.to(dtype).requires_grad_() for t in (a, a + noise * torch.randn_like(a))]
+    exact = copies(inputs, torch.float64, "cpu")
+    mine, truth = (  # scaled, for float16 to hold the gradient
+        torch.autograd.grad(1000 * module.cross_correlation_penalty(*views, lambda_=0.0), views)
+        for module, views in ((functional, inputs), (reference, exact))
+    )
+    # Standardised embeddings are multiplied in 16 bits on a GPU; C_dd averages their rounding.
+    bound = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 0.1}[dtype]
+    for got, want in zip(mine, truth, strict=True):
+        assert (got.cpu().double() - want).norm() < bound * want.norm()
+
+
 @pytest.mark.parametrize("shape", [(1300, 110), (8300, 17), (66, 2050)], ids=str)
 def test_in_stretches(shape, device):
     """Larger than what is kept for the backward, or multiplied at once."""

@@ -49,7 +49,7 @@ struct ColumnTile {
   void* tile;  // [K, V, rows, dims]
 };
 
-// dots[k, v, d] = sum_n x[v, n, d] * y[k, v, n, d]
+// dots[k, v, d] (+)= sum_n x[v, n, d] * y[k, v, n, d]
 struct ColumnDots {
   DType dtype;    // of x and y
   const void* x;  // [V, N, dims]
@@ -57,6 +57,7 @@ struct ColumnDots {
   std::int64_t subspaces, views, rows, dims;
   std::int64_t stride;  // between the rows [V] of `dots`
   void* dots;           // element (k, v, d) at (k * views + v) * stride + d
+  bool add = false;     // to what is there, instead of overwriting it
 };
 
 // The CPU takes this many columns at a time down the rows.

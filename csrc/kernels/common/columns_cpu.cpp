@@ -135,7 +135,10 @@ void column_dots_cpu(const ColumnDots& p, std::int64_t begin, std::int64_t end) 
         add_rows<A>(p.rows, count, sums, [&](std::int64_t n, std::int64_t d, std::int64_t left) {
           return load_some(x + n * p.dims + d, left) * load_some(y + n * p.dims + d, left);
         });
-        std::copy(sums.total, sums.total + count, static_cast<A*>(p.dots) + kv * p.stride + d0);
+        A* dots = static_cast<A*>(p.dots) + kv * p.stride + d0;
+        for (std::int64_t d = 0; d < count; ++d) {
+          dots[d] = p.add ? dots[d] + sums.total[d] : sums.total[d];
+        }
       }
     }
   });

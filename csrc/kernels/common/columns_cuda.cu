@@ -117,7 +117,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) dots(ColumnDots p, unsigned
   __syncthreads();
   if (threadIdx.y != 0 || d >= p.dims) return;
   for (int warp = 1; warp < kWarps; ++warp) sum += partial[warp][threadIdx.x];
-  static_cast<float*>(p.dots)[kv * p.stride + d] = sum;
+  float& dot = static_cast<float*>(p.dots)[kv * p.stride + d];
+  dot = p.add ? dot + sum : sum;
 }
 
 }  // namespace

@@ -5,9 +5,12 @@
 // A and B are a and b standardised over the batch. The matrix products are the vendor's and done by
 // the binding; here is what goes around them. Two forms, as |A^T B|_F^2 = <A A^T, B B^T>:
 //
-//   direct  P = A^T B           [D, D]
+//   direct  P = A^T B           [D, D], of which the diagonal is left out
 //   Gram    P = (B B^T, A A^T)  [2, N, N]; in this order P_v times view v is what v's gradient
 //   needs
+//
+// C_dd comes from a sum of its own: at the end of a training it is close to 1, and a product
+// rounded to 16 bits would leave little of the difference.
 //
 // The contract between the binding, which fills in the structs, and the kernels, which read them.
 #pragma once
@@ -33,7 +36,7 @@ struct CrossCorrelationShape {
 
 struct CrossCorrelationPenalty {
   CrossCorrelationShape shape;
-  void* dots;  // written in the direct form; the Gram form's are column_dots
+  void* product;  // shape.product, whose diagonal becomes 0 in the direct form
   void* row_sums;
   void* penalty;  // scalar
 };
@@ -43,7 +46,7 @@ struct CrossCorrelationPenaltyBackward {
   const void* grad_penalty;  // scalar
   const void* scale;         // [2, D]  1 / deviation
   // What every view's gradient keeps of the view itself comes from
-  // direct [D]: N^2 sum_d C_de^2 with the diagonal;  Gram [2, D]: sum_n tile * pulled
+  // direct [D]: N^2 sum_{d != e} C_de^2;  Gram [2, D]: sum_n tile * pulled
   const void* projections;
 
   void* matrix;  // direct: [D, D] in dtype; H, with grad A = B H^T and grad B = A H

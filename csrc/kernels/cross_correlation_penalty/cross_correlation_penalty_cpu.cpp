@@ -17,16 +17,16 @@ void cross_correlation_rows_cpu(const CrossCorrelationPenalty& p, std::int64_t b
                                 std::int64_t end) {
   const CrossCorrelationShape& s = p.shape;
   visit_accumulation(s.dtype, [&]<typename A>() {
-    const auto* product = static_cast<const A*>(s.product);
+    auto* product = static_cast<A*>(p.product);
     auto* sums = static_cast<A*>(p.row_sums);
     for (std::int64_t i = begin; i < end; ++i) {
       if (s.gram) {
         sums[i] = dot(product + i * s.rows, product + (s.rows + i) * s.rows, s.rows);
         continue;
       }
-      const A* row = product + i * s.dim;
-      sums[i] = dot(row, row, i) + dot(row + i + 1, row + i + 1, s.dim - i - 1);
-      static_cast<A*>(p.dots)[i] = row[i];
+      A* row = product + i * s.dim;
+      row[i] = 0;
+      sums[i] = dot(row, row, s.dim);
     }
   });
 }

@@ -17,19 +17,19 @@ template <typename P>
 __global__ void __launch_bounds__(kThreads) rows(CrossCorrelationPenalty p) {
   const CrossCorrelationShape& s = p.shape;
   const std::int64_t i = blockIdx.x, count = s.gram ? s.rows : s.dim;
-  const P* x = static_cast<const P*>(s.product) + i * count;
+  P* x = static_cast<P*>(p.product) + i * count;
   const P* y = s.gram ? x + s.rows * s.rows : x;
-  const std::int64_t skip = s.gram ? -1 : i;  // the diagonal
+  if (!s.gram) {
+    if (threadIdx.x == 0) x[i] = static_cast<P>(0.0f);  // the diagonal
+    __syncthreads();
+  }
   float sum = 0;
 #pragma unroll 4
   for (std::int64_t j = threadIdx.x; j < count; j += kThreads) {
-    const float term = static_cast<float>(x[j]) * static_cast<float>(y[j]);
-    sum += j == skip ? 0.0f : term;
+    sum += static_cast<float>(x[j]) * static_cast<float>(y[j]);
   }
   sum = block_sum<kThreads>(sum);
-  if (threadIdx.x != 0) return;
-  static_cast<float*>(p.row_sums)[i] = sum;
-  if (!s.gram) static_cast<float*>(p.dots)[i] = static_cast<float>(x[i]);
+  if (threadIdx.x == 0) static_cast<float*>(p.row_sums)[i] = sum;
 }
 
 __global__ void __launch_bounds__(kFinishThreads) finish(CrossCorrelationPenalty p) {

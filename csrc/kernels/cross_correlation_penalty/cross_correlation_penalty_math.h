@@ -57,7 +57,7 @@ MAST_EXT_HD A projection(const CrossCorrelationPenaltyBackward& p, A grad, std::
     sum = pulled_scale(p, grad) * projections[v * s.dim + d] + other_factor(p, grad, d) * dot;
   } else {
     // Rows of P belong to a, columns to b.
-    const A squares = v == 0 ? static_cast<const A*>(s.row_sums)[d] : projections[d] - dot * dot;
+    const A squares = v == 0 ? static_cast<const A*>(s.row_sums)[d] : projections[d];
     sum = matrix_factor(s, grad) * squares + matrix_diagonal(s, grad, d) * dot;
   }
   return sum / static_cast<A>(s.divisor);
