@@ -1,5 +1,6 @@
 // contrastive_logsumexp on CUDA: one kernel makes all blocks. Only the backward of embeddings wider
-// than kMostFusedDims goes through memory: weights of a chunk of rows, then the vendor's product.
+// than most_fused_dims() goes through memory: weights of a chunk of rows, then the vendor's
+// product.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -52,15 +53,15 @@ class ContrastiveBlocks {
                     .row = {},
                     .column = rows.pointers()},
                    in.y, in.x, grads.wants_y ? &grads.y : nullptr, grads, y, stream);
-      if (grads.wants_masks) x.weights = x.weights.sum(0, true).add(y.weights.sum(0, true));
+      if (grads.wants_masks) x.masks = x.masks.sum(0, true).add(y.masks.sum(0, true));
     }
-    if (error == 0) grads.finish(in, x.weights, x.dots, both);
+    if (error == 0) grads.finish(in, x.masks, x.dots, both);
     return error;
   }
 
  private:
   struct Sums {
-    Tensor weights, dots;  // [slices, K, D], [slices]
+    Tensor masks, dots;  // [slices, K, D], [slices]
   };
 
   kernels::Contrastive params(const Tensor& x, const Tensor& y, const Tensor& inv_norm_x,
@@ -87,10 +88,10 @@ class ContrastiveBlocks {
   template <typename Stream>
   int side(const kernels::ContrastiveBackward& b, const Tensor& z, const Tensor& other,
            Tensor* grad, const ContrastiveGradients& grads, Sums& sums, Stream stream) const {
-    if (in.dim() <= kernels::kMostFusedDims) {
+    if (in.dim() <= kernels::most_fused_dims(dtype_of(z, "z"))) {
       const std::int64_t slices = kernels::fused_backward_slices(b.p);
       sums.dots = in.new_empty({slices});
-      if (grads.wants_masks) sums.weights = in.new_empty({slices, in.subspaces(), in.dim()});
+      if (grads.wants_masks) sums.masks = in.new_empty({slices, in.subspaces(), in.dim()});
       Tensor sum;
       if (grad != nullptr && in.subspaces() > 1 && z.scalar_type() != accumulation_type(z)) {
         sum = in.new_empty(z.sizes());
@@ -100,8 +101,8 @@ class ContrastiveBlocks {
            .grad_x = grad != nullptr ? grad->mutable_data_ptr() : nullptr,
            .sum = sum.defined() ? static_cast<float*>(sum.mutable_data_ptr()) : nullptr,
            .slices = slices,
-           .grad_weights =
-               grads.wants_masks ? static_cast<float*>(sums.weights.mutable_data_ptr()) : nullptr,
+           .grad_masks =
+               grads.wants_masks ? static_cast<float*>(sums.masks.mutable_data_ptr()) : nullptr,
            .dots = static_cast<float*>(sums.dots.mutable_data_ptr())},
           stream);
     }
@@ -125,8 +126,7 @@ class ContrastiveBlocks {
       total = in.new_empty(z.sizes());
     }
     sums.dots = in.new_empty({kSlices}).zero_();
-    sums.weights =
-        in.new_empty({grads.wants_masks ? in.subspaces() : 0, kSlices, in.dim()}).zero_();
+    sums.masks = in.new_empty({grads.wants_masks ? in.subspaces() : 0, kSlices, in.dim()}).zero_();
     int error = 0;
     for (std::int64_t k = 0; k < in.subspaces(); ++k) {
       for (std::int64_t first = 0; first < views * rows && error == 0;) {
@@ -155,14 +155,13 @@ class ContrastiveBlocks {
              .grad_dtype = total.defined() ? dtype_of(total, "total") : dtype_of(z, "z"),
              .grad = total.defined() ? total.mutable_data_ptr() : nullptr,
              .slices = kSlices,
-             .grad_weights =
-                 grads.wants_masks ? sums.weights.select(0, k).mutable_data_ptr() : nullptr,
+             .grad_mask = grads.wants_masks ? sums.masks.select(0, k).mutable_data_ptr() : nullptr,
              .dots = sums.dots.mutable_data_ptr()},
             stream);
         first += count;
       }
     }
-    sums.weights = sums.weights.transpose(0, 1);
+    sums.masks = sums.masks.transpose(0, 1);
     if (total.defined() && !total.is_same(*grad)) grad->copy_(total);
     return error;
   }

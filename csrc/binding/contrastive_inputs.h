@@ -177,10 +177,10 @@ struct ContrastiveGradients {
   bool needs_x() const { return wants_x || wants_masks || wants_temperature; }
   bool needs_y(bool columns_too) const { return wants_y || (wants_masks && !columns_too); }
 
-  // From the sums over rows: grad_weights [slices, K, D] and dots [slices] of both sides.
-  void finish(const ContrastiveInputs& in, const Tensor& grad_weights, const Tensor& dots,
+  // From the sums over rows: grad_masks [slices, K, D] and dots [slices] of both sides.
+  void finish(const ContrastiveInputs& in, const Tensor& grad_masks, const Tensor& dots,
               bool columns_too) {
-    if (wants_masks) masks.copy_(grad_weights.sum(0).mul_(in.masks).mul_(2));
+    if (wants_masks) masks.copy_(grad_masks.sum(0));
     if (wants_temperature) {
       temperature.copy_(dots.sum().div_(in.temperature_tensor).mul_(columns_too ? -0.5 : -1));
     }

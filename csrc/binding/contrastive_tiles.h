@@ -103,9 +103,9 @@ class ContrastiveTiles {
       side_x.end(k);
       side_y.end(k);
     }
-    Tensor weights = side_x.weights;
-    if (needs_y && grads.wants_masks) weights = weights.add(side_y.weights);
-    grads.finish(in, weights, side_x.dots, both);
+    Tensor grad_masks = side_x.grad_masks;
+    if (needs_y && grads.wants_masks) grad_masks = grad_masks.add(side_y.grad_masks);
+    grads.finish(in, grad_masks, side_x.dots, both);
   }
 
  private:
@@ -125,7 +125,7 @@ class ContrastiveTiles {
     const ContrastiveTiles& tiles;
     const Tensor &z, &flat, &inv_norm;
     Tensor* grad;
-    Tensor products, sums, weights, dots;
+    Tensor products, sums, grad_masks, dots;
     bool needed, in_place;
     std::int64_t slices;
 
@@ -135,9 +135,9 @@ class ContrastiveTiles {
       constexpr std::int64_t kMostSlices = 16;
       const ContrastiveInputs& in = tiles.in;
       slices = std::clamp<std::int64_t>(flat.size(0) / 64, 1, kMostSlices);
-      weights = in.new_empty({slices, grads.wants_masks ? in.subspaces() : 0, in.dim()});
+      grad_masks = in.new_empty({slices, grads.wants_masks ? in.subspaces() : 0, in.dim()});
       dots = in.new_empty({slices});
-      weights.zero_();
+      grad_masks.zero_();
       dots.zero_();
       if (!needed) return;
       // A single subspace's G becomes the gradient where it stands.
@@ -157,7 +157,8 @@ class ContrastiveTiles {
 
     void end(std::int64_t k) {
       if (!needed) return;
-      Tensor of_subspace = weights.size(1) > 0 ? weights.new_zeros({slices, z.size(2)}) : Tensor();
+      Tensor of_subspace;
+      if (grad_masks.size(1) > 0) of_subspace = grad_masks.new_zeros({slices, z.size(2)});
       const kernels::ContrastiveRows p{
           .z = ContrastiveInputs::embedding_rows(z),
           .mask = tiles.in.mask(k),
@@ -170,11 +171,11 @@ class ContrastiveTiles {
           .grad_dtype = grad != nullptr ? dtype_of(sums, "sums") : dtype_of(z, "z"),
           .grad = grad != nullptr ? sums.mutable_data_ptr() : nullptr,
           .slices = slices,
-          .grad_weights = of_subspace.defined() ? of_subspace.mutable_data_ptr() : nullptr,
+          .grad_mask = of_subspace.defined() ? of_subspace.mutable_data_ptr() : nullptr,
           .dots = dots.mutable_data_ptr()};
       parallel_rows(slices, 4 * flat.size(0) / slices * z.size(2),
                     [&](auto begin, auto end) { kernels::contrastive_rows_cpu(p, begin, end); });
-      if (of_subspace.defined()) weights.select(1, k).copy_(of_subspace);
+      if (of_subspace.defined()) grad_masks.select(1, k).copy_(of_subspace);
       if (grad != nullptr && k + 1 == tiles.in.subspaces() && !sums.is_same(*grad)) {
         grad->copy_(sums);
       }

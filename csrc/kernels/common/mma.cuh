@@ -1,8 +1,9 @@
 // Tensor-core pieces that every GPU since sm_80 has: one instruction a function, and operands in
 // shared memory laid out so that neither writing nor reading them conflicts.
 //
-// float32 is multiplied as two bfloat16 parts, high + low, with the three products that matter
-// (high high, high low, low high): an error of 2^-17 of the factors, where tf32 leaves 2^-11.
+// A wider number is multiplied as a sum of bfloat16 parts, each of what those before it left over:
+// two hold a float16 (all of its 11 bits), three a float32 (all of its 24; tf32 would keep 11). Of
+// the products of parts those are made that reach the result's last bits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -143,15 +144,22 @@ __device__ __forceinline__ void multiply_matrices(float (&sum)[4], const unsigne
 #endif
 }
 
-// ---- Operands: kRows rows of kDepth bfloat16 elements, and again for the low parts when split
+// ---- Operands: kRows rows of kDepth bfloat16 elements, once for each part
 
-template <int kRows_, int kDepth_, bool kSplit_>
+// The next part of two numbers, which become what is left over.
+__device__ __forceinline__ unsigned take_part(float& first, float& second) {
+  const unsigned part = pack_bfloat16(first, second);
+  first -= first_bfloat16(part);
+  second -= second_bfloat16(part);
+  return part;
+}
+
+template <int kRows_, int kDepth_, int kParts_>
 struct SharedOperand {
-  static constexpr int kRows = kRows_, kDepth = kDepth_;
-  static constexpr bool kSplit = kSplit_;
+  static constexpr int kRows = kRows_, kDepth = kDepth_, kParts = kParts_;
   static constexpr int kPackets = kDepth / 8;  // of 16 bytes, in a row
   static constexpr int kRowBytes = kDepth * 2, kPartBytes = kRows * kRowBytes;
-  static constexpr int kBytes = kPartBytes * (kSplit ? 2 : 1);
+  static constexpr int kBytes = kPartBytes * kParts;
   static_assert(kPackets == 4 || kPackets % 8 == 0);
 
   unsigned char* memory;
@@ -168,26 +176,29 @@ struct SharedOperand {
   // Elements 2 * pair and the next of a row.
   __device__ __forceinline__ float2 read_pair(int row, int pair) const {
     const auto* const at = packet(row, pair / 4) + pair % 4 * 4;
-    const unsigned high = *reinterpret_cast<const unsigned*>(at);
-    const unsigned low = kSplit ? *reinterpret_cast<const unsigned*>(at + kPartBytes) : 0;
-    return make_float2(first_bfloat16(high) + first_bfloat16(low),
-                       second_bfloat16(high) + second_bfloat16(low));
+    float2 sum = make_float2(0, 0);
+#pragma unroll
+    for (int part = kParts - 1; part >= 0; --part) {
+      const unsigned bits = *reinterpret_cast<const unsigned*>(at + part * kPartBytes);
+      sum.x += first_bfloat16(bits);
+      sum.y += second_bfloat16(bits);
+    }
+    return sum;
   }
   __device__ __forceinline__ void write_packet(int row, int at, const float (&values)[8]) const {
     struct alignas(16) Packet {
       unsigned pairs[4];
-    } high, low;
+    } packets[kParts];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float first = values[2 * i], second = values[2 * i + 1];
-      high.pairs[i] = pack_bfloat16(first, second);
-      if constexpr (kSplit) {
-        low.pairs[i] = pack_bfloat16(first - first_bfloat16(high.pairs[i]),
-                                     second - second_bfloat16(high.pairs[i]));
-      }
+      float first = values[2 * i], second = values[2 * i + 1];
+#pragma unroll
+      for (Packet& part : packets) part.pairs[i] = take_part(first, second);
     }
-    *reinterpret_cast<Packet*>(packet(row, at)) = high;
-    if constexpr (kSplit) *reinterpret_cast<Packet*>(packet(row, at) + kPartBytes) = low;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      *reinterpret_cast<Packet*>(packet(row, at) + part * kPartBytes) = packets[part];
+    }
   }
 };
 
@@ -198,6 +209,10 @@ enum class Fragment {
   kRight,      // of rows as columns of the right factor: two fragments of eight columns
   kRightRows,  // of rows as rows of the right factor: two fragments of eight columns
 };
+
+// The fragments of each part.
+template <int kParts>
+using Parts = unsigned[kParts][4];
 
 // Reads fragments from around a corner, of which all lanes know the row (a multiple of 16) and the
 // packet (of which no bit is set that is set in a packet below). A lane's part of the address is
@@ -218,16 +233,16 @@ struct FragmentReader {
   }
 
   // Of rows [row, row + 16) and packets [packet, packet + 2), counted from the corner.
-  __device__ __forceinline__ void read(unsigned (&high)[4], unsigned (&low)[4], int row,
-                                       int packet) const {
+  __device__ __forceinline__ void read(Parts<Operand::kParts>& to, int row, int packet) const {
     const SharedAddress address =
         row_address + (row * Operand::kRowBytes + packet / 8 * 128) + (place ^ packet % 8 * 16);
-    if constexpr (kFragment == Fragment::kRightRows) {
-      load_matrices_transposed(high, address);
-      if constexpr (Operand::kSplit) load_matrices_transposed(low, address + Operand::kPartBytes);
-    } else {
-      load_matrices(high, address);
-      if constexpr (Operand::kSplit) load_matrices(low, address + Operand::kPartBytes);
+#pragma unroll
+    for (int part = 0; part < Operand::kParts; ++part) {
+      if constexpr (kFragment == Fragment::kRightRows) {
+        load_matrices_transposed(to[part], address + part * Operand::kPartBytes);
+      } else {
+        load_matrices(to[part], address + part * Operand::kPartBytes);
+      }
     }
   }
 };
@@ -249,30 +264,29 @@ struct FragmentWriter {
   __device__ __forceinline__ void write(int row, int packet, float first, float second) const {
     unsigned char* const to =
         row_memory + (row * Operand::kRowBytes + packet / 8 * 128) + (place ^ packet % 8 * 16);
-    const unsigned high = pack_bfloat16(first, second);
-    *reinterpret_cast<unsigned*>(to) = high;
-    if constexpr (Operand::kSplit) {
-      *reinterpret_cast<unsigned*>(to + Operand::kPartBytes) =
-          pack_bfloat16(first - first_bfloat16(high), second - second_bfloat16(high));
+#pragma unroll
+    for (int part = 0; part < Operand::kParts; ++part) {
+      *reinterpret_cast<unsigned*>(to + part * Operand::kPartBytes) = take_part(first, second);
     }
   }
 };
 
-// sum += the products of two fragments of eight columns with one of 16 rows. Low parts of both are
-// multiplied with each other where kAll.
-template <bool kSplit, bool kAll = false>
-__device__ __forceinline__ void multiply_fragments(float (&sum)[2][4], const unsigned (&a)[4],
-                                                   const unsigned (&a_low)[4],
-                                                   const unsigned (&b)[4],
-                                                   const unsigned (&b_low)[4]) {
+// sum += the products of two fragments of eight columns with one of 16 rows, the smallest first:
+// of part i with part j where i + j <= kOrder.
+template <int kOrder, int kA, int kB>
+__device__ __forceinline__ void multiply_fragments(float (&sum)[2][4], const Parts<kA>& a,
+                                                   const Parts<kB>& b) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    if constexpr (kSplit) {
-      if constexpr (kAll) multiply_matrices(sum[n], a_low, b_low + 2 * n);
-      multiply_matrices(sum[n], a_low, b + 2 * n);
-      multiply_matrices(sum[n], a, b_low + 2 * n);
+#pragma unroll
+    for (int order = kOrder; order >= 0; --order) {
+#pragma unroll
+      for (int i = kA - 1; i >= 0; --i) {
+        if (order - i >= 0 && order - i < kB) {
+          multiply_matrices(sum[n], a[i], b[order - i] + 2 * n);
+        }
+      }
     }
-    multiply_matrices(sum[n], a, b + 2 * n);
   }
 }
 
@@ -294,20 +308,21 @@ __device__ __forceinline__ void multiply(WarpSums<kM, kN>& sum, const A& a, int 
                                          int column, int packet) {
   const FragmentReader<Fragment::kLeft, A> rows(a, row, packet);
   const FragmentReader<Fragment::kRight, B> columns(b, column, packet);
-  if constexpr (A::kSplit) {
-    constexpr int kGroup = kN % 2 == 0 ? 2 : 1;
+  if constexpr (A::kParts > 1) {
+    constexpr int kGroup = A::kParts < 3 && kN % 2 == 0 ? 2 : 1;
 #pragma unroll
     for (int block = 0; block < kM * kN; block += kGroup) {
       const int m = block / kN, group = block % kN;
       WarpSums<1, kGroup> part = {};
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        unsigned left[4], left_low[4], right[4], right_low[4];
-        rows.read(left, left_low, 16 * m, 2 * step);
+        Parts<A::kParts> left;
+        Parts<B::kParts> right;
+        rows.read(left, 16 * m, 2 * step);
 #pragma unroll
         for (int n = 0; n < kGroup; ++n) {
-          columns.read(right, right_low, 16 * (group + n), 2 * step);
-          multiply_fragments<true, true>(part[0][n], left, left_low, right, right_low);
+          columns.read(right, 16 * (group + n), 2 * step);
+          multiply_fragments<2>(part[0][n], left, right);
         }
       }
 #pragma unroll
@@ -316,16 +331,14 @@ __device__ __forceinline__ void multiply(WarpSums<kM, kN>& sum, const A& a, int 
   } else {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      unsigned left[kM][4], right[4];
+      Parts<1> left[kM], right;
 #pragma unroll
-      for (int m = 0; m < kM; ++m) rows.read(left[m], left[m], 16 * m, 2 * step);
+      for (int m = 0; m < kM; ++m) rows.read(left[m], 16 * m, 2 * step);
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
-        columns.read(right, right, 16 * n, 2 * step);
+        columns.read(right, 16 * n, 2 * step);
 #pragma unroll
-        for (int m = 0; m < kM; ++m) {
-          multiply_fragments<false>(sum[m][n], left[m], left[m], right, right);
-        }
+        for (int m = 0; m < kM; ++m) multiply_fragments<0>(sum[m][n], left[m], right);
       }
     }
   }
@@ -336,7 +349,7 @@ __device__ __forceinline__ void multiply(WarpSums<kM, kN>& sum, const A& a, int 
 template <int kM, int kN, typename A, typename B>
 __device__ __forceinline__ void multiply_rows(WarpSums<kM, kN>& sum, const A& a, int row,
                                               const B& b, int column) {
-  constexpr bool kSplit = A::kSplit;
+  constexpr bool kSplit = A::kParts > 1;
   constexpr int kSteps = A::kDepth / 16;
   constexpr int kGroup = !kSplit ? kN : kN % 2 == 0 ? 2 : 1;
   static_assert(A::kDepth == B::kRows);
@@ -347,16 +360,17 @@ __device__ __forceinline__ void multiply_rows(WarpSums<kM, kN>& sum, const A& a,
     WarpSums<kM, kGroup> part = {};  // see multiply()
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      unsigned left[kM][4], left_low[kM][4], right[4], right_low[4];
+      Parts<A::kParts> left[kM];
+      Parts<B::kParts> right;
 #pragma unroll
-      for (int m = 0; m < kM; ++m) rows.read(left[m], left_low[m], 16 * m, 2 * step);
+      for (int m = 0; m < kM; ++m) rows.read(left[m], 16 * m, 2 * step);
 #pragma unroll
       for (int n = 0; n < kGroup; ++n) {
-        columns.read(right, right_low, 16 * step, 2 * (group + n));
+        columns.read(right, 16 * step, 2 * (group + n));
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
-          multiply_fragments<kSplit>(kSplit ? part[m][n] : sum[m][group + n], left[m], left_low[m],
-                                     right, right_low);
+          multiply_fragments<A::kParts - 1>(kSplit ? part[m][n] : sum[m][group + n], left[m],
+                                            right);
         }
       }
     }

@@ -16,16 +16,16 @@ inline constexpr int kFusedThreads = 128;  // two by two warps
 template <typename T, int kDim_>
 struct FusedTile {
   static constexpr int kDim = kDim_;
-  static constexpr bool kSplit = kSplitFactors<T>;
-  static constexpr int kRows = kSplit && kDim > 128 ? 32 : 64;
-  static constexpr int kColumns = kSplit && kDim > 64 ? 32 : 64;
+  static constexpr int kParts = kPartsOf<T>;
+  static constexpr int kRows = kParts > 1 && kDim > 128 ? 32 : 64;
+  static constexpr int kColumns = kParts > 1 && kDim > 64 ? 32 : 64;
   static constexpr int kRowBlocks = kRows / 32;        // of 16 rows, a warp
   static constexpr int kColumnBlocks = kColumns / 32;  // of 16 columns, a warp
   static constexpr int kDimBlocks = kDim / 32;         // of 16 elements, a warp
   static constexpr int kThreadRows = 2 * kRowBlocks;
-  using Rows = SharedOperand<kRows, kDim, kSplit>;
-  using Columns = SharedOperand<kColumns, kDim, kSplit>;
-  using Weights = SharedOperand<kRows, kColumns, kSplit>;
+  using Rows = SharedOperand<kRows, kDim, kParts>;
+  using Columns = SharedOperand<kColumns, kDim, kParts>;
+  using Weights = SharedOperand<kRows, kColumns, kParts>;
   static constexpr int kStages =
       Rows::kBytes + 2 * Columns::kBytes + Weights::kBytes <= (88 << 10) ? 2 : 1;
   static constexpr int kSharedBytes = Rows::kBytes + kStages * Columns::kBytes + Weights::kBytes;
@@ -151,10 +151,10 @@ __global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFu
     return typename Tile::Columns{memory + Tile::Rows::kBytes + Tile::Weights::kBytes +
                                   stage * Tile::Columns::kBytes};
   };
-  const auto load_columns = [&](const ColumnTile& tile, int stage) {
+  const auto load_columns = [&](const ColumnTile& tile, int stage, const MaskFactors<T>& factors) {
     if (!tile.exists()) return;
     load_rows<kFusedThreads>(columns_at(stage), ViewRows<T>(p.y, tile.view), tile.first, 0,
-                             MaskRow());
+                             factors.columns);
   };
   __shared__ SideTerms<kColumns> column_terms[2];                    // of this tile and the next
   __shared__ SideTerms<kRows> row_terms[2];                          // of this view and the next
@@ -163,11 +163,11 @@ __global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFu
 
   float dots = 0;  // of row `thread`
   for (int k = 0; k < p.subspaces; ++k) {
-    const MaskRow mask(p.masks, k, dim);
+    const MaskFactors<T> factors(p, k);
     ColumnTile tile(p, i, kColumns);
     __syncthreads();  // the last subspace is done with the shared memory
-    load_rows<kFusedThreads>(row_operand, ViewRows<T>(p.x, i), first_row, 0, mask);
-    if (Tile::kStages == 2) load_columns(tile, 0);
+    load_rows<kFusedThreads>(row_operand, ViewRows<T>(p.x, i), first_row, 0, factors.rows);
+    if (Tile::kStages == 2) load_columns(tile, 0, factors);
     column_terms[0].write(thread, column_term(f.b, k, i, tile, thread, t));
     if (tile.exists() && thread < kRows) {
       row_terms[0].write(thread, row_term(f.b, k, i, tile.view, first_row + thread, t));
@@ -178,12 +178,12 @@ __global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFu
     for (int stage = 0, turn = 0, view_turn = 0; tile.exists(); turn = 1 - turn) {
       if (Tile::kStages == 1) {
         __syncthreads();  // the tile before has been read
-        load_columns(tile, 0);
+        load_columns(tile, 0, factors);
       }
       wait_for_copies();
       __syncthreads();  // this tile is there, the one before has been read
       const ColumnTile next = tile.next();
-      if (Tile::kStages == 2) load_columns(next, 1 - stage);
+      if (Tile::kStages == 2) load_columns(next, 1 - stage, factors);
       const SideTerm next_term = column_term(f.b, k, i, next, thread, t);
       const bool exclude = excludes(p, i, tile.view);
       const Positives positives(p, first_row, kRows, tile.first, kColumns);
@@ -301,19 +301,22 @@ __global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFu
         static_cast<const T*>(p.x.data) + i * p.x.view_stride + first_row * p.x.row_stride;
     const std::int64_t first_element = (i * p.x.rows + first_row) * dim;
     for (int d = thread; d < dim; d += kFusedThreads) {
-      const float w = mask.weight(d);
-      float grad_weight = 0;
+      // The sums are of columns times their factor: value is of_column (G - h x).
+      const float of_row = factors.rows(d), of_column = factors.columns(d);
+      float grad_factor = 0;
 #pragma unroll 4
       for (int row = 0; row < rows_here; ++row) {
         const auto z = static_cast<float>(x[row * p.x.row_stride + d]);
-        const float value = row_sums[row * Tile::kSumStride + d] * row_scale[row] - pull[row] * z;
-        grad_weight += z * value;
+        const float value =
+            row_sums[row * Tile::kSumStride + d] * row_scale[row] - pull[row] * (z * of_column);
+        grad_factor += z * value;
         if (f.grad_x != nullptr) {
-          add_gradient<T>(f, k, first_element + std::int64_t{row} * dim + d, w * value);
+          add_gradient<T>(f, k, first_element + std::int64_t{row} * dim + d, of_row * value);
         }
       }
-      if (f.grad_weights != nullptr) {
-        f.grad_weights[(blockIdx.x * p.subspaces + k) * dim + d] = grad_weight / 2;
+      if (f.grad_masks != nullptr) {
+        const float missing = factors.rows.squared ? factors.mask[d] : 1.0f;
+        f.grad_masks[(blockIdx.x * p.subspaces + k) * dim + d] = grad_factor * missing;
       }
     }
   }
@@ -324,9 +327,10 @@ __global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFu
 // body.operator()<T, kDim>() for the narrowest tile that holds the embeddings.
 template <typename T, typename Body>
 auto visit_fused_dim(std::int64_t dim, Body&& body) {
+  constexpr int kWidest = std::is_same_v<T, float> ? kMostFusedFloats : kMostFusedDims;
   if (dim <= 64) return body.template operator()<T, 64>();
   if (dim <= 128) return body.template operator()<T, 128>();
-  return body.template operator()<T, 256>();
+  return body.template operator()<T, kWidest>();
 }
 
 }  // namespace mast_ext::kernels::contrastive

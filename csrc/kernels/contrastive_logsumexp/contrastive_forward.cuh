@@ -139,8 +139,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) forward_tiles(ContrastiveForw
       t.fixed_shift ? add(true_type{}, false_type{}) : add(false_type{}, false_type{});
     }
   };
-  multiply_tiles<T>(ViewRows<T>(p.x, i), ViewRows<T>(p.y, j), MaskRow(p.masks, k, p.x.dim),
-                    first_row, first_tile, last_tile, begin, end);
+  multiply_tiles<T>(ViewRows<T>(p.x, i), ViewRows<T>(p.y, j), MaskFactors<T>(p, k), first_row,
+                    first_tile, last_tile, begin, end);
 
   // Two warps have a row's columns, and four threads of each.
   __syncthreads();  // the operands have been read

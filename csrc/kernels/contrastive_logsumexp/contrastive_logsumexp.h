@@ -14,8 +14,8 @@
 // against a gathered batch. Then, per row, with w = m^2,
 //
 //   G = sum_jc W rx ry y_jc      dot = <w x, G> = sum_jc W cos      h = norm < 1e-8 ? 0 : rx^2 dot
-//   grad x += w (G - h x)        grad w += x (G - h x) / 2          (halves: rows and columns
-//   share) grad temperature -= dot / temperature, halved when the columns' terms are in it
+//   grad x += w (G - h x)        grad m += m x (G - h x), of rows and of columns
+//   grad temperature -= dot / temperature, halved when the columns' terms are in it
 //
 // The contract between the binding, which fills in the structs, and the kernels, which read them.
 // On the CPU the products are the vendor's, tile by tile, and the kernels are what follows a tile;
@@ -66,7 +66,7 @@ struct ContrastiveRows {
   DType grad_dtype;      // of grad: float32 while subspaces are added up, else z's
   void* grad;            // [V, N, D], or null
   std::int64_t slices;   // of the rows, for the sums over them
-  void* grad_weights;    // [slices, D]  sum of x (G - h x) / 2, added to, or null
+  void* grad_mask;       // [slices, D]  sum of m x (G - h x), added to, or null
   void* dots;            // [slices]  sum of dot, added to
 };
 
@@ -161,13 +161,13 @@ struct ContrastiveBackward {
   ContrastiveAnchor row, column;
 };
 
-// grad of x and the rows' sums, for dims up to kMostFusedDims.
+// grad of x and the rows' sums, for dims up to most_fused_dims().
 struct ContrastiveFusedBackward {
   ContrastiveBackward b;
   void* grad_x;          // [Vx, N, D] in x's dtype, or null
   float* sum = nullptr;  // [Vx, N, D] work space: only with grad_x of 16 bits and several subspaces
   std::int64_t slices;   // of the Vx * N rows: fused_backward_slices()
-  float* grad_weights;   // [slices, K, D], written, or null
+  float* grad_masks;     // [slices, K, D], written, or null
   float* dots;           // [slices], written
 };
 
@@ -180,7 +180,11 @@ struct ContrastiveWeights {
   void* weights;  // [count, Vy * M]
 };
 
-inline constexpr std::int64_t kMostFusedDims = 256;
+// What fits into a GPU's shared memory: float32 takes more of it, three parts of 16 bits (mma.cuh).
+inline constexpr int kMostFusedDims = 256, kMostFusedFloats = 192;
+inline std::int64_t most_fused_dims(DType dtype) {
+  return dtype == DType::kFloat32 ? kMostFusedFloats : kMostFusedDims;
+}
 std::int64_t fused_backward_slices(const Contrastive& p);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.

@@ -223,13 +223,12 @@ template <typename T, typename G>
 void rows_of_slice(const ContrastiveRows& p, std::int64_t slice) {
   using A = accum_t<T>;
   const std::int64_t dim = p.z.dim;
+  const A* mask = elements<A>(p.mask);
   A* weight = scratch<A, struct Weights>(dim);
   for (std::int64_t d = 0; d < dim; ++d) {
-    const A m = p.mask == nullptr ? A{1} : elements<A>(p.mask)[d];
-    weight[d] = m * m;
+    weight[d] = mask == nullptr ? A{1} : mask[d] * mask[d];
   }
-  A* grad_weights =
-      p.grad_weights == nullptr ? nullptr : static_cast<A*>(p.grad_weights) + slice * dim;
+  A* grad_mask = p.grad_mask == nullptr ? nullptr : static_cast<A*>(p.grad_mask) + slice * dim;
   A dots{0};
   for (std::int64_t i = slice * p.count / p.slices; i < (slice + 1) * p.count / p.slices; ++i) {
     const std::int64_t at = p.first + i, v = at / p.z.rows, n = at % p.z.rows;
@@ -247,8 +246,9 @@ void rows_of_slice(const ContrastiveRows& p, std::int64_t slice) {
     for (std::int64_t d = 0; d < dim; d += kLanes<A>) {
       const std::int64_t left = dim - d;
       const vec<A> x = load_some(z + d, left), pulled = load_some(products + d, left) - x * pull;
-      if (grad_weights != nullptr) {
-        store_some(grad_weights + d, load_some(grad_weights + d, left) + x * pulled / A{2}, left);
+      if (grad_mask != nullptr) {
+        const vec<A> grad_m = load_some(mask + d, left) * x * pulled;
+        store_some(grad_mask + d, load_some(grad_mask + d, left) + grad_m, left);
       }
       if (grad == nullptr) continue;
       vec<A> value = pulled * load_some(weight + d, left);

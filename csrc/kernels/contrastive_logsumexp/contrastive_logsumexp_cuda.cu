@@ -80,7 +80,8 @@ std::int64_t fused_backward_slices(const Contrastive& p) {
 int contrastive_fused_backward_cuda(const ContrastiveFusedBackward& f, cudaStream_t stream) {
   const Contrastive& p = f.b.p;
   const bool adds_up = f.grad_x != nullptr && p.subspaces > 1 && p.x.dtype != DType::kFloat32;
-  if (p.x.dim > kMostFusedDims || (adds_up && f.sum == nullptr) || !is_countable(p, f.slices)) {
+  if (p.x.dim > most_fused_dims(p.x.dtype) || (adds_up && f.sum == nullptr) ||
+      !is_countable(p, f.slices)) {
     return cudaErrorInvalidValue;
   }
   return visit_cuda(p.x.dtype, [&]<typename T, typename>() {

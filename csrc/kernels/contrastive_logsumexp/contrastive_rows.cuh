@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
   __shared__ float pull[kRows];
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarpSize, lane = thread % kWarpSize;
-  const MaskRow mask(static_cast<const float*>(p.mask), 0, p.z.dim);
+  const auto* const mask = static_cast<const float*>(p.mask);
+  const MaskFactor weight{mask, true};
   const auto* inv_norm = static_cast<const float*>(p.inv_norm);
   const auto* products = static_cast<const P*>(p.products);
   const std::int64_t begin = p.count * blockIdx.x / p.slices;
@@ -72,8 +73,8 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
       const T* z = row_at<T>(p.z, p.first + row);
       float dot = 0;
       for (std::int64_t d = lane; d < p.z.dim; d += kWarpSize) {
-        dot += static_cast<float>(z[d]) * mask.weight(d) *
-               static_cast<float>(products[row * p.z.dim + d]);
+        dot +=
+            static_cast<float>(z[d]) * weight(d) * static_cast<float>(products[row * p.z.dim + d]);
       }
       dot = group_sum<kWarpSize>(dot);
       if (lane != 0) continue;
@@ -82,8 +83,8 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
     }
     __syncthreads();
     for (std::int64_t d = thread; d < p.z.dim; d += kRowThreads) {
-      const float w = mask.weight(d);
-      float grad_weight = 0;
+      const float w = weight(d);
+      float grad_weight = 0;  // of w, twice
       for (std::int64_t row = first; row < last; ++row) {
         const float z = static_cast<float>(row_at<T>(p.z, p.first + row)[d]);
         const float value = static_cast<float>(products[row * p.z.dim + d]) - pull[row - first] * z;
@@ -92,8 +93,8 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
         G& grad = static_cast<G*>(p.grad)[(p.first + row) * p.z.dim + d];
         grad = static_cast<G>((p.add ? static_cast<float>(grad) : 0.0f) + w * value);
       }
-      if (p.grad_weights != nullptr) {
-        static_cast<float*>(p.grad_weights)[blockIdx.x * p.z.dim + d] += grad_weight / 2;
+      if (p.grad_mask != nullptr) {
+        static_cast<float*>(p.grad_mask)[blockIdx.x * p.z.dim + d] += grad_weight * mask[d];
       }
     }
     __syncthreads();

@@ -1,9 +1,13 @@
 // What the CUDA kernels of contrastive_logsumexp share: rows on their way into shared memory,
 // temperatures, the weight of an entry, and the products of a tile of rows with tiles of columns.
 //
-// bfloat16 embeddings are multiplied as they are: a tile of columns is copied without passing
-// through registers, and only a row of w x is rounded. float32 and float16 are split (mma.cuh).
-// Logits are in units of log 2 inside the kernels, so that an exponential is one instruction.
+// bfloat16 embeddings are multiplied as they are: without masks a tile is copied without passing
+// through registers. float32 and float16 are split into parts (mma.cuh).
+// An entry of a loss is also its mirror's, whose row and column have changed places, and both have
+// to be the same number: the gradient weighs an entry by exp(s - lse) with an lse that was summed
+// up on the other side. So what is rounded is rounded alike on both sides: bfloat16 rows and
+// columns are m x each, while parts hold all of w x, beside columns as they are. Logits are in
+// units of log 2 inside the kernels, so that an exponential is one instruction.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,8 +26,13 @@ namespace mast_ext::kernels::contrastive {
 
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
+// In how many parts elements are multiplied.
 template <typename T>
-inline constexpr bool kSplitFactors = !std::is_same_v<T, c10::BFloat16>;
+inline constexpr int kPartsOf = std::is_same_v<T, float>       ? 3
+                                : std::is_same_v<T, c10::Half> ? 2
+                                                               : 1;
+template <typename T>
+inline constexpr bool kSplitFactors = kPartsOf<T> > 1;
 
 // ---- Rows
 
@@ -72,54 +81,69 @@ struct ViewRows {
         aligned(is_aligned(data, stride, dim)) {}
 };
 
-// A mask [D] on its way into w = m^2; null: ones.
-struct MaskRow {
-  const float* data;
+// What the elements of a side are multiplied by: 1, m or m^2.
+struct MaskFactor {
+  const float* mask = nullptr;  // [D]
+  bool squared = false;
 
-  __device__ __forceinline__ MaskRow(const float* masks, int k, std::int64_t dim)
-      : data(masks == nullptr ? nullptr : masks + k * dim) {}
-  __device__ __forceinline__ MaskRow() : data(nullptr) {}
-
-  __device__ __forceinline__ float weight(int d) const {
-    return data == nullptr ? 1.0f : data[d] * data[d];
+  __device__ __forceinline__ float operator()(int d) const {
+    if (mask == nullptr) return 1;
+    return squared ? mask[d] * mask[d] : mask[d];
   }
 };
 
+// Those of both sides in subspace k, whose product is w = m^2.
+template <typename T>
+struct MaskFactors {
+  const float* mask;  // [D] of the subspace, or null
+  MaskFactor rows, columns;
+
+  __device__ __forceinline__ MaskFactors(const Contrastive& p, int k)
+      : mask(p.masks == nullptr ? nullptr : p.masks + k * p.x.dim),
+        rows{mask, kSplitFactors<T>},
+        columns{kSplitFactors<T> ? nullptr : mask, false} {}
+};
+
 // Puts elements [first_dim, first_dim + kDepth) of rows [first_row, first_row + kRows) into shared
-// memory, times w; zeros where there are none. Some of it may arrive with wait_for_copies().
+// memory, times the factor; zeros where there are none. Some of it may arrive with
+// wait_for_copies().
 template <int kThreads, typename T, typename Operand>
 __device__ __forceinline__ void load_rows(const Operand& to, const ViewRows<T>& from, int first_row,
-                                          int first_dim, const MaskRow& mask) {
+                                          int first_dim, const MaskFactor& factor) {
   constexpr int kRowStep = kThreads / Operand::kPackets;
-  static_assert(kThreads % Operand::kPackets == 0 && Operand::kRows % kRowStep == 0);
+  constexpr int kSteps = (Operand::kRows + kRowStep - 1) / kRowStep;
+  constexpr bool kEven = kThreads % Operand::kPackets == 0 && Operand::kRows % kRowStep == 0;
   const int packet = static_cast<int>(threadIdx.x) % Operand::kPackets;
   const int first = static_cast<int>(threadIdx.x) / Operand::kPackets;
+  if (!kEven && first >= kRowStep) return;
   const int d = first_dim + packet * 8;
   const int rows = d < from.dim ? from.count - first_row : 0;  // of this packet
   const T* source = from.data + (first_row + first) * from.stride + d;
   if constexpr (!kSplitFactors<T>) {
-    if (from.aligned && mask.data == nullptr) {
+    if (from.aligned && factor.mask == nullptr) {
 #pragma unroll 4
-      for (int i = 0; i < Operand::kRows / kRowStep; ++i) {
+      for (int i = 0; i < kSteps; ++i) {
         const int row = first + i * kRowStep;
+        if (!kEven && row >= Operand::kRows) break;
         copy_async<16>(to.packet(row, packet), row < rows ? source : from.data, row < rows);
         source += kRowStep * from.stride;
       }
       return;
     }
   }
-  float weights[8];
+  float factors[8];
 #pragma unroll
-  for (int e = 0; e < 8; ++e) weights[e] = d + e < from.dim ? mask.weight(d + e) : 0.0f;
+  for (int e = 0; e < 8; ++e) factors[e] = d + e < from.dim ? factor(d + e) : 0.0f;
 #pragma unroll 2
-  for (int i = 0; i < Operand::kRows / kRowStep; ++i) {
+  for (int i = 0; i < kSteps; ++i) {
     const int row = first + i * kRowStep;
+    if (!kEven && row >= Operand::kRows) break;
     float values[8] = {};
     if (row < rows) {
       read_packet(source, from.dim - d, from.aligned, values);
-      if (mask.data != nullptr) {
+      if (factor.mask != nullptr) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) values[e] *= weights[e];
+        for (int e = 0; e < 8; ++e) values[e] *= factors[e];
       }
     }
     to.write_packet(row, packet, values);
@@ -245,9 +269,10 @@ struct ProductTile {
   }
 
   // Rows whose elements fit here are loaded once and not again for every tile of columns.
-  static constexpr int kDepth = kSplitFactors<T> ? 32 : 64, kMostKept = 4, kStages = 2;
-  using Rows = SharedOperand<kRows, kDepth, kSplitFactors<T>>;
-  using Columns = SharedOperand<kColumns, kDepth, kSplitFactors<T>>;
+  static constexpr int kDepth = kSplitFactors<T> ? 32 : 64, kStages = 2;
+  static constexpr int kMostKept = kPartsOf<T> == 3 ? 3 : 4;
+  using Rows = SharedOperand<kRows, kDepth, kPartsOf<T>>;
+  using Columns = SharedOperand<kColumns, kDepth, kPartsOf<T>>;
 
   static __host__ __device__ int chunks(std::int64_t dim) {
     return dim <= kDepth ? 1 : static_cast<int>((dim + kDepth - 1) / kDepth);
@@ -263,8 +288,9 @@ struct ProductTile {
 // tile * kColumns on, for the tiles [first_tile, last_tile).
 template <typename T, typename Begin, typename End>
 __device__ __forceinline__ void multiply_tiles(const ViewRows<T>& x, const ViewRows<T>& y,
-                                               const MaskRow& mask, int first_row, int first_tile,
-                                               int last_tile, const Begin& begin, const End& end) {
+                                               const MaskFactors<T>& masks, int first_row,
+                                               int first_tile, int last_tile, const Begin& begin,
+                                               const End& end) {
   using Tile = ProductTile<T>;
   const int chunks = Tile::chunks(x.dim);
   const bool kept = chunks <= Tile::kMostKept;
@@ -279,16 +305,16 @@ __device__ __forceinline__ void multiply_tiles(const ViewRows<T>& x, const ViewR
   const auto start = [&](int tile, int chunk, int stage) {
     if (chunk == 0) begin(tile);
     load_rows<kTileThreads>(columns_at(stage), y, tile * Tile::kColumns, chunk * Tile::kDepth,
-                            MaskRow());
+                            masks.columns);
     if (!kept) {
-      load_rows<kTileThreads>(rows_at(stage), x, first_row, chunk * Tile::kDepth, mask);
+      load_rows<kTileThreads>(rows_at(stage), x, first_row, chunk * Tile::kDepth, masks.rows);
     }
   };
 
   if (first_tile >= last_tile) return;
   if (kept) {
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      load_rows<kTileThreads>(rows_at(chunk), x, first_row, chunk * Tile::kDepth, mask);
+      load_rows<kTileThreads>(rows_at(chunk), x, first_row, chunk * Tile::kDepth, masks.rows);
     }
   }
   start(first_tile, 0, 0);

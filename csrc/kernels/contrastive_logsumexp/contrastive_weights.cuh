@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) tile_weights(ContrastiveWeigh
   auto* const products = reinterpret_cast<float*>(dynamic_shared_memory());
   const auto place_of = [](int row, int column) { return row * kColumns + (column ^ row % 8 * 8); };
   multiply_tiles<T>(
-      ViewRows<T>(p.x, i), ViewRows<T>(p.y, j), MaskRow(p.masks, k, p.x.dim), first_row, tile,
+      ViewRows<T>(p.x, i), ViewRows<T>(p.y, j), MaskFactors<T>(p, k), first_row, tile,
       left_out ? tile : tile + 1, [](int) {},
       [&](int, const typename Tile::Sums& sums) {
         __syncthreads();  // the operands have been read
