@@ -344,8 +344,9 @@ __device__ __forceinline__ void multiply(WarpSums<kM, kN>& sum, const A& a, int 
   }
 }
 
-// sum += a[row ...] b[:, column ...] over all of a's depth, which is b's rows. `column` is a
-// multiple of 16 kN.
+// sum += a[row ...] b[:, column ...] over all of a's depth, which is b's rows. Of b's columns those
+// are meant that lie in kN blocks of 16, which begin 32 columns after each other; `column` is 0 or
+// 16.
 template <int kM, int kN, typename A, typename B>
 __device__ __forceinline__ void multiply_rows(WarpSums<kM, kN>& sum, const A& a, int row,
                                               const B& b, int column) {
@@ -366,7 +367,7 @@ __device__ __forceinline__ void multiply_rows(WarpSums<kM, kN>& sum, const A& a,
       for (int m = 0; m < kM; ++m) rows.read(left[m], 16 * m, 2 * step);
 #pragma unroll
       for (int n = 0; n < kGroup; ++n) {
-        columns.read(right, 16 * step, 2 * (group + n));
+        columns.read(right, 16 * step, 4 * (group + n));
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
           multiply_fragments<A::kParts - 1>(kSplit ? part[m][n] : sum[m][group + n], left[m],

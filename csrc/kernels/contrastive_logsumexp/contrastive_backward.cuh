@@ -133,9 +133,11 @@ __global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFu
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32, lane = thread % 32;
   const int warp_row = warp / 2 * (kRows / 2);
-  const int warp_column = warp % 2 * (kColumns / 2), warp_dim = warp % 2 * (kDim / 2);
-  // Of a thread's sums: rows row_of(r), columns or elements 8 c + 2 (lane % 4) of its warp's.
+  const int warp_column = warp % 2 * (kColumns / 2), warp_dim = warp % 2 * 16;
+  // Of a thread's sums: rows row_of(r), columns 8 c + 2 (lane % 4) of its warp's, or elements
+  // dim_of(c) and the next.
   const auto row_of = [&](int r) { return warp_row + lane / 4 + 8 * r; };
+  const auto dim_of = [&](int c) { return c / 2 * 32 + warp_dim + c % 2 * 8 + lane % 4 * 2; };
   const int row_tiles = static_cast<int>((p.x.rows + kRows - 1) / kRows);
   const auto i = static_cast<int>(blockIdx.x) / row_tiles;
   const int first_row = static_cast<int>(blockIdx.x) % row_tiles * kRows;
@@ -258,7 +260,7 @@ __global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFu
           const float factor = w * column_terms[turn].scale[column];
 #pragma unroll
           for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
-            const int pair = (warp_dim + 8 * c) / 2 + lane % 4;
+            const int pair = dim_of(c) / 2;
             float* const sum = sums[r / 2][c / 2][c % 2] + r % 2 * 2;
             const float2 z = columns.read_pair(column, pair);
             sum[0] += factor * z.x;
@@ -281,9 +283,9 @@ __global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFu
       if (lane % 4 == 0) half_dots[warp % 2][row_of(r)] = dot;
 #pragma unroll
       for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
-        float* const to = row_sums + row_of(r) * Tile::kSumStride + warp_dim + lane % 4 * 2;
+        float* const to = row_sums + row_of(r) * Tile::kSumStride + dim_of(c);
         const float* const sum = sums[r / 2][c / 2][c % 2] + r % 2 * 2;
-        *reinterpret_cast<float2*>(to + 8 * c) = make_float2(sum[0], sum[1]);
+        *reinterpret_cast<float2*>(to) = make_float2(sum[0], sum[1]);
       }
     }
     __syncthreads();
