@@ -5,6 +5,7 @@ rule: over probabilities of the right answer from 0.5 to 0.9999, the error again
 most 1.5 times that of the plain version in the same dtype, for values and for gradients.
 """
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -102,12 +103,12 @@ def make_views(seed: int) -> Tensor:
     return images + 0.3 * torch.randn(2, IMAGES, DIM, generator=generator)
 
 
-def temperature_for(plain: Contrast, probability: float) -> float:
-    """At which the positive has this probability, in the geometric mean."""
+def temperature_for(probability: float, loss: Callable[[float], Tensor]) -> float:
+    """At which ``exp(-loss)`` is this probability, in the geometric mean."""
     low, high = 0.01, 2.0
     for _ in range(40):
         middle = (low + high) / 2
-        confident = plain(make_views(0).double(), middle).mean().neg().exp() > probability
+        confident = loss(middle).mean().neg().exp() > probability
         low, high = (middle, high) if confident else (low, middle)
     return low
 
@@ -146,63 +147,80 @@ def test_contrastive_losses(name, probability, dtype, device):
     if name == "DCLLoss":  # has no probabilities
         temperature = {0.5: 0.5, 0.9: 0.2, 0.99: 0.1, 0.999: 0.07, 0.9999: 0.05}[probability]
     else:
-        temperature = temperature_for(plain, probability)
+        exact = make_views(0).double()
+        temperature = temperature_for(probability, lambda t: plain(exact, t))
     views = [make_views(seed) for seed in range(4)]
     assert_as_exact(
         lambda v: mine(v, temperature), lambda v: plain(v, temperature), views, dtype, device
     )
 
 
-def plain_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """DINO's, of teachers [B, C] as sharp as they are."""
-    return -((teacher / 0.04).softmax(1) * (student / 0.1).log_softmax(1)).sum(1)
+def plain_cross_entropy(logits: Tensor) -> Tensor:
+    """DINO's of a student and a teacher ``[2, B, C]``, with its teacher's temperature."""
+    student, teacher = logits
+    return -((teacher.detach() / 0.04).softmax(1) * (student / 0.1).log_softmax(1)).sum(1)
 
 
 def make_logits(seed: int, probability: float) -> Tensor:
-    """Student and teacher ``[2, B, C]`` that agree; the student as confident as that."""
+    """Student and teacher ``[2, B, C]`` that agree, the student with this probability."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, IMAGES, PROTOTYPES, generator=generator)
-    right = torch.randint(PROTOTYPES, (IMAGES,), generator=generator)
-    one = F.one_hot(right, PROTOTYPES)
-    others = (logits[0] / 0.1).masked_fill(one.bool(), -torch.inf).logsumexp(1, keepdim=True)
-    wanted = 0.1 * (others + torch.logit(torch.tensor(probability)))
-    logits[0] = torch.where(one.bool(), wanted, logits[0])
-    logits[1] = torch.where(one.bool(), wanted, logits[1] / 2)
-    return logits
+    logits[1] /= 2
+    right = torch.randint(PROTOTYPES, (IMAGES, 1), generator=generator)
+    others = (logits[0] / 0.1).scatter(1, right, -torch.inf).logsumexp(1, keepdim=True)
+    wanted = 0.1 * (others + math.log(probability / (1 - probability)))
+    return logits.scatter(2, right.expand(2, -1, 1), wanted.expand(2, -1, 1))
 
 
-PROTOTYPE_LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "prototype_cross_entropy": (
-        lambda x: functional.prototype_cross_entropy(
-            x[:1], x[1:], student_temperature=0.1, teacher_temperature=0.04
-        )[0, 0],
-        lambda x: plain_cross_entropy(x[0], x[1].detach()),
-    ),
-    "prototype_cross_entropy weighted": (
-        lambda x: functional.prototype_cross_entropy(
-            x[:1],
-            x[1:],
-            student_temperature=0.1,
-            teacher_temperature=0.04,
-            weights=torch.full((1, 1, IMAGES), 1 / IMAGES, device=x.device),
-        ),
-        lambda x: plain_cross_entropy(x[0], x[1].detach()).mean(),
-    ),
-    "SwaVLoss": (
-        lambda x: losses.SwaVLoss(reduction="none")(list(x), []),
-        lambda x: (plain_swapped(x[0], x[1]) + plain_swapped(x[1], x[0])) / 2,
-    ),
-}
-
-
-def plain_swapped(student: Tensor, teacher: Tensor) -> Tensor:
-    codes = reference.sinkhorn_knopp(teacher.detach(), temperature=0.05, iterations=3)
-    return -(codes * (student / 0.1).log_softmax(1)).sum(1)
+def mine_cross_entropy(logits: Tensor, weights: Tensor | None = None) -> Tensor:
+    return functional.prototype_cross_entropy(
+        logits[:1], logits[1:], student_temperature=0.1, teacher_temperature=0.04, weights=weights
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("probability", PROBABILITIES)
-@pytest.mark.parametrize("name", PROTOTYPE_LOSSES)
-def test_prototype_losses(name, probability, dtype, device):
-    logits = [make_logits(seed, probability) for seed in range(8)]
-    assert_as_exact(*PROTOTYPE_LOSSES[name], logits, dtype, device)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_prototype_cross_entropy(weighted, probability, dtype, device):
+    logits = [make_logits(seed, probability) for seed in range(32 if weighted else 4)]
+    if weighted:
+        weights = torch.full((1, 1, IMAGES), 1 / IMAGES, device=device)
+        assert_as_exact(
+            lambda x: mine_cross_entropy(x, weights),
+            lambda x: plain_cross_entropy(x).mean(),
+            logits,
+            dtype,
+            device,
+        )
+    else:
+        mine = lambda x: mine_cross_entropy(x)[0, 0]  # noqa: E731
+        assert_as_exact(mine, plain_cross_entropy, logits, dtype, device)
+
+
+def plain_swapped(crops: Tensor, temperature: float) -> Tensor:
+    """SwaV's of two crops ``[2, B, C]``."""
+    codes = [reference.sinkhorn_knopp(x.detach(), temperature=0.05, iterations=3) for x in crops]
+    log_p = (crops / temperature).log_softmax(-1)
+    return -(codes[0] * log_p[1] + codes[1] * log_p[0]).sum(1) / 2
+
+
+def make_cosines(seed: int) -> Tensor:
+    """Of two crops of images with their prototypes, one near each, ``[2, B, C]``."""
+    generator = torch.Generator().manual_seed(seed)
+    prototypes = F.normalize(torch.randn(IMAGES, DIM, generator=generator), dim=1)
+    noise = 0.3 * torch.randn(2, IMAGES, DIM, generator=generator) / DIM**0.5
+    return F.normalize(prototypes + noise, dim=2) @ prototypes.T
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("probability", PROBABILITIES)
+def test_swav(probability, dtype, device):
+    exact = make_cosines(0).double()
+    temperature = temperature_for(probability, lambda t: plain_swapped(exact, t))
+    assert_as_exact(
+        lambda x: losses.SwaVLoss(temperature=temperature, reduction="none")(list(x), []),
+        lambda x: plain_swapped(x, temperature),
+        [make_cosines(seed) for seed in range(4)],
+        dtype,
+        device,
+    )
