@@ -9,6 +9,7 @@ up the gradients that all processes found for an embedding, and does not average
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,23 @@ def world_size() -> int:
 def rank() -> int:
     """This process's place among them; 0 outside of distributed training."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+_side_groups: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()  # by the group they stand beside
+
+
+def host_group() -> Any:
+    """The process group that takes tensors on the CPU; None when it is the default one.
+
+    A default group of NCCL takes none: a group of gloo is made to stand beside it, and ends with
+    it. That is something to do together, so every process has to call alike for the first time.
+    """
+    if "cpu:" in dist.get_backend_config():
+        return None
+    world = dist.group.WORLD
+    if world not in _side_groups:
+        _side_groups[world] = dist.new_group(backend="gloo")
+    return _side_groups[world]
 
 
 def all_reduce(x: Tensor) -> Tensor:
@@ -86,12 +104,13 @@ def all_reduce_logsumexp(x: Tensor) -> Tensor:
 
 
 @torch.compiler.disable
-def all_gather(x: Tensor, out: Tensor | None = None) -> Tensor:
+def all_gather(x: Tensor, out: Tensor | None = None, group: Any = None) -> Tensor:
     """Concatenates ``x [B, ...]`` of all processes in the order of ranks, without gradient.
 
     Args:
         x: A tensor whose shape and dtype are the same on every process; not checked.
         out: Contiguous ``[world size · B, ...]`` to write to.
+        group: A process group of all processes; by default the default one.
 
     Raises:
         RuntimeError: Another process died or is late.
@@ -100,7 +119,7 @@ def all_gather(x: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
     with _collective("all-gather"):
-        dist.all_gather_into_tensor(out, x)
+        dist.all_gather_into_tensor(out, x, group=group)
     return out
 
 
@@ -119,7 +138,7 @@ def require_equal_batches(x: Tensor, dim: int) -> None:
         return
     batch = x.shape[dim]
     width = x.numel() // max(batch, 1)
-    every = all_gather(torch.tensor([[batch, width]], device=x.device)).tolist()
+    every = all_gather(torch.tensor([[batch, width]]), group=host_group()).tolist()
     whats = ("a batch of the same size", "as many numbers per image")
     for what, sizes in zip(whats, zip(*every, strict=True), strict=True):
         if len(set(sizes)) > 1:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
-from mast_ext.losses.gather import all_gather, rank, world_size
+from mast_ext.losses.gather import all_gather, host_group, rank, world_size
 from mast_ext.train.config import TrainConfig
 from mast_ext.train.errors import EndedByAnother, RunError
 
@@ -70,7 +70,8 @@ def joined(accelerator: str) -> Iterator[None]:
 
     Args:
         accelerator: ``auto``, ``cpu`` or ``cuda``: gradients are sent by gloo, or by NCCL between
-            GPUs, of which every process takes that of its local rank.
+            GPUs. Of those that a process sees it takes that of its local rank, counted around:
+            where it sees but its own (SLURM's ``--gpus-per-task=1``), that one.
 
     Raises:
         RunError: There is no GPU for this process, the others do not answer, or one of them
@@ -101,16 +102,15 @@ def joined(accelerator: str) -> Iterator[None]:
 
 def _join(place: Place, accelerator: str) -> "dist.Store":
     backend = "gloo"
-    if accelerator != "cpu" and torch.cuda.is_available():
-        if place.local_rank >= torch.cuda.device_count():
-            raise RunError(
-                f"every process needs a GPU of its own, but process {place.local_rank + 1} of this"
-                f" machine sees {torch.cuda.device_count()}"
-            )
-        torch.cuda.set_device(place.local_rank)
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        # Of those that it sees: a launcher may show each process all of the machine's, or its own.
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     try:
         store, _, _ = next(iter(dist.rendezvous("env://", place.rank, place.size)))
+        if on_gpu:
+            _require_own_gpus(dist.PrefixStore("mast_ext/gpus", store), place)
         group = dist.PrefixStore("mast_ext/group", store)
         dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.size)
     except dist.DistError as error:
@@ -120,6 +120,23 @@ def _join(place: Place, accelerator: str) -> "dist.Store":
             f" MASTER_PORT): {error}"
         ) from error
     return dist.PrefixStore("mast_ext", store)
+
+
+def _require_own_gpus(store: "dist.Store", place: Place) -> None:
+    """Raises a RunError in every process when two of them have taken the same GPU."""
+    own = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+    store.set(str(place.rank), str(own))
+    gpus = [store.get(str(each)) for each in range(place.size)]
+    store.set(f"{place.rank} has read", "")
+    if place.rank == 0:  # which may be the one with the store: it does not leave before the others
+        store.wait([f"{each} has read" for each in range(place.size)])
+    for second, gpu in enumerate(gpus):
+        first = gpus.index(gpu)
+        if first < second:
+            raise RunError(
+                f"every process needs a GPU of its own, but ranks {first} and {second} have the"
+                f" same one; rank {place.rank} sees {torch.cuda.device_count()}"
+            )
 
 
 def _is_first(store: "dist.Store") -> bool:
@@ -150,7 +167,7 @@ def by_first(function: Callable[[], Result]) -> Result:
             found[0] = function()
         except (RunError, OSError, ValueError) as error:
             found[1] = error
-    dist.broadcast_object_list(found, src=0)
+    dist.broadcast_object_list(found, src=0, group=host_group())
     if found[1] is not None:
         raise found[1]
     return found[0]
@@ -161,7 +178,7 @@ def of_all(value: Result) -> list[Result]:
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=host_group())
     return found
 
 
@@ -169,7 +186,8 @@ def numbers_of_all(numbers: Sequence[float]) -> list[list[float]]:
     """As many numbers of every process, in the order of ranks."""
     if world_size() == 1:
         return [list(numbers)]
-    return all_gather(torch.tensor([list(numbers)], dtype=torch.float64)).tolist()
+    own = torch.tensor([list(numbers)], dtype=torch.float64)
+    return all_gather(own, group=host_group()).tolist()
 
 
 def mean_of_numbers(rows: Sequence[Sequence[float]]) -> list[float]:
