@@ -14,7 +14,7 @@ from torch import nn
 
 from mast_ext import losses
 from mast_ext.losses.center import Center
-from mast_ext.losses.gather import gather_batch
+from mast_ext.losses.gather import gather_batch, require_equal_batches, settle_size_checks
 
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 SUBSPACES = 3
@@ -196,6 +196,54 @@ def unequal_batches(rank):
     return found
 
 
+def sizes_of_what_lies_on_a_gpu(directory, rank):
+    """Compared while the processes go on, for which tensors without values stand.
+
+    The first process goes on before the others have come to it.
+    """
+    through = Path(directory) / f"{dist.get_world_size()}.through"
+
+    def compare(*rows):
+        for count in rows:
+            require_equal_batches(torch.empty(count, DIM, device="meta"), 0)
+
+    deadline = time.monotonic() + 60
+    while rank > 0 and not through.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    found = {
+        "waited": rank > 0 and not through.exists(),
+        "equal": errors_of(lambda: compare(BATCH)),
+    }
+    if rank == 0:
+        through.touch()
+    dist.barrier()
+    settle_size_checks()
+    last = dist.get_world_size() - 1
+    found["noticed"] = errors_of(lambda: compare(BATCH - (rank == last), BATCH))
+    found["settled"] = errors_of(lambda: compare(BATCH - (rank == last)) or settle_size_checks())
+    found["nothing left"] = errors_of(settle_size_checks)
+    return found
+
+
+def traffic_of_gradients(rank):
+    """What the backward pass of a gather calls, and its gradient."""
+    calls = []
+    x = torch.full((BATCH, 2), float(rank), requires_grad=True)
+    gathered = gather_batch(x, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_reduce", "reduce_scatter_tensor"):
+            original = getattr(dist, name)
+
+            def noting(*args, original=original, name=name, **kwargs):
+                calls.append((name, args[0].numel()))
+                return original(*args, **kwargs)
+
+            patch.setattr(dist, name, noting)
+        weight = torch.arange(len(gathered)).unsqueeze(1) + rank
+        (gathered * weight).sum().backward()
+    return calls, x.grad
+
+
 def pending_updates():
     """The centre as it lies there after a step, as saved, loaded and copied."""
     found = {}
@@ -263,6 +311,8 @@ def run_world(rank, world_size, directory):
         "shares": {name: pair_losses(name, images[:, mine]) for name in GATHERED_PAIRS},
         "gathered": gather_batch(torch.full((2, 1), float(rank), dtype=torch.bfloat16), 1),
         "unequal": unequal_batches(rank) if world_size > 1 else None,
+        "on_gpu": sizes_of_what_lies_on_a_gpu(directory, rank) if world_size > 1 else None,
+        "traffic": traffic_of_gradients(rank) if world_size > 1 else None,
     }
     if world_size == max(WORLD_SIZES):
         found["compiled"] = {
@@ -351,6 +401,31 @@ def test_unequal_batches_are_an_error_on_every_process(world_size, processes):
             got = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
             message = f"gather_distributed=True needs {what} on every process, got {got}"
             assert error == ("ValueError", message, False), name
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_sizes_are_compared_without_waiting_for_a_gpu(world_size, processes):
+    sizes = [BATCH] * (world_size - 1) + [BATCH - 1]
+    got = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
+    message = f"gather_distributed=True needs a batch of the same size on every process, got {got}"
+    for found in processes[:world_size]:
+        assert found[world_size]["on_gpu"] == {
+            "waited": False,
+            "equal": None,
+            "noticed": ("ValueError", message, False),
+            "settled": ("ValueError", message, False),
+            "nothing left": None,
+        }
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_gradients_of_a_gather_are_not_sent_to_all(world_size, processes):
+    for rank, found in enumerate(processes[:world_size]):
+        calls, grad = found[world_size]["traffic"]
+        assert calls == [("reduce_scatter_tensor", BATCH * 2)]
+        rows = torch.arange(BATCH) + rank * BATCH
+        want = world_size * rows + sum(range(world_size))
+        assert torch.equal(grad, want.float().unsqueeze(1).expand(-1, 2))
 
 
 @pytest.mark.parametrize(
