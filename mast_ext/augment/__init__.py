@@ -5,7 +5,7 @@ hides patches of them, `torchvision` or `dali` renders and `loader` feeds traini
 from here: see `mast_ext.data`.
 """
 
-from mast_ext.augment.block_masks import BlockMasks
+from mast_ext.augment.block_masks import BlockMasks, HiddenPlaces
 from mast_ext.augment.loader import (
     BACKENDS,
     ViewBatch,
@@ -33,6 +33,7 @@ __all__ = [
     "BACKENDS",
     "COLUMNS",
     "GROUPS",
+    "HiddenPlaces",
     "POLICIES",
     "AugmentationParameters",
     "AugmentationRecipe",

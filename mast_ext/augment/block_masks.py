@@ -6,10 +6,13 @@ whole batches are drawn at once, block after block.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from mast_ext.augment import sampler
 from mast_ext.augment.checks import check_integer, check_number
@@ -18,6 +21,55 @@ BLOCKS = 24
 """Blocks tried on a mask; one that hides nothing new, or too much, is left out."""
 
 _STREAM = 1 << 21  # streams of masks lie above those of views
+
+
+@dataclass(frozen=True)
+class HiddenPlaces:
+    """Where a batch's masks hide patches.
+
+    Looking for them in masks on a GPU would be waited for by the host, which needs their number.
+
+    Attributes:
+        flat: Places in ``masks.flatten()``, ``[P]`` int64, ascending.
+        counts: How many there are of every view of every image, ``[V, B]`` int64, on the host.
+        patches: Patches of a view.
+    """
+
+    flat: Tensor
+    counts: NDArray[np.int64]
+    patches: int
+
+    @classmethod
+    def of(cls, masks: NDArray[np.bool_]) -> "HiddenPlaces":
+        """Those of masks ``[V, B, H, W]``."""
+        flat = torch.from_numpy(np.flatnonzero(masks))
+        return cls(flat, masks.sum((2, 3)), masks.shape[2] * masks.shape[3])
+
+    def of_first_views(self, views: int) -> "HiddenPlaces":
+        """Those of ``masks[:views]``."""
+        counts = self.counts[:views]
+        return replace(self, flat=self.flat[: counts.sum()], counts=counts)
+
+    def split(self, parts: int) -> "list[HiddenPlaces]":
+        """Those of ``masks.chunk(parts, 1)``, whose sizes must be equal."""
+        views, images = self.counts.shape
+        size = images // parts
+        ends = np.append(0, self.counts.cumsum())  # of every view of every image, in this order
+        found = []
+        for part in range(parts):
+            pieces = []
+            for view in range(views):
+                first = view * images + part * size
+                # Images between this part's of one view and of the next one fall away.
+                moved = (first - view * size) * self.patches
+                pieces.append(self.flat[ends[first] : ends[first + size]] - moved)
+            counts = self.counts[:, part * size : (part + 1) * size]
+            found.append(replace(self, flat=torch.cat(pieces), counts=counts))
+        return found
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "HiddenPlaces":
+        """With what a function makes of the tensor, such as a copy."""
+        return replace(self, flat=function(self.flat))
 
 
 @dataclass(frozen=True)

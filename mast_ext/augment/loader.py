@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mast_ext.augment import sampler
+from mast_ext.augment.block_masks import HiddenPlaces
 from mast_ext.augment.checks import check_integer
 from mast_ext.augment.policies import ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
@@ -48,6 +49,8 @@ class ViewBatch:
             none.
         masks: Patches to hide of the full-size views but the centre one, bool ``[F, B, H, W]``;
             None when the policy masks none.
+        hidden: Where these patches are; None when there are no masks, or when it is to be looked
+            for in them.
     """
 
     images: Tensor
@@ -57,6 +60,7 @@ class ViewBatch:
     labels: dict[str, Tensor]
     local_images: Tensor | None = None
     masks: Tensor | None = None
+    hidden: HiddenPlaces | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "ViewBatch":
         """The batch on another device."""
@@ -84,11 +88,13 @@ class ViewBatch:
             if isinstance(value, Tensor)
         }
         labels = {name: ids.chunk(parts) for name, ids in self.labels.items()}
+        hidden = [None] * parts if self.hidden is None else self.hidden.split(parts)
         return [
             replace(
                 self,
                 **{name: pieces[part] for name, pieces in chunks.items()},
                 labels={name: pieces[part] for name, pieces in labels.items()},
+                hidden=hidden[part],
             )
             for part in range(parts)
         ]
@@ -97,7 +103,8 @@ class ViewBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {k: function(value) for k, value in values.items() if isinstance(value, Tensor)}
         labels = {name: function(tensor) for name, tensor in self.labels.items()}
-        return replace(self, **tensors, labels=labels)
+        hidden = None if self.hidden is None else self.hidden.map(function)
+        return replace(self, **tensors, labels=labels, hidden=hidden)
 
 
 class ViewLoader:
@@ -221,6 +228,7 @@ class ViewLoader:
             },
             local_images=batch.local_images,
             masks=plan.masks,
+            hidden=plan.hidden,
         )
 
 

@@ -102,20 +102,30 @@ class AugmentationParameters:
                 the distribution is the mixture: the same parameters are the same numbers in all
                 views.
         """
-        mean, std = mixture_moments(recipes)
-        shift, scale = (torch.tensor(values).to(self.rows) for values in (mean, std))
-        return (self.rows - shift) / torch.where(scale > 0, scale, torch.ones_like(scale))
+        shift, scale = _standardisation(recipes, self.rows.device)
+        return (self.rows - shift) / scale
 
     def crop_iou(self, i: int, j: int) -> Tensor:
         """Intersection over union of the crop boxes of views ``i`` and ``j``, ``[B]`` float32.
 
         A flip does not enter: it mirrors the pixels, not the region they come from.
         """
-        boxes = self.group("crop")[[i, j]]
+        crops = self.group("crop")
+        boxes = torch.stack((crops[i], crops[j]))
         start, extent = boxes[..., :2], boxes[..., 2:]
         overlap = ((start + extent).amin(0) - start.amax(0)).clamp(min=0).prod(-1)
         areas = extent.prod(-1)
         return overlap / (areas[0] + areas[1] - overlap)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _standardisation(
+    recipes: tuple[AugmentationRecipe, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Shift and scale of every column, ``[P]``; kept, as a copy to a GPU is waited for."""
+    shift, scale = (torch.tensor(values, device=device) for values in mixture_moments(recipes))
+    return shift, torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mast_ext.augment import sampler
-from mast_ext.augment.block_masks import BlockMasks
+from mast_ext.augment.block_masks import BlockMasks, HiddenPlaces
 from mast_ext.augment.checks import check_integer, check_number
 from mast_ext.augment.parameters import COLUMN, GROUPS, SHAREABLE
 from mast_ext.augment.recipe import AugmentationRecipe
@@ -42,11 +42,13 @@ class ViewPlan:
         pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64, symmetric, -1 on the
             diagonal and for unused pairs.
         masks: Hidden patches of the full-size views, bool ``[F, B, H, W]``, when the policy masks.
+        hidden: Where these patches are.
     """
 
     rows: Tensor
     pair_subspace: Tensor
     masks: Tensor | None = None
+    hidden: HiddenPlaces | None = None
 
 
 class ViewPolicy(ABC):
@@ -109,9 +111,13 @@ class ViewPolicy(ABC):
         for (i, j), subspace in pairs.items():
             pair_subspace[i, j] = pair_subspace[j, i] = subspace
         rows = torch.from_numpy(np.stack(views))
-        return ViewPlan(rows, torch.from_numpy(pair_subspace), self._masks(draw))
+        plan = ViewPlan(rows, torch.from_numpy(pair_subspace))
+        masks = self._masks(draw)
+        if masks is None:
+            return plan
+        return replace(plan, masks=torch.from_numpy(masks), hidden=HiddenPlaces.of(masks))
 
-    def _masks(self, draw: "_Draw") -> Tensor | None:
+    def _masks(self, draw: "_Draw") -> NDArray[np.bool_] | None:
         """Hidden patches of the full-size views; None for policies that hide none."""
         return None
 
@@ -358,6 +364,7 @@ class MultiCropPolicy(ViewPolicy):
             )
             self.local_recipe = replace(local, blur=0.5, solarize=0.0)
         self.masks = masks
+        self._masked = self.views  # views with masks of their own
 
     @property
     def recipes(self) -> tuple[AugmentationRecipe, ...]:
@@ -365,7 +372,12 @@ class MultiCropPolicy(ViewPolicy):
         return (*full, *((self.local_recipe,) * self.local_views))
 
     def enlarged(self, views: int, local_views: int) -> "MultiCropPolicy":
-        """The same views and further ones."""
+        """The same views and further ones.
+
+        A further full-size view has the mask of one of these, the v-th of V that of view ``v % V``:
+        so one even and one odd view of two have the same masks whichever they are, and what is
+        hidden is known before they are chosen.
+        """
         other = copy.copy(self)
         other.views = check_integer("views", views, 1)
         other.local_views = check_integer("local_views", local_views, 0)
@@ -381,11 +393,11 @@ class MultiCropPolicy(ViewPolicy):
         pairs: _Pairs = {(i, j): JOINT for j in range(len(views)) for i in range(j)}
         return views, pairs
 
-    def _masks(self, draw: "_Draw") -> Tensor | None:
+    def _masks(self, draw: "_Draw") -> NDArray[np.bool_] | None:
         if self.masks is None:
             return None
-        drawn = self.masks.draw(draw.seed, draw.epoch, draw.indices, self.views)
-        return torch.from_numpy(drawn)
+        drawn = self.masks.draw(draw.seed, draw.epoch, draw.indices, self._masked)
+        return drawn[np.arange(self.views) % self._masked]
 
 
 POLICIES: dict[str, type[ViewPolicy]] = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mast_ext.augment import ViewBatch
+from mast_ext.augment import HiddenPlaces, ViewBatch
 from mast_ext.methods.method import HiddenPatches, Method
 from mast_ext.models import EMATeacher, forward_patches, forward_views
 
@@ -64,7 +64,7 @@ def encode(
         with_centre = method.with_centre
     images, masks = batch.images[method.student_views], batch.masks
 
-    student = None
+    student = places = None
     if token is None or masks is None:
         features = forward_views(backbone, images)
     else:
@@ -72,7 +72,8 @@ def encode(
         hidden = torch.cat((masks, seen)).flatten(0, 1)
         features, found = forward_patches(backbone, images.flatten(0, 1), hidden, token)
         features = features.unflatten(0, images.shape[:2])
-        student = found[: masks.shape[0] * masks.shape[1]][masks.flatten(0, 1)]
+        places = _hidden_places(batch.hidden, masks)
+        student = _patches_at(found, places)
     if batch.local_images is not None:
         full = len(features) - with_centre
         local = forward_views(backbone, batch.local_images)
@@ -81,18 +82,30 @@ def encode(
     if teacher is None:
         return Encoded(features, None)
     shown = batch.images[taught]
-    if student is None or masks is None:
+    if student is None or masks is None or places is None:
         return Encoded(features, forward_views(teacher, shown))
-    targets, patches = _teach(teacher, shown, masks)
+    targets, patches = _teach(teacher, shown, places)
     return Encoded(features, targets, HiddenPatches(student, patches, masks))
 
 
 @torch.no_grad()
-def _teach(teacher: nn.Module, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def _teach(teacher: nn.Module, images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """The teacher's embeddings of views ``[V, B, D]`` and of their hidden patches ``[P, D]``."""
     if not isinstance(teacher, EMATeacher):
         raise TypeError(f"hidden patches need an EMATeacher, got {type(teacher).__name__}")
     modules: Any = teacher.module
     backbone, head = modules
     features, found = forward_patches(backbone, images.flatten(0, 1))
-    return head.both(features.unflatten(0, images.shape[:2]), found[masks.flatten(0, 1)])
+    return head.both(features.unflatten(0, images.shape[:2]), _patches_at(found, places))
+
+
+def _hidden_places(hidden: HiddenPlaces | None, masks: Tensor) -> Tensor:
+    """Places ``[P]`` of the hidden patches in ``masks.flatten()``."""
+    return masks.flatten().nonzero()[:, 0] if hidden is None else hidden.flat
+
+
+def _patches_at(found: Tensor, places: Tensor) -> Tensor:
+    """Of patches ``[N, H, W, F]`` of images those at places in ``[N, H, W]``, ``[P, F]``."""
+    patches = found.flatten(1, 2)  # no copy, as flattening the images, too, would be
+    count = patches.shape[1]
+    return patches[places // count, places % count]

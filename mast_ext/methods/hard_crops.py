@@ -92,17 +92,21 @@ class HardCrops(HardSelection):
     def __call__(
         self, batch: ViewBatch, backbone: nn.Module, teacher: nn.Module | None, *, select: bool
     ) -> tuple[ViewBatch, dict[str, Tensor]]:
-        full = self.policy.views
-        first = [0, 1, *range(full, full + self.locals)]
         if not select:
-            index = torch.tensor(first, device=batch.index.device)
-            index = index[:, None].expand(-1, len(batch.index)).contiguous()
-            return self._chosen(batch, index), nothing_selected()
+            first = self._first_views(batch.index.device)
+            index = first[:, None].expand(-1, len(batch.index)).contiguous()
+            return self._chosen(batch, index), nothing_selected(index.device)
         losses = self._losses(batch, backbone, teacher)
         index, score = functional.select_hard_crops(
             losses, num_locals=self.locals, limit=self.options.limit
         )
         return self._chosen(batch, index), self._logs(batch, index, losses, score)
+
+    def _first_views(self, device: torch.device) -> Tensor:
+        """The views of plain training, ``[2 + L]``; made on a GPU, not copied to it."""
+        full = self.policy.views
+        pair = torch.arange(2, device=device)
+        return torch.cat((pair, torch.arange(full, full + self.locals, device=device)))
 
     def _losses(self, batch: ViewBatch, backbone: nn.Module, teacher: nn.Module | None) -> Tensor:
         """``[G, G + L, B]``, of views at the size of selection."""
@@ -126,9 +130,11 @@ class HardCrops(HardSelection):
         local = None
         if batch.local_images is not None and self.locals:
             local = functional.gather_views(batch.local_images, index[2:] - full)
-        masks = None if batch.masks is None else functional.gather_views(batch.masks, pair)
+        # All even views of an image have one mask, and all odd ones: see `MultiCropPolicy`.
+        masks = None if batch.masks is None else batch.masks[:2]
+        hidden = None if batch.hidden is None else batch.hidden.of_first_views(2)
         # All pairs are of one kind: those of the first views stand for those of any others.
-        kept = [0, 1, *range(full, full + self.locals), *([-1] * centre)]
+        kept = torch.cat((self._first_views(index.device), last[:, 0]))
         shown = torch.cat((pair, torch.full_like(last, len(batch.images) - 1)))
         return replace(
             batch,
@@ -137,6 +143,7 @@ class HardCrops(HardSelection):
             parameters=functional.gather_views(batch.parameters, torch.cat((index, last))),
             pair_subspace=batch.pair_subspace[kept][:, kept],
             masks=masks,
+            hidden=hidden,
         )
 
     def _logs(

@@ -217,9 +217,9 @@ def scaled_down(views: Tensor, side: int) -> Tensor:
     return small.unflatten(0, views.shape[:2])
 
 
-def nothing_selected() -> dict[str, Tensor]:
+def nothing_selected(device: torch.device) -> dict[str, Tensor]:
     """The logs of a step without selection."""
-    return {f"hard_views/{name}": torch.tensor(math.nan) for name in LOGS}
+    return {f"hard_views/{name}": torch.full((), math.nan, device=device) for name in LOGS}
 
 
 class HardViews(HardSelection):
@@ -278,7 +278,7 @@ class HardViews(HardSelection):
         images = batch.images.shape[1]
         index = torch.arange(2, device=batch.index.device)[:, None].expand(2, images)
         if not select:
-            return self._pair(batch, index), nothing_selected()
+            return self._pair(batch, index), nothing_selected(index.device)
         views = batch.images[: self.options.views]
         losses = self._pair_losses(views, backbone, teacher)
         hard, score = self.selector(losses)

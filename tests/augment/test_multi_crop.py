@@ -139,11 +139,41 @@ def test_batch_has_views_of_two_sizes(centre):
     first, second = batch.split(2)
     assert torch.equal(torch.cat((first.local_images, second.local_images), 1), batch.local_images)
     assert torch.equal(torch.cat((first.masks, second.masks), 1), batch.masks)
+    assert places_of(moved) == found_in(batch.masks)
+
+
+def places_of(batch):
+    return batch.hidden.flat.tolist()
+
+
+def found_in(masks):
+    return masks.flatten().nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("parts", [1, 2, 4, 20])
+def test_hidden_patches_are_found_beforehand(views, parts):
+    policy = make_policy("multi_crop", RECIPE, views=views, masks=MASKS)
+    (batch,) = build_loader(Images(), policy, batch_size=20)
+    assert places_of(batch) == found_in(batch.masks)
+    for part in batch.split(parts):
+        assert places_of(part) == found_in(part.masks)
+        assert part.hidden.counts.tolist() == part.masks.sum((2, 3)).tolist()
+        assert part.hidden.of_first_views(1).flat.tolist() == found_in(part.masks[:1])
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_further_views_hide_what_the_own_ones_do(views):
+    policy, plan = make(views=views, masks=MASKS)
+    further = policy.enlarged(5, 3).plan(0, 0, INDICES, SIZES)
+    assert not torch.equal(plan.masks[0], plan.masks[1])
+    for view in range(5):
+        assert torch.equal(further.masks[view], plan.masks[view % views])
 
 
 def test_batch_without_local_views_or_masks():
     (batch,) = build_loader(Images(), make_policy("composed", RECIPE), batch_size=20)
-    assert batch.local_images is None and batch.masks is None
+    assert batch.local_images is None and batch.masks is None and batch.hidden is None
     assert batch.to("cpu").local_images is None
 
 

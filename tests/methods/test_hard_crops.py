@@ -85,6 +85,7 @@ def test_choice_is_the_tuple_with_the_highest_training_loss(crops, name, equimod
                 images=batch.images[[a, b], image : image + 1],
                 local_images=batch.local_images[[v - GLOBALS for v in local], image : image + 1],
                 masks=None if batch.masks is None else batch.masks[[a, b], image : image + 1],
+                hidden=None,
             )
             with torch.no_grad():
                 encoded = encode(base, backbone, teacher, one)
@@ -119,6 +120,8 @@ def test_everything_of_a_view_stays_together(crops, name, equimod):
         assert torch.equal(chosen.local_images[:, image], batch.local_images[kept, image])
         if name == "ibot":
             assert torch.equal(chosen.masks[:, image], batch.masks[[a, b], image])
+            places = chosen.masks.flatten().nonzero()[:, 0]
+            assert torch.equal(chosen.hidden.flat, places)
         if equimod:
             assert views[-1] == GLOBALS + CANDIDATES
             assert torch.equal(chosen.images[2, image], batch.images[GLOBALS, image])
