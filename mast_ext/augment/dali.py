@@ -33,7 +33,7 @@ from torch import Tensor
 from mast_ext.augment.parameters import COLUMN, GROUPS
 from mast_ext.augment.policies import ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
-from mast_ext.augment.rendering import ImageSource, Indices, Plan, Rendered, by_size
+from mast_ext.augment.rendering import ImageSource, Indices, Plan, Rendered, by_size, empty
 
 PHOTOMETRIC = ("exact", "fused")
 """Ways of changing colours."""
@@ -126,7 +126,9 @@ class DaliRenderer:
         self._decoder: Any = None
         self._as_pixels: set[int] = set()  # images that DALI cannot decode and Pillow can
 
-    def render(self, parts: Iterable[Indices], plan: Plan) -> Iterator[Rendered]:
+    def render(
+        self, parts: Iterable[Indices], plan: Plan, *, for_gpu: bool = False
+    ) -> Iterator[Rendered]:
         """See `Renderer`; with prefetching, ``plan`` is called in another thread.
 
         Raises:
@@ -137,7 +139,7 @@ class DaliRenderer:
             for indices in parts:
                 alone = self._prepare(indices, plan(indices))
                 self._start(alone)
-                yield self._finish(alone)
+                yield self._finish(alone, for_gpu)
             return
         running: _Batch | None = None
         for ready in _ahead(lambda indices: self._prepare(indices, plan(indices)), parts):
@@ -147,7 +149,7 @@ class DaliRenderer:
             except Exception as error:  # raised once the batch before it is through
                 failure = error
             done, running = running, batch
-            rendered = None if done is None else self._finish(done)
+            rendered = None if done is None else self._finish(done, for_gpu)
             if batch is not None:
                 self._start(batch)
             if rendered is not None:
@@ -155,7 +157,7 @@ class DaliRenderer:
             if failure is not None:
                 raise failure
         if running is not None:
-            yield self._finish(running)
+            yield self._finish(running, for_gpu)
 
     def _prepare(self, indices: Indices, plan: ViewPlan) -> "_Batch":
         if self.source.stacked is not None:
@@ -186,15 +188,15 @@ class DaliRenderer:
         pipeline.schedule_run()
         self._running = pipeline, batch
 
-    def _finish(self, batch: "_Batch") -> Rendered:
+    def _finish(self, batch: "_Batch", for_gpu: bool) -> Rendered:
         try:
             views = self._views(batch)
         except RuntimeError as error:
             self._replace_undecodable(batch, error)
             views = self._views(batch)
         full, local = by_size(self.policy, views)
-        small = _stack(local) if local else None
-        rendered = Rendered(batch.indices, batch.plan, _stack(full), small)
+        small = _stack(local, for_gpu) if local else None
+        rendered = Rendered(batch.indices, batch.plan, _stack(full, for_gpu), small)
         if self._gpu:
             self._keep_until_copied(views)
         return rendered
@@ -297,11 +299,13 @@ class _Batch:
     arguments: dict[str, NDArray[Any]]
 
 
-def _stack(views: Sequence[Tensor]) -> Tensor:
+def _stack(views: Sequence[Tensor], for_gpu: bool) -> Tensor:
     if views[0].is_cuda:
         return torch.stack(list(views))
+    out = empty((len(views), *views[0].shape), views[0].dtype, for_gpu=for_gpu)
     # On the CPU, torch would start threads for it, which get in the way of DALI's.
-    return torch.from_numpy(np.stack([view.numpy() for view in views]))
+    np.stack([view.numpy() for view in views], out=out.numpy())
+    return out
 
 
 def _arguments(

@@ -26,6 +26,7 @@ from mast_ext.augment.rendering import (
     TorchvisionRenderer,
     images_of,
 )
+from mast_ext.augment.transfer import CopyStream, copied_ahead
 
 BACKENDS = ("torchvision", "dali")
 """Names of the renderers that exist."""
@@ -40,7 +41,7 @@ class ViewBatch:
 
     Attributes:
         images: Normalised full-size views (the centre view is one), ``[V − L, B, 3, S, S]``
-            float32.
+            float32; on the way to a GPU (see `ViewLoader.on`) perhaps their levels, uint8.
         parameters: Augmentation parameters, ``[V, B, P]`` float32.
         pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64.
         index: Sample indices in the source, ``[B]`` int64.
@@ -69,6 +70,36 @@ class ViewBatch:
     def pin_memory(self) -> "ViewBatch":
         """The batch in page-locked memory, from which copies to a GPU are asynchronous."""
         return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the batch's memory on a GPU from being reused before the stream is through."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(record)
+
+    def normalised(self, mean: Tensor, std: Tensor) -> "ViewBatch":
+        """The batch with images of levels normalised, those that are so already as they are.
+
+        In the operations of the CPU's renderer, each rounded by itself as there: the pixels are
+        the same.
+
+        Args:
+            mean: Mean of each channel, of pixels in ``[0, 1]``, ``[3, 1, 1]``.
+            std: Standard deviation of each channel, ``[3, 1, 1]``.
+        """
+        top = torch.full_like(mean, 255)
+
+        def pixels(images: Tensor | None) -> Tensor | None:
+            if images is None or images.dtype != torch.uint8:
+                return images
+            return images.float().div_(top).sub_(mean).div_(std)
+
+        images = pixels(self.images)
+        assert images is not None
+        return replace(self, images=images, local_images=pixels(self.local_images))
 
     def split(self, parts: int) -> "list[ViewBatch]":
         """As many batches of equal size, one after the other; their number must divide the images'.
@@ -134,6 +165,7 @@ class ViewLoader:
         self.seed = seed
         self.epoch = 0
         self._renderer = renderer
+        self._stream: CopyStream | None = None
         self._shuffle = shuffle
         self._rank, self._world_size = rank, world_size
         self._step = 0  # batches handed out in this epoch
@@ -151,6 +183,28 @@ class ViewLoader:
         return -(-self._share // self.batch_size)
 
     def __iter__(self) -> Iterator[ViewBatch]:
+        return self._batches(for_gpu=False)
+
+    def on(self, device: torch.device | str) -> Iterator[ViewBatch]:
+        """The batches of an iteration on a device.
+
+        To a GPU they are copied one ahead, on a stream of their own (see
+        `mast_ext.augment.transfer`), as levels where the renderer has them, which are a quarter of
+        the bytes; they are normalised there. `state_dict` counts a batch when its copy begins.
+        """
+        device = torch.device(device)
+        if device.type == "cpu":
+            yield from self
+            return
+        recipe = self.policy.recipe
+        mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1)
+        std = torch.tensor(recipe.std, device=device).view(3, 1, 1)
+        if self._stream is None or self._stream.device != device:
+            self._stream = CopyStream(device)  # one for all epochs, whose memory it so uses again
+        for batch in copied_ahead(self._batches(for_gpu=True), self._stream):
+            yield batch.normalised(mean, std)
+
+    def _batches(self, *, for_gpu: bool) -> Iterator[ViewBatch]:
         start, self._resume_at = self._resume_at, 0
         epoch, self._step = self.epoch, start
         order = self._order(epoch)
@@ -158,7 +212,7 @@ class ViewLoader:
             order[step * self.batch_size : (step + 1) * self.batch_size]
             for step in range(start, len(self))
         ]
-        rendered = self._renderer.render(parts, partial(self._plan, epoch))
+        rendered = self._renderer.render(parts, partial(self._plan, epoch), for_gpu=for_gpu)
         for step, batch in enumerate(rendered, start=start + 1):
             self._step = step
             yield self._assemble(batch)

@@ -43,8 +43,10 @@ class Rendered:
     Attributes:
         indices: Samples in the source, ``[B]`` int64.
         plan: How their views are made.
-        images: Normalised full-size views, the centre view last, ``[V − L, B, 3, S, S]`` float32.
-        local_images: Normalised local views, ``[L, B, 3, s, s]`` float32, if there are any.
+        images: Normalised full-size views, the centre view last, ``[V − L, B, 3, S, S]`` float32;
+            or their levels, uint8.
+        local_images: Normalised local views, ``[L, B, 3, s, s]`` float32, if there are any; or
+            their levels.
     """
 
     indices: Indices
@@ -56,8 +58,14 @@ class Rendered:
 class Renderer(Protocol):
     """Renders the batches of an epoch, or of the rest of one."""
 
-    def render(self, parts: Iterable[Indices], plan: Plan) -> Iterator[Rendered]:
-        """Batches in the order of ``parts``; leaving the iteration early ends the work on them."""
+    def render(
+        self, parts: Iterable[Indices], plan: Plan, *, for_gpu: bool = False
+    ) -> Iterator[Rendered]:
+        """Batches in the order of ``parts``; leaving the iteration early ends the work on them.
+
+        Those ``for_gpu`` lie in page-locked memory, unless they are on a GPU already, and may be
+        levels in place of normalised pixels.
+        """
         ...
 
 
@@ -80,21 +88,23 @@ class TorchvisionRenderer:
     def __init__(self, source: ImageSource, policy: ViewPolicy, workers: int) -> None:
         self.source, self.policy, self.workers = source, policy, workers
 
-    def render(self, parts: Iterable[Indices], plan: Plan) -> Iterator[Rendered]:
-        """See `Renderer`.
+    def render(
+        self, parts: Iterable[Indices], plan: Plan, *, for_gpu: bool = False
+    ) -> Iterator[Rendered]:
+        """See `Renderer`; those ``for_gpu`` are levels.
 
         Raises:
             ValueError: An image cannot be decoded; the message names it.
         """
         if self.workers == 0:
             for indices in parts:
-                yield self._batch(indices, plan)
+                yield self._batch(indices, plan, for_gpu)
             return
         pending: deque[Future[Rendered]] = deque()
         pool = _single_threaded_pool(self.workers)
         try:
             for indices in parts:
-                pending.append(pool.submit(self._batch, indices, plan))
+                pending.append(pool.submit(self._batch, indices, plan, for_gpu))
                 if len(pending) > self.workers:
                     yield pending.popleft().result()
             while pending:
@@ -102,7 +112,7 @@ class TorchvisionRenderer:
         finally:  # also when the caller leaves the loop early
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _batch(self, indices: Indices, plan: Plan) -> Rendered:
+    def _batch(self, indices: Indices, plan: Plan, for_gpu: bool) -> Rendered:
         from mast_ext.augment.torchvision import render
 
         planned = plan(indices)
@@ -111,9 +121,14 @@ class TorchvisionRenderer:
         small = None
         if local:
             recipe = self.policy.local_recipe or self.policy.recipe
-            small = render(images, torch.stack(local), recipe)
-        views = render(images, torch.stack(full), self.policy.recipe)
+            small = render(images, torch.stack(local), recipe, for_gpu=for_gpu)
+        views = render(images, torch.stack(full), self.policy.recipe, for_gpu=for_gpu)
         return Rendered(indices, planned, views, small)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, *, for_gpu: bool) -> Tensor:
+    """Memory on the host, page-locked where a GPU is to copy from it while the host goes on."""
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=for_gpu)
 
 
 def images_of(source: ImageSource, indices: Indices) -> Tensor | list[Tensor]:

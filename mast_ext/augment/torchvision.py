@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional
 
 from mast_ext.augment.parameters import COLUMN, COLUMNS, GROUPS
 from mast_ext.augment.recipe import AugmentationRecipe
+from mast_ext.augment.rendering import empty
 
 Levels = NDArray[np.float32]  # [N, 3, S, S], integers in [0, 255]
 Rows = NDArray[np.float32]  # [N, P]
@@ -34,16 +35,24 @@ _BLOCK = 32  # output pixels of a filter computed by one product
 _WEIGHT_BITS, _FRACTION_BITS = 13, 3  # with the 8 bits of a level: the 24 of float32
 
 
-def render(images: Tensor | Sequence[Tensor], rows: Tensor, recipe: AugmentationRecipe) -> Tensor:
+def render(
+    images: Tensor | Sequence[Tensor],
+    rows: Tensor,
+    recipe: AugmentationRecipe,
+    *,
+    for_gpu: bool = False,
+) -> Tensor:
     """Renders the views that the rows describe.
 
     Args:
         images: uint8 RGB images, ``[B, 3, H, W]``, or a sequence of B tensors ``[3, H, W]``.
         rows: Augmentation parameters, ``[V, B, P]`` float32.
         recipe: Size of the views, solarisation threshold and normalisation.
+        for_gpu: Leaves normalisation to the GPU that the views are to be copied to.
 
     Returns:
-        Normalised views, ``[V, B, 3, S, S]`` float32.
+        Normalised views, ``[V, B, 3, S, S]`` float32; those ``for_gpu`` are levels, uint8 in
+        page-locked memory.
 
     Raises:
         ValueError: Shapes do not fit, or a crop box is empty or leaves its image.
@@ -53,7 +62,9 @@ def render(images: Tensor | Sequence[Tensor], rows: Tensor, recipe: Augmentation
     _check(images, rows)
     views, batch = rows.shape[:2]
     parameters = rows.numpy()
-    out = np.empty((views, batch, 3, recipe.size, recipe.size), np.float32)
+    shape = (views, batch, 3, recipe.size, recipe.size)
+    result = empty(shape, torch.uint8 if for_gpu else torch.float32, for_gpu=for_gpu)
+    out = result.numpy()
     chunk = max(1, _CHUNK_PIXELS // recipe.size**2)
     for members, stack in _same_size_groups(images):
         for start in range(0, len(members), chunk):
@@ -62,9 +73,10 @@ def render(images: Tensor | Sequence[Tensor], rows: Tensor, recipe: Augmentation
                 chosen = parameters[view, members[part]]
                 levels = _geometry(stack[part], chosen, recipe.size)
                 _photometry(levels, chosen, recipe)
-                _normalise(levels, recipe)
+                if not for_gpu:
+                    _normalise(levels, recipe)
                 out[view, members[part]] = levels
-    return torch.from_numpy(out)
+    return result
 
 
 def _check(images: Tensor | Sequence[Tensor], rows: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,7 +130,8 @@ def training_loader(config: PretrainConfig, method: Method, source: Source) -> V
         policy = hard_selection(method, config.augment, config.hard_views).policy
     workers = config.data.workers
     if workers is None:
-        workers = int(device_named(config.train.accelerator).type == "cuda")
+        on_gpu = device_named(config.train.accelerator).type == "cuda"
+        workers = rendering_threads() if on_gpu else 0
     return build_loader(
         source,
         policy,
@@ -142,6 +144,13 @@ def training_loader(config: PretrainConfig, method: Method, source: Source) -> V
         photometric=config.data.photometric,
         device=config.data.device,
     )
+
+
+def rendering_threads() -> int:
+    """Threads that render while a GPU trains: this process's share of the cores it may use, less
+    one for training."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def fit(
@@ -270,7 +279,8 @@ def _strategy(train: TrainConfig) -> dict[str, Any]:
 
 
 class _Stream:
-    """The loader as Lightning sees it: every epoch starts where the trainer's step says.
+    """The loader as Lightning sees it: every epoch starts where the trainer's step says, and
+    batches are where the trainer computes.
 
     So one number, the trainer's step, decides what comes next, after a resume as before it. Steps
     come in the parts that gradients are accumulated over.
@@ -284,7 +294,7 @@ class _Stream:
 
     def __iter__(self) -> Iterator[ViewBatch]:
         self.loader.load_state_dict(self.state_dict())
-        for batch in self.loader:
+        for batch in self.loader.on(self.trainer.strategy.root_device):
             yield from batch.split(self.parts) if self.parts > 1 else [batch]
 
     def state_dict(self) -> dict[str, int]:
