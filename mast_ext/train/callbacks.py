@@ -6,7 +6,7 @@ Lightning calls after every part of a step (see `TrainConfig.accumulate`); these
 import csv
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,6 +22,7 @@ from rich.progress import (
 
 from mast_ext.losses.gather import world_size
 from mast_ext.train.distributed import mean_of_numbers, numbers_of_all
+from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import write_text
 
 
@@ -95,7 +96,7 @@ class Metrics(Callback):
         metrics = {
             **_mean_terms(parts),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "gradient_norm": pl_module.gradient_norm,
+            "gradient_norm": float(cast(PretrainModule, pl_module).gradient_norm),
             "views_per_second": round(views / (now - self._since), 1),
         }
         self._since, self._views = now, 0
@@ -110,13 +111,15 @@ def _mean_terms(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     """The terms of a step, over its parts and all processes."""
     # Lightning has divided the loss, and it alone, by the number of parts.
     scale = [len(parts) if name == "loss" else 1 for name in parts[0]]
-    rows = [[float(x) * by for x, by in zip(part.values(), scale, strict=True)] for part in parts]
+    # As one tensor: a GPU is waited for, and once.
+    values = torch.stack([torch.stack([x.double() for x in part.values()]) for part in parts])
+    rows = [[x * by for x, by in zip(row, scale, strict=True)] for row in values.tolist()]
     means = mean_of_numbers(numbers_of_all(mean_of_numbers(rows)))
     return dict(zip(parts[0], means, strict=True))
 
 
 class ProgressBar(Callback):
-    """One bar over all steps of a run, with the loss.
+    """One bar over all steps of a run, with the last loss that has been read.
 
     Args:
         title: What is being trained.
@@ -146,7 +149,7 @@ class ProgressBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.task is not None:
-            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            loss = cast(PretrainModule, pl_module).last_loss
             self.bar.update(self.task, completed=trainer.global_step, loss=loss)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,15 +22,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mast_ext.losses.gather import rank
+from mast_ext.losses.gather import rank, world_size
 from mast_ext.train.distributed import numbers_of_all, of_all
 from mast_ext.train.errors import CheckpointError, Interrupted
+from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import RunDirectory
 
 FORMAT = "mast_ext.checkpoint.1"
 
 SEEDS_APART = 1_000_003
 """Between the seeds of two processes' random numbers (weights, order and views have one seed)."""
+
+AGREE_SECONDS = 1.0
+"""About how long several processes train before a signal to one of them stops all."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that end training early, with a checkpoint."""
@@ -93,8 +98,9 @@ class Checkpoints(Callback):
 
     Best is the lowest mean training loss of an epoch: there are no labels to judge by.
 
-    After every step the processes tell each other their loss and whether a signal has come, so
-    that they agree on which epoch is the best one and all stop after the same step.
+    Before a checkpoint the processes tell each other their losses, so that they agree on which
+    epoch is the best one; then, and about once a second, whether a signal has come, so that all
+    stop after the same step. One process by itself stops after the step in which it came.
 
     Args:
         run: Where to write.
@@ -118,7 +124,8 @@ class Checkpoints(Callback):
         self.loss_sum, self.best = 0.0, float("inf")
         self.received = 0
         self._generators: list[dict[str, Any]] | None = None
-        self._step, self._loss = 0, 0.0
+        self._step = 0
+        self._agreed, self._agreed_step, self._agree_at = 0.0, 0, 0
 
     def state_dict(self) -> dict[str, float]:
         return {"loss_sum": self.loss_sum, "best": self.best}
@@ -143,7 +150,8 @@ class Checkpoints(Callback):
         self._generators = checkpoint["mast_ext"]["generators"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step, self._loss = trainer.global_step, 0.0
+        self._step = self._agreed_step = self._agree_at = trainer.global_step
+        self._agreed = time.perf_counter()
         # Not earlier: building data and networks may draw numbers.
         if self._generators is not None and rank() < len(self._generators):
             _restore_generators(self._generators[rank()])
@@ -159,16 +167,19 @@ class Checkpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        self._loss += float(outputs["loss"])  # divided by the number of the step's parts
         if step == self._step:
             return
-        told = numbers_of_all([self._loss, float(self.received)])
-        self._step, self._loss = step, 0.0
-        losses, signals = zip(*told, strict=True)
-        self.loss_sum += sum(losses) / len(losses)
-        stop = int(max(signals))
+        self._step = step
         # A run may end within an epoch, which then counts as one.
         epoch_ended = step % self.steps_per_epoch == 0 or step == trainer.max_steps
+        due = epoch_ended or step % self.every == 0
+        stop = self._agreed_stop(step, due)
+        if not (due or stop):
+            return
+        module = cast(PretrainModule, pl_module)
+        module.settle()
+        for losses in zip(*of_all(module.take_losses()), strict=True):
+            self.loss_sum += sum(losses) / len(losses)
         improved = False
         if epoch_ended:
             mean = self.loss_sum / ((step - 1) % self.steps_per_epoch + 1)
@@ -179,10 +190,27 @@ class Checkpoints(Callback):
             trainer.save_checkpoint(self.run.best)
             if trainer.is_global_zero:
                 _copy(self.run.best, self.run.last)
-        elif epoch_ended or stop or step % self.every == 0:
+        else:
             trainer.save_checkpoint(self.run.last)
         if stop:
             raise Interrupted(stop, step)
+
+    def _agreed_stop(self, step: int, due: bool) -> int:
+        """The signal to stop after this step by, in all processes alike; 0 for none.
+
+        They agree before checkpoints, and otherwise about once in `AGREE_SECONDS`: by the slowest
+        one's time for a step they agree on when to agree next.
+        """
+        if world_size() == 1:
+            return self.received
+        if not (due or step >= self._agree_at):
+            return 0
+        now = time.perf_counter()
+        own = (now - self._agreed) / (step - self._agreed_step)
+        signals, seconds = zip(*numbers_of_all([float(self.received), own]), strict=True)
+        self._agreed, self._agreed_step = now, step
+        self._agree_at = step + max(1, int(AGREE_SECONDS / max(*seconds, 1e-3)))
+        return int(max(signals))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The first signal ends training after the step under way, a second Ctrl-C at once.

@@ -28,14 +28,16 @@ class NonFiniteError(RunError):
     """The loss or its gradient became NaN or infinite.
 
     Attributes:
-        step: The step (from 1) whose loss it was; no weight was changed by it.
+        step: The step (from 1) whose loss it was.
         indices: Sample indices of the batch in the source of images: of several processes, those
             of the processes whose loss it was.
+        late: Whether it has changed weights before it was seen, as is so on a GPU. No checkpoint
+            has them.
     """
 
-    def __init__(self, what: str, step: int, indices: list[int]) -> None:
+    def __init__(self, what: str, step: int, indices: list[int], *, late: bool = False) -> None:
         super().__init__(f"{what} at step {step}")
-        self.what, self.step, self.indices = what, step, indices
+        self.what, self.step, self.indices, self.late = what, step, indices, late
 
 
 class Interrupted(RunError):

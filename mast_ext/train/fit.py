@@ -319,8 +319,9 @@ def _describe(error: NonFiniteError, run: RunDirectory) -> RunError:
     first = ", ".join(str(index) for index in error.indices[:8])
     more = ", …" if len(error.indices) > 8 else ""
     good = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint yet"
+    before = "saving weights that it changed" if error.late else "changing any weight"
     return RunError(
-        f"{error}: stopped before changing any weight. Its batch has samples {first}{more} (all in"
+        f"{error}: stopped before {before}. Its batch has samples {first}{more} (all in"
         f" {listing}); {good}"
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mast_ext.augment import ViewBatch
-from mast_ext.losses.gather import world_size
+from mast_ext.losses.gather import settle_size_checks, world_size
 from mast_ext.methods import HardSelection, Method, encode
 from mast_ext.models import EMATeacher, cosine_momentum, to_channels_last
 from mast_ext.train.config import OptimizerConfig
@@ -28,6 +28,7 @@ from mast_ext.train.optimizers import (
     parameter_groups,
     weight_decay_at,
 )
+from mast_ext.train.readback import Readback, StepNumbers
 
 
 class PretrainModule(LightningModule):
@@ -41,6 +42,10 @@ class PretrainModule(LightningModule):
         steps_per_epoch: Steps of an epoch.
         total_steps: Steps of the whole run.
         hard_views: Chooses the views to train on; None takes those that there are.
+
+    Attributes:
+        gradient_norm: Of the last step, a scalar where the weights are.
+        last_loss: Of the last step whose loss has been read, which on a GPU is the one before.
     """
 
     def __init__(
@@ -61,10 +66,13 @@ class PretrainModule(LightningModule):
         self.batch_size = batch_size
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.hard_views = hard_views
-        self.gradient_norm = float("nan")
+        self.gradient_norm = torch.tensor(math.nan)
+        self.last_loss = math.nan
         # Of the step under way, whose parts come one by one when gradients are accumulated.
         self._indices: list[Tensor] = []
-        self._odd_loss: float | None = None
+        self._losses: list[Tensor] = []
+        self._readback = Readback()
+        self._read_losses: list[float] = []
         self._wanted = method.teacher()
         self.teacher: EMATeacher | None = None
         if self._wanted is not None:
@@ -84,16 +92,15 @@ class PretrainModule(LightningModule):
         encoded = encode(self.method, self.backbone, self.teacher, batch)
         terms = encoded.losses(self.method, batch)
         loss = terms["loss"]
-        if not torch.isfinite(loss):
-            self._odd_loss = loss.item()
-            if world_size() == 1:
-                self._stop(f"the loss is {self._odd_loss}")
-            loss = loss * math.nan  # all processes see it in their common gradient
+        if world_size() > 1:
+            # All processes are to see an odd loss of one of them, in their common gradient.
+            loss = loss * torch.where(loss.isfinite(), 1.0, math.nan)
+        parts, own = self.trainer.accumulate_grad_batches, terms["loss"].detach()
+        self._losses.append(own / parts if parts > 1 else own)
         return {**terms, "loss": loss, **chosen}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self._indices.clear()
         if self._wanted is not None and self.teacher is not None:
             momentum = cosine_momentum(
                 self.trainer.global_step,
@@ -108,9 +115,26 @@ class PretrainModule(LightningModule):
         optimizer.param_groups[0]["weight_decay"] = weight_decay_at(
             self.trainer.global_step, self.optimizer_config, self.total_steps
         )
-        self.gradient_norm = float(gradient_norm(self))
-        if not math.isfinite(self.gradient_norm):
-            self._stop(f"the gradient is {self.gradient_norm}")
+        self.gradient_norm = gradient_norm(self)
+        self._readback.send(
+            self.trainer.global_step + 1, self._losses, self.gradient_norm, self._indices
+        )
+        self._losses, self._indices = [], []
+        settle_size_checks()
+        self._look_at(self._readback.take())
+
+    def settle(self) -> None:
+        """Waits for the numbers of all steps done, as is due before their weights are saved.
+
+        Raises:
+            NonFiniteError: A loss or gradient is NaN or infinite.
+        """
+        self._look_at(self._readback.take(wait=True))
+
+    def take_losses(self) -> list[float]:
+        """The losses of this process that have been read since the last call, one per step."""
+        losses, self._read_losses = self._read_losses, []
+        return losses
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         if self.optimizer_config.clip > 0:
@@ -131,15 +155,25 @@ class PretrainModule(LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _stop(self, what: str) -> NoReturn:
-        """Stops before a weight changes, so that the last checkpoint stays a good one.
+    def _look_at(self, steps: list[StepNumbers]) -> None:
+        for numbers in steps:
+            if not all(map(math.isfinite, (*numbers.losses, numbers.gradient_norm))):
+                self._stop(numbers)
+            self.last_loss = sum(numbers.losses)
+            self._read_losses.append(self.last_loss)
+
+    def _stop(self, numbers: StepNumbers) -> NoReturn:
+        """Stops before weights are saved, so that the last checkpoint stays a good one.
 
         All processes do it together; if the loss of some of them was the cause, theirs is told.
         """
-        told = of_all((self._odd_loss, torch.cat(self._indices).tolist()))
+        odd_loss = next((loss for loss in numbers.losses if not math.isfinite(loss)), None)
+        told = of_all((odd_loss, torch.cat(numbers.indices).tolist()))
         odd = {rank: loss for rank, (loss, _) in enumerate(told) if loss is not None}
-        if world_size() > 1 and odd:
+        what = f"the gradient is {numbers.gradient_norm}"
+        if odd:
             first = min(odd)
-            what = f"the loss on rank {first} is {odd[first]}"
+            where = f" on rank {first}" if world_size() > 1 else ""
+            what = f"the loss{where} is {odd[first]}"
         indices = [i for r, (_, own) in enumerate(told) if not odd or r in odd for i in own]
-        raise NonFiniteError(what, self.trainer.global_step + 1, indices)
+        raise NonFiniteError(what, numbers.step, indices, late=self._readback.late)

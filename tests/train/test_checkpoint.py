@@ -1,9 +1,19 @@
+import signal
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from mast_ext.train.checkpoint import AtomicCheckpointIO, read_checkpoint
-from mast_ext.train.errors import CheckpointError, RunError
+from mast_ext.train import checkpoint
+from mast_ext.train.checkpoint import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    read_checkpoint,
+    signals_restored,
+)
+from mast_ext.train.errors import CheckpointError, Interrupted, RunError
 from mast_ext.train.module import PretrainModule
+from mast_ext.train.run_directory import RunDirectory
 
 
 class Harmful:
@@ -105,3 +115,67 @@ def test_names_that_there_is_no_checkpoint_yet(train_tiny, monkeypatch):
     monkeypatch.setattr(PretrainModule, "on_train_batch_start", spoil)
     with pytest.raises(RunError, match="at step 1: .*no checkpoint yet"):
         train_tiny()
+
+
+class Clock:
+    """A time that steps take in two processes, and what these tell each other at which step."""
+
+    def __init__(self, seconds, signal_at=None):
+        self.seconds, self.signal_at = seconds, signal_at
+        self.now, self.step, self.told = 0.0, 0, []
+
+    def numbers_of_all(self, numbers):
+        received, own = numbers
+        assert own == pytest.approx(self.seconds[0])
+        self.told.append(self.step)
+        signalled = self.signal_at is not None and self.step >= self.signal_at
+        return [[received, own], [float(signal.SIGTERM if signalled else 0), self.seconds[1]]]
+
+
+def steps_of(monkeypatch, run, clock, steps, every=1000):
+    """Ends of steps in the first of two processes; gives those after which it saved."""
+    monkeypatch.setattr(checkpoint, "world_size", lambda: 2)
+    monkeypatch.setattr(checkpoint, "numbers_of_all", clock.numbers_of_all)
+    monkeypatch.setattr(checkpoint, "of_all", lambda losses: [losses, losses])
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: clock.now)
+    saved = []
+    trainer = SimpleNamespace(
+        global_step=0, max_steps=-1, save_checkpoint=lambda path: saved.append(clock.step)
+    )
+    module = SimpleNamespace(settle=lambda: None, take_losses=lambda: [])
+    callback = Checkpoints(run, identity={}, seed=0, steps_per_epoch=10_000, every=every)
+    with signals_restored():
+        callback.on_train_start(trainer, module)
+        try:
+            for step in range(1, steps + 1):
+                clock.now += clock.seconds[0]
+                clock.step = trainer.global_step = step
+                callback.on_train_batch_end(trainer, module, None, None, 0)
+        except Interrupted as error:
+            assert error.step == clock.step == saved[-1]
+    return saved
+
+
+@pytest.mark.parametrize("seconds", [(0.125, 0.25), (0.25, 0.125)])
+def test_processes_agree_once_a_second_of_the_slowest(monkeypatch, tmp_path, seconds):
+    clock = Clock(seconds)
+    assert steps_of(monkeypatch, RunDirectory(tmp_path), clock, 20) == []
+    assert clock.told == [1, 5, 9, 13, 17]
+
+
+def test_processes_with_long_steps_agree_after_each(monkeypatch, tmp_path):
+    clock = Clock((3.0, 2.0))
+    steps_of(monkeypatch, RunDirectory(tmp_path), clock, 4)
+    assert clock.told == [1, 2, 3, 4]
+
+
+def test_processes_agree_before_a_checkpoint(monkeypatch, tmp_path):
+    clock = Clock((0.125, 0.125))
+    assert steps_of(monkeypatch, RunDirectory(tmp_path), clock, 20, every=7) == [7, 14]
+    assert clock.told == [1, 7, 14]
+
+
+def test_a_signal_to_another_process_stops_at_the_next_agreement(monkeypatch, tmp_path):
+    clock = Clock((0.125, 0.125), signal_at=3)
+    assert steps_of(monkeypatch, RunDirectory(tmp_path), clock, 40) == [9]
+    assert clock.told == [1, 9]

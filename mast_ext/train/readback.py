@@ -1,0 +1,81 @@
+"""Numbers of training steps on their way to the host, which does not wait for a GPU's work.
+
+A host that reads a number waits until the GPU has come to it, and meanwhile prepares nothing: the
+GPU then idles until the next step has been queued. So the numbers are copied when the GPU gets
+there, and read one step later, when that copy is long done.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """What the host learns of a step.
+
+    Attributes:
+        step: Its number, from 1.
+        losses: Of its parts (see `TrainConfig.accumulate`), whose sum is the step's loss.
+        gradient_norm: The Euclidean norm of all gradients together.
+        indices: Sample indices of its parts, where they were.
+    """
+
+    step: int
+    losses: tuple[float, ...]
+    gradient_norm: float
+    indices: tuple[Tensor, ...]
+
+
+class Readback:
+    """Gives the numbers of steps in their order: on the CPU at once, of a GPU one step late.
+
+    Attributes:
+        late: Whether they come late.
+    """
+
+    def __init__(self) -> None:
+        self.late = False
+        self._under_way: deque[Callable[[], StepNumbers]] = deque()
+
+    def send(
+        self,
+        step: int,
+        losses: Sequence[Tensor],
+        gradient_norm: Tensor,
+        indices: Sequence[Tensor],
+    ) -> None:
+        """Has a step's numbers, scalars of one device, copied to the host."""
+        own = tuple(indices)
+        arrived = to_host(torch.stack([*losses, gradient_norm]).detach())
+        self.late = gradient_norm.device.type != "cpu"
+
+        def read() -> StepNumbers:
+            *parts, norm = arrived().tolist()
+            return StepNumbers(step, tuple(parts), norm, own)
+
+        self._under_way.append(read)
+
+    def take(self, *, wait: bool = False) -> list[StepNumbers]:
+        """What has not been taken yet; where it comes late, of the last step only to ``wait``."""
+        left = 1 if self.late and not wait else 0
+        return [self._under_way.popleft()() for _ in range(len(self._under_way) - left)]
+
+
+def to_host(values: Tensor) -> Callable[[], Tensor]:
+    """Starts a copy to the host; what is returned waits for it and gives it."""
+    if values.device.type == "cpu":
+        return lambda: values
+    target = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    target.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def arrived() -> Tensor:
+        copied.synchronize()
+        return target
+
+    return arrived
