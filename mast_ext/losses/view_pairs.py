@@ -20,9 +20,7 @@ from mast_ext.losses.inputs import (
 )
 
 
-def log_negatives(
-    lse: Tensor, positive: Tensor | None, negatives: Negatives = "pairs"
-) -> Tensor:
+def log_negatives(lse: Tensor, positive: Tensor | None, negatives: Negatives = "pairs") -> Tensor:
     """Log of the sum that anchor ``i`` tells its positive in view ``j`` from.
 
     Args:
