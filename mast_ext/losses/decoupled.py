@@ -22,8 +22,9 @@ class DCLLoss(ViewPairLoss):
 
     Args:
         temperature: Divides the cosines; above 0.
-        weight_fn: Gives ``w [B]`` from the anchors ``[B, D]`` and their positives, both of norm 1;
-            1 by default. It is called for every ordered pair of views, a view with itself included.
+        weight_fn: Gives ``w [B]`` from the anchors ``[B, D]`` and their positives, both of norm 1
+            and of the loss's dtype; 1 by default. It is called for every ordered pair of views, a
+            view with itself included.
         gather_distributed: The negatives are the rows of all processes, whose batches must be of
             equal size. ``weight_fn`` is given this process's rows.
         negatives: Of more than two views: an anchor's negatives are the rows of the ``"pairs"``
@@ -58,7 +59,7 @@ class DCLLoss(ViewPairLoss):
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:
         if self.weight_fn is None:
             return positive
-        units = F.normalize(views, dim=2)
+        units = F.normalize(views.to(positive.dtype), dim=2)
         weights = [self.weight_fn(anchor, other) for anchor in units for other in units]
         for weight in weights:
             if weight.shape != views.shape[1:2]:

@@ -87,8 +87,8 @@ class InfoNCELoss(nn.Module):
             queries: Embeddings ``[N, D]``: float32, float16, bfloat16 or (CPU) float64.
             keys: The key of every query, like ``queries``. Gradient flows here, too: detach the
                 keys of a momentum encoder.
-            negatives: ``[M, D]``, like ``queries``: what a query tells its key from; by default
-                the other queries' keys.
+            negatives: ``[M, D]``, what a query tells its key from; by default the other queries'
+                keys. Those in float32 beside 16-bit queries are not rounded.
 
         Returns:
             A scalar, or ``[N]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
@@ -165,10 +165,12 @@ class InfoNCELoss(nn.Module):
             raise ValueError(
                 f"negatives must have shape [M, {queries.shape[2]}], got {list(negatives.shape)}"
             )
-        temperature = self._temperature_for(queries)
+        dtype = torch.promote_types(queries.dtype, negatives.dtype)
+        wide, negatives = queries.to(dtype), negatives.to(dtype)
+        temperature = self._temperature_for(wide)
         positive = functional.subspace_similarity(queries, keys)[0] / temperature
         lse, _ = functional.contrastive_logsumexp(
-            queries, negatives[None], temperature=temperature, offset=None
+            wide, negatives[None], temperature=temperature, offset=None
         )
         return positive_cross_entropy(lse[0], positive)
 

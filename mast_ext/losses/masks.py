@@ -133,7 +133,7 @@ class SubspaceMasks(nn.Module):
     def overlap(self) -> Tensor:
         """Cosine of the subspaces' weights ``w``, ``[K, K]``: 1 if alike, 0 if disjoint."""
         weights = nn.functional.normalize(self().square(), dim=1)
-        return weights @ weights.T
+        return (weights[:, None] * weights).sum(-1)
 
     def extra_repr(self) -> str:
         text = f"{self.subspaces}, {self.dim}, {self.parameterisation!r}, spread={self.spread:g}"

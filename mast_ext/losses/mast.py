@@ -218,12 +218,13 @@ class MASTLoss(nn.Module):
             count, share = all_reduce(count), float(world_size())
         if self.base == "vicreg":
             # With w_kd / Σ_n w_kd in place of w_kd, sums over pairs are the dimensions' means.
-            compared = count.to(masks.dtype) @ masks.square()
+            # As a matrix product it would be rounded to 16 bit under autocast.
+            compared = (count[:, None] * masks.square()).sum(0)
             masks = masks / compared.clamp_min(1e-30).sqrt()
         terms = self._pair_terms(views, masks, log_var)
         # A sum of selected terms: one that is not selected may be NaN.
         sums = terms.where(belongs, 0.0).sum((1, 2, 3)) * share
         per_subspace = sums / count.clamp_min(1)
         if self.base == "vicreg":
-            return per_subspace, sums @ masks.square().mean(1)
+            return per_subspace, (sums * masks.square().mean(1)).sum()
         return per_subspace, per_subspace.sum() / (count > 0).sum().clamp_min(1)

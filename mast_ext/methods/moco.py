@@ -93,7 +93,7 @@ class MoCo(Method):
             raise ValueError("moco needs targets, the embeddings of its teacher")
         queries = self.embed(features)
         # A copy: the backward pass needs these negatives, not those that replace them below.
-        negatives = self.queue.bank.to(queries.dtype, copy=True)
+        negatives = self.queue.bank.clone()
         keys = targets.flip(0)  # of the other view, when there are two
         losses = [self.loss(*pair, negatives) for pair in zip(queries, keys, strict=True)]
         if self.training:
@@ -104,9 +104,8 @@ class MoCo(Method):
         if targets is None:
             raise ValueError("moco needs targets, the embeddings of its teacher")
         queries = self.embed(features)
-        negatives = self.queue.bank.to(queries.dtype)
-        both = self.loss.pair_losses(torch.cat((queries, targets)), negatives)
+        both = self.loss.pair_losses(torch.cat((queries, targets)), self.queue.bank)
         return both[: len(queries), len(queries) :]
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
-        return self.loss.pair_losses(targets, self.queue.bank.to(targets.dtype))
+        return self.loss.pair_losses(targets, self.queue.bank)

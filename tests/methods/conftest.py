@@ -1,4 +1,4 @@
-"""Tiny DINO and iBOT with their networks and batches, for the tests beside this file."""
+"""Tiny methods with their networks and batches, for the tests beside this file."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -47,7 +47,7 @@ class Images:
 
 
 def build(name, options=None, *, equimod=False, resnet=False, recipe=RECIPE):
-    """A method, its backbone, and a teacher that is not the student.
+    """A method, its backbone, and a teacher that is not the student; None where none is wanted.
 
     The ResNet wants views of `LARGE`, of which it makes patches of half a side.
     """
@@ -62,7 +62,10 @@ def build(name, options=None, *, equimod=False, resnet=False, recipe=RECIPE):
     method = METHODS[name].create(backbone, features, recipe, options)
     if equimod:
         method = EquiMod(method, features, recipe, EquiModOptions(1.0, (12, 7), 5))
-    teacher = EMATeacher(nn.Sequential(backbone, method.teacher().head))
+    spec = method.teacher()
+    if spec is None:
+        return method, backbone, None
+    teacher = EMATeacher(nn.Sequential(backbone, spec.head))
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -75,7 +78,7 @@ def batch_of(policy, count=IMAGES) -> ViewBatch:
 
 @pytest.fixture
 def crops():
-    """Methods that train on crops of two sizes, and batches for them."""
+    """Methods, those that train on crops of two sizes among them, and batches for them."""
     return SimpleNamespace(
         build=build, batch_of=batch_of, options=OPTIONS, recipe=RECIPE, large=LARGE
     )

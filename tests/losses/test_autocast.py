@@ -1,0 +1,240 @@
+"""Autocast is for networks: a loss computes in float32 under it, of 16-bit inputs, too.
+
+Every class and each of its methods against itself in float32, of the same rounded inputs. A new
+class has to be entered in `CASES`.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mast_ext import losses
+from mast_ext.losses import (
+    BarlowTwinsLoss,
+    DCLLoss,
+    DCLWLoss,
+    DINOLoss,
+    EquivarianceLoss,
+    HardViewSelector,
+    IBOTPatchLoss,
+    InfoNCELoss,
+    KoLeoLoss,
+    MASTLoss,
+    NegativeCosineSimilarity,
+    NTXentLoss,
+    SubspaceMasks,
+    SwaVLoss,
+    VICRegLoss,
+)
+
+VIEWS, BATCH, DIM, SUBSPACES = 3, 24, 40, 3
+MASK = (torch.arange(2 * VIEWS * BATCH) % 2 == 0).view(BATCH, VIEWS, 2)  # for every row of inputs
+PAIRS = torch.arange(VIEWS * VIEWS * BATCH).view(VIEWS, VIEWS, BATCH) % (SUBSPACES + 1) - 1
+
+
+def agreement(anchors, others):
+    return (anchors * others).sum(1)
+
+
+def mast(**options):
+    return MASTLoss(SubspaceMasks(SUBSPACES, DIM), sparsity=1.0, **options)
+
+
+def rows(views):
+    return views.flatten(0, 1)
+
+
+# By class: how it is made, and a call of it with x and y, [V, B, D].
+CASES = {
+    "BarlowTwinsLoss": [
+        (BarlowTwinsLoss, lambda loss, x, y: loss(x[0], y[0])),
+        (BarlowTwinsLoss, lambda loss, x, y: loss.pair_losses(x)),
+        (BarlowTwinsLoss, lambda loss, x, y: loss.pair_losses(x, chunks=3)),
+        (lambda: BarlowTwinsLoss(variant="paper"), lambda loss, x, y: loss(x[0], y[0])),
+    ],
+    "DCLLoss": [
+        (DCLLoss, lambda loss, x, y: loss(*x)),
+        (DCLLoss, lambda loss, x, y: loss.pair_losses(x)),
+        (lambda: DCLLoss(weight_fn=agreement), lambda loss, x, y: loss(*x)),
+    ],
+    "DCLWLoss": [
+        (DCLWLoss, lambda loss, x, y: loss(*x)),
+        (DCLWLoss, lambda loss, x, y: loss.pair_losses(x)),
+    ],
+    "DINOLoss": [
+        (lambda: DINOLoss(DIM), lambda loss, x, y: (loss(y[:2], x), loss.center)),
+        (lambda: DINOLoss(DIM, center_mode="sinkhorn"), lambda loss, x, y: loss(y[:2], x)),
+        (lambda: DINOLoss(DIM, reduction="none"), lambda loss, x, y: loss(y[:2], x)),
+        (lambda: DINOLoss(DIM), lambda loss, x, y: loss.crop_losses(y[:2], x)),
+    ],
+    "EquivarianceLoss": [
+        (EquivarianceLoss, lambda loss, x, y: loss(x, y)),
+        (EquivarianceLoss, lambda loss, x, y: loss.pair_losses(x, y)),
+    ],
+    "HardViewSelector": [
+        (HardViewSelector, lambda select, x, y: select(x.mT[:, :VIEWS])),
+        (
+            lambda: HardViewSelector("all", "softmax", fraction=0.5),
+            lambda select, x, y: select(x.mT[:, :VIEWS]),
+        ),
+    ],
+    "IBOTPatchLoss": [
+        (lambda: IBOTPatchLoss(DIM), lambda loss, x, y: loss(rows(y), rows(x), MASK)),
+        (
+            lambda: IBOTPatchLoss(DIM, center_tokens="all", weighting="token"),
+            lambda loss, x, y: (loss(rows(y).repeat(2, 1), rows(x), MASK), loss.center.value),
+        ),
+        (lambda: IBOTPatchLoss(DIM), lambda loss, x, y: loss.patch_losses(rows(y), rows(x), MASK)),
+    ],
+    "InfoNCELoss": [
+        (InfoNCELoss, lambda loss, x, y: loss(x[0], y[0])),
+        (InfoNCELoss, lambda loss, x, y: loss.pair_losses(x)),
+        (InfoNCELoss, lambda loss, x, y: loss(x[0], x[1], y[0])),
+        (InfoNCELoss, lambda loss, x, y: loss.pair_losses(x, y[0])),
+        (
+            lambda: InfoNCELoss(two_sided=True, learn_temperature=True),
+            lambda loss, x, y: loss(x[0], y[0]),
+        ),
+    ],
+    "KoLeoLoss": [
+        (KoLeoLoss, lambda loss, x, y: loss(rows(x))),
+        (lambda: KoLeoLoss(p=3), lambda loss, x, y: loss(rows(x))),
+    ],
+    "MASTLoss": [
+        (mast, lambda loss, x, y: loss(x, PAIRS)),
+        (mast, lambda loss, x, y: loss.pair_losses(x)),
+        (lambda: mast(base="nt_xent"), lambda loss, x, y: loss(x, PAIRS)),
+        (lambda: mast(base="nt_xent"), lambda loss, x, y: loss.pair_losses(x)),
+        (lambda: mast(uncertainty="diagonal"), lambda loss, x, y: loss(x, PAIRS, y)),
+        (
+            lambda: mast(uncertainty="subspace"),
+            lambda loss, x, y: loss(x, PAIRS, y[..., :SUBSPACES]),
+        ),
+    ],
+    "NTXentLoss": [
+        (NTXentLoss, lambda loss, x, y: loss(x[0], y[0])),
+        (NTXentLoss, lambda loss, x, y: loss(*x)),
+        (lambda: NTXentLoss(negatives="all_views"), lambda loss, x, y: loss(*x)),
+        (NTXentLoss, lambda loss, x, y: loss.pair_losses(x)),
+        (
+            lambda: NTXentLoss(memory_bank_size=(50, DIM)),
+            lambda loss, x, y: (loss(x[0], y[0]), loss.memory_bank.bank),
+        ),
+    ],
+    "NegativeCosineSimilarity": [
+        (NegativeCosineSimilarity, lambda loss, x, y: loss(rows(x), rows(y))),
+        (NegativeCosineSimilarity, lambda loss, x, y: loss.pair_losses(x, y)),
+    ],
+    "SubspaceMasks": [
+        *(
+            (
+                lambda kind=kind: SubspaceMasks(SUBSPACES, DIM, kind),
+                lambda masks, x, y: (masks(), masks.l1()),
+            )
+            for kind in ("balanced", "softmax", "sigmoid", "relu", "blocks")
+        ),
+        (
+            lambda: SubspaceMasks(SUBSPACES, DIM),
+            lambda masks, x, y: (masks.effective_dimensions(), masks.overlap()),
+        ),
+    ],
+    "SwaVLoss": [
+        (SwaVLoss, lambda loss, x, y: loss(x[:2], x[2:], y[:2])),
+        (SwaVLoss, lambda loss, x, y: loss.crop_losses(x[:2], x[2:])),
+    ],
+    "VICRegLoss": [
+        (VICRegLoss, lambda loss, x, y: loss(x[0], y[0])),
+        (VICRegLoss, lambda loss, x, y: loss(x.mT, y.mT)),
+        (VICRegLoss, lambda loss, x, y: loss.pair_losses(x)),
+    ],
+}
+EACH = [
+    pytest.param(*case, id=f"{name}-{i}")
+    for name, cases in CASES.items()
+    for i, case in enumerate(cases)
+]
+
+
+def test_every_class_is_here():
+    classes = {name: getattr(losses, name) for name in losses.__all__}
+    assert CASES.keys() == {n for n, kind in classes.items() if issubclass(kind, nn.Module)}
+
+
+def inputs_of(dtype) -> tuple[Tensor, Tensor]:
+    """Numbers that 16 bits of this dtype hold."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.bfloat16 if dtype == torch.float32 else dtype
+    x = torch.randn(VIEWS, BATCH, DIM, generator=generator)
+    y = x + torch.randn(x.shape, generator=generator)
+    return x.to(half).to(dtype).requires_grad_(), y.to(half).to(dtype).requires_grad_()
+
+
+def tensors_in(result) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, dict):
+        result = result.values()
+    return [tensor for part in result for tensor in tensors_in(part)]
+
+
+def results_and_gradients(
+    make, call, inputs, autocast=None, *, backward_inside=False, compiled=False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of the inputs, then of the parameters; those that there are."""
+    torch.manual_seed(0)
+    module = make()
+    leaves = [*inputs, *module.parameters()]
+    call = torch.compile(call, fullgraph=True, backend="aot_eager") if compiled else call
+
+    def gradients(results):
+        weights = torch.Generator().manual_seed(1)
+        total = sum(
+            (result * torch.rand(result.shape, generator=weights)).sum()
+            for result in results
+            if result.requires_grad
+        )
+        if not isinstance(total, Tensor):
+            return []
+        return [g for g in torch.autograd.grad(total, leaves, allow_unused=True) if g is not None]
+
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        results = tensors_in(call(module, *inputs))
+        found = gradients(results) if backward_inside else None
+    return results, gradients(results) if found is None else found
+
+
+def assert_like_float32(got, want):
+    for mine, truth in zip(got[0], want[0], strict=True):
+        assert mine.dtype == truth.dtype  # float32, or int64 of what is selected
+        torch.testing.assert_close(mine, truth, rtol=1e-5, atol=1e-5)
+    for mine, truth in zip(got[1], want[1], strict=True):
+        numbers = torch.finfo(mine.dtype)
+        rounding = 2e-5 if mine.dtype == torch.float32 else numbers.eps
+        smallest = numbers.smallest_normal * numbers.eps * mine.numel() ** 0.5  # float16's is felt
+        assert (mine.float() - truth).norm() <= rounding * truth.norm() + smallest
+
+
+@pytest.mark.parametrize("backward_inside", [False, True], ids=["", "backward_inside"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("make", "call"), EACH)
+def test_16_bit_inputs(make, call, half, backward_inside):
+    inputs = inputs_of(half)
+    exact = [t.detach().float().requires_grad_() for t in inputs]
+    got = results_and_gradients(make, call, inputs, half, backward_inside=backward_inside)
+    assert_like_float32(got, results_and_gradients(make, call, exact))
+
+
+@pytest.mark.parametrize("backward_inside", [False, True], ids=["", "backward_inside"])
+@pytest.mark.parametrize(("make", "call"), EACH)
+def test_float32_inputs(make, call, backward_inside):
+    inputs = inputs_of(torch.float32)
+    got = results_and_gradients(make, call, inputs, torch.bfloat16, backward_inside=backward_inside)
+    assert_like_float32(got, results_and_gradients(make, call, inputs))
+
+
+@pytest.mark.parametrize(("make", "call"), [CASES["BarlowTwinsLoss"][2], CASES["MASTLoss"][0]])
+def test_compiled(make, call):
+    """The backward pass is traced under the autocast that is around the forward pass."""
+    inputs = inputs_of(torch.float32)
+    got = results_and_gradients(make, call, inputs, torch.bfloat16, compiled=True)
+    assert_like_float32(got, results_and_gradients(make, call, inputs))
