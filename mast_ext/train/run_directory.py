@@ -73,7 +73,7 @@ class RunDirectory:
             RunError: The file is not a YAML mapping.
         """
         try:
-            values = yaml.safe_load(self.config.read_text())
+            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise RunError(f"{self.config} is not valid YAML: {error}") from error
         if not isinstance(values, dict):
@@ -88,9 +88,12 @@ class RunDirectory:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file by way of a temporary one beside it, so that readers see all of it or none."""
+    """Writes a file by way of a temporary one beside it, so that readers see all of it or none.
+
+    In UTF-8 whatever the locale, which could not write every name and letter of a report.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from mast_ext.train.errors import RunError
@@ -59,3 +63,18 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_text(path, "new")
     assert path.read_text() == "old"
+
+
+def test_files_are_utf_8_in_any_locale(tmp_path):
+    """As a plain C locale is, without Python's own correction of it."""
+    program = (
+        "from pathlib import Path; from mast_ext.train import run_directory as files;"
+        "run = files.RunDirectory(Path('.'));"
+        "files.write_text(run.config, 'path: \\u03c1\\u2212');"
+        "assert run.load_config() == {'path': '\\u03c1\\u2212'}"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, **ascii_only}, check=True
+    )
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "path: \u03c1\u2212"
