@@ -157,7 +157,8 @@ def test_backbone_loads_into_plain_timm(train_tiny, short, tmp_path):
     )
     plain.load_state_dict(load_file(tmp_path / "run" / "backbone.safetensors"))
     images = torch.randn(2, 3, 16, 16)
-    assert torch.equal(plain.eval()(images), module.backbone.eval()(images))
+    # The weights are channels last in training, which convolutions may sum in another order.
+    torch.testing.assert_close(plain.eval()(images), module.backbone.eval()(images))
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot"])
