@@ -5,14 +5,24 @@ place of the installed one, and keeps the tests that exercise kernels.
 """
 
 import importlib.util
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[1]
+
 
 def pytest_addoption(parser):
     parser.addoption("--emulated-cuda", help="the _C of a build with MAST_EXT_EMULATE_CUDA=ON")
+    parser.addoption(
+        "--plain-memory",
+        action="store_true",
+        help="no poison around tensors (tests/ops/conftest.py): a sanitizer watches their bounds",
+    )
 
 
 def pytest_configure(config):
@@ -38,3 +48,27 @@ def device(request):
         pytest.skip("needs a GPU and a CUDA build")
     torch.manual_seed(0)
     return torch.device(request.param)
+
+
+def build_for_tests(name, *options):
+    """The _C of ``build/name``, for the CPU; what is there already is not compiled again."""
+    build = ROOT / "build" / name
+    configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DMAST_EXT_CUDA=OFF"]
+    configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}", *options]
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    for command in (configure, ["cmake", "--build", str(build), "--parallel", jobs]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+    (module,) = build.glob("_C*.so")
+    return module
+
+
+@pytest.fixture(scope="session")
+def emulated_module():
+    return build_for_tests("emulated", "-DMAST_EXT_EMULATE_CUDA=ON")
+
+
+@pytest.fixture(scope="session")
+def sanitized_module():
+    """The CUDA kernels, emulated, and the CPU kernels: EMULATE_NOTHING chooses."""
+    return build_for_tests("sanitized", "-DMAST_EXT_EMULATE_CUDA=ON", "-DMAST_EXT_SANITIZE=ON")

@@ -32,7 +32,7 @@ NATIVE_FLOORS = {
         r"|\"kernels/[\w/.]+\""
     ),
     "binding": re.compile(
-        r"<ATen/core/Tensor\.h>|<ATen/(ExpandUtils|Parallel)\.h>|<ATen/ops/(from_blob|mul)\.h>|<c10/cuda/\w+\.h>|<pybind11/\w+\.h>"
+        r"<ATen/core/Tensor\.h>|<ATen/(Context|ExpandUtils|Parallel)\.h>|<ATen/ops/(from_blob|mul)\.h>|<c10/cuda/\w+\.h>|<pybind11/\w+\.h>"
         r"|<sys/mman\.h>|<[a-z_]+>"
         r"|\"(kernels|binding)/[\w/.]+\""
     ),

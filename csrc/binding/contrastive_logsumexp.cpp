@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
 std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
     const OptionalTensor& grad_lse, const OptionalTensor& grad_positive, const Tensor& x,
     const OptionalTensor& y, const OptionalTensor& masks, const OptionalTensor& temperature_tensor,
-    const Tensor& lse, const Tensor& inv_norm_x, const Tensor& inv_norm_y,
+    const Tensor& lse, const Tensor& inv_norm_x_, const Tensor& inv_norm_y,
     const OptionalTensor& y_lse, const OptionalTensor& y_grad_lse,
     const OptionalTensor& y_grad_positive, double temperature, std::optional<std::int64_t> offset,
     bool exclude_self, bool exclude_positive, bool within_views, std::array<bool, 4> wanted) {
@@ -40,9 +40,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
                              exclude_positive, within_views);
   const auto K = in.subspaces();
   check_shape(lse, "lse", {K, in.x_views(), in.y_views(), in.rows()});
-  check_shape(inv_norm_x, "inv_norm_x", {K, in.x_views(), in.rows()});
+  check_shape(inv_norm_x_, "inv_norm_x", {K, in.x_views(), in.rows()});
   if (!in.self) check_shape(inv_norm_y, "inv_norm_y", {K, in.y_views(), in.columns()});
-  const Tensor& of_columns = in.self ? inv_norm_x : inv_norm_y;
+  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  const Tensor inv_norm_x = inv_norm_x_.contiguous();
+  const Tensor of_columns = in.self ? inv_norm_x : inv_norm_y.contiguous();
   const ContrastiveAnchors rows(lse, grad_lse, grad_positive, "", lse.sizes());
   const ContrastiveAnchors columns =
       in.self ? rows

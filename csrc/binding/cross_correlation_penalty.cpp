@@ -156,14 +156,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
 }
 
 std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
-    const Tensor& grad_penalty, const Tensor& a, const Tensor& b, const Tensor& mean,
-    const Tensor& scale, const Tensor& product, const Tensor& dots, const Tensor& row_sums,
-    const Tensor& standard, double lambda, std::string_view variant, std::array<bool, 2> wanted) {
+    const Tensor& grad_penalty, const Tensor& a, const Tensor& b, const Tensor& mean_,
+    const Tensor& scale_, const Tensor& product_, const Tensor& dots_, const Tensor& row_sums_,
+    const Tensor& standard_, double lambda, std::string_view variant, std::array<bool, 2> wanted) {
   const PlainTensors plain;
   const Inputs in(a, b, variant);
   const auto N = in.rows, D = in.dim;
   check_shape(grad_penalty, "grad_penalty", {});
-  check_like(grad_penalty, "grad_penalty", mean, "mean");
+  check_like(grad_penalty, "grad_penalty", mean_, "mean");
+  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  const Tensor mean = mean_.contiguous(), scale = scale_.contiguous();
+  const Tensor product = product_.contiguous(), dots = dots_.contiguous();
+  const Tensor row_sums = row_sums_.contiguous(), standard = standard_.contiguous();
   const auto new_grad = [&](bool want) {
     return want ? new_result(in.a, {N, D}) : in.a.new_empty({0});
   };

@@ -1,8 +1,10 @@
 #include "binding/large_results.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/from_blob.h>
 
 #include <cstddef>
+#include <limits>
 #include <list>
 #include <mutex>
 #include <new>
@@ -11,7 +13,9 @@
 #include <sys/mman.h>
 #endif
 
-#if defined(__linux__) && defined(MADV_HUGEPAGE) && defined(MADV_FREE)
+// AddressSanitizer watches memory from the allocator only.
+#if defined(__linux__) && defined(MADV_HUGEPAGE) && defined(MADV_FREE) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define MAST_EXT_KEEP_BLOCKS
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14; older ones refuse it, and nothing is lost
@@ -125,8 +129,14 @@ at::Tensor new_tensor(const at::Tensor& like, at::IntArrayRef shape, at::ScalarT
   for (const std::int64_t size : shape) bytes *= size;
   if (like.is_cpu() && bytes >= least) {
     const Block block = kept_blocks().take(bytes);
-    return at::from_blob(
+    const at::Tensor tensor = at::from_blob(
         block.data, shape, [block](void*) { kept_blocks().give_back(block); }, options);
+    // As at::empty() does: torch.utils.deterministic.fill_uninitialized_memory.
+    const at::Context& context = at::globalContext();
+    if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
+      tensor.fill_(std::numeric_limits<double>::quiet_NaN());
+    }
+    return tensor;
   }
 #endif
   return like.new_empty(shape, options);

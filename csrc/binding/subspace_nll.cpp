@@ -92,12 +92,14 @@ std::tuple<Tensor, Tensor> subspace_nll(const Tensor& x, const Tensor& log_var_x
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_nll_backward(
     const Tensor& grad_nll_, const Tensor& x, const Tensor& log_var_x, const OptionalTensor& y,
-    const OptionalTensor& log_var_y, const OptionalTensor& masks, const Tensor& nll,
-    const Tensor& distance, std::optional<std::string_view> variance, std::array<bool, 5> wanted) {
+    const OptionalTensor& log_var_y, const OptionalTensor& masks, const Tensor& nll_,
+    const Tensor& distance_, std::optional<std::string_view> variance, std::array<bool, 5> wanted) {
   const NllInputs in(x, log_var_x, y, log_var_y, masks, variance);
-  check_shape(grad_nll_, "grad_nll", nll.sizes());
-  check_like(grad_nll_, "grad_nll", nll, "nll");
+  check_shape(grad_nll_, "grad_nll", nll_.sizes());
+  check_like(grad_nll_, "grad_nll", nll_, "nll");
   const Tensor grad_nll = grad_nll_.contiguous();
+  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  const Tensor nll = nll_.contiguous(), distance = distance_.contiguous();
   PairGradients out(in, wanted[0], wanted[2], wanted[4]);
   out.add_log_variances(in, in.log_var_x, wanted[1], in.log_var_y, wanted[3]);
 

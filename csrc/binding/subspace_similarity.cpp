@@ -55,14 +55,17 @@ std::tuple<Tensor, Tensor, Tensor> subspace_similarity(const Tensor& x, const Op
 
 std::tuple<Tensor, Tensor, Tensor> subspace_similarity_backward(
     const Tensor& grad_similarity_, const Tensor& x, const OptionalTensor& y,
-    const OptionalTensor& masks, const Tensor& similarity, const Tensor& inv_norm_x,
-    const Tensor& inv_norm_y, std::string_view metric_name, double eps,
+    const OptionalTensor& masks, const Tensor& similarity_, const Tensor& inv_norm_x_,
+    const Tensor& inv_norm_y_, std::string_view metric_name, double eps,
     std::array<bool, 3> wanted) {
   const PairInputs in(x, y, masks);
   const kernels::Metric metric = metric_of(metric_name);
-  check_shape(grad_similarity_, "grad_similarity", similarity.sizes());
-  check_like(grad_similarity_, "grad_similarity", similarity, "similarity");
+  check_shape(grad_similarity_, "grad_similarity", similarity_.sizes());
+  check_like(grad_similarity_, "grad_similarity", similarity_, "similarity");
   const Tensor grad_similarity = grad_similarity_.contiguous();
+  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  const Tensor similarity = similarity_.contiguous();
+  const Tensor inv_norm_x = inv_norm_x_.contiguous(), inv_norm_y = inv_norm_y_.contiguous();
   PairGradients out(in, wanted[0], wanted[1], wanted[2]);
 
   kernels::SubspaceSimilarityBackward p{

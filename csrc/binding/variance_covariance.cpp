@@ -143,8 +143,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_cova
 
 std::tuple<Tensor, Tensor> variance_covariance_backward(
     const Tensor& grad_variance_, const Tensor& grad_covariance_, const Tensor& z,
-    const OptionalTensor& masks, const Tensor& mean, const Tensor& sum_squares,
-    const Tensor& product, const Tensor& row_sums, const Tensor& centered, double eps,
+    const OptionalTensor& masks, const Tensor& mean_, const Tensor& sum_squares_,
+    const Tensor& product_, const Tensor& row_sums_, const Tensor& centered_, double eps,
     std::array<bool, 2> wanted) {
   const PlainTensors plain;
   const Inputs in(z, masks);
@@ -152,10 +152,14 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
   for (const auto& [grad, name] : {std::pair(&grad_variance_, "grad_variance"),
                                    std::pair(&grad_covariance_, "grad_covariance")}) {
     check_shape(*grad, name, {K, V});
-    check_like(*grad, name, mean, "mean");
+    check_like(*grad, name, mean_, "mean");
   }
   const Tensor grad_variance = grad_variance_.contiguous();
   const Tensor grad_covariance = grad_covariance_.contiguous();
+  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  const Tensor mean = mean_.contiguous(), sum_squares = sum_squares_.contiguous();
+  const Tensor product = product_.contiguous(), row_sums = row_sums_.contiguous();
+  const Tensor centered = centered_.contiguous();
   const bool want_z = wanted[0], want_masks = wanted[1] && in.masks.defined();
   Tensor grad_z = want_z ? new_result(in.z, {V, N, D}) : in.z.new_empty({0});
   Tensor grad_masks = want_masks ? in.new_empty({K, D}) : in.new_empty({0});

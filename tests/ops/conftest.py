@@ -1,0 +1,90 @@
+"""Memory in which the operators' tests run: NaN wherever an operator has no business.
+
+Every op of mast_ext, forward or backward, gets copies of its tensors that lie between NaN, so that
+a read beside them shows in its results. What it allocates is NaN until it is written.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+LINE = 64  # bytes of a cache line, and the alignment of every allocation
+AROUND = 256  # elements of poison before and after a tensor
+
+
+def poison(count, dtype, device):
+    """NaN; of whole numbers, where there is none, the largest."""
+    if dtype == torch.bool:
+        return torch.ones((count,), dtype=dtype, device=device)
+    whole = not (dtype.is_floating_point or dtype.is_complex)
+    value = torch.iinfo(dtype).max if whole else torch.nan
+    return torch.full((count,), value, dtype=dtype, device=device)
+
+
+def same_layout(t):
+    """A copy with the strides and the alignment of ``t``, poison around it and in its gaps."""
+    once = [1 if stride == 0 else size for size, stride in zip(t.shape, t.stride(), strict=True)]
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(once, t.stride(), strict=True))
+    start = AROUND + t.data_ptr() % LINE // t.element_size()
+    memory = poison(start + extent + AROUND, t.dtype, t.device)
+    memory.as_strided(once, t.stride(), start).copy_(
+        t.as_strided(once, t.stride(), t.storage_offset())
+    )
+    return memory.as_strided(t.shape, t.stride(), start)
+
+
+def padded(t):
+    """A copy whose rows have poison between them and begin at any multiple of the element size."""
+    gap = 3
+    memory = poison(AROUND + 1 + t.numel() // max(1, t.shape[-1]) * (t.shape[-1] + gap) + AROUND,
+                    t.dtype, t.device)  # fmt: skip
+    strides = [1, t.shape[-1] + gap]
+    for size in reversed(t.shape[1:-1]):
+        strides.append(strides[-1] * size)
+    copy = memory.as_strided(t.shape, strides[: t.dim()][::-1], AROUND + 1)
+    return copy.copy_(t)
+
+
+class PoisonedMemory(TorchDispatchMode):
+    """Lets ``layout`` copy every tensor that an op of mast_ext is given."""
+
+    def __init__(self, layout):
+        super().__init__()
+        self.layout = layout
+
+    @classmethod
+    def ignore_compile_internals(cls):
+        return True  # or nothing would be compiled under this mode
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "mast_ext":
+            args, kwargs = tree_map_only(torch.Tensor, self.copy, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def copy(self, t):
+        if type(t) is not torch.Tensor or t.numel() == 0:
+            return t
+        return same_layout(t) if t.dim() == 0 else self.layout(t)
+
+
+def pytest_generate_tests(metafunc):
+    """Tests against a definition run on both layouts; all others on the one that they ask for."""
+    if "matches" in metafunc.function.__name__ and "device" in metafunc.fixturenames:
+        metafunc.parametrize("poisoned_memory", [same_layout, padded], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(request):
+    if request.config.getoption("--plain-memory"):
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    # Fills what torch allocates; that algorithms without a deterministic form warn is a by-product.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with PoisonedMemory(getattr(request, "param", same_layout)):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
