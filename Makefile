@@ -2,6 +2,7 @@
 #
 #   make pretrain [ARGS="--method vicreg"]    make test [ARGS="-k nll"]    make bench    make lint
 #   make gpu-check PYTHON=python3             uses that Python as it is: no .venv, no downloads
+#                                             (ARGS="--steps build sanitizers": .ci/gpu_check.py)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -36,7 +37,7 @@ bench: .venv/built
 	python -m pytest benchmarks/ops --benchmark-only $(ARGS)
 
 gpu-check:
-	PYTHON=$(PYTHON) bash .ci/gpu-check
+	$(PYTHON) .ci/gpu_check.py $(ARGS)
 
 clean:
 	rm -rf .venv build mast_ext/*.so *.egg-info

@@ -25,6 +25,18 @@ RACES: list[tuple[str, str, str, Case, list[Result]]] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", help="write the measured table to this Markdown file")
     parser.addoption("--rounds", type=int, default=15, help="timed calls of each contestant")
+    parser.addoption("--smallest", action="store_true", help="only the first of all cases")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--smallest"):
+        return
+    first: dict[tuple[object, ...], pytest.Item] = {}
+    for item in items:
+        others = item.callspec.params.keys() - {"case"}
+        kind = [item.callspec.params[name] for name in sorted(others)]
+        first.setdefault((item.nodeid.split("[")[0], *kind), item)
+    items[:] = first.values()
 
 
 @pytest.fixture
