@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 
 #ifdef MAST_EXT_WITH_CUDA
 #include <c10/cuda/CUDAException.h>
@@ -19,11 +20,16 @@ struct CUstream_st;  // cudaStream_t, without the CUDA headers
 namespace mast_ext {
 
 #ifdef MAST_EXT_EMULATE_CUDA
-// A build for tests: the CUDA kernels run on the CPU (tests/emulation), on the CPU's tensors.
-inline bool uses_cuda_kernels(const at::Tensor&) { return true; }
+// A build for tests: the CUDA kernels run on the CPU (tests/emulation), on the CPU's tensors. With
+// EMULATE_NOTHING in the environment the CPU's own kernels do.
+inline bool uses_cuda_kernels(const at::Tensor&) {
+  static const bool emulates = std::getenv("EMULATE_NOTHING") == nullptr;
+  return emulates;
+}
 
 template <typename Cpu, typename Cuda>
-void run_on(const at::Tensor&, Cpu&&, Cuda&& cuda) {
+void run_on(const at::Tensor& tensor, Cpu&& cpu, Cuda&& cuda) {
+  if (!uses_cuda_kernels(tensor)) return cpu();
   TORCH_CHECK(cuda(static_cast<CUstream_st*>(nullptr)) == 0, "the emulated launch was refused");
 }
 #else

@@ -34,7 +34,8 @@ function(mast_ext_add_cpu_kernels target)
     endforeach()
     # Contraction to FMA is wanted, value-changing fast-math is not: NaN and Inf must pass through.
     target_compile_options(cpu_kernels_${isa} PRIVATE
-      -Wall -Wextra -Werror -Wno-psabi -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
+      -Wall -Wextra -Werror -Wno-psabi $<IF:$<BOOL:${MAST_EXT_SANITIZE}>,-O0,-O3>
+      -fno-math-errno -fno-trapping-math -ffp-contract=fast
       ${MAST_EXT_ISA_FLAGS_${isa}})
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:cpu_kernels_${isa}>)
   endforeach()

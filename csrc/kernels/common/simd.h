@@ -6,8 +6,11 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <new>
 #include <vector>
 
 #ifdef __SSE2__
@@ -208,6 +211,16 @@ inline vec<double> log1p_unit(vec<double> u) {
 // `Tag` tells apart buffers that are in use at the same time.
 template <typename T, typename Tag>
 inline T* scratch(std::int64_t count) {
+#ifdef __SANITIZE_ADDRESS__
+  // Memory of this call's own, with nothing but NaN in it, so that a read beyond it, or before it
+  // is written, is noticed.
+  thread_local std::unique_ptr<void, void (*)(void*)> fresh(nullptr, std::free);
+  const std::size_t bytes = count * sizeof(T);
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, bytes) != 0) throw std::bad_alloc();
+  fresh.reset(std::memset(memory, 0xff, bytes));
+  return static_cast<T*>(memory);
+#else
   thread_local std::vector<T> buffer;
   constexpr std::int64_t kAlignment = 64 / sizeof(T);
   if (static_cast<std::int64_t>(buffer.size()) < count + kAlignment) {
@@ -215,6 +228,7 @@ inline T* scratch(std::int64_t count) {
   }
   const auto address = reinterpret_cast<std::uintptr_t>(buffer.data());
   return buffer.data() + (64 - address % 64) % 64 / sizeof(T);
+#endif
 }
 
 }  // namespace mast_ext::kernels::MAST_EXT_ISA
