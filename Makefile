@@ -9,6 +9,7 @@ BIN := .venv/bin
 # A GPU at hand: for that chip. None: every generation, so that nothing rots uncompiled.
 CUDA_ARCHS ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo native || echo "80-real;90a-real;100-real;120")
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+EMULATION := $(shell find tests/emulation -name '*.h' -o -name '*.cpp')
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_ARGS ?= -DCMAKE_CUDA_ARCHITECTURES="$(CUDA_ARCHS)"
@@ -19,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 pretrain: .venv/built
 	mast-ext pretrain $(ARGS)
 
-test: .venv/built
+test: .venv/built build/emulated/built
 	python -m pytest $(ARGS)
 
 lint: .venv/built
@@ -51,4 +52,9 @@ clean:
 
 .venv/built: .venv/installed $(NATIVE)
 	python setup.py --quiet build_ext --inplace
+	touch $@
+
+# The CUDA kernels for the CPU (tests/emulation), which builds them itself when asked alone.
+build/emulated/built: .venv/installed $(NATIVE) $(EMULATION)
+	python tests/emulation/build.py
 	touch $@

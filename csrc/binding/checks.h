@@ -71,4 +71,11 @@ inline void check_masks(const at::Tensor& masks, const at::Tensor& x, const char
   });
 }
 
+// What the CUDA kernels of an op count in 32 bits: rows of a view and elements of a row of `t`
+// [V, N, D].
+inline void check_countable(const at::Tensor& t, const char* name, std::int64_t most) {
+  TORCH_CHECK_VALUE(t.size(1) <= most && t.size(2) <= most, name, " must have at most ", most,
+                    " rows in a view and elements in a row on a GPU, got shape ", t.sizes());
+}
+
 }  // namespace mast_ext

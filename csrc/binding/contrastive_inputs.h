@@ -45,6 +45,10 @@ struct ContrastiveInputs {
       check_masks(*masks_, x_);
       masks = masks_->contiguous();
     }
+    if (uses_cuda_kernels(x_)) {
+      check_countable(x_, "x", kernels::kMostCounted);
+      if (y_) check_countable(*y_, "y", kernels::kMostCounted);
+    }
     x = dense_rows(x_);
     y = y_ ? dense_rows(*y_) : x;
     check_temperature(temperature_tensor_);

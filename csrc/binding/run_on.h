@@ -16,6 +16,9 @@
 #endif
 
 struct CUstream_st;  // cudaStream_t, without the CUDA headers
+#ifdef MAST_EXT_EMULATE_CUDA
+const char* cudaGetErrorString(int error);
+#endif
 
 namespace mast_ext {
 
@@ -30,7 +33,8 @@ inline bool uses_cuda_kernels(const at::Tensor&) {
 template <typename Cpu, typename Cuda>
 void run_on(const at::Tensor& tensor, Cpu&& cpu, Cuda&& cuda) {
   if (!uses_cuda_kernels(tensor)) return cpu();
-  TORCH_CHECK(cuda(static_cast<CUstream_st*>(nullptr)) == 0, "the emulated launch was refused");
+  const int error = cuda(static_cast<CUstream_st*>(nullptr));
+  TORCH_CHECK(error == 0, "emulated CUDA: ", cudaGetErrorString(error));
 }
 #else
 inline bool uses_cuda_kernels(const at::Tensor& tensor) { return tensor.is_cuda(); }

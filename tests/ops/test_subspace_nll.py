@@ -65,6 +65,19 @@ def test_matches_definition(shape, dtype, form, device):
         assert_close(a.cpu().double(), b, rtol=rounding, atol=5e-6 * scale)
 
 
+def test_more_subspaces_than_a_grid_has_rows(device):
+    inputs = make_inputs((2, None, 1, 4, 65_540), "diagonal", device, requires_grad=True)
+    exact = [t if t is None else t.detach().cpu().double().requires_grad_() for t in inputs]
+    got = functional.subspace_nll(*inputs)
+    want = reference.subspace_nll(*exact)
+    assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-5)
+    grad = torch.randn_like(got)
+    mine = torch.autograd.grad(got, given(inputs), grad)
+    truth = torch.autograd.grad(want, given(exact), grad.cpu().double())
+    for a, b in zip(mine, truth, strict=True):
+        assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-2)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "shape", [(1, None, 2, 3, None), (3, None, 2, 5, 2), (2, 2, 3, 4, 9)], ids=str

@@ -67,6 +67,19 @@ def test_matches_definition(shape, dtype, metric, device):
         assert_close(mine.cpu().double(), truth, rtol=rounding, atol=4e-6 * scale)
 
 
+def test_more_subspaces_than_a_grid_has_rows(device):
+    inputs = make_inputs((2, None, 1, 4, 65_540), device, requires_grad=True)
+    exact = to_double(inputs)
+    got = functional.subspace_similarity(*inputs)
+    want = reference.subspace_similarity(*exact)
+    assert_close(got.cpu().double(), want, rtol=0, atol=1e-6)
+    grad = torch.randn_like(got)
+    mine = gradients(got, inputs, grad)
+    truth = gradients(want, exact, grad.cpu().double())
+    for a, b in zip(mine, truth, strict=True):
+        assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
     "shape", [(1, None, 2, 3, None), (3, None, 2, 5, 2), (2, 2, 3, 4, 9)], ids=str

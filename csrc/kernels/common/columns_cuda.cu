@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) dots(ColumnDots p, unsigned
 
 int column_moments_cuda(const ColumnMoments& p, cudaStream_t stream) {
   const unsigned per_view = blocks(p.z.dim, kWarpSize);
-  const dim3 grid(static_cast<unsigned>(p.z.views) * per_view);
+  const unsigned grid = blocks(p.z.views * per_view, 1);
   return visit_cuda(p.z.dtype, [&]<typename T, typename P>() {
     return launch(moments<T, P>, grid, dim3(kWarpSize, kWarps), stream, p, per_view);
   });
@@ -140,7 +140,7 @@ int column_tile_cuda(const ColumnTile& p, cudaStream_t stream) {
 
 int column_dots_cuda(const ColumnDots& p, cudaStream_t stream) {
   const unsigned per_view = blocks(p.dims, kWarpSize);
-  const dim3 grid(static_cast<unsigned>(p.subspaces * p.views) * per_view);
+  const unsigned grid = blocks(p.subspaces * p.views * per_view, 1);
   return visit_cuda(p.dtype, [&]<typename T, typename P>() {
     return launch(dots<P>, grid, dim3(kWarpSize, kWarps), stream, p, per_view);
   });

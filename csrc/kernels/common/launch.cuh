@@ -4,31 +4,43 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <limits>
 
 namespace mast_ext::kernels {
 
-// How many blocks of `per_block` cover `work`.
+// Shared memory of a block on every GPU since sm_80, in bytes; and how much of it may be static in
+// a kernel that has dynamic shared memory, too.
+inline constexpr int kMostShared = 99 << 10, kMostStatic = 3 << 10;
+
+// The first parameter of a kernel with dynamic shared memory: the most that any launch of it needs.
+// A GPU has to be asked for more than 48 KB, static memory included, before the launch. The amount
+// is part of the kernel's type, so that all threads of the host ask for the same. As a template
+// argument of the kernel it is in its name, and so in the compiler's report, where
+// tests/emulation/test_launch_limits.py finds it.
+template <int kMostBytes>
+struct DynamicShared {
+  static_assert(kMostBytes > 0 && kMostBytes + kMostStatic <= kMostShared);
+};
+
+// How many blocks of `per_block` cover `work`; if 32 bits do not hold it, more than a grid may
+// have.
 inline unsigned blocks(std::int64_t work, std::int64_t per_block) {
-  return static_cast<unsigned>((work + per_block - 1) / per_block);
+  constexpr std::int64_t kTooMany = std::numeric_limits<unsigned>::max();
+  const std::int64_t count = (work + per_block - 1) / per_block;
+  return static_cast<unsigned>(count < kTooMany ? count : kTooMany);
 }
 
-// Queues kernel(args...) with this much dynamic shared memory a block on `stream`; an empty grid is
-// no work and no error.
+// Queues kernel(args...) with `shared_bytes` of dynamic shared memory a block. An empty grid is no
+// work and no error.
 template <typename... Params, typename... Args>
-cudaError_t launch_shared(void (*kernel)(Params...), dim3 grid, dim3 block, int shared_bytes,
-                          cudaStream_t stream, const Args&... args) {
+cudaError_t queue(void (*kernel)(Params...), dim3 grid, dim3 block, int shared_bytes,
+                  cudaStream_t stream, const Args&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
 #ifdef __CUDACC__
-  constexpr int kWithoutAsking = 48 << 10;
-  if (shared_bytes > kWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
 #else
   (void)stream;
-  emulation::run(grid, block, shared_bytes, [=] { kernel(static_cast<Params>(args)...); });
+  emulation::run(kernel, grid, block, shared_bytes, [=] { kernel(static_cast<Params>(args)...); });
 #endif
   return cudaGetLastError();
 }
@@ -36,7 +48,17 @@ cudaError_t launch_shared(void (*kernel)(Params...), dim3 grid, dim3 block, int 
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream,
                    const Args&... args) {
-  return launch_shared(kernel, grid, block, 0, stream, args...);
+  return queue(kernel, grid, block, 0, stream, args...);
+}
+
+// The same for a kernel with dynamic shared memory, of which this launch needs `shared_bytes`.
+template <int kMostBytes, typename... Params, typename... Args>
+cudaError_t launch_shared(void (*kernel)(DynamicShared<kMostBytes>, Params...), dim3 grid,
+                          dim3 block, int shared_bytes, cudaStream_t stream, const Args&... args) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostBytes);
+  if (error != cudaSuccess) return error;
+  return queue(kernel, grid, block, shared_bytes, stream, DynamicShared<kMostBytes>{}, args...);
 }
 
 }  // namespace mast_ext::kernels

@@ -53,7 +53,7 @@ __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
   extern __shared__ __align__(128) unsigned char shared_memory[];
   return shared_memory;
 #else
-  return reinterpret_cast<unsigned char*>(emulation::shared_memory.data());
+  return emulation::dynamic_shared_memory();
 #endif
 }
 
@@ -87,7 +87,7 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool insi
                  : "memory");
   }
 #else
-  emulation::start_copy(to, inside ? from : nullptr, kBytes);
+  emulation::start_copy(to, from, kBytes, inside);
 #endif
 }
 

@@ -248,15 +248,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// grad_weights[slice, k, d]: one thread per (slice, tile of masks, N elements of D). `grad_totals`
-// [B, K], where given, is the gradient of sum_d w_kd by image.
+// grad_weights[slice, k, d]: one thread per (slice, tile of masks, N elements of D); blockIdx.y is
+// the slice, and blockIdx.x counts a tile's blocks, then the tiles. `grad_totals` [B, K], where
+// given, is the gradient of sum_d w_kd by image.
 template <typename T, typename Values, int N>
 __global__ void __launch_bounds__(kThreads)
     grad_weights_of_slice(PairSums p, const float* coefficients, const float* grad_totals,
                           std::int64_t slices, float* grad_weights) {
-  const std::int64_t d = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N;
+  const std::int64_t blocks_of_tile = (p.dim / N + blockDim.x - 1) / blockDim.x;
+  const std::int64_t d = (blockIdx.x % blocks_of_tile * blockDim.x + threadIdx.x) * N;
   if (d >= p.dim) return;
-  const std::int64_t k0 = std::int64_t{blockIdx.y} * kTileMasks, slice = blockIdx.z;
+  const std::int64_t k0 = blockIdx.x / blocks_of_tile * kTileMasks, slice = blockIdx.y;
   const std::int64_t padded_k = padded_subspaces(p.subspaces);
   const PairRows& rows = p.rows;
 
@@ -327,6 +329,26 @@ __device__ __forceinline__ float total_weight(const PairSums& p, std::int64_t k)
     sum += mask * mask;
   }
   return block_sum<kThreads>(sum);
+}
+
+// A grid with a thread for every image of every subspace: blocks of subspace 0, then of 1. Only a
+// grid's x may be large.
+inline unsigned subspace_grid(const PairSums& p, std::int64_t subspaces) {
+  return blocks(blocks(p.batch, kThreads) * subspaces, 1);
+}
+
+__device__ __forceinline__ std::int64_t blocks_of_subspace(const PairSums& p) {
+  return (p.batch + kThreads - 1) / kThreads;
+}
+
+// In such a grid, the same for the whole block.
+__device__ __forceinline__ std::int64_t own_subspace(const PairSums& p) {
+  return blockIdx.x / blocks_of_subspace(p);
+}
+
+// May lie behind the last one.
+__device__ __forceinline__ std::int64_t own_image(const PairSums& p) {
+  return blockIdx.x % blocks_of_subspace(p) * kThreads + threadIdx.x;
 }
 
 inline bool aligned(const void* data, std::int64_t bytes) {
@@ -405,7 +427,8 @@ cudaError_t launch_grads(const PairSums& p, const PairSumsWork& work, const Pair
     }
     if (grad.masks == nullptr) return cudaSuccess;
     const int threads = packets < kThreads ? static_cast<int>((packets + 31) / 32 * 32) : kThreads;
-    const dim3 grid(packets > 0 ? blocks(packets, threads) : 0, blocks(p.subspaces, kTileMasks),
+    const std::int64_t blocks_of_tile = packets > 0 ? blocks(packets, threads) : 0;
+    const dim3 grid(blocks(blocks_of_tile * blocks(p.subspaces, kTileMasks), 1),
                     static_cast<unsigned>(work.slices));
     auto* grad_weights = static_cast<float*>(work.grad_weights);
     const cudaError_t error = launch(grad_weights_of_slice<T, Values, N>, grid, threads, stream, p,

@@ -125,8 +125,9 @@ __device__ __forceinline__ void add_gradient(const ContrastiveFusedBackward& f, 
   }
 }
 
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kFusedThreads, 2) fused_backward(ContrastiveFusedBackward f) {
+template <typename T, int kDim, int kMostBytes = FusedTile<T, kDim>::kSharedBytes>
+__global__ void __launch_bounds__(kFusedThreads, 2)
+    fused_backward(DynamicShared<kMostBytes>, ContrastiveFusedBackward f) {
   using Tile = FusedTile<T, kDim>;
   constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kThreadRows = Tile::kThreadRows;
   const Contrastive& p = f.b.p;

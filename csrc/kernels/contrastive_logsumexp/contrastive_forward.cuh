@@ -69,8 +69,9 @@ __device__ __forceinline__ void add_tile(ShiftedSum (&sums)[Tile::kThreadRows],
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 2) forward_tiles(ContrastiveForward f) {
+template <typename T, int kMostBytes = ProductTile<T>::kMostSharedBytes>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    forward_tiles(DynamicShared<kMostBytes>, ContrastiveForward f) {
   using Tile = ProductTile<T>;
   constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kThreadRows = Tile::kThreadRows;
   static_assert(kRows == kTileThreads && kColumns <= kTileThreads);

@@ -180,6 +180,9 @@ struct ContrastiveWeights {
   void* weights;  // [count, Vy * M]
 };
 
+// Inside the kernels, rows of a view and elements of a row are counted in 32 bits.
+inline constexpr std::int64_t kMostCounted = (std::int64_t{1} << 31) - 256;
+
 // What fits into a GPU's shared memory: float32 takes more of it, three parts of 16 bits (mma.cuh).
 inline constexpr int kMostFusedDims = 256, kMostFusedFloats = 192;
 inline std::int64_t most_fused_dims(DType dtype) {

@@ -10,18 +10,6 @@ namespace mast_ext::kernels {
 
 using namespace contrastive;
 
-namespace {
-
-// Inside the kernels, rows, columns and dims are counted in 32 bits, and so are blocks of threads.
-constexpr std::int64_t kMostCounted = (std::int64_t{1} << 31) - 256;
-
-bool is_countable(const Contrastive& p, std::int64_t thread_blocks) {
-  return p.x.rows <= kMostCounted && p.y.rows <= kMostCounted && p.x.dim <= kMostCounted &&
-         thread_blocks <= kMostCounted;
-}
-
-}  // namespace
-
 int inverse_norms_cuda(const InverseNorms& p, cudaStream_t stream) {
   const unsigned grid = blocks(p.z.views * p.z.rows, kRowWarps);
   return visit_cuda(p.z.dtype, [&]<typename T, typename>() {
@@ -46,7 +34,6 @@ int contrastive_forward_cuda(const ContrastiveForward& f, cudaStream_t stream) {
     using Tile = ProductTile<T>;
     const std::int64_t tiles = blocks(p.x.rows, Tile::kRows);
     const std::int64_t grid = tiles * p.subspaces * p.x.views * p.y.views * f.splits;
-    if (!is_countable(p, grid)) return cudaErrorInvalidValue;
     return launch_shared(forward_tiles<T>, blocks(grid, 1), kTileThreads,
                          Tile::shared_bytes(p.x.dim), stream, f);
   });
@@ -60,7 +47,6 @@ int contrastive_weights_cuda(const ContrastiveWeights& f, cudaStream_t stream) {
     using Tile = ProductTile<T>;
     const std::int64_t row_tiles = blocks(f.count, Tile::kRows);
     const std::int64_t grid = row_tiles * blocks(p.y.rows, Tile::kColumns) * p.y.views;
-    if (!is_countable(p, grid)) return cudaErrorInvalidValue;
     return launch_shared(tile_weights<T, W>, blocks(grid, 1), kTileThreads,
                          weights_shared_bytes<T>(p.x.dim), stream, f);
   });
@@ -80,8 +66,7 @@ std::int64_t fused_backward_slices(const Contrastive& p) {
 int contrastive_fused_backward_cuda(const ContrastiveFusedBackward& f, cudaStream_t stream) {
   const Contrastive& p = f.b.p;
   const bool adds_up = f.grad_x != nullptr && p.subspaces > 1 && p.x.dtype != DType::kFloat32;
-  if (p.x.dim > most_fused_dims(p.x.dtype) || (adds_up && f.sum == nullptr) ||
-      !is_countable(p, f.slices)) {
+  if (p.x.dim > most_fused_dims(p.x.dtype) || (adds_up && f.sum == nullptr)) {
     return cudaErrorInvalidValue;
   }
   return visit_cuda(p.x.dtype, [&]<typename T, typename>() {

@@ -12,6 +12,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -281,6 +282,8 @@ struct ProductTile {
     return kStages * Columns::kBytes +
            (chunks(dim) <= kMostKept ? chunks(dim) : kStages) * Rows::kBytes;
   }
+  static constexpr int kMostSharedBytes =
+      kStages * Columns::kBytes + std::max(kMostKept, kStages) * Rows::kBytes;
 };
 
 // Calls begin(tile) early, to start loading what else a tile of columns needs, and

@@ -2,12 +2,29 @@
 // owns a tile of rows and columns.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"
 
 namespace mast_ext::kernels::contrastive {
 
-template <typename T, typename W>
-__global__ void __launch_bounds__(kTileThreads, 2) tile_weights(ContrastiveWeights f) {
+// Of the products, which take the operands' place.
+template <typename T>
+inline constexpr int kProductsBytes =
+    ProductTile<T>::kRows * ProductTile<T>::kColumns * static_cast<int>(sizeof(float));
+
+template <typename T>
+inline constexpr int kMostWeightsSharedBytes =
+    std::max(ProductTile<T>::kMostSharedBytes, kProductsBytes<T>);
+
+template <typename T>
+int weights_shared_bytes(std::int64_t dim) {
+  return std::max(ProductTile<T>::shared_bytes(dim), kProductsBytes<T>);
+}
+
+template <typename T, typename W, int kMostBytes = kMostWeightsSharedBytes<T>>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    tile_weights(DynamicShared<kMostBytes>, ContrastiveWeights f) {
   using Tile = ProductTile<T>;
   constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns;
   constexpr int kRowStep = kTileThreads / kColumns;
@@ -77,15 +94,6 @@ __global__ void __launch_bounds__(kTileThreads, 2) tile_weights(ContrastiveWeigh
     w = left_out ? 0.0f : w * scale * row_scale[row];
     to[row * p.y.views * p.y.rows] = static_cast<W>(w);
   }
-}
-
-// The products take the operands' place.
-template <typename T>
-int weights_shared_bytes(std::int64_t dim) {
-  using Tile = ProductTile<T>;
-  constexpr int kProducts = Tile::kRows * Tile::kColumns * static_cast<int>(sizeof(float));
-  const int operands = Tile::shared_bytes(dim);
-  return operands < kProducts ? kProducts : operands;
 }
 
 }  // namespace mast_ext::kernels::contrastive

@@ -22,7 +22,7 @@ struct RowBlocks {
     while (width < items && width < kThreads) width *= 2;
     block = dim3(width, kThreads / width);
     stretches = blocks(items, std::int64_t{width} * kItems);
-    grid = dim3(static_cast<unsigned>(blocks(rows, block.y) * stretches));
+    grid = dim3(blocks(blocks(rows, block.y) * stretches, 1));
   }
 };
 

@@ -324,8 +324,8 @@ int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, cudaStream_t st
   return pair_sums_cuda::visit_type(in.dtype, [&]<typename T>() {
     const bool aligned = is_aligned<T>(in, nullptr);
     const auto run = [&]<int kTeachers>() {
-      return launch(forward<T, kTeachers>, dim3(static_cast<unsigned>(p.shares.count())), kThreads,
-                    stream, p, Inverses(in), aligned);
+      return launch(forward<T, kTeachers>, blocks(p.shares.count(), 1), kThreads, stream, p,
+                    Inverses(in), aligned);
     };
     const cudaError_t error = in.teachers == 1   ? run.template operator()<1>()
                               : in.teachers == 2 ? run.template operator()<2>()
@@ -334,8 +334,8 @@ int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, cudaStream_t st
     const std::int64_t pairs = in.teachers * in.students, warps = kMergeThreads / kWarpSize;
     const auto threads = static_cast<unsigned>(pairs < warps ? pairs : warps) * kWarpSize;
     const std::int64_t columns = p.column_sums == nullptr ? 0 : in.prototypes;
-    return launch(merge, dim3(static_cast<unsigned>(in.batch) + blocks(columns, threads)), threads,
-                  stream, p, Inverses(in));
+    return launch(merge, blocks(in.batch + blocks(columns, threads), 1), threads, stream, p,
+                  Inverses(in));
   });
 }
 

@@ -12,8 +12,7 @@ namespace math = subspace_nll_math;
 
 template <typename T>
 __global__ void __launch_bounds__(engine::kThreads) finish(SubspaceNll p) {
-  const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
-  const std::int64_t k = blockIdx.y;
+  const std::int64_t k = engine::own_subspace(p.pairs), b = engine::own_image(p.pairs);
   const float total = engine::total_weight(p.pairs, k);
   if (b >= p.pairs.batch) return;
   const auto* sums = static_cast<const float*>(p.sums);
@@ -24,8 +23,8 @@ __global__ void __launch_bounds__(engine::kThreads) finish(SubspaceNll p) {
 
 template <typename T>
 __global__ void __launch_bounds__(engine::kThreads) write_coefficients(SubspaceNllBackward p) {
-  const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
-  const std::int64_t k = blockIdx.y, padded_k = gridDim.y;
+  const std::int64_t k = engine::own_subspace(p.pairs), b = engine::own_image(p.pairs);
+  const std::int64_t padded_k = padded_subspaces(p.pairs.subspaces);
   const bool padding = k >= p.pairs.subspaces;  // the same for the whole block
   const float total = padding ? 0 : engine::total_weight(p.pairs, k);
   if (b >= p.pairs.batch) return;
@@ -39,10 +38,6 @@ __global__ void __launch_bounds__(engine::kThreads) write_coefficients(SubspaceN
       p, k, b, total, [&](std::int32_t row, float c) { image[row * padded_k] = c; });
 }
 
-dim3 grid_of(const PairSums& p, std::int64_t subspaces) {
-  return dim3(blocks(p.batch, engine::kThreads), static_cast<unsigned>(subspaces));
-}
-
 }  // namespace
 
 int subspace_nll_cuda(const SubspaceNll& p, cudaStream_t stream) {
@@ -52,13 +47,15 @@ int subspace_nll_cuda(const SubspaceNll& p, cudaStream_t stream) {
                                 : engine::launch_sums<SquaredDifference>(p.pairs, sums, stream);
   if (error != cudaSuccess) return error;
   return engine::visit_type(p.pairs.dtype, [&]<typename T>() {
-    return launch(finish<T>, grid_of(p.pairs, p.pairs.subspaces), engine::kThreads, stream, p);
+    return launch(finish<T>, engine::subspace_grid(p.pairs, p.pairs.subspaces), engine::kThreads,
+                  stream, p);
   });
 }
 
 int subspace_nll_backward_cuda(const SubspaceNllBackward& p, cudaStream_t stream) {
   const cudaError_t error = engine::visit_type(p.pairs.dtype, [&]<typename T>() {
-    return launch(write_coefficients<T>, grid_of(p.pairs, padded_subspaces(p.pairs.subspaces)),
+    return launch(write_coefficients<T>,
+                  engine::subspace_grid(p.pairs, padded_subspaces(p.pairs.subspaces)),
                   engine::kThreads, stream, p);
   });
   if (error != cudaSuccess) return error;

@@ -10,8 +10,7 @@ namespace engine = pair_sums_cuda;
 namespace math = subspace_similarity_math;
 
 __global__ void __launch_bounds__(engine::kThreads) finish(SubspaceSimilarity p) {
-  const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
-  const std::int64_t k = blockIdx.y;
+  const std::int64_t k = engine::own_subspace(p.pairs), b = engine::own_image(p.pairs);
   if (b >= p.pairs.batch) return;
   const auto* sums = static_cast<const float*>(p.sums);
   math::finish<float>(p, k, b, [&](std::int32_t row) {
@@ -21,8 +20,8 @@ __global__ void __launch_bounds__(engine::kThreads) finish(SubspaceSimilarity p)
 
 __global__ void __launch_bounds__(engine::kThreads)
     write_coefficients(SubspaceSimilarityBackward p) {
-  const std::int64_t b = std::int64_t{blockIdx.x} * engine::kThreads + threadIdx.x;
-  const std::int64_t k = blockIdx.y, padded_k = gridDim.y;
+  const std::int64_t k = engine::own_subspace(p.pairs), b = engine::own_image(p.pairs);
+  const std::int64_t padded_k = padded_subspaces(p.pairs.subspaces);
   if (b >= p.pairs.batch) return;
   const std::int32_t rows = p.pairs.rows.count();
   float* image = static_cast<float*>(p.work.coefficients) + b * rows * padded_k + k;
@@ -33,10 +32,6 @@ __global__ void __launch_bounds__(engine::kThreads)
   math::coefficients<float>(p, k, b, [&](std::int32_t row, float c) { image[row * padded_k] = c; });
 }
 
-dim3 grid_of(const PairSums& p, std::int64_t subspaces) {
-  return dim3(blocks(p.batch, engine::kThreads), static_cast<unsigned>(subspaces));
-}
-
 }  // namespace
 
 int subspace_similarity_cuda(const SubspaceSimilarity& p, cudaStream_t stream) {
@@ -45,13 +40,14 @@ int subspace_similarity_cuda(const SubspaceSimilarity& p, cudaStream_t stream) {
                                 ? engine::launch_sums<Product>(p.pairs, sums, stream)
                                 : engine::launch_sums<SquaredDifference>(p.pairs, sums, stream);
   if (error != cudaSuccess) return error;
-  return launch(finish, grid_of(p.pairs, p.pairs.subspaces), engine::kThreads, stream, p);
+  return launch(finish, engine::subspace_grid(p.pairs, p.pairs.subspaces), engine::kThreads, stream,
+                p);
 }
 
 int subspace_similarity_backward_cuda(const SubspaceSimilarityBackward& p, cudaStream_t stream) {
-  const cudaError_t error =
-      launch(write_coefficients, grid_of(p.pairs, padded_subspaces(p.pairs.subspaces)),
-             engine::kThreads, stream, p);
+  const cudaError_t error = launch(
+      write_coefficients, engine::subspace_grid(p.pairs, padded_subspaces(p.pairs.subspaces)),
+      engine::kThreads, stream, p);
   if (error != cudaSuccess) return error;
   return p.metric == Metric::kCosine
              ? engine::launch_grads<Product>(p.pairs, p.work, p.grad, nullptr, stream)
