@@ -26,7 +26,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if file := config.getoption("--emulated-cuda"):
+    file = config.getoption("--emulated-cuda")
+    if file and "mast_ext._C" not in sys.modules:
         spec = importlib.util.spec_from_file_location("mast_ext._C", file)
         sys.modules["mast_ext._C"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["mast_ext._C"])

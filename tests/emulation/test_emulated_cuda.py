@@ -3,7 +3,6 @@
 import sys
 
 
-
 def test_operators_on_emulated_kernels(run, emulated_module):
     out = run(
         sys.executable, "-m", "pytest", "tests/ops", "-q", "-k", "cpu", "-p", "no:cacheprovider",

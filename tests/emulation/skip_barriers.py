@@ -1,0 +1,45 @@
+"""skip_barriers.py MODULE FILE:LINE...: runs an operator's tests without one barrier after another.
+
+Prints a line for each: the barrier, and what the race detector made of it.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Small inputs of every operator, which together pass every barrier.
+TESTS = "matches_definition or matches_search or in_stretches or in_tiles"
+FILES = {"common": "variance_covariance", "prototype_column_logsumexp": "sinkhorn_knopp"}
+
+
+class FirstFailure:
+    """Keeps what the first test that fails says."""
+
+    text = ""
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed and not self.text:
+            self.text = report.longreprtext
+
+
+def outcome(module, barrier):
+    operator = Path(barrier).parent.name
+    failure = FirstFailure()
+    os.environ["EMULATE_SKIP_BARRIER"] = barrier
+    arguments = [
+        f"tests/ops/test_{FILES.get(operator, operator)}.py", "-k", f"cpu and ({TESTS})", "-x",
+        "-p", "no:cacheprovider", f"--emulated-cuda={module}",
+    ]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(arguments, plugins=[failure])
+    found = "race: thread" in failure.text or "has not written yet" in failure.text
+    return "race" if found else failure.text.strip().splitlines()[-1:] or "no failure"
+
+
+module, *barriers = sys.argv[1:]
+for barrier in barriers:
+    print(barrier, outcome(module, barrier), flush=True)

@@ -1,0 +1,135 @@
+"""What the kernels need of a GPU, from the compiler's report: shared memory, registers, spills.
+
+csrc/cmake/keep_ptxas_report.sh keeps the report of every CUDA build.
+"""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "csrc" / "kernels"
+
+# Of a block, in bytes: on every GPU since sm_80; and without asking (launch.cuh).
+MOST_SHARED, UNASKED_SHARED = 99 << 10, 48 << 10
+MOST_REGISTERS = 255  # of a thread
+
+# Kernels that keep part of a thread's variables in memory, and how many bytes at most: arrays
+# that are indexed at run time, and registers that did not fit.
+STACK_FRAMES: dict[str, int] = {}
+
+ENTRY = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for '(?P<architecture>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+
+
+@dataclass
+class Kernel:
+    """One instantiation, compiled for one architecture."""
+
+    name: str
+    architecture: str
+    stack: int
+    spills: int
+    registers: int
+    static_shared: int
+
+    @property
+    def most_dynamic_shared(self):
+        """What DynamicShared<...>, its first parameter, says."""
+        found = re.search(r"\((?:\w+::)*DynamicShared<(?:\(int\))?(\d+)>", self.name)
+        return int(found[1]) if found else 0
+
+
+def kernels_of(report):
+    """The kernels of what `ptxas -v` printed."""
+    entries = list(ENTRY.finditer(report))
+    names = "\n".join(entry["name"] for entry in entries)
+    names = subprocess.run(["c++filt"], input=names, capture_output=True, text=True, check=True)
+    for entry, name in zip(entries, names.stdout.splitlines(), strict=True):
+        shared = re.search(r"(\d+) bytes smem", entry["rest"])
+        yield Kernel(
+            name=name,
+            architecture=entry["architecture"],
+            stack=int(entry["stack"]),
+            spills=int(entry["stores"]) + int(entry["loads"]),
+            registers=int(entry["registers"]),
+            static_shared=int(shared[1]) if shared else 0,
+        )
+
+
+def problems_of(kernel):
+    """What of `kernel` no GPU, or not every one, could launch."""
+    dynamic, static = kernel.most_dynamic_shared, kernel.static_shared
+    most_static = UNASKED_SHARED if dynamic == 0 else MOST_SHARED - dynamic
+    if static > most_static:
+        yield f"{static} bytes of static shared memory beside {dynamic} of dynamic"
+    if kernel.registers > MOST_REGISTERS:
+        yield f"{kernel.registers} registers"
+    if kernel.stack + kernel.spills > STACK_FRAMES.get(kernel.name, 0):
+        yield f"{kernel.stack} bytes of stack, {kernel.spills} of spills"
+
+
+REPORT = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z5tilesIfLi49152EEv13DynamicSharedIXT0_EE4Work' for 'sm_90a'
+ptxas info    : Function properties for _Z5tilesIfLi49152EEv13DynamicSharedIXT0_EE4Work
+    {stack} bytes stack frame, {spills} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used {registers} registers, used 1 barriers, {static} bytes smem
+ptxas info    : Compile time = 51.077 ms
+"""  # noqa: E501
+
+
+def test_reads_a_report():
+    (kernel,) = kernels_of(REPORT.format(stack=0, spills=0, registers=224, static=1536))
+    assert (kernel.architecture, kernel.static_shared) == ("sm_90a", 1536)
+    assert kernel.most_dynamic_shared == 49152
+    assert list(problems_of(kernel)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"static": 52225}, "52225 bytes of static shared memory beside 49152 of dynamic"),
+        ({"registers": 256}, "256 registers"),
+        ({"stack": 8}, "8 bytes of stack, 0 of spills"),
+        ({"spills": 4}, "0 bytes of stack, 4 of spills"),
+    ],
+    ids=str,
+)
+def test_finds_what_does_not_fit(change, problem):
+    fits = {"stack": 0, "spills": 0, "registers": 224, "static": 1536}
+    (kernel,) = kernels_of(REPORT.format(**(fits | change)))
+    assert list(problems_of(kernel)) == [problem]
+
+
+def test_every_kernel_says_how_many_threads_it_has():
+    """Without launch bounds the compiler may use more registers than a block's threads have."""
+    for path in sorted(KERNELS.rglob("*.cu*")):
+        text = path.read_text()
+        bounded = re.findall(r"__global__\s+void\s+__launch_bounds__\(", text)
+        assert len(bounded) == text.count("__global__"), path.relative_to(ROOT)
+
+
+def test_kernels_fit_every_gpu():
+    reports = sorted(ROOT.glob("build/*/CMakeFiles/_C.dir/csrc/kernels/**/*.ptxas"))
+    if not reports:
+        pytest.skip("no report of a CUDA build in build/: no nvcc, or MAST_EXT_CUDA=OFF")
+    kernels = [kernel for path in reports for kernel in kernels_of(path.read_text())]
+    assert {path.name.split(".")[0] for path in reports} == {
+        path.stem for path in KERNELS.rglob("*.cu")
+    }
+    problems = [
+        f"{kernel.name} for {kernel.architecture}: {problem}"
+        for kernel in kernels
+        for problem in problems_of(kernel)
+    ]
+    assert not problems, "\n".join(problems)
+    assert any(kernel.most_dynamic_shared > 0 for kernel in kernels)

@@ -1,0 +1,46 @@
+"""No kernel's threads race for shared memory, in any order of warps and copies."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "csrc" / "kernels"
+
+# Small inputs of every operator, which together pass every barrier.
+TESTS = "matches_definition or matches_search or in_stretches or in_tiles"
+
+
+def barriers():
+    """Every `__syncthreads()` of the kernels, as file:line."""
+    for path in sorted(KERNELS.rglob("*.cu*")):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.match(r"\s*__syncthreads\(\)", line):
+                yield f"{path.relative_to(KERNELS)}:{number}"
+
+
+ORDERS = {
+    "late copies": {},
+    "late copies, last warp first": {"EMULATE_LAST_WARP_FIRST": "1"},
+    "early copies": {"EMULATE_EARLY_COPIES": "1"},
+    "early copies, last warp first": {"EMULATE_LAST_WARP_FIRST": "1", "EMULATE_EARLY_COPIES": "1"},
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_kernel_races(order, run, watched_module):
+    run(
+        sys.executable, "-m", "pytest", "tests/ops", "-q", "-k", f"cpu and ({TESTS})",
+        "-p", "no:cacheprovider", f"--emulated-cuda={watched_module}",
+        env=os.environ | ORDERS[order],
+    )  # fmt: skip
+
+
+def test_every_barrier_is_needed(run, watched_module):
+    """With any one taken out, an operator's tests fail with a race."""
+    out = run(sys.executable, "tests/emulation/skip_barriers.py", watched_module, *barriers())
+    races = dict(line.split(" ", 1) for line in out.splitlines())
+    assert races == dict.fromkeys(barriers(), "race")
