@@ -8,18 +8,17 @@
 
 namespace mast_ext::kernels {
 
-// Shared memory of a block on every GPU since sm_80, in bytes; and how much of it may be static in
-// a kernel that has dynamic shared memory, too.
-inline constexpr int kMostShared = 99 << 10, kMostStatic = 3 << 10;
+// Shared memory of a block on every GPU since sm_80, in bytes.
+inline constexpr int kMostShared = 99 << 10;
 
 // The first parameter of a kernel with dynamic shared memory: the most that any launch of it needs.
 // A GPU has to be asked for more than 48 KB, static memory included, before the launch. The amount
 // is part of the kernel's type, so that all threads of the host ask for the same. As a template
-// argument of the kernel it is in its name, and so in the compiler's report, where
-// tests/emulation/test_launch_limits.py finds it.
+// argument of the kernel it is in its name, and so in the compiler's report, from which
+// tests/emulation/test_launch_limits.py sees whether there is room for the static memory, too.
 template <int kMostBytes>
 struct DynamicShared {
-  static_assert(kMostBytes > 0 && kMostBytes + kMostStatic <= kMostShared);
+  static_assert(kMostBytes > 0 && kMostBytes <= kMostShared);
 };
 
 // How many blocks of `per_block` cover `work`; if 32 bits do not hold it, more than a grid may
