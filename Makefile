@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 pretrain: .venv/built
 	mast-ext pretrain $(ARGS)
 
-test: .venv/built build/emulated/built
+test: .venv/built build/emulated/built build/sanitized/built
 	python -m pytest $(ARGS)
 
 lint: .venv/built
@@ -54,7 +54,8 @@ clean:
 	python setup.py --quiet build_ext --inplace
 	touch $@
 
-# The CUDA kernels for the CPU (tests/emulation), which builds them itself when asked alone.
-build/emulated/built: .venv/installed $(NATIVE) $(EMULATION)
-	python tests/emulation/build.py
+# For tests without a GPU, which build them themselves when asked alone: the CUDA kernels for the
+# CPU, and everything with sanitizers.
+build/%/built: .venv/installed $(NATIVE) $(EMULATION)
+	python tests/emulation/build.py $*
 	touch $@

@@ -5,7 +5,6 @@ place of the installed one, and keeps the tests that exercise kernels.
 """
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,25 +50,27 @@ def device(request):
     return torch.device(request.param)
 
 
-def build_for_tests(name, *options):
-    """The _C of ``build/name``, for the CPU; what is there already is not compiled again."""
-    build = ROOT / "build" / name
-    configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DMAST_EXT_CUDA=OFF"]
-    configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}", *options]
-    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-    for command in (configure, ["cmake", "--build", str(build), "--parallel", jobs]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
-    (module,) = build.glob("_C*.so")
-    return module
+def build_for_tests(name):
+    """The folder of a build without a GPU (tests/emulation/build.py), up to date after this."""
+    command = [sys.executable, "tests/emulation/build.py", name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+    return Path(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="session")
-def emulated_module():
-    return build_for_tests("emulated", "-DMAST_EXT_EMULATE_CUDA=ON")
+def emulation():
+    return build_for_tests("emulated")
+
+
+@pytest.fixture(scope="session")
+def emulated_module(emulation):
+    (module,) = emulation.glob("_C*.so")
+    return module
 
 
 @pytest.fixture(scope="session")
 def sanitized_module():
     """The CUDA kernels, emulated, and the CPU kernels: EMULATE_NOTHING chooses."""
-    return build_for_tests("sanitized", "-DMAST_EXT_EMULATE_CUDA=ON", "-DMAST_EXT_SANITIZE=ON")
+    (module,) = build_for_tests("sanitized").glob("_C*.so")
+    return module

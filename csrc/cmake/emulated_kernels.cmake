@@ -6,7 +6,7 @@
 # beside it finds it.
 function(mast_ext_emulate_kernels target)
   set(emulation ${CMAKE_CURRENT_SOURCE_DIR}/tests/emulation)
-  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-O1;-Wno-unknown-pragmas")
+  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;$<IF:$<BOOL:${MAST_EXT_SANITIZE}>,-O0,-O1>;-Wno-unknown-pragmas")
   add_library(emulated_kernels SHARED ${ARGN} ${emulation}/emulator.cpp)
   add_library(emulated_races SHARED EXCLUDE_FROM_ALL ${emulation}/emulator.cpp ${emulation}/races.cpp)
   add_library(watched_kernels OBJECT EXCLUDE_FROM_ALL ${ARGN})

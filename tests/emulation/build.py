@@ -1,27 +1,43 @@
-"""Builds the CUDA kernels for the CPU, for the tests in this folder.
+"""Builds the native code for tests that need no GPU: `build.py emulated`, `build.py sanitized`.
 
-Prints the folder of the build. In it are `_C*.so`, the same with the race detector in `races`, and
-`faults`.
+Prints the folder of the build. In `emulated` are the CUDA kernels for the CPU, `_C*.so`, the same with
+the race detector in `races`, and `faults`. `sanitized` has AddressSanitizer and
+UndefinedBehaviorSanitizer in a `_C*.so` of the emulated kernels and of the CPU's. What is there
+already is not compiled again.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "emulated"
 OPTIONS = [
     "-DMAST_EXT_CUDA=OFF",
     "-DMAST_EXT_EMULATE_CUDA=ON",
     "-DCMAKE_BUILD_TYPE=Release",
     f"-DPython_EXECUTABLE={sys.executable}",
 ]
-TARGETS = ["all", "emulated_races", "faults"]
+BUILDS = {
+    "emulated": ([], ["all", "emulated_races", "faults"]),
+    "sanitized": (["-DMAST_EXT_SANITIZE=ON"], ["all"]),
+}
 
-for command in (
-    ["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", *OPTIONS],
-    ["cmake", "--build", BUILD, "--target", *TARGETS],
-):
-    if code := subprocess.run(command).returncode:
-        sys.exit(code)
-print(BUILD)
+
+def build(name: str) -> int:
+    """Returns the exit code of the step that failed, or 0."""
+    options, targets = BUILDS[name]
+    folder = ROOT / "build" / name
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    for command in (
+        ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *OPTIONS, *options],
+        ["cmake", "--build", folder, "--parallel", jobs, "--target", *targets],
+    ):
+        if code := subprocess.run(command).returncode:
+            return code
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(build(sys.argv[1]))

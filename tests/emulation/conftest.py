@@ -1,7 +1,6 @@
-"""The CUDA kernels built for the CPU, and how the tests here use them."""
+"""How the tests here use the builds of the emulated kernels (tests/conftest.py)."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,19 +21,7 @@ def run():
 
 
 @pytest.fixture(scope="session")
-def emulation(run):
-    """The folder of the build, which is up to date after this."""
-    return Path(run(sys.executable, "tests/emulation/build.py").splitlines()[-1])
-
-
-@pytest.fixture(scope="session")
-def emulated_module(emulation):
-    (module,) = emulation.glob("_C*.so")
-    return module
-
-
-@pytest.fixture(scope="session")
 def watched_module(emulation):
-    """The same with the race detector."""
+    """The emulated kernels with the race detector."""
     (module,) = (emulation / "races").glob("_C*.so")
     return module

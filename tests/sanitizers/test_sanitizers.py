@@ -123,8 +123,10 @@ def faulty_kernels(compiler, tmp_path_factory):
     source, program = folder / "faulty_kernels.cpp", folder / "faulty_kernels"
     source.write_text(FAULTY_KERNELS)
     flags = ["-std=c++20", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    includes = [f"-I{ROOT / 'tests' / 'emulation'}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([compiler, *flags, *includes, str(source), "-o", str(program)], check=True)
+    emulation = ROOT / "tests" / "emulation"
+    sources = [str(source), str(emulation / "emulator.cpp")]
+    includes = [f"-I{emulation}", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([compiler, *flags, *includes, *sources, "-o", str(program)], check=True)
     return program
 
 
