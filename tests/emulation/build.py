@@ -1,7 +1,7 @@
 """Builds the native code for tests that need no GPU: `build.py emulated`, `build.py sanitized`.
 
-Prints the folder of the build. In `emulated` are the CUDA kernels for the CPU, `_C*.so`, the same with
-the race detector in `races`, and `faults`. `sanitized` has AddressSanitizer and
+Prints the folder of the build. In `emulated` are the CUDA kernels for the CPU, `_C*.so`, the same
+with the race detector in `races`, and `faults`. `sanitized` has AddressSanitizer and
 UndefinedBehaviorSanitizer in a `_C*.so` of the emulated kernels and of the CPU's. What is there
 already is not compiled again.
 """
