@@ -364,8 +364,10 @@ void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
   }
   check_shared_memory(memory, dynamic_bytes);  // now that its static part is known
   if (failure.empty()) return;
-  const std::string_view name = kernel.name;
-  failure = "a kernel with " + std::string(name.substr(name.find("Params = "))) + ": " + failure;
+  std::string_view parameters = kernel.name;
+  parameters = parameters.substr(parameters.find('{'));
+  parameters.remove_suffix(1);
+  failure = "a kernel of " + std::string(parameters) + ": " + failure;
   last_error = cudaErrorInvalidValue;
 }
 
