@@ -1,6 +1,7 @@
-"""skip_barriers.py MODULE FILE:LINE...: runs an operator's tests without one barrier after another.
+"""skip_barriers.py MODULE TESTS FILE:LINE...: runs an operator's tests without one barrier.
 
-Prints a line for each: the barrier, and what the race detector made of it.
+Does so for one barrier after the other, with the tests that `-k TESTS` selects, and prints a line
+for each: the barrier, and what the race detector made of it.
 """
 
 import contextlib
@@ -11,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Small inputs of every operator, which together pass every barrier.
-TESTS = "matches_definition or matches_search or in_stretches or in_tiles"
+# The tests of what is not named like its folder.
 FILES = {"common": "variance_covariance", "prototype_column_logsumexp": "sinkhorn_knopp"}
 
 
@@ -26,20 +26,20 @@ class FirstFailure:
             self.text = report.longreprtext
 
 
-def outcome(module, barrier):
+def outcome(module, tests, barrier):
     operator = Path(barrier).parent.name
     failure = FirstFailure()
     os.environ["EMULATE_SKIP_BARRIER"] = barrier
     arguments = [
-        f"tests/ops/test_{FILES.get(operator, operator)}.py", "-k", f"cpu and ({TESTS})", "-x",
+        f"tests/ops/test_{FILES.get(operator, operator)}.py", "-k", tests, "-x",
         "-p", "no:cacheprovider", f"--emulated-cuda={module}",
     ]  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         pytest.main(arguments, plugins=[failure])
     found = "race: thread" in failure.text or "has not written yet" in failure.text
-    return "race" if found else failure.text.strip().splitlines()[-1:] or "no failure"
+    return "race" if found else failure.text.strip().split("\n")[-1] or "no failure"
 
 
-module, *barriers = sys.argv[1:]
+module, tests, *barriers = sys.argv[1:]
 for barrier in barriers:
-    print(barrier, outcome(module, barrier), flush=True)
+    print(barrier, outcome(module, tests, barrier), flush=True)

@@ -82,6 +82,10 @@ __global__ void __launch_bounds__(kTileThreads, 2)
                 first_column + column;
 #pragma unroll 4
   for (int row = thread / kColumns; row < rows; row += kRowStep) {
+    if (left_out) {  // without products
+      to[row * p.y.views * p.y.rows] = static_cast<W>(0.0f);
+      continue;
+    }
     AnchorTerm row_term;
     row_term.factor = row_factor[row];
     row_term.lse = row_lse[row];
@@ -91,8 +95,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     if (row == positive_row) {
       w = (exclude ? 0.0f : w) + positive_weight(f.b, row_at + row, column_at, t);
     }
-    w = left_out ? 0.0f : w * scale * row_scale[row];
-    to[row * p.y.views * p.y.rows] = static_cast<W>(w);
+    to[row * p.y.views * p.y.rows] = static_cast<W>(w * scale * row_scale[row]);
   }
 }
 
