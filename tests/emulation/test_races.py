@@ -42,9 +42,16 @@ def test_no_kernel_races(order, run, watched_module):
 
 
 def test_every_barrier_is_needed(run, watched_module):
-    """With any one taken out, an operator's tests fail with a race."""
+    """With any one taken out, an operator's tests fail with a race.
+
+    Or with wrong results: the detector does not watch global memory, which a barrier of
+    prototype_cross_entropy is for.
+    """
     out = run(
         sys.executable, "tests/emulation/skip_barriers.py", watched_module, TESTS, *barriers()
     )
-    races = dict(line.split(" ", 1) for line in out.splitlines())
-    assert races == dict.fromkeys(barriers(), "race")
+    found = dict(line.split(" ", 1) for line in out.splitlines())
+    assert set(found) == set(barriers())
+    others = {barrier: what for barrier, what in found.items() if what != "race"}
+    assert set(others.values()) <= {"wrong results"}, others
+    assert {Path(barrier).parent.name for barrier in others} <= {"prototype_cross_entropy"}, others
