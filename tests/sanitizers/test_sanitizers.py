@@ -55,11 +55,12 @@ def python(compiler):
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_no_operator_has_a_fault(kernels, sanitized_module, python):
     done = python(
-        "-m", "pytest", "tests/ops/test_every_operator.py", "-q", "-k", "cpu", "--plain-memory",
-        "-p", "no:cacheprovider", f"--emulated-cuda={sanitized_module}", **KERNELS[kernels],
+        "-m", "pytest", "tests/ops/test_every_operator.py", "-q", "--plain-memory",
+        "-k", "cpu and (40 or 320) and (bfloat16 or float32)", "-p", "no:cacheprovider",
+        f"--emulated-cuda={sanitized_module}", **KERNELS[kernels],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:]
-    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 200
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 60
 
 
 # The tensor ends after three quarters of what its shape says.
