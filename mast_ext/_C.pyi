@@ -1,1 +1,3 @@
 build: dict[str, str | None]
+
+def cpu_isa() -> str: ...
