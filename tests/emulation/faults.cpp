@@ -100,8 +100,9 @@ __global__ void read_without_barrier() {
 
 __global__ void read_after_shuffle() {
   __shared__ float own[128];
-  own[threadIdx.x] = __shfl_xor_sync(0xffffffffu, 1.0f, 1);
-  memory[threadIdx.x % 64] = own[threadIdx.x ^ 1];
+  own[threadIdx.x] = 1;
+  const float one = __shfl_xor_sync(0xffffffffu, 1.0f, 1);
+  memory[threadIdx.x % 64] = one + own[threadIdx.x ^ 1];
 }
 
 __global__ void write_what_is_read(DynamicShared<1024>) {

@@ -25,7 +25,7 @@ MESSAGES = {
     "loads_odd_vector": "is not at a multiple of 16 bytes",
     "write_the_same": "race: thread 1 writes what thread 0 writes",
     "read_without_barrier": "thread 0 reads shared memory that its block has not written yet",
-    "read_after_shuffle": "race: thread 1 reads what thread 0 writes",
+    "read_after_shuffle": "race: thread 31 reads what thread 30 writes",
     "write_what_is_read": "race: thread 0 reads what thread 127 writes",
     "read_copy_on_its_way": "race: thread 0 reads what thread 0 has a copy on its way to",
     "read_copy_without_barrier": "reads shared memory that its block has not written yet",
