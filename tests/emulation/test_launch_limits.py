@@ -20,11 +20,16 @@ MOST_REGISTERS = 255  # of a thread
 # Kernels that keep part of a thread's variables in memory, and for how many bytes of stack and of
 # spills at most: registers that did not fit, and arrays that are indexed at run time.
 SPILLS = {
-    "fused_backward": 160,
-    "tile_weights": 224,
-    "forward_tiles": 256,
-    "rows_of_slice": 64,
+    "forward_tiles": 320,
+    "tile_weights": 288,
+    "fused_backward": 192,
+    "rows_of_slice": 144,
+    "backward": 96,
+    "tile": 80,
     "grad_weights_of_slice": 48,
+    "combine": 48,
+    "finish": 48,
+    "sum_pairs": 32,
 }
 
 ENTRY = re.compile(
