@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,18 +178,17 @@ def run(step: Step, seconds: float) -> dict[str, object]:
             start_new_session=True,
         )
         try:
-            try:
-                child.wait(seconds)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                os.killpg(child.pid, signal.SIGINT)  # pytest reports what it has
-                child.wait(10)
+            child.wait(seconds)
         except subprocess.TimeoutExpired:
-            pass
+            timed_out = True
+            os.killpg(child.pid, signal.SIGINT)  # pytest reports what it has
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(10)
         finally:
-            if child.poll() is None:
+            # Also what it has started and left behind: that would keep the GPU busy.
+            with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+            child.wait()
         log.seek(0)
         output = log.read()
     fault = "out of time" if timed_out else step.fault(output, child.returncode)

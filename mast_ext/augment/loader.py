@@ -50,8 +50,8 @@ class ViewBatch:
             none.
         masks: Patches to hide of the full-size views but the centre one, bool ``[F, B, H, W]``;
             None when the policy masks none.
-        hidden: Where these patches are; None when there are no masks, or when it is to be looked
-            for in them.
+        hidden: Where these patches are, to be replaced together with ``masks``; None when there are
+            no masks, or when it is to be looked for in them.
     """
 
     images: Tensor

@@ -102,7 +102,7 @@ class AugmentationParameters:
                 the distribution is the mixture: the same parameters are the same numbers in all
                 views.
         """
-        shift, scale = _standardisation(recipes, self.rows.device)
+        shift, scale = _standardisation(recipes, self.rows.device, self.rows.dtype)
         return (self.rows - shift) / scale
 
     def crop_iou(self, i: int, j: int) -> Tensor:
@@ -121,10 +121,10 @@ class AugmentationParameters:
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _standardisation(
-    recipes: tuple[AugmentationRecipe, ...], device: torch.device
+    recipes: tuple[AugmentationRecipe, ...], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Shift and scale of every column, ``[P]``; kept, as a copy to a GPU is waited for."""
-    shift, scale = (torch.tensor(values, device=device) for values in mixture_moments(recipes))
+    shift, scale = (torch.tensor(x, device=device, dtype=dtype) for x in mixture_moments(recipes))
     return shift, torch.where(scale > 0, scale, torch.ones_like(scale))
 
 

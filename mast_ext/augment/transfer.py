@@ -52,7 +52,7 @@ class CopyStream:
 
 
 def copied_ahead(batches: Iterator[AnyBatch], stream: CopyStream) -> Iterator[AnyBatch]:
-    """Batches on the stream's GPU, in order; the copy of each starts before the one before it ends.
+    """Batches on the stream's GPU, in order; each is copied before the one before it is asked for.
 
     An error of ``batches`` is raised when the batches before it are through.
     """

@@ -3,8 +3,9 @@
 Every objective is a small algebra on the operators of `mast_ext.functional`, and also answers
 ``pair_losses(views) -> [V, V, B]``: what it says about every pair of views of every image.
 
-None computes in 16 bit, be it for 16-bit inputs or under autocast: the operators sum in float32,
-and what is left to torch around them is not matrix products, which autocast would round.
+None is rounded further under autocast: the operators sum in float32, and what is left to torch
+around them is not matrix products, or is shielded from it. (On a GPU bfloat16 inputs are multiplied
+as bfloat16, as they are.)
 """
 
 from mast_ext.losses.barlow_twins import BarlowTwinsLoss

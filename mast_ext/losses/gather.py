@@ -6,7 +6,6 @@ the result is the gradient of one process on the global batch. So the backward o
 up the gradients that all processes found for an embedding, and does not average them.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -124,64 +123,28 @@ def all_gather(x: Tensor, out: Tensor | None = None, group: Any = None) -> Tenso
     return out
 
 
-_size_checks: deque[Callable[[], Tensor]] = deque()  # under way; each gives all processes' sizes
-
-
 @torch.compiler.disable
 def require_equal_batches(x: Tensor, dim: int) -> None:
     """Compares what the processes are about to gather along ``dim``.
 
-    Every process learns every size, so all of them raise or none does. The hosts tell each other,
-    and where ``x`` is on a GPU neither it nor the host waits: what was told is looked at in the
-    next call, or by `settle_size_checks`. Not checked while a CUDA graph is captured, as its shapes
-    are fixed.
+    Every process learns every size, so all of them raise or none does. The hosts tell each other:
+    none waits for a GPU, which meanwhile goes on with what is queued. Not checked while a CUDA
+    graph is captured, as its shapes are fixed.
 
     Raises:
-        ValueError: The sizes differ, or those of an earlier call did.
+        ValueError: The sizes differ.
         RuntimeError: Another process died or is late.
     """
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return
-    settle_size_checks()
     batch = x.shape[dim]
     width = x.numel() // max(batch, 1)
-    _size_checks.append(_start_all_gather(torch.tensor([[batch, width]])))
-    if x.device.type == "cpu":
-        settle_size_checks()
-
-
-@torch.compiler.disable
-def settle_size_checks() -> None:
-    """Waits for the comparisons of `require_equal_batches` that are under way, on the host alone.
-
-    Raises:
-        ValueError: Sizes differ.
-        RuntimeError: Another process died or is late.
-    """
+    every = all_gather(torch.tensor([[batch, width]]), group=host_group()).tolist()
     whats = ("a batch of the same size", "as many numbers per image")
-    while _size_checks:
-        every = _size_checks.popleft()().tolist()
-        for what, sizes in zip(whats, zip(*every, strict=True), strict=True):
-            if len(set(sizes)) > 1:
-                _size_checks.clear()
-                found = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
-                raise ValueError(
-                    f"gather_distributed=True needs {what} on every process, got {found}"
-                )
-
-
-def _start_all_gather(x: Tensor) -> Callable[[], Tensor]:
-    """Starts `all_gather` of a tensor on the CPU; what is returned waits for it."""
-    out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-    with _collective("all-gather"):
-        work = dist.all_gather_into_tensor(out, x, group=host_group(), async_op=True)
-
-    def finish() -> Tensor:
-        with _collective("all-gather"):
-            work.wait()
-        return out
-
-    return finish
+    for what, sizes in zip(whats, zip(*every, strict=True), strict=True):
+        if len(set(sizes)) > 1:
+            found = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
+            raise ValueError(f"gather_distributed=True needs {what} on every process, got {found}")
 
 
 def gather_batch(x: Tensor, dim: int) -> Tensor:

@@ -30,7 +30,7 @@ def log_negatives(lse: Tensor, positive: Tensor | None, negatives: Negatives = "
         negatives: Whose rows are summed: those of views ``i`` and ``j``, or of all views.
 
     Returns:
-        ``[..., V, V, N]``; for ``j = i`` that of a view with a second, equal view.
+        ``[..., V, V, N]``; of ``"pairs"`` for ``j = i`` that of a view with a second, equal view.
     """
     if negatives == "pairs":
         within = lse.diagonal(dim1=-3, dim2=-2).movedim(-1, -2).unsqueeze(-2)

@@ -43,7 +43,8 @@ class DataConfig:
         max_test_images: Use at most this many test images.
         on_bad_image: Stop at an unreadable image, naming it, or skip and count it.
         workers: Background threads that prepare batches; by default one for every core but one
-            where a GPU trains, and none where the CPU does, whose cores are taken.
+            of this process's share, 16 at most, where a GPU trains, and none where the CPU does,
+            whose cores are taken.
         backend: What renders views: ``torchvision``, ``dali``, or ``auto``: DALI for what only it
             can do (``fused``, ``gpu``), else torchvision, which is faster on a CPU.
         photometric: ``exact`` changes colours as torchvision does; ``fused`` (of DALI) is another

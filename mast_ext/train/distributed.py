@@ -101,16 +101,16 @@ def joined(accelerator: str) -> Iterator[None]:
 
 
 def _join(place: Place, accelerator: str) -> "dist.Store":
-    backend = "gloo"
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    if on_gpu:
+    backend, gpu = "gloo", "none"
+    if accelerator != "cpu" and torch.cuda.is_available():
         # Of those that it sees: a launcher may show each process all of the machine's, or its own.
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
+        gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     try:
         store, _, _ = next(iter(dist.rendezvous("env://", place.rank, place.size)))
-        if on_gpu:
-            _require_own_gpus(dist.PrefixStore("mast_ext/gpus", store), place)
+        if accelerator != "cpu":
+            _require_own_gpus(dist.PrefixStore("mast_ext/gpus", store), place, gpu)
         group = dist.PrefixStore("mast_ext/group", store)
         dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.size)
     except dist.DistError as error:
@@ -122,14 +122,28 @@ def _join(place: Place, accelerator: str) -> "dist.Store":
     return dist.PrefixStore("mast_ext", store)
 
 
-def _require_own_gpus(store: "dist.Store", place: Place) -> None:
-    """Raises a RunError in every process when two of them have taken the same GPU."""
-    own = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-    store.set(str(place.rank), str(own))
-    gpus = [store.get(str(each)) for each in range(place.size)]
+def _require_own_gpus(store: "dist.Store", place: Place, own: str) -> None:
+    """Raises a RunError in every process when two of them have taken the same GPU, or only some
+    have one.
+
+    Args:
+        store: Where they tell each other.
+        place: This process's.
+        own: The UUID of its GPU; "none".
+    """
+    store.set(str(place.rank), own)
+    gpus = [store.get(str(each)).decode() for each in range(place.size)]
     store.set(f"{place.rank} has read", "")
     if place.rank == 0:  # which may be the one with the store: it does not leave before the others
         store.wait([f"{each} has read" for each in range(place.size)])
+    without = [str(each) for each, gpu in enumerate(gpus) if gpu == "none"]
+    if without:
+        if len(without) == place.size:
+            return
+        raise RunError(
+            f"every process needs a GPU of its own, but PyTorch can use none on rank"
+            f" {', '.join(without)}; `mast-ext doctor` there says more"
+        )
     for second, gpu in enumerate(gpus):
         first = gpus.index(gpu)
         if first < second:

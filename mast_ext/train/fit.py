@@ -148,9 +148,10 @@ def training_loader(config: PretrainConfig, method: Method, source: Source) -> V
 
 def rendering_threads() -> int:
     """Threads that render while a GPU trains: this process's share of the cores it may use, less
-    one for training."""
+    one for training, and no more than 16, each of which holds a batch in page-locked memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+    beside = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE", "1")
+    return min(16, max(1, (cores or 1) // int(beside) - 1))
 
 
 def fit(

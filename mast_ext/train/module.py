@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mast_ext.augment import ViewBatch
-from mast_ext.losses.gather import settle_size_checks, world_size
+from mast_ext.losses.gather import world_size
 from mast_ext.methods import HardSelection, Method, encode
 from mast_ext.models import EMATeacher, cosine_momentum, to_channels_last
 from mast_ext.train.config import OptimizerConfig
@@ -120,7 +120,6 @@ class PretrainModule(LightningModule):
             self.trainer.global_step + 1, self._losses, self.gradient_norm, self._indices
         )
         self._losses, self._indices = [], []
-        settle_size_checks()
         self._look_at(self._readback.take())
 
     def settle(self) -> None:

@@ -6,8 +6,9 @@
 // An entry of a loss is also its mirror's, whose row and column have changed places, and both have
 // to be the same number: the gradient weighs an entry by exp(s - lse) with an lse that was summed
 // up on the other side. So what is rounded is rounded alike on both sides: bfloat16 rows and
-// columns are m x each, while parts hold all of w x, beside columns as they are. Logits are in
-// units of log 2 inside the kernels, so that an exponential is one instruction.
+// columns are m x each. Parts hold w x to float32's last bit, or to 2^-17 beside float16.
+//
+// Logits are in units of log 2 inside the kernels, so that an exponential is one instruction.
 #pragma once
 
 #include <cuda_runtime.h>
