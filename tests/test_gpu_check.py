@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -160,16 +163,29 @@ def test_no_gpu_is_said(tmp_path):
     assert "no GPU that PyTorch can use. Skipped: build tests sanitizers benchmarks" in output
 
 
+def is_running(pid):
+    """Whether a process exists and is not just waiting to be forgotten."""
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_step_that_hangs_is_ended(gpu_check):
     """With all that it started, and what it had printed is kept."""
     program = (
-        "import subprocess, sys; print('so far', flush=True);"
-        "subprocess.run([sys.executable, '-c', 'import signal, time;"
-        " signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(1000)'])"
+        "import subprocess, sys;"
+        "other = subprocess.Popen([sys.executable, '-c', 'import signal, time;"
+        " signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(1000)']);"
+        "print('started', other.pid, flush=True); other.wait()"
     )
     result = gpu_check.run(gpu_check.Step("hangs", [sys.executable, "-c", program], 2), 2)
     assert result["result"] == "failed" and result["fault"] == "out of time"
-    assert "so far" in result["output"]
+    pid = int(re.search(r"started (\d+)", result["output"])[1])
+    deadline = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(pid)
 
 
 def test_time_over_is_a_failure(tmp_path):
@@ -223,6 +239,8 @@ def test_its_tests_need_no_more_than_it_says():
     """On a machine with PyTorch and little else, all files of tests are found to be importable."""
     program = """
 import sys
+import time
+from contextlib import suppress
 for name in ("lightly", "lightning", "jsonargparse", "timm", "nvidia.dali", "rich"):
     sys.modules[name] = None
 import pytest
