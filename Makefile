@@ -20,8 +20,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 pretrain: .venv/built
 	mast-ext pretrain $(ARGS)
 
+# The slow tests run beside the others, and print when these are through. Exit code 5: none chosen.
 test: .venv/built build/emulated/built build/sanitized/built
-	python -m pytest $(ARGS)
+	@log=$$(mktemp); \
+	python -m pytest -m slow $(ARGS) >$$log 2>&1 & slow=$$!; \
+	python -m pytest -m "not slow" $(ARGS); code=$$?; \
+	wait $$slow; slow_code=$$?; cat $$log; rm $$log; \
+	test $$code = 0 -o $$code = 5 && test $$slow_code = 0 -o $$slow_code = 5 && test $$code$$slow_code != 55
 
 lint: .venv/built
 	ruff check .

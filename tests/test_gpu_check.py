@@ -106,6 +106,7 @@ def run(results, *arguments, path=None, **environment):
     return done.returncode, done.stdout, json.loads(file.read_text()) if file.exists() else None
 
 
+@pytest.mark.slow
 def test_whole_sequence(emulated_module, stand_in, tmp_path):
     results = tmp_path / "results"
     code, output, found = run(results, f"--emulated={emulated_module}", *PATIENCE, path=stand_in)
@@ -121,6 +122,7 @@ def test_whole_sequence(emulated_module, stand_in, tmp_path):
     assert "| mast_ext |" in (results / "emulated.md").read_text()
 
 
+@pytest.mark.slow
 def test_faults_are_named_and_do_not_stop_other_steps(emulated_module, stand_in, tmp_path):
     code, output, found = run(
         tmp_path,

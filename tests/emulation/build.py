@@ -6,6 +6,7 @@ UndefinedBehaviorSanitizer in a `_C*.so` of the emulated kernels and of the CPU'
 already is not compiled again.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -28,6 +29,9 @@ def build(name: str) -> int:
     """Returns the exit code of the step that failed, or 0."""
     options, targets = BUILDS[name]
     folder = ROOT / "build" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")  # until the process ends: another may want the same build
+    fcntl.flock(lock, fcntl.LOCK_EX)
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
     for command in (
         ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *OPTIONS, *options],

@@ -2,7 +2,10 @@
 
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_operators_on_emulated_kernels(run, emulated_module):
     out = run(
         sys.executable, "-m", "pytest", "tests/ops", "tests/losses/test_confident.py", "-q",

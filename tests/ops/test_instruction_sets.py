@@ -25,6 +25,7 @@ def run(isa, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("MAST_EXT_CPU_ISA" in os.environ, reason="MAST_EXT_CPU_ISA chooses one set")
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_operators_are_right_with(isa):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 KERNELS = {"cuda": {}, "cpu": {"EMULATE_NOTHING": "1"}}
 # Python leaks on purpose, and coroutines (tests/emulation) keep their frames where they are.
