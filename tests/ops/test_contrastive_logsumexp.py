@@ -130,6 +130,22 @@ def test_matches_definition(shape, options, dtype, device, request):
         assert_close(a.cpu().double(), b, rtol=rounding, atol=(noise + rounding) * scale)
 
 
+@pytest.mark.parametrize("temperature", [0.5])
+def test_matches_definition_for_many_wide_rows(temperature, device):
+    """Too wide for one kernel on a GPU, and more than the blocks of another walk at once."""
+    torch.manual_seed(0)
+    x, y, _ = make_inputs((1, 1, 8400, 3, 260, None), device)
+    x.requires_grad_()
+    exact, columns = to_double((x, y))
+    got, _ = functional.contrastive_logsumexp(x, y, temperature=temperature, offset=None)
+    want, _ = reference.contrastive_logsumexp(exact, columns, temperature=temperature, offset=None)
+    assert_close(got.cpu().double(), want, rtol=0, atol=1e-5)
+    grads = torch.randn(got.shape, generator=torch.Generator().manual_seed(0))
+    (mine,) = torch.autograd.grad(got, [x], grads.to(device))
+    (truth,) = torch.autograd.grad(want, [exact], grads.double())
+    assert norm_error(mine, truth) < 1e-5
+
+
 def make_data(kind, views, rows, dim):
     x = torch.randn(views, rows, dim)
     if kind == "common mean":  # partial collapse: every cosine is near 1
