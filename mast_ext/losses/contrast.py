@@ -30,7 +30,6 @@ def contrast_views(
     *,
     temperature: float | Tensor,
     gather: bool,
-    exclude_positive: bool = False,
     within_views: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Contrasts every view of this process's images with every view of all processes' images.
@@ -40,11 +39,11 @@ def contrast_views(
         masks: ``[K, D]``, the same on every process.
         temperature: A number, or a scalar tensor that is the same on every process.
         gather: Whether the columns are the images of all processes.
-        exclude_positive: See :func:`mast_ext.functional.contrastive_logsumexp`.
-        within_views: See there.
+        within_views: See :func:`mast_ext.functional.contrastive_logsumexp`.
 
     Returns:
-        ``lse`` and ``positive``, ``[K, V, V, N]``, differentiable in the first three. If every
+        ``lse``, of sums without positives, and ``positive``, ``[K, V, V, N]``, as there with
+        ``exclude_positive=True``; differentiable in the first three arguments. If every
         process reduces them to a loss, the gradient of ``views`` is that of the sum of all
         processes' losses; those of ``masks`` and ``temperature`` are shares that add up to it.
 
@@ -58,10 +57,10 @@ def contrast_views(
             views,
             masks=masks,
             temperature=temperature,
-            exclude_positive=exclude_positive,
+            exclude_positive=True,
             within_views=within_views,
         )
-    return _contrast_gathered(views, masks, temperature, exclude_positive, within_views)
+    return _contrast_gathered(views, masks, temperature, within_views)
 
 
 def positive_cross_entropy(negatives: Tensor, positive: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def positive_cross_entropy(negatives: Tensor, positive: Tensor) -> Tensor:
         negatives: Log of the sum over all others, any shape.
         positive: Logit of the positive, of the same shape.
     """
-    # The threshold is from where on the sum is its larger part to float64's last bit.
+    # Above the threshold softplus gives its argument, which at 40 is right to float64's last bit.
     return F.softplus(negatives - positive, threshold=40)
 
 
@@ -80,7 +79,6 @@ def _contrast_gathered(
     views: Tensor,
     masks: Tensor | None,
     temperature: float | Tensor,
-    exclude_positive: bool,
     within_views: bool,
 ) -> tuple[Tensor, Tensor]:
     if views.ndim != 3:
@@ -92,7 +90,6 @@ def _contrast_gathered(
         masks,
         temperature if tensor else None,
         0.0 if tensor else temperature,
-        exclude_positive,
         within_views,
     )
 
@@ -105,14 +102,13 @@ class _GatheredContrast(torch.autograd.Function):
         masks: Tensor | None,
         temperature_tensor: Tensor | None,
         temperature: float,
-        exclude_positive: bool,
         within_views: bool,
     ) -> tuple[Tensor, Tensor]:
         views, rows, dim = x.shape
         y = x.new_empty(views, world_size() * rows, dim)
         for view, columns in zip(x, y, strict=True):
             all_gather(view, out=columns)
-        ctx.options = (temperature, rank() * rows, True, exclude_positive, within_views)
+        ctx.options = (temperature, rank() * rows, True, True, within_views)
         lse, positive, *inv_norms = contrastive_logsumexp.op(
             x, y, masks, temperature_tensor, *ctx.options
         )
@@ -137,7 +133,6 @@ class _GatheredContrast(torch.autograd.Function):
             grad_x if of_x else None,
             grad_masks if of_masks else None,
             grad_temperature if of_temperature else None,
-            None,
             None,
             None,
         )

@@ -108,7 +108,6 @@ class EquivarianceLoss(nn.Module):
             torch.cat((actual, predicted)),
             temperature=self.temperature,
             gather=self.gather_distributed,
-            exclude_positive=True,
         )
         return lse[0], positive[0]
 

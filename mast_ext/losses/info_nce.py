@@ -108,7 +108,6 @@ class InfoNCELoss(nn.Module):
                 torch.stack((queries, keys)),
                 temperature=self._temperature_for(queries),
                 gather=self.gather_distributed,
-                exclude_positive=True,
                 within_views=False,
             )
             terms = positive_cross_entropy(lse[0, 0, 1], positive[0, 0, 1])
@@ -152,7 +151,6 @@ class InfoNCELoss(nn.Module):
             views,
             temperature=self._temperature_for(views),
             gather=self.gather_distributed,
-            exclude_positive=True,
         )
         terms = positive_cross_entropy(lse[0], positive[0])
         return both_ways(terms) if self.two_sided else terms

@@ -176,7 +176,6 @@ class MASTLoss(nn.Module):
                 masks,
                 temperature=self.temperature,
                 gather=self.gather_distributed,
-                exclude_positive=True,
             )
             return nt_xent_pairs(*blocks)
         if self.uncertainty == "none":

@@ -141,7 +141,6 @@ class ViewPairLoss(nn.Module):
             views,
             temperature=self.temperature,
             gather=self.gather_distributed,
-            exclude_positive=True,
         )
         return lse[0], self._weighted(positive[0], views)
 

@@ -147,8 +147,12 @@ def training_loader(config: PretrainConfig, method: Method, source: Source) -> V
 
 
 def rendering_threads() -> int:
-    """Threads that render while a GPU trains: this process's share of the cores it may use, less
-    one for training, and no more than 16, each of which holds a batch in page-locked memory."""
+    """Threads that render while a GPU trains.
+
+    They are this process's share of the cores it may use, as far as torchrun or SLURM says how many
+    processes share them, less one for training; and no more than 16, since each holds a batch in
+    page-locked memory.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     beside = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE", "1")
     return min(16, max(1, (cores or 1) // int(beside) - 1))

@@ -1,4 +1,6 @@
-"""What the tests of the renderers have in common."""
+"""What the tests of renderers and loaders have in common."""
+
+import threading
 
 import pytest
 import torch
@@ -34,3 +36,21 @@ def row():
         return values
 
     return make
+
+
+@pytest.fixture(scope="session")
+def assert_closing_ends_threads():
+    """Checks that an iteration that starts threads ends them when it is left early."""
+
+    def check(iterate):
+        before = set(threading.enumerate())
+        batches = iterate()
+        next(batches)
+        started = set(threading.enumerate()) - before
+        assert started
+        batches.close()
+        for thread in started:
+            thread.join(timeout=10)
+        assert not any(thread.is_alive() for thread in started)
+
+    return check

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -232,16 +231,8 @@ def test_error_names_the_file(workers):
         visited(build(source, workers=workers, drop_last=False))
 
 
-def test_leaving_early_ends_the_threads():
-    before = set(threading.enumerate())
-    batches = iter(build(workers=2))
-    next(batches)
-    started = set(threading.enumerate()) - before
-    assert started
-    batches.close()
-    for thread in started:
-        thread.join(timeout=10)
-    assert not any(thread.is_alive() for thread in started)
+def test_leaving_early_ends_the_threads(assert_closing_ends_threads):
+    assert_closing_ends_threads(lambda: iter(build(workers=2)))
 
 
 def test_workers_leave_the_callers_threads_alone():

@@ -3,7 +3,6 @@
 Streams are stood in for by what notes the calls.
 """
 
-import threading
 from contextlib import contextmanager
 
 import numpy as np
@@ -234,13 +233,5 @@ def test_a_broken_image_ends_training_at_its_batch(sent):
         next(batches)
 
 
-def test_leaving_early_ends_the_threads(sent):
-    before = set(threading.enumerate())
-    batches = build(workers=2).on(DEVICE)
-    next(batches)
-    started = set(threading.enumerate()) - before
-    assert started
-    batches.close()
-    for thread in started:
-        thread.join(timeout=10)
-    assert not any(thread.is_alive() for thread in started)
+def test_leaving_early_ends_the_threads(sent, assert_closing_ends_threads):
+    assert_closing_ends_threads(lambda: build(workers=2).on(DEVICE))

@@ -318,6 +318,7 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
         }
       }
       if (f.grad_masks != nullptr) {
+        // m x (G - h x): where of_column is m, all of it is there.
         const float missing = factors.rows.squared ? factors.mask[d] : 1.0f;
         f.grad_masks[(blockIdx.x * p.subspaces + k) * dim + d] = grad_factor * missing;
       }
