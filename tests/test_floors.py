@@ -26,16 +26,17 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # What an import of mast_ext and its losses may pull in besides the standard library.
 CORE_PACKAGES = {"mast_ext", "torch", "numpy"}
 
+# Lowest first: what a file of each may include.
 NATIVE_FLOORS = {
     "kernels": re.compile(
         r"<torch/headeronly/[\w/]+\.h>|<cuda\w*(\.h)?>|<immintrin\.h>|<(?!torch)[a-z_]+>"
         r"|\"kernels/[\w/.]+\""
     ),
-    "binding": re.compile(
-        r"<ATen/core/Tensor\.h>|<ATen/(Context|ExpandUtils|Parallel)\.h>|<ATen/ops/(from_blob|mul)\.h>|<c10/cuda/\w+\.h>|<pybind11/\w+\.h>"
-        r"|<sys/mman\.h>|<[a-z_]+>"
-        r"|\"(kernels|binding)/[\w/.]+\""
+    "host": re.compile(
+        r"<ATen/core/Tensor\.h>|<ATen/(Context|ExpandUtils|Parallel)\.h>|<ATen/ops/(from_blob|mul)\.h>"
+        r"|<c10/cuda/\w+\.h>|<sys/mman\.h>|<[a-z_]+>|\"(kernels|host)/[\w/.]+\""
     ),
+    "binding": re.compile(r"<pybind11/\w+\.h>|<[a-z_]+>|\"(kernels|host)/[\w/.]+\""),
 }
 
 # What the dispatcher is told about the ops, and by which file alone.

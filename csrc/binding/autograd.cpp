@@ -16,7 +16,7 @@
 #include <tuple>
 #include <utility>
 
-#include "binding/ops.h"
+#include "host/ops.h"
 
 namespace mast_ext {
 namespace {

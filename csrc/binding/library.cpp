@@ -4,7 +4,7 @@
 // which gradients a backward op computes; the others come back empty.
 #include <torch/library.h>
 
-#include "binding/ops.h"
+#include "host/ops.h"
 
 namespace {
 

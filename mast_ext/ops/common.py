@@ -9,7 +9,7 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-# As kKeptElements and product_type() in csrc/binding/columns.h.
+# As kKeptElements and product_type() in csrc/host/columns/column_passes.h.
 KEPT_ELEMENTS = 1 << 18
 
 

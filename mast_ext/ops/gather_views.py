@@ -8,7 +8,7 @@ backward_op = torch.ops.mast_ext.gather_views_backward.default
 
 
 def _new_rows(given: Tensor, count: int) -> Tensor:
-    """``[count, B, ...]`` laid out as Rows::new_rows in csrc/binding/gather_views.cpp does it."""
+    """``[count, B, ...]`` laid out as Rows::new_rows of csrc/host/gather_views does it."""
     sizes = (count, *given.shape[1:])
     axes = [
         (stride, size)

@@ -41,7 +41,7 @@ cudaError_t visit_cuda(DType dtype, Body&& body) {
     case DType::kBFloat16:
       return body.template operator()<c10::BFloat16, c10::BFloat16>();
     case DType::kFloat64:
-      break;  // the binding refuses it
+      break;  // the host refuses it
   }
   return cudaErrorInvalidValue;
 }

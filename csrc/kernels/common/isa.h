@@ -2,7 +2,7 @@
 //
 // Each *_cpu.cpp is compiled per instruction set (csrc/cmake/cpu_kernels.cmake) into the
 // namespace MAST_EXT_ISA. It declares its entry points with MAST_EXT_CPU_ENTRY; the baseline copy
-// also defines the function the binding calls, which forwards to the chosen copy (isa_cpu.cpp).
+// also defines the function that host code calls, which forwards to the chosen copy (isa_cpu.cpp).
 #pragma once
 
 namespace mast_ext::kernels {

@@ -369,7 +369,7 @@ inline bool packs(const PairSums& p, bool has_variance, std::int64_t count) {
                             (p.rows.self || aligned(p.log_var_y, element, count))));
 }
 
-// body.operator()<T>(): what visit_dtype does, without the float64 that the binding refuses.
+// body.operator()<T>(): what visit_dtype does, without the float64 that the host refuses.
 template <typename Body>
 cudaError_t visit_type(DType dtype, Body&& body) {
   switch (dtype) {

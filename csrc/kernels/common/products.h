@@ -1,6 +1,6 @@
 // Products of float32 matrices on CPUs with 512-bit vectors that are not Intel's: there the vendor
 // library of PyTorch (MKL) runs 256-bit code, at half of what the processor can do. Elsewhere the
-// binding calls the vendor's.
+// host code calls the vendor's.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,7 @@
 //   grad x += w (G - h x)        grad m += m x (G - h x), of rows and of columns
 //   grad temperature -= dot / temperature, halved when the columns' terms are in it
 //
-// The contract between the binding, which fills in the structs, and the kernels, which read them.
+// The contract between the host code, which fills in the structs, and the kernels, which read them.
 // On the CPU the products are the vendor's, tile by tile, and the kernels are what follows a tile;
 // on CUDA one kernel does both.
 #pragma once

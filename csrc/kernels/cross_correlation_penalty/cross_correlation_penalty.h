@@ -3,7 +3,7 @@
 //   sum_d (C_dd - 1)^2 + lambda sum_{d != e} C_de^2        C = A^T B / N
 //
 // A and B are a and b standardised over the batch. The matrix products are the vendor's and done by
-// the binding; here is what goes around them. Two forms, as |A^T B|_F^2 = <A A^T, B B^T>:
+// the host code; here is what goes around them. Two forms, as |A^T B|_F^2 = <A A^T, B B^T>:
 //
 //   direct  P = A^T B           [D, D], of which the diagonal is left out
 //   Gram    P = (B B^T, A A^T)  [2, N, N]; in this order P_v times view v is what v's gradient
@@ -12,7 +12,7 @@
 // C_dd comes from a sum of its own: at the end of a training it is close to 1, and a product
 // rounded to 16 bits would leave little of the difference.
 //
-// The contract between the binding, which fills in the structs, and the kernels, which read them.
+// The contract between the host code, which fills in the structs, and the kernels, which read them.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // gather_views: out[s, b] = views[index[s, b], b], rows of bytes of any type and length; and its
 // adjoint: grad_views[v, b] is the sum of grad[s, b] over the s with index[s, b] = v.
 //
-// The contract between the binding, which fills in the structs, and the kernels, which read them.
+// The contract between the host code, which fills in the structs, and the kernels, which read them.
 #pragma once
 
 #include <cstdint>

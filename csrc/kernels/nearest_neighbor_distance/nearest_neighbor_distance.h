@@ -10,8 +10,8 @@
 //   G_i      = c_i v_i - sum_{j: n(j) = i} c_j v_j     j ascending
 //   grad x_i = r_i (G_i - u_i <u_i, G_i>)              r_i G_i where |x_i| < eps
 //
-// The contract between the binding, which fills in the structs, and the kernels, which read them.
-// On the CPU the products are the binding's, tile by tile; on CUDA a kernel's.
+// The contract between the host code, which fills in the structs, and the kernels, which read them.
+// On the CPU the products are the host's, tile by tile; on CUDA a kernel's.
 #pragma once
 
 #include <algorithm>

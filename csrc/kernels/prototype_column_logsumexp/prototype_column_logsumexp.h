@@ -7,7 +7,7 @@
 //
 // A column's logarithm is finite where every one of its probabilities underflows.
 //
-// The contract between the binding, which fills in the struct, and the kernels, which read it.
+// The contract between the host code, which fills in the struct, and the kernels, which read it.
 #pragma once
 
 #include <cstdint>

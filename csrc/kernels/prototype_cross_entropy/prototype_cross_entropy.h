@@ -9,7 +9,7 @@
 // column sums, which the same read gives, are kept per group. The shares depend on the sizes alone,
 // so that the bits do not depend on how many threads there are.
 //
-// The contract between the binding, which fills in the structs, and the kernels, which read them.
+// The contract between the host code, which fills in the structs, and the kernels, which read them.
 #pragma once
 
 #include <cstdint>

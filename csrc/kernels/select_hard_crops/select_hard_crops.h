@@ -7,7 +7,7 @@
 // best tuple with (a, c) holds the n locals of the largest terms: pairs are searched, tuples are
 // not.
 //
-// The contract between the binding, which fills in the struct, and the kernels, which read it.
+// The contract between the host code, which fills in the struct, and the kernels, which read it.
 #pragma once
 
 #include <cstdint>

@@ -7,8 +7,8 @@
 //              L[k,i,j,b] = 1/2 (q_k / s_k + log s_k)
 //
 // A subspace whose mask is all zero has q_k = 0, and L = 0 in the diagonal form. The contract
-// between binding and kernels; embeddings and log-variances may be strided (Views), everything else
-// is dense. In the subspace form pairs.log_var_x and log_var_y are [V, B, K].
+// between host code and kernels; embeddings and log-variances may be strided (Views), everything
+// else is dense. In the subspace form pairs.log_var_x and log_var_y are [V, B, K].
 #pragma once
 
 #include <cstdint>

@@ -3,7 +3,7 @@
 //   cosine        S[k,i,j,b] = sum_d w_kd x_ibd y_jbd / (max(|m_k x_ib|, eps) max(|m_k y_jb|, eps))
 //   sqeuclidean   S[k,i,j,b] = sum_d w_kd (x_ibd - y_jbd)^2                     w = m^2
 //
-// The contract between the binding, which fills in the structs, and the kernels, which read them.
+// The contract between the host code, which fills in the structs, and the kernels, which read them.
 // All tensors are on one device; embeddings may be strided (Views), everything else is dense.
 #pragma once
 

@@ -3,13 +3,13 @@
 //   variance[k,v]   = mean_d relu(1 - sqrt(w_kd Var_vd + eps))
 //   covariance[k,v] = sum_{d != e} w_kd w_ke C_vde^2 / D        C = zc^T zc / (N-1),  w = m^2
 //
-// zc is z without its column means. The matrix products are the vendor's and done by the binding;
+// zc is z without its column means. The matrix products are the vendor's and done by the host code;
 // here is what goes around them. Two forms of the covariance:
 //
 //   direct  P_v  = zc^T zc            [V, D, D]     sum_d w_kd sum_{e != d} w_ke P_de^2
 //   Gram    P_kv = zc diag(w) zc^T    [K, V, N, N]  |P_kv|_F^2 - sum_d (w_kd sum_n zc_nd^2)^2
 //
-// The contract between the binding, which fills in the structs, and the kernels, which read them.
+// The contract between the host code, which fills in the structs, and the kernels, which read them.
 #pragma once
 
 #include <cstdint>

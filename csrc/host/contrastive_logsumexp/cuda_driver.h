@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "binding/contrastive_inputs.h"
+#include "host/contrastive_logsumexp/inputs.h"
 
 namespace mast_ext {
 

@@ -1,8 +1,8 @@
 #include "kernels/select_hard_crops/select_hard_crops.h"
 
-#include "binding/checks.h"
-#include "binding/ops.h"
-#include "binding/run_on.h"
+#include "host/common/checks.h"
+#include "host/common/run_on.h"
+#include "host/ops.h"
 
 namespace mast_ext {
 namespace {

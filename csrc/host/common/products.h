@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "binding/run_on.h"
+#include "host/common/run_on.h"
 #include "kernels/common/products.h"
 
 namespace mast_ext {

@@ -1,9 +1,9 @@
 #include "kernels/subspace_similarity/subspace_similarity.h"
 
-#include "binding/checks.h"
-#include "binding/ops.h"
-#include "binding/pair_inputs.h"
-#include "binding/run_on.h"
+#include "host/common/checks.h"
+#include "host/common/run_on.h"
+#include "host/ops.h"
+#include "host/pair_sums/pair_inputs.h"
 
 namespace mast_ext {
 namespace {

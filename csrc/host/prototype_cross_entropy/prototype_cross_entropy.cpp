@@ -6,11 +6,11 @@
 #include <cmath>
 #include <cstdint>
 
-#include "binding/checks.h"
-#include "binding/large_results.h"
-#include "binding/ops.h"
-#include "binding/pair_inputs.h"
-#include "binding/run_on.h"
+#include "host/common/caching_allocator.h"
+#include "host/common/checks.h"
+#include "host/common/run_on.h"
+#include "host/ops.h"
+#include "host/pair_sums/pair_inputs.h"
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy_math.h"
 
 namespace mast_ext {

@@ -1,8 +1,8 @@
 #include "kernels/variance_covariance/variance_covariance.h"
 
-#include "binding/columns.h"
-#include "binding/large_results.h"
-#include "binding/ops.h"
+#include "host/columns/column_passes.h"
+#include "host/common/caching_allocator.h"
+#include "host/ops.h"
 
 namespace mast_ext {
 namespace {

@@ -12,9 +12,9 @@
 #include <cstddef>
 #include <limits>
 
-#include "binding/columns.h"
-#include "binding/contrastive_inputs.h"
-#include "binding/products.h"
+#include "host/columns/column_passes.h"
+#include "host/common/products.h"
+#include "host/contrastive_logsumexp/inputs.h"
 
 namespace mast_ext {
 

@@ -1,10 +1,10 @@
 #include "kernels/select_hard_cosine_pairs/select_hard_cosine_pairs.h"
 
-#include "binding/candidate_pairs.h"
-#include "binding/checks.h"
-#include "binding/ops.h"
-#include "binding/pair_inputs.h"
-#include "binding/run_on.h"
+#include "host/common/checks.h"
+#include "host/common/run_on.h"
+#include "host/hard_pairs/candidate_pairs.h"
+#include "host/ops.h"
+#include "host/pair_sums/pair_inputs.h"
 
 namespace mast_ext {
 

@@ -5,9 +5,9 @@
 
 #include <optional>
 
-#include "binding/checks.h"
-#include "binding/large_results.h"
-#include "binding/run_on.h"
+#include "host/common/caching_allocator.h"
+#include "host/common/checks.h"
+#include "host/common/run_on.h"
 #include "kernels/common/pair_sums.h"
 
 namespace mast_ext {

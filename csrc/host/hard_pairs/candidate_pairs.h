@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "binding/checks.h"
+#include "host/common/checks.h"
 #include "kernels/common/hardest_pair.h"
 
 namespace mast_ext {

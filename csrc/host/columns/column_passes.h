@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "binding/checks.h"
-#include "binding/pair_inputs.h"
-#include "binding/products.h"
-#include "binding/run_on.h"
+#include "host/common/checks.h"
+#include "host/common/products.h"
+#include "host/common/run_on.h"
+#include "host/pair_sums/pair_inputs.h"
 #include "kernels/common/columns.h"
 
 namespace mast_ext {

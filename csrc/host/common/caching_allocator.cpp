@@ -1,4 +1,4 @@
-#include "binding/large_results.h"
+#include "host/common/caching_allocator.h"
 
 #include <ATen/Context.h>
 #include <ATen/ops/from_blob.h>

@@ -1,8 +1,8 @@
 #include "kernels/cross_correlation_penalty/cross_correlation_penalty.h"
 
-#include "binding/columns.h"
-#include "binding/large_results.h"
-#include "binding/ops.h"
+#include "host/columns/column_passes.h"
+#include "host/common/caching_allocator.h"
+#include "host/ops.h"
 
 namespace mast_ext {
 namespace {

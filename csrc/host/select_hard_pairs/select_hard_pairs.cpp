@@ -1,9 +1,9 @@
 #include "kernels/select_hard_pairs/select_hard_pairs.h"
 
-#include "binding/candidate_pairs.h"
-#include "binding/checks.h"
-#include "binding/ops.h"
-#include "binding/run_on.h"
+#include "host/common/checks.h"
+#include "host/common/run_on.h"
+#include "host/hard_pairs/candidate_pairs.h"
+#include "host/ops.h"
 
 namespace mast_ext {
 

@@ -1,7 +1,7 @@
-#include "binding/contrastive_blocks.h"
-#include "binding/contrastive_inputs.h"
-#include "binding/contrastive_tiles.h"
-#include "binding/ops.h"
+#include "host/contrastive_logsumexp/cpu_driver.h"
+#include "host/contrastive_logsumexp/cuda_driver.h"
+#include "host/contrastive_logsumexp/inputs.h"
+#include "host/ops.h"
 
 namespace mast_ext {
 

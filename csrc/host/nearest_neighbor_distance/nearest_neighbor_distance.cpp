@@ -4,8 +4,8 @@
 #include <limits>
 #include <optional>
 
-#include "binding/columns.h"
-#include "binding/ops.h"
+#include "host/columns/column_passes.h"
+#include "host/ops.h"
 
 namespace mast_ext {
 namespace {

@@ -8,10 +8,10 @@
 #include <optional>
 #include <string>
 
-#include "binding/checks.h"
-#include "binding/ops.h"
-#include "binding/pair_inputs.h"
-#include "binding/run_on.h"
+#include "host/common/checks.h"
+#include "host/common/run_on.h"
+#include "host/ops.h"
+#include "host/pair_sums/pair_inputs.h"
 #include "kernels/contrastive_logsumexp/contrastive_logsumexp.h"
 
 namespace mast_ext {

@@ -4,9 +4,9 @@
 #include <utility>
 #include <vector>
 
-#include "binding/checks.h"
-#include "binding/ops.h"
-#include "binding/run_on.h"
+#include "host/common/checks.h"
+#include "host/common/run_on.h"
+#include "host/ops.h"
 
 namespace mast_ext {
 namespace {
