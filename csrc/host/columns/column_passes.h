@@ -1,5 +1,5 @@
 // What variance_covariance and cross_correlation_penalty share on this floor: passes down the batch
-// (kernels/common/columns.h) and matrix products of tiles.
+// (kernels/columns/columns.h) and matrix products of tiles.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,7 @@
 #include "host/common/products.h"
 #include "host/common/run_on.h"
 #include "host/pair_sums/pair_inputs.h"
-#include "kernels/common/columns.h"
+#include "kernels/columns/columns.h"
 
 namespace mast_ext {
 

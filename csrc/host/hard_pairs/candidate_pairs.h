@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "host/common/checks.h"
-#include "kernels/common/hardest_pair.h"
+#include "kernels/hard_pairs/hardest_pair.h"
 
 namespace mast_ext {
 

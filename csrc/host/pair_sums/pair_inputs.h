@@ -8,7 +8,7 @@
 #include "host/common/caching_allocator.h"
 #include "host/common/checks.h"
 #include "host/common/run_on.h"
-#include "kernels/common/pair_sums.h"
+#include "kernels/pair_sums/pair_sums.h"
 
 namespace mast_ext {
 

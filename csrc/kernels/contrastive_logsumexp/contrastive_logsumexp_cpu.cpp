@@ -6,8 +6,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "kernels/common/columns_cpu.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/vector_loops_cpu.h"
 #include "kernels/contrastive_logsumexp/contrastive_logsumexp.h"
 
 namespace mast_ext::kernels {

@@ -1,6 +1,6 @@
 // The entry points of contrastive_logsumexp on CUDA: from dtypes and sizes to kernels. A block of
 // threads is told what it owns by blockIdx.x alone, which is the one that may be large.
-#include "kernels/common/columns_cuda.cuh"
+#include "kernels/common/element_grid.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_backward.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_forward.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_rows.cuh"

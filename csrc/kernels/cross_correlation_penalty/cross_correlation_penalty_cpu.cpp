@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "kernels/common/columns_cpu.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/vector_loops_cpu.h"
 #include "kernels/cross_correlation_penalty/cross_correlation_penalty.h"
 #include "kernels/cross_correlation_penalty/cross_correlation_penalty_math.h"
 

@@ -3,8 +3,8 @@
 #include <cstring>
 
 #include "kernels/common/launch.cuh"
-#include "kernels/common/pair_sums_cuda.cuh"
 #include "kernels/gather_views/gather_views.h"
+#include "kernels/pair_sums/pair_sums_cuda.cuh"
 
 namespace mast_ext::kernels {
 namespace {

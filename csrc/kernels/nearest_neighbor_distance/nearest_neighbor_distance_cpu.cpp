@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/common/columns_cpu.h"
-#include "kernels/common/hardest_pair.h"
-#include "kernels/common/hardest_pair_cpu.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/vector_loops_cpu.h"
+#include "kernels/hard_pairs/hardest_pair.h"
+#include "kernels/hard_pairs/hardest_pair_cpu.h"
 
 namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {

@@ -2,11 +2,11 @@
 // and keeps the best of every row. Every result has one owner and one order: no atomics.
 #include <cmath>
 
-#include "kernels/common/hardest_pair.h"
 #include "kernels/common/launch.cuh"
-#include "kernels/common/pair_sums_cuda.cuh"
 #include "kernels/common/reductions.cuh"
+#include "kernels/hard_pairs/hardest_pair.h"
 #include "kernels/nearest_neighbor_distance/nearest_neighbor_distance.h"
+#include "kernels/pair_sums/pair_sums_cuda.cuh"
 
 namespace mast_ext::kernels {
 namespace {

@@ -8,9 +8,9 @@
 #include <limits>
 #include <utility>
 
-#include "kernels/common/columns_cpu.h"
 #include "kernels/common/exponential_cpu.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/vector_loops_cpu.h"
 
 namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {

@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "kernels/common/launch.cuh"
-#include "kernels/common/pair_sums_cuda.cuh"
 #include "kernels/common/reductions.cuh"
+#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/prototype_column_logsumexp/prototype_column_logsumexp.h"
 
 namespace mast_ext::kernels {

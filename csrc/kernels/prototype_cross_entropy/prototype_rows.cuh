@@ -2,8 +2,8 @@
 // one, 16 columns a thread.
 #pragma once
 
-#include "kernels/common/pair_sums_cuda.cuh"
 #include "kernels/common/reductions.cuh"
+#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
 
 namespace mast_ext::kernels::prototype_cuda {

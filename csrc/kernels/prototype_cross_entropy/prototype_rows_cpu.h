@@ -7,9 +7,9 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/common/columns_cpu.h"
 #include "kernels/common/exponential_cpu.h"
 #include "kernels/common/half_cpu.h"
+#include "kernels/common/vector_loops_cpu.h"
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy_math.h"
 

@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
-#include "kernels/common/hardest_pair.h"
-#include "kernels/common/pair_sums.h"
+#include "kernels/hard_pairs/hardest_pair.h"
+#include "kernels/pair_sums/pair_sums.h"
 
 struct CUstream_st;  // cudaStream_t, without the CUDA headers
 

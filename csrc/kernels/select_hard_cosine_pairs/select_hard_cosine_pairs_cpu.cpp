@@ -2,7 +2,7 @@
 #include "kernels/select_hard_cosine_pairs/select_hard_cosine_pairs.h"
 
 #include "kernels/common/isa.h"
-#include "kernels/common/pair_sums_cpu.h"
+#include "kernels/pair_sums/pair_sums_cpu.h"
 #include "kernels/subspace_similarity/subspace_similarity_math.h"
 
 namespace mast_ext::kernels {

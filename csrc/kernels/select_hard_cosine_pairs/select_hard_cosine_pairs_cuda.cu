@@ -1,6 +1,6 @@
 // One warp per image shares out D. Of up to four views every product is in registers after one read
 // of the rows; of more the pairs are taken one by one, out of the cache after the first.
-#include "kernels/common/pair_sums_cuda.cuh"
+#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/select_hard_cosine_pairs/select_hard_cosine_pairs.h"
 #include "kernels/subspace_similarity/subspace_similarity_math.h"
 

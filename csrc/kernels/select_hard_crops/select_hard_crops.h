@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
-#include "kernels/common/hardest_pair.h"
+#include "kernels/hard_pairs/hardest_pair.h"
 
 struct CUstream_st;  // cudaStream_t, without the CUDA headers
 

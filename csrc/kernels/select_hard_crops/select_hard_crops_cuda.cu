@@ -1,7 +1,7 @@
 // A warp's threads are neighbouring images, which read neighbouring losses; a block's warps share
 // out the pairs (or tuples) of these images and join their best ones in the end.
 #include "kernels/common/launch.cuh"
-#include "kernels/common/pair_sums_cuda.cuh"
+#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/select_hard_crops/select_hard_crops.h"
 
 namespace mast_ext::kernels {

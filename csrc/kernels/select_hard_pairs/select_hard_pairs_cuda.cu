@@ -1,6 +1,6 @@
 // One thread per image: neighbours read neighbouring losses.
 #include "kernels/common/launch.cuh"
-#include "kernels/common/pair_sums_cuda.cuh"
+#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/select_hard_pairs/select_hard_pairs.h"
 
 namespace mast_ext::kernels {

@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "kernels/common/pair_sums.h"
+#include "kernels/pair_sums/pair_sums.h"
 
 struct CUstream_st;  // cudaStream_t, without the CUDA headers
 

@@ -1,5 +1,5 @@
 #include "kernels/common/isa.h"
-#include "kernels/common/pair_sums_cpu.h"
+#include "kernels/pair_sums/pair_sums_cpu.h"
 #include "kernels/subspace_nll/subspace_nll.h"
 #include "kernels/subspace_nll/subspace_nll_math.h"
 

@@ -1,6 +1,6 @@
 // The sums of pair_sums_cuda.cuh, then one thread per (subspace, image) for the arithmetic on them;
 // each block adds up its subspace's weights for itself.
-#include "kernels/common/pair_sums_cuda.cuh"
+#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/subspace_nll/subspace_nll.h"
 #include "kernels/subspace_nll/subspace_nll_math.h"
 

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "kernels/common/host_device.h"
-#include "kernels/common/pair_rows.h"
 #include "kernels/common/scalar_math.h"
+#include "kernels/pair_sums/pair_rows.h"
 #include "kernels/subspace_nll/subspace_nll.h"
 
 namespace mast_ext::kernels::subspace_nll_math {

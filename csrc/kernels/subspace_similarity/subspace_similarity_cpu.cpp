@@ -1,5 +1,5 @@
 #include "kernels/common/isa.h"
-#include "kernels/common/pair_sums_cpu.h"
+#include "kernels/pair_sums/pair_sums_cpu.h"
 #include "kernels/subspace_similarity/subspace_similarity.h"
 #include "kernels/subspace_similarity/subspace_similarity_math.h"
 

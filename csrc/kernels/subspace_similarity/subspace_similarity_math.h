@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "kernels/common/host_device.h"
-#include "kernels/common/pair_rows.h"
+#include "kernels/pair_sums/pair_rows.h"
 #include "kernels/subspace_similarity/subspace_similarity.h"
 
 namespace mast_ext::kernels::subspace_similarity_math {

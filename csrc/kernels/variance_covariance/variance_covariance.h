@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "kernels/common/columns.h"
+#include "kernels/columns/columns.h"
 #include "kernels/common/dtype.h"
 
 namespace mast_ext::kernels {

@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "kernels/common/columns_cpu.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/vector_loops_cpu.h"
 #include "kernels/variance_covariance/variance_covariance.h"
 #include "kernels/variance_covariance/variance_covariance_math.h"
 

@@ -1,6 +1,6 @@
 // Forward: a block per row of the product, then a block per result. Backward: a thread per column
 // walks a few rows. Every result has one owner and one order of summation.
-#include "kernels/common/columns_cuda.cuh"
+#include "kernels/common/element_grid.cuh"
 #include "kernels/common/reductions.cuh"
 #include "kernels/variance_covariance/variance_covariance.h"
 #include "kernels/variance_covariance/variance_covariance_math.h"

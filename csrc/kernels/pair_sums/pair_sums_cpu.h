@@ -10,9 +10,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "kernels/common/pair_math.h"
-#include "kernels/common/pair_sums.h"
 #include "kernels/common/simd.h"
+#include "kernels/pair_sums/pair_math.h"
+#include "kernels/pair_sums/pair_sums.h"
 
 namespace mast_ext::kernels::MAST_EXT_ISA {
 

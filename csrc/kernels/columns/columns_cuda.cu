@@ -1,7 +1,7 @@
 // Passes down the batch: 32 neighbouring columns a block, whose rows 16 warps share out. The warps'
 // partial results are joined in their order, so the same inputs give the same bits.
-#include "kernels/common/columns.h"
-#include "kernels/common/columns_cuda.cuh"
+#include "kernels/columns/columns.h"
+#include "kernels/common/element_grid.cuh"
 #include "kernels/common/reductions.cuh"
 
 namespace mast_ext::kernels {

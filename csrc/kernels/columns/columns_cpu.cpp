@@ -1,4 +1,4 @@
-#include "kernels/common/columns_cpu.h"
+#include "kernels/common/vector_loops_cpu.h"
 
 #include <cmath>
 

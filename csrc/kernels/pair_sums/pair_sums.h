@@ -11,7 +11,7 @@
 
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
-#include "kernels/common/pair_rows.h"
+#include "kernels/pair_sums/pair_rows.h"
 
 namespace mast_ext::kernels {
 

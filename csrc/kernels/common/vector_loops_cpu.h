@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels/common/columns.h"
+#include "kernels/columns/columns.h"
 #include "kernels/common/simd.h"
 
 namespace mast_ext::kernels::MAST_EXT_ISA {

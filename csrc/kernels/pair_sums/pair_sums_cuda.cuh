@@ -12,10 +12,10 @@
 
 #include "kernels/common/dtype.h"
 #include "kernels/common/launch.cuh"
-#include "kernels/common/pair_math.h"
-#include "kernels/common/pair_sums.h"
 #include "kernels/common/reductions.cuh"
 #include "kernels/common/scalar_math.h"
+#include "kernels/pair_sums/pair_math.h"
+#include "kernels/pair_sums/pair_sums.h"
 
 namespace mast_ext::kernels::pair_sums_cuda {
 
