@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/host_device.h"
 
 struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
@@ -27,6 +28,15 @@ struct Columns {
   std::int64_t rows;   // N
   std::int64_t dim;    // D
 };
+
+// Where row n of view v begins.
+template <typename T>
+MAST_EXT_HD const T* row_of(const Columns& z, std::int64_t v, std::int64_t n) {
+  const bool is_x = v < z.x_views;
+  const Columns::List& from = is_x ? z.x : z.y;
+  return static_cast<const T*>(from.data) + (is_x ? v : v - z.x_views) * from.view_stride +
+         n * from.row_stride;
+}
 
 // mean and sum_n (z - mean)^2 of every column.
 struct ColumnMoments {

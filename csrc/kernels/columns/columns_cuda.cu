@@ -1,6 +1,7 @@
 // Passes down the batch: 32 neighbouring columns a block, whose rows 16 warps share out. The warps'
 // partial results are joined in their order, so the same inputs give the same bits.
 #include "kernels/columns/columns.h"
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/element_grid.cuh"
 #include "kernels/common/reductions.cuh"
 
@@ -8,14 +9,6 @@ namespace mast_ext::kernels {
 namespace {
 
 constexpr int kWarps = 16;
-
-template <typename T>
-__device__ __forceinline__ const T* row_of(const Columns& z, std::int64_t v, std::int64_t n) {
-  const bool is_x = v < z.x_views;
-  const Columns::List& from = is_x ? z.x : z.y;
-  return static_cast<const T*>(from.data) + (is_x ? v : v - z.x_views) * from.view_stride +
-         n * from.row_stride;
-}
 
 // Welford's running moments, and Chan's rule for joining two of them.
 struct Moments {
@@ -126,14 +119,14 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) dots(ColumnDots p, unsigned
 int column_moments_cuda(const ColumnMoments& p, cudaStream_t stream) {
   const unsigned per_view = blocks(p.z.dim, kWarpSize);
   const unsigned grid = blocks(p.z.views * per_view, 1);
-  return visit_cuda(p.z.dtype, [&]<typename T, typename P>() {
+  return visit_product_dtype(p.z.dtype, [&]<typename T, typename P>() {
     return launch(moments<T, P>, grid, dim3(kWarpSize, kWarps), stream, p, per_view);
   });
 }
 
 int column_tile_cuda(const ColumnTile& p, cudaStream_t stream) {
   const dim3 grid = element_grid(p.z.views * p.rows, p.dims);
-  return visit_cuda(p.z.dtype, [&]<typename T, typename P>() {
+  return visit_product_dtype(p.z.dtype, [&]<typename T, typename P>() {
     return launch(tile<T, P>, grid, kElementThreads, stream, p);
   });
 }
@@ -141,7 +134,7 @@ int column_tile_cuda(const ColumnTile& p, cudaStream_t stream) {
 int column_dots_cuda(const ColumnDots& p, cudaStream_t stream) {
   const unsigned per_view = blocks(p.dims, kWarpSize);
   const unsigned grid = blocks(p.subspaces * p.views * per_view, 1);
-  return visit_cuda(p.dtype, [&]<typename T, typename P>() {
+  return visit_product_dtype(p.dtype, [&]<typename T, typename P>() {
     return launch(dots<P>, grid, dim3(kWarpSize, kWarps), stream, p, per_view);
   });
 }

@@ -38,4 +38,11 @@ auto visit_dtype(DType dtype, Body&& body) {
   return body.template operator()<float>();
 }
 
+// The same for what only comes in an accumulation type.
+template <typename Body>
+auto visit_accumulation(DType dtype, Body&& body) {
+  if (dtype == DType::kFloat64) return body.template operator()<double>();
+  return body.template operator()<float>();
+}
+
 }  // namespace mast_ext

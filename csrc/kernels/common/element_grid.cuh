@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "kernels/common/dtype.h"
 #include "kernels/common/launch.cuh"
 
 namespace mast_ext::kernels {
@@ -28,22 +27,6 @@ __device__ __forceinline__ void for_rows(std::int64_t rows, Body&& body) {
     const std::int64_t last = first + kRowsABlock < rows ? first + kRowsABlock : rows;
     for (std::int64_t row = first; row < last; ++row) body(row);
   }
-}
-
-// body.operator()<T, P>() with T the embeddings' type and P that of products of them.
-template <typename Body>
-cudaError_t visit_cuda(DType dtype, Body&& body) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return body.template operator()<float, float>();
-    case DType::kFloat16:
-      return body.template operator()<c10::Half, float>();
-    case DType::kBFloat16:
-      return body.template operator()<c10::BFloat16, c10::BFloat16>();
-    case DType::kFloat64:
-      break;  // the host refuses it
-  }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace mast_ext::kernels

@@ -1,4 +1,4 @@
-// Vector loops over rows of any length, for the CPU passes of columns.h and its operators.
+// Vector loops over rows of any length.
 #pragma once
 
 #include <algorithm>
@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels/columns/columns.h"
+#include "kernels/common/dtype.h"
 #include "kernels/common/simd.h"
 
 namespace mast_ext::kernels::MAST_EXT_ISA {
@@ -45,16 +45,6 @@ inline void store_some(T* p, vec<accum_t<T>> v, std::int64_t count) {
   }
 }
 
-// On the CPU matrix products are in the accumulation type.
-template <typename Body>
-void visit_accumulation(DType dtype, Body&& body) {
-  if (dtype == DType::kFloat64) {
-    body.template operator()<double>();
-  } else {
-    body.template operator()<float>();
-  }
-}
-
 // sum_i x[i] * y[i]
 template <typename A>
 inline A dot(const A* x, const A* y, std::int64_t count) {
@@ -67,15 +57,6 @@ inline A dot(const A* x, const A* y, std::int64_t count) {
   }
   for (; i < count; i += kLane) sum[0] += load_some(x + i, count - i) * load_some(y + i, count - i);
   return sum_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
-}
-
-// Where row n of view v begins.
-template <typename T>
-inline const T* row_of(const Columns& z, std::int64_t v, std::int64_t n) {
-  const bool is_x = v < z.x_views;
-  const Columns::List& from = is_x ? z.x : z.y;
-  return static_cast<const T*>(from.data) + (is_x ? v : v - z.x_views) * from.view_stride +
-         n * from.row_stride;
 }
 
 }  // namespace mast_ext::kernels::MAST_EXT_ISA

@@ -1,5 +1,6 @@
 // The entry points of contrastive_logsumexp on CUDA: from dtypes and sizes to kernels. A block of
 // threads is told what it owns by blockIdx.x alone, which is the one that may be large.
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/element_grid.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_backward.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_forward.cuh"
@@ -12,14 +13,14 @@ using namespace contrastive;
 
 int inverse_norms_cuda(const InverseNorms& p, cudaStream_t stream) {
   const unsigned grid = blocks(p.z.views * p.z.rows, kRowWarps);
-  return visit_cuda(p.z.dtype, [&]<typename T, typename>() {
+  return visit_product_dtype(p.z.dtype, [&]<typename T, typename>() {
     return launch(inverse_norms<T>, grid, kRowThreads, stream, p);
   });
 }
 
 int contrastive_rows_cuda(const ContrastiveRows& p, cudaStream_t stream) {
   const unsigned grid = blocks(p.slices, 1);
-  return visit_cuda(p.z.dtype, [&]<typename T, typename P>() {
+  return visit_product_dtype(p.z.dtype, [&]<typename T, typename P>() {
     return p.grad_dtype == p.z.dtype
                ? launch(rows_of_slice<T, T, P>, grid, kRowThreads, stream, p)
                : launch(rows_of_slice<T, float, P>, grid, kRowThreads, stream, p);
@@ -30,7 +31,7 @@ int contrastive_forward_cuda(const ContrastiveForward& f, cudaStream_t stream) {
   const Contrastive& p = f.p;
   const std::int64_t results = p.subspaces * p.x.views * p.y.views * p.x.rows;
   if (results == 0) return cudaSuccess;
-  const cudaError_t error = visit_cuda(p.x.dtype, [&]<typename T, typename>() {
+  const cudaError_t error = visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
     using Tile = ProductTile<T>;
     const std::int64_t tiles = blocks(p.x.rows, Tile::kRows);
     const std::int64_t grid = tiles * p.subspaces * p.x.views * p.y.views * f.splits;
@@ -43,7 +44,7 @@ int contrastive_forward_cuda(const ContrastiveForward& f, cudaStream_t stream) {
 
 int contrastive_weights_cuda(const ContrastiveWeights& f, cudaStream_t stream) {
   const Contrastive& p = f.b.p;
-  return visit_cuda(p.x.dtype, [&]<typename T, typename W>() {
+  return visit_product_dtype(p.x.dtype, [&]<typename T, typename W>() {
     using Tile = ProductTile<T>;
     const std::int64_t row_tiles = blocks(f.count, Tile::kRows);
     const std::int64_t grid = row_tiles * blocks(p.y.rows, Tile::kColumns) * p.y.views;
@@ -54,7 +55,7 @@ int contrastive_weights_cuda(const ContrastiveWeights& f, cudaStream_t stream) {
 
 std::int64_t fused_backward_slices(const Contrastive& p) {
   std::int64_t slices = 0;
-  visit_cuda(p.x.dtype, [&]<typename T, typename>() {
+  visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
     return visit_fused_dim<T>(p.x.dim, [&]<typename, int kDim>() {
       slices = p.x.views * blocks(p.x.rows, FusedTile<T, kDim>::kRows);
       return cudaSuccess;
@@ -69,7 +70,7 @@ int contrastive_fused_backward_cuda(const ContrastiveFusedBackward& f, cudaStrea
   if (p.x.dim > most_fused_dims(p.x.dtype) || (adds_up && f.sum == nullptr)) {
     return cudaErrorInvalidValue;
   }
-  return visit_cuda(p.x.dtype, [&]<typename T, typename>() {
+  return visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
     return visit_fused_dim<T>(p.x.dim, [&]<typename, int kDim>() {
       return launch_shared(fused_backward<T, kDim>, blocks(f.slices, 1), kFusedThreads,
                            FusedTile<T, kDim>::kSharedBytes, stream, f);

@@ -1,5 +1,6 @@
 // Forward: a block per row of the product, then one block for the scalar. Backward: a thread per
 // column walks a few rows. Every result has one owner and one order of summation.
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/element_grid.cuh"
 #include "kernels/common/reductions.cuh"
 #include "kernels/cross_correlation_penalty/cross_correlation_penalty.h"
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kElementThreads) combine(CrossCorrelationPenal
 
 int cross_correlation_penalty_cuda(const CrossCorrelationPenalty& p, cudaStream_t stream) {
   const unsigned product_rows = blocks(p.shape.gram ? p.shape.rows : p.shape.dim, 1);
-  const cudaError_t error = visit_cuda(p.shape.dtype, [&]<typename T, typename P>() {
+  const cudaError_t error = visit_product_dtype(p.shape.dtype, [&]<typename T, typename P>() {
     return launch(rows<P>, product_rows, kThreads, stream, p);
   });
   if (error != cudaSuccess) return error;
@@ -112,14 +113,14 @@ int cross_correlation_penalty_cuda(const CrossCorrelationPenalty& p, cudaStream_
 
 int cross_correlation_matrix_cuda(const CrossCorrelationPenaltyBackward& p, cudaStream_t stream) {
   const dim3 grid = element_grid(p.shape.dim, p.shape.dim);
-  return visit_cuda(p.shape.dtype, [&]<typename T, typename P>() {
+  return visit_product_dtype(p.shape.dtype, [&]<typename T, typename P>() {
     return launch(matrix<P>, grid, kElementThreads, stream, p);
   });
 }
 
 int cross_correlation_combine_cuda(const CrossCorrelationPenaltyBackward& p, cudaStream_t stream) {
   const dim3 grid = element_grid(2 * p.tile_rows, p.dims);
-  return visit_cuda(p.grad_dtype, [&]<typename T, typename P>() {
+  return visit_product_dtype(p.grad_dtype, [&]<typename T, typename P>() {
     return launch(combine<T, P>, grid, kElementThreads, stream, p);
   });
 }

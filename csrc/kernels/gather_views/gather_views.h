@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
-#include "kernels/pair_sums/pair_sums.h"
+#include "kernels/common/views.h"
 
 struct CUstream_st;  // cudaStream_t, without the CUDA headers
 

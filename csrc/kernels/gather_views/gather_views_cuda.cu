@@ -2,9 +2,9 @@
 // widest packets that all addresses and lengths allow. Every result has one owner: no atomics.
 #include <cstring>
 
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/gather_views/gather_views.h"
-#include "kernels/pair_sums/pair_sums_cuda.cuh"
 
 namespace mast_ext::kernels {
 namespace {
@@ -106,7 +106,7 @@ int gather_views_cuda(const GatherViews& p, cudaStream_t stream) {
 }
 
 int gather_views_backward_cuda(const GatherViewsBackward& p, cudaStream_t stream) {
-  return pair_sums_cuda::visit_type(p.dtype, [&]<typename T>() {
+  return visit_cuda_dtype(p.dtype, [&]<typename T>() {
     const RowBlocks shares(p.views * p.batch, p.row);
     return launch(add_rows<T>, shares.grid, shares.block, stream, p, shares.stretches);
   });

@@ -2,11 +2,11 @@
 // and keeps the best of every row. Every result has one owner and one order: no atomics.
 #include <cmath>
 
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/reductions.cuh"
 #include "kernels/hard_pairs/hardest_pair.h"
 #include "kernels/nearest_neighbor_distance/nearest_neighbor_distance.h"
-#include "kernels/pair_sums/pair_sums_cuda.cuh"
 
 namespace mast_ext::kernels {
 namespace {
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kRowThreads) backward(NearestNeighborDistanceB
 unsigned warps_for(std::int64_t rows) { return blocks(rows, kRowThreads / kWarpSize); }
 
 cudaError_t normalize(const UnitRows& p, cudaStream_t stream) {
-  return pair_sums_cuda::visit_type(p.dtype, [&]<typename T>() {
+  return visit_cuda_dtype(p.dtype, [&]<typename T>() {
     return launch(unit_rows<T>, warps_for(p.rows), kRowThreads, stream, p);
   });
 }
@@ -213,7 +213,7 @@ int nearest_neighbor_distance_backward_cuda(const UnitRows& unit,
                                             cudaStream_t stream) {
   const cudaError_t error = normalize(unit, stream);
   if (error != cudaSuccess) return error;
-  return pair_sums_cuda::visit_type(p.dtype, [&]<typename T>() {
+  return visit_cuda_dtype(p.dtype, [&]<typename T>() {
     return launch(backward<T>, blocks(p.rows, 1), kRowThreads, stream, p);
   });
 }

@@ -11,16 +11,10 @@
 
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
+#include "kernels/common/views.h"
 #include "kernels/pair_sums/pair_rows.h"
 
 namespace mast_ext::kernels {
-
-// A [V, B, D] tensor whose last dimension is dense.
-struct Views {
-  const void* data;
-  std::int64_t view_stride;
-  std::int64_t batch_stride;
-};
 
 struct PairSums {
   DType dtype;  // of the embeddings and log-variances; sums and masks are in accum_t

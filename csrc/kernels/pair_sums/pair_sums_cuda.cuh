@@ -11,7 +11,9 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
+#include "kernels/common/packets.cuh"
 #include "kernels/common/reductions.cuh"
 #include "kernels/common/scalar_math.h"
 #include "kernels/pair_sums/pair_math.h"
@@ -23,27 +25,6 @@ inline constexpr int kThreads = 128;
 inline constexpr int kGroup = 8;     // threads that share a tile's D
 inline constexpr int kTileRows = 4;  // rows of a tile
 inline constexpr int kTileMasks = 8;
-
-// N neighbouring elements, moved as one.
-template <typename T, int N>
-struct alignas(sizeof(T) * N) Packet {
-  T value[N];
-};
-
-template <int N, typename T>
-__device__ __forceinline__ void read(const T* from, float (&to)[N]) {
-  const auto packet = *reinterpret_cast<const Packet<T, N>*>(from);
-#pragma unroll
-  for (int n = 0; n < N; ++n) to[n] = static_cast<float>(packet.value[n]);
-}
-
-template <int N, typename T>
-__device__ __forceinline__ void write(const float (&from)[N], T* to) {
-  Packet<T, N> packet;
-#pragma unroll
-  for (int n = 0; n < N; ++n) packet.value[n] = static_cast<T>(from[n]);
-  *reinterpret_cast<Packet<T, N>*>(to) = packet;
-}
 
 // The squared mask of subspace k, or ones without masks.
 template <int N>
@@ -351,15 +332,6 @@ __device__ __forceinline__ std::int64_t own_image(const PairSums& p) {
   return blockIdx.x % blocks_of_subspace(p) * kThreads + threadIdx.x;
 }
 
-inline bool aligned(const void* data, std::int64_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
-}
-
-inline bool aligned(const Views& views, std::int64_t element, std::int64_t count) {
-  return aligned(views.data, element * count) && views.view_stride % count == 0 &&
-         views.batch_stride % count == 0;
-}
-
 // Whether `count` neighbouring elements may be moved at once everywhere.
 inline bool packs(const PairSums& p, bool has_variance, std::int64_t count) {
   const std::int64_t element = p.dtype == DType::kFloat32 ? 4 : 2;
@@ -369,26 +341,10 @@ inline bool packs(const PairSums& p, bool has_variance, std::int64_t count) {
                             (p.rows.self || aligned(p.log_var_y, element, count))));
 }
 
-// body.operator()<T>(): what visit_dtype does, without the float64 that the host refuses.
-template <typename Body>
-cudaError_t visit_type(DType dtype, Body&& body) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return body.template operator()<c10::Half>();
-    case DType::kBFloat16:
-      return body.template operator()<c10::BFloat16>();
-    case DType::kFloat32:
-      return body.template operator()<float>();
-    case DType::kFloat64:
-      break;
-  }
-  return cudaErrorInvalidValue;
-}
-
 // body.operator()<T, N>() for the tensors' type and the widest packet they allow.
 template <typename Body>
 cudaError_t visit_layout(const PairSums& p, bool has_variance, Body&& body) {
-  return visit_type(p.dtype, [&]<typename T>() {
+  return visit_cuda_dtype(p.dtype, [&]<typename T>() {
     return packs(p, has_variance, 4) ? body.template operator()<T, 4>()
                                      : body.template operator()<T, 1>();
   });

@@ -2,9 +2,9 @@
 // goes down a slice of the rows. No atomics: partial results are joined in their order.
 #include <cmath>
 
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/reductions.cuh"
-#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/prototype_column_logsumexp/prototype_column_logsumexp.h"
 
 namespace mast_ext::kernels {
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kColumnThreads) join_slices(PrototypeColumns p
 
 int prototype_column_logsumexp_cuda(const PrototypeColumns& p, cudaStream_t stream) {
   const unsigned columns = blocks(p.prototypes, kColumnThreads);
-  cudaError_t error = pair_sums_cuda::visit_type(p.dtype, [&]<typename T>() {
+  cudaError_t error = visit_cuda_dtype(p.dtype, [&]<typename T>() {
     if (p.normalize_rows) {
       const cudaError_t refused =
           launch(normalize_rows<T>, blocks(p.rows, 1), kRowThreads, stream, p);

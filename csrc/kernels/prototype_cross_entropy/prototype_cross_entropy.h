@@ -16,7 +16,7 @@
 
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
-#include "kernels/pair_sums/pair_sums.h"
+#include "kernels/common/views.h"
 
 struct CUstream_st;  // cudaStream_t, without the CUDA headers
 

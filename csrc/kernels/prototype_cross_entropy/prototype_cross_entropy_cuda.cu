@@ -2,6 +2,7 @@
 // registers while the students' rows pass by, the next one on its way. A block's warps take
 // different images of the same stretch and join their column sums in the end; a second kernel joins
 // the stretches. Every result has one owner and one order of summation: no atomics.
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
@@ -321,7 +322,7 @@ bool is_aligned(const PrototypeLogits& p, const void* grad_student) {
 
 int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, cudaStream_t stream) {
   const PrototypeLogits& in = p.logits;
-  return pair_sums_cuda::visit_type(in.dtype, [&]<typename T>() {
+  return visit_cuda_dtype(in.dtype, [&]<typename T>() {
     const bool aligned = is_aligned<T>(in, nullptr);
     const auto run = [&]<int kTeachers>() {
       return launch(forward<T, kTeachers>, blocks(p.shares.count(), 1), kThreads, stream, p,
@@ -342,7 +343,7 @@ int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, cudaStream_t st
 int prototype_cross_entropy_backward_cuda(const PrototypeCrossEntropyBackward& p,
                                           cudaStream_t stream) {
   const PrototypeLogits& in = p.logits;
-  return pair_sums_cuda::visit_type(in.dtype, [&]<typename T>() {
+  return visit_cuda_dtype(in.dtype, [&]<typename T>() {
     const bool aligned = is_aligned<T>(in, p.grad_student);
     const std::int64_t stretches = (in.prototypes + kStretch - 1) / kStretch;
     const auto run = [&]<int kTeachers, bool kMany>() {

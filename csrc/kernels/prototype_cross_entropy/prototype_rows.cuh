@@ -2,8 +2,8 @@
 // one, 16 columns a thread.
 #pragma once
 
+#include "kernels/common/packets.cuh"
 #include "kernels/common/reductions.cuh"
-#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy.h"
 
 namespace mast_ext::kernels::prototype_cuda {
@@ -54,7 +54,7 @@ struct RawRow {
   template <typename T, bool kWhole>
   __device__ __forceinline__ void load(const E* row, const Columns<T, kWhole>& columns) {
     constexpr int kPacket = kWhole ? 16 / sizeof(E) : 1;
-    using Packet = pair_sums_cuda::Packet<E, kPacket>;
+    using Packet = kernels::Packet<E, kPacket>;
 #pragma unroll
     for (int i = 0; i < kColumns; i += kPacket) {
       *reinterpret_cast<Packet*>(values + i) =
@@ -65,7 +65,7 @@ struct RawRow {
   template <typename T, bool kWhole>
   __device__ __forceinline__ void store(E* row, const Columns<T, kWhole>& columns) const {
     constexpr int kPacket = kWhole ? 16 / sizeof(E) : 1;
-    using Packet = pair_sums_cuda::Packet<E, kPacket>;
+    using Packet = kernels::Packet<E, kPacket>;
 #pragma unroll
     for (int i = 0; i < kColumns; i += kPacket) {
       if (columns.has(i)) {
@@ -77,11 +77,6 @@ struct RawRow {
 
   __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(values[i]); }
 };
-
-template <typename T>
-__device__ __forceinline__ const T* row_of(const Views& views, std::int64_t v, std::int64_t b) {
-  return static_cast<const T*>(views.data) + v * views.view_stride + b * views.batch_stride;
-}
 
 // Brings a stretch of a row as near as the second-level cache: what is in flight this way takes no
 // registers.

@@ -41,11 +41,6 @@ inline vec<accum_t<T>> load_or(const T* p, std::int64_t left, accum_t<T> fill) {
   return v;
 }
 
-template <typename T>
-const T* row_of(const Views& views, std::int64_t v, std::int64_t b) {
-  return static_cast<const T*>(views.data) + v * views.view_stride + b * views.batch_stride;
-}
-
 // A row's part in one stretch, or in all.
 template <typename A>
 struct RowStats {

@@ -1,5 +1,6 @@
 // One warp per image shares out D. Of up to four views every product is in registers after one read
 // of the rows; of more the pairs are taken one by one, out of the cache after the first.
+#include "kernels/common/packets.cuh"
 #include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/select_hard_cosine_pairs/select_hard_cosine_pairs.h"
 #include "kernels/subspace_similarity/subspace_similarity_math.h"
@@ -19,11 +20,6 @@ __device__ __forceinline__ void add_products(const float (&a)[N], const float (&
   for (int n = 0; n < N; ++n) sum += a[n] * b[n];
 }
 
-template <typename T>
-__device__ __forceinline__ const T* row_of(const Views& from, std::int32_t view, std::int64_t b) {
-  return static_cast<const T*>(from.data) + view * from.view_stride + b * from.batch_stride;
-}
-
 // The warp's image; a warp leaves as one.
 __device__ __forceinline__ std::int64_t own_image() {
   return (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarpSize;
@@ -40,8 +36,8 @@ __global__ void __launch_bounds__(kThreads) select_of_few(SelectHardCosinePairs 
     float x[V][N], y[V][N];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      engine::read(row_of<T>(p.pairs.x, v, b) + d, x[v]);
-      engine::read(row_of<T>(p.pairs.y, v, b) + d, y[v]);
+      read(row_of<T>(p.pairs.x, v, b) + d, x[v]);
+      read(row_of<T>(p.pairs.y, v, b) + d, y[v]);
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
@@ -87,10 +83,10 @@ __global__ void __launch_bounds__(kThreads) select_of_many(SelectHardCosinePairs
       float there = 0, back = 0, x_i = 0, y_i = 0, x_j = 0, y_j = 0;
       for (std::int64_t d = lane * N; d < p.pairs.dim; d += kWarpSize * N) {
         float x[2][N], y[2][N];
-        engine::read(row_of<T>(p.pairs.x, i, b) + d, x[0]);
-        engine::read(row_of<T>(p.pairs.x, j, b) + d, x[1]);
-        engine::read(row_of<T>(p.pairs.y, i, b) + d, y[0]);
-        engine::read(row_of<T>(p.pairs.y, j, b) + d, y[1]);
+        read(row_of<T>(p.pairs.x, i, b) + d, x[0]);
+        read(row_of<T>(p.pairs.x, j, b) + d, x[1]);
+        read(row_of<T>(p.pairs.y, i, b) + d, y[0]);
+        read(row_of<T>(p.pairs.y, j, b) + d, y[1]);
         add_products(x[0], y[1], there);
         add_products(x[1], y[0], back);
         add_products(x[0], x[0], x_i);

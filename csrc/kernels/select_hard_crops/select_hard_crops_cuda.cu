@@ -1,7 +1,7 @@
 // A warp's threads are neighbouring images, which read neighbouring losses; a block's warps share
 // out the pairs (or tuples) of these images and join their best ones in the end.
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
-#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/select_hard_crops/select_hard_crops.h"
 
 namespace mast_ext::kernels {
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kImages* kWarps) select(SelectHardCrops p) {
 }  // namespace
 
 int select_hard_crops_cuda(const SelectHardCrops& p, cudaStream_t stream) {
-  return pair_sums_cuda::visit_type(p.dtype, [&]<typename T>() {
+  return visit_cuda_dtype(p.dtype, [&]<typename T>() {
     return launch(select<T>, blocks(p.batch, kImages), dim3(kImages, kWarps), stream, p);
   });
 }

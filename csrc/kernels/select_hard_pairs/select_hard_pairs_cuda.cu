@@ -1,6 +1,6 @@
 // One thread per image: neighbours read neighbouring losses.
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
-#include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/select_hard_pairs/select_hard_pairs.h"
 
 namespace mast_ext::kernels {
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) select(SelectHardPairs p) {
 }  // namespace
 
 int select_hard_pairs_cuda(const SelectHardPairs& p, cudaStream_t stream) {
-  return pair_sums_cuda::visit_type(p.dtype, [&]<typename T>() {
+  return visit_cuda_dtype(p.dtype, [&]<typename T>() {
     return launch(select<T>, blocks(p.batch, kThreads), kThreads, stream, p);
   });
 }

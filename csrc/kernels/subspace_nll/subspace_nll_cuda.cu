@@ -1,5 +1,6 @@
 // The sums of pair_sums_cuda.cuh, then one thread per (subspace, image) for the arithmetic on them;
 // each block adds up its subspace's weights for itself.
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/subspace_nll/subspace_nll.h"
 #include "kernels/subspace_nll/subspace_nll_math.h"
@@ -46,14 +47,14 @@ int subspace_nll_cuda(const SubspaceNll& p, cudaStream_t stream) {
                                 ? engine::launch_sums<Likelihood>(p.pairs, sums, stream)
                                 : engine::launch_sums<SquaredDifference>(p.pairs, sums, stream);
   if (error != cudaSuccess) return error;
-  return engine::visit_type(p.pairs.dtype, [&]<typename T>() {
+  return visit_cuda_dtype(p.pairs.dtype, [&]<typename T>() {
     return launch(finish<T>, engine::subspace_grid(p.pairs, p.pairs.subspaces), engine::kThreads,
                   stream, p);
   });
 }
 
 int subspace_nll_backward_cuda(const SubspaceNllBackward& p, cudaStream_t stream) {
-  const cudaError_t error = engine::visit_type(p.pairs.dtype, [&]<typename T>() {
+  const cudaError_t error = visit_cuda_dtype(p.pairs.dtype, [&]<typename T>() {
     return launch(write_coefficients<T>,
                   engine::subspace_grid(p.pairs, padded_subspaces(p.pairs.subspaces)),
                   engine::kThreads, stream, p);

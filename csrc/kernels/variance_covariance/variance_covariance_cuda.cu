@@ -1,5 +1,6 @@
 // Forward: a block per row of the product, then a block per result. Backward: a thread per column
 // walks a few rows. Every result has one owner and one order of summation.
+#include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/element_grid.cuh"
 #include "kernels/common/reductions.cuh"
 #include "kernels/variance_covariance/variance_covariance.h"
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) grad_masks(VarianceCovarianceBackwar
 int variance_covariance_cuda(const VarianceCovariance& p, cudaStream_t stream) {
   const VarianceCovarianceShape& s = p.shape;
   const std::int64_t results = s.subspaces * s.views;
-  const cudaError_t error = visit_cuda(s.dtype, [&]<typename T, typename P>() {
+  const cudaError_t error = visit_product_dtype(s.dtype, [&]<typename T, typename P>() {
     return s.gram ? launch(gram_rows<P>, blocks(results * s.rows, 1), kThreads, stream, p)
                   : launch(direct_rows<P>, blocks(s.views * s.dim, 1), kThreads, stream, p);
   });
@@ -144,14 +145,14 @@ int variance_covariance_cuda(const VarianceCovariance& p, cudaStream_t stream) {
 
 int variance_covariance_matrix_cuda(const VarianceCovarianceBackward& p, cudaStream_t stream) {
   const dim3 grid = element_grid(p.shape.views * p.shape.dim, p.shape.dim);
-  return visit_cuda(p.shape.dtype, [&]<typename T, typename P>() {
+  return visit_product_dtype(p.shape.dtype, [&]<typename T, typename P>() {
     return launch(matrix<P>, grid, kElementThreads, stream, p);
   });
 }
 
 int variance_covariance_combine_cuda(const VarianceCovarianceBackward& p, cudaStream_t stream) {
   const dim3 grid = element_grid(p.shape.views * p.shape.rows, p.dims);
-  return visit_cuda(p.grad_dtype, [&]<typename T, typename P>() {
+  return visit_product_dtype(p.grad_dtype, [&]<typename T, typename P>() {
     return launch(combine<T, P>, grid, kElementThreads, stream, p);
   });
 }
