@@ -14,7 +14,7 @@ KERNELS = ROOT / "csrc" / "kernels"
 # Small inputs of every operator, which together pass every barrier. Of the contrastive kernels:
 # with a fixed shift of the exponentials, and with a running one and a view left out.
 TESTS = (
-    "cpu and (matches_definition or matches_search or in_stretches or in_tiles) "
+    "cpu and (matches_definition or matches_search or in_chunks or in_tiles) "
     "and (not contrastive or 0.5 or 0.02)"
 )
 

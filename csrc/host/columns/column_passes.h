@@ -36,14 +36,14 @@ inline kernels::Columns::List columns_list(const at::Tensor& z) {
           .row_stride = z.stride(views ? 1 : 0)};
 }
 
-// One axis of a product's operands in stretches, so that they need no more memory than the product
+// One axis of a product's operands in chunks, so that they need no more memory than the product
 // where that is large.
-struct Stretches {
+struct Chunks {
   std::int64_t length, step;
 
-  // `other` is the axis of the product. A GPU is given long stretches: there a launch costs more
+  // `other` is the axis of the product. A GPU is given long chunks: there a launch costs more
   // than memory does.
-  Stretches(std::int64_t length_, std::int64_t other, bool whole, bool cuda)
+  Chunks(std::int64_t length_, std::int64_t other, bool whole, bool cuda)
       : length(length_),
         step(whole ? length_ : std::max<std::int64_t>(cuda ? 8192 : 1024, other)) {}
 
@@ -57,7 +57,7 @@ struct Stretches {
   }
 };
 
-// Small standardised embeddings are kept for the backward: reading them is cheaper than a pass.
+// Small standardized embeddings are kept for the backward: reading them is cheaper than a pass.
 constexpr std::int64_t kKeptElements = 1 << 18;
 
 inline void column_moments(const kernels::ColumnMoments& p, const at::Tensor& z) {

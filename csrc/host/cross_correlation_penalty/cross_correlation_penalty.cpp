@@ -37,8 +37,8 @@ struct Inputs {
   }
   Tensor new_product(at::IntArrayRef shape) const { return new_result(a, shape, product_type(a)); }
 
-  // Stretches of D (Gram) or N (direct).
-  Stretches stretches() const {
+  // Chunks of D (Gram) or N (direct).
+  Chunks chunks() const {
     return {gram ? dim : rows, gram ? rows : dim, keep, uses_cuda_kernels(a)};
   }
 
@@ -52,7 +52,7 @@ struct Inputs {
             .dim = dim};
   }
 
-  // The standardised stretch [2, N, count] (Gram) or [2, count, D] (direct).
+  // The standardized chunk [2, N, count] (Gram) or [2, count, D] (direct).
   Tensor tile(const Tensor& mean, const Tensor& scale, std::int64_t first,
               std::int64_t count) const {
     const std::int64_t tile_rows = gram ? rows : count, dims = gram ? count : dim;
@@ -104,9 +104,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
   Tensor row_sums = in.new_empty({in.gram ? N : D});
   Tensor standard = in.new_product({in.keep ? 2 : 0, N, D});
 
-  const Stretches stretches = in.stretches();
+  const Chunks chunks = in.chunks();
   Tensor whole = in.keep ? standard : Tensor();
-  if (!in.keep && stretches.single()) whole = in.new_product({2, N, D});
+  if (!in.keep && chunks.single()) whole = in.new_product({2, N, D});
   column_moments({.z = in.columns(),
                   .mean = mean.mutable_data_ptr(),
                   .sum_squares = sum_squares.mutable_data_ptr(),
@@ -115,11 +115,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
                   .eps = in.eps,
                   .tile = whole.defined() ? whole.mutable_data_ptr() : nullptr},
                  in.a);
-  stretches.each([&](std::int64_t first, std::int64_t count) {
+  chunks.each([&](std::int64_t first, std::int64_t count) {
     const Tensor tile = whole.defined() ? whole : in.tile(mean, scale, first, count);
     const Tensor a_tile = tile.narrow(0, 0, 1), b_tile = tile.narrow(0, 1, 1);
     if (in.gram) {
-      const bool last = first + count == stretches.length;
+      const bool last = first + count == chunks.length;
       add_gram(product.narrow(0, 0, 1), b_tile, first == 0, last);
       add_gram(product.narrow(0, 1, 1), a_tile, first == 0, last);
     } else {
@@ -187,7 +187,7 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
       .first_dim = 0,
       .dims = D,
       .tile = nullptr,
-      .pulled = nullptr,
+      .product_grad = nullptr,
       .grad_dtype = dtype_of(in.a, "a"),
       .grad_a = wanted[0] ? grad_a.mutable_data_ptr() : nullptr,
       .grad_b = wanted[1] ? grad_b.mutable_data_ptr() : nullptr,
@@ -214,16 +214,17 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
         },
         [&](auto stream) { return kernels::cross_correlation_matrix_cuda(p, stream); });
   }
-  in.stretches().each([&](std::int64_t first, std::int64_t count) {
+  in.chunks().each([&](std::int64_t first, std::int64_t count) {
     const Tensor tile = in.keep ? standard : in.tile(mean, scale, first, count);
-    Tensor pulled = in.new_product(tile.sizes());
+    Tensor product_grad = in.new_product(tile.sizes());
     const std::int64_t begin = wanted[0] ? 0 : 1, views = wanted[0] + wanted[1];
     if (in.gram) {
-      const Tensor own = tile.narrow(0, begin, views), own_pulled = pulled.narrow(0, begin, views);
-      add_product(own_pulled, product.narrow(0, begin, views), own, true);
+      const Tensor own = tile.narrow(0, begin, views),
+                   own_product_grad = product_grad.narrow(0, begin, views);
+      add_product(own_product_grad, product.narrow(0, begin, views), own, true);
       column_dots({.dtype = p.shape.dtype,
                    .x = own.const_data_ptr(),
-                   .y = own_pulled.const_data_ptr(),
+                   .y = own_product_grad.const_data_ptr(),
                    .subspaces = 1,
                    .views = views,
                    .rows = N,
@@ -235,14 +236,15 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
       p.dims = count;
     } else {
       if (wanted[0]) {
-        add_product(pulled.narrow(0, 0, 1), tile.narrow(0, 1, 1), matrix.transpose(1, 2), true);
+        add_product(product_grad.narrow(0, 0, 1), tile.narrow(0, 1, 1), matrix.transpose(1, 2),
+                    true);
       }
-      if (wanted[1]) add_product(pulled.narrow(0, 1, 1), tile.narrow(0, 0, 1), matrix, true);
+      if (wanted[1]) add_product(product_grad.narrow(0, 1, 1), tile.narrow(0, 0, 1), matrix, true);
       p.first_row = first;
       p.tile_rows = count;
     }
     p.tile = tile.const_data_ptr();
-    p.pulled = pulled.const_data_ptr();
+    p.product_grad = product_grad.const_data_ptr();
     run_on(
         in.a,
         [&] {

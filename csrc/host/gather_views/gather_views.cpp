@@ -12,15 +12,16 @@ namespace mast_ext {
 namespace {
 
 // [N, B, ...] whose dimensions behind the second lie without gaps, in whatever order: the row of
-// (n, b) is one stretch of memory. Made so by a copy where it is not.
+// (n, b) is one chunk of memory. Made so by a copy where it is not.
 struct Rows {
   Tensor t;
   std::int64_t length = 1;  // elements of a row
 
-  Rows(const Tensor& given, const char* name) {
-    TORCH_CHECK_VALUE(given.dim() >= 2, name, " must have shape [V, B, ...], got ", given.sizes());
-    for (std::int64_t d = 2; d < given.dim(); ++d) length *= given.size(d);
-    t = length == 0 || dense(given) ? given : given.contiguous();
+  Rows(const Tensor& tensor, const char* name) {
+    TORCH_CHECK_VALUE(tensor.dim() >= 2, name, " must have shape [V, B, ...], got ",
+                      tensor.sizes());
+    for (std::int64_t d = 2; d < tensor.dim(); ++d) length *= tensor.size(d);
+    t = length == 0 || dense(tensor) ? tensor : tensor.contiguous();
   }
 
   std::int64_t batch() const { return t.size(1); }
@@ -42,10 +43,10 @@ struct Rows {
   }
 
  private:
-  static bool dense(const Tensor& given) {
+  static bool dense(const Tensor& tensor) {
     std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, size
-    for (std::int64_t d = 2; d < given.dim(); ++d) {
-      if (given.size(d) != 1) axes.emplace_back(given.stride(d), given.size(d));
+    for (std::int64_t d = 2; d < tensor.dim(); ++d) {
+      if (tensor.size(d) != 1) axes.emplace_back(tensor.stride(d), tensor.size(d));
     }
     std::sort(axes.begin(), axes.end());
     std::int64_t expected = 1;

@@ -143,7 +143,7 @@ Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Te
   Tensor grad_x = x.new_empty({rows, dim});
   if (rows == 0) return grad_x;
 
-  // Those whose neighbour a row is, one after the other: a row's gradient needs no atomics.
+  // Those whose neighbor a row is, one after the other: a row's gradient needs no atomics.
   const auto [sorted, order] = index.sort(std::optional<bool>(true), 0, false);
   const kernels::NearestNeighborDistanceBackward p{
       .dtype = unit.p.dtype,

@@ -72,10 +72,10 @@ Tensor prototype_column_logsumexp(const Tensor& logits_, const OptionalTensor& c
             kernels::prototype_column_slices_cpu(p, begin, end);
           });
         }
-        const std::int64_t stretches =
-            (prototypes + kernels::kPrototypeStretch - 1) / kernels::kPrototypeStretch;
-        parallel_rows(stretches, 8 * rows * kernels::kPrototypeStretch, [&](auto begin, auto end) {
-          kernels::prototype_column_stretches_cpu(p, begin, end);
+        const std::int64_t chunks =
+            (prototypes + kernels::kPrototypeChunk - 1) / kernels::kPrototypeChunk;
+        parallel_rows(chunks, 8 * rows * kernels::kPrototypeChunk, [&](auto begin, auto end) {
+          kernels::prototype_column_chunks_cpu(p, begin, end);
         });
       },
       [&](auto stream) { return kernels::prototype_column_logsumexp_cuda(p, stream); });

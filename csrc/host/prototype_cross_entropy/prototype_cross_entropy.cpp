@@ -75,11 +75,11 @@ struct PrototypeInputs {
             .teacher_temperature = teacher_temperature};
   }
 
-  // About how many scalar steps an image's part of a stretch takes.
-  std::int64_t stretch_cost(const kernels::PrototypeShares& shares) const {
+  // About how many scalar steps an image's part of a chunk takes.
+  std::int64_t chunk_cost(const kernels::PrototypeShares& shares) const {
     constexpr std::int64_t kExponential = 8;
     const std::int64_t rows = students() + teachers();
-    return std::min(shares.stretch, prototypes()) * (kExponential * rows + students() * teachers());
+    return std::min(shares.chunk, prototypes()) * (kExponential * rows + students() * teachers());
   }
 };
 
@@ -100,7 +100,7 @@ struct PrototypeResults {
                                          const kernels::PrototypeShares& shares) {
     const kernels::prototype_math::PartialLayout layout{in.students(), in.teachers()};
     const bool with_mean = teacher_mean.numel() > 0;
-    partials = in.new_empty({in.batch(), layout.size(), shares.stretches});
+    partials = in.new_empty({in.batch(), layout.size(), shares.chunks});
     if (with_mean) {
       column_sums = new_workspace(in.student, {shares.groups, shares.columns()},
                                   accumulation_type(in.student));
@@ -147,9 +147,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_cross_entropy(
       [&] {
         const auto p = to.forward(in, kernels::prototype_shares_cpu(logits));
         parallel_rows(
-            p.shares.count(), in.stretch_cost(p.shares) * p.shares.group,
+            p.shares.count(), in.chunk_cost(p.shares) * p.shares.group,
             [&](auto begin, auto end) { kernels::prototype_cross_entropy_cpu(p, begin, end); });
-        parallel_rows(B, p.shares.stretches * (S + T + T * S), [&](auto begin, auto end) {
+        parallel_rows(B, p.shares.chunks * (S + T + T * S), [&](auto begin, auto end) {
           kernels::prototype_cross_entropy_merge_cpu(p, begin, end);
         });
         if (with_mean) mean_of_groups(p);
@@ -189,7 +189,7 @@ Tensor prototype_cross_entropy_backward(const Tensor& grad_, const Tensor& stude
   run_on(
       in.student,
       [&] {
-        parallel_rows(B * p.shares.stretches, in.stretch_cost(p.shares), [&](auto begin, auto end) {
+        parallel_rows(B * p.shares.chunks, in.chunk_cost(p.shares), [&](auto begin, auto end) {
           kernels::prototype_cross_entropy_backward_cpu(p, begin, end);
         });
       },
@@ -228,7 +228,7 @@ std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
         .grad_student = grad_student.mutable_data_ptr(),
         .large = grad_student.nbytes() >= kLargeResult,
     };
-    const std::int64_t image_cost = in.stretch_cost(p.shares) * p.shares.stretches;
+    const std::int64_t image_cost = in.chunk_cost(p.shares) * p.shares.chunks;
     parallel_rows(p.shares.groups, image_cost * p.shares.group, [&](auto begin, auto end) {
       kernels::prototype_cross_entropy_with_grad_cpu(p, q, begin, end);
     });

@@ -35,8 +35,8 @@ struct Inputs {
   }
   Tensor new_product(at::IntArrayRef shape) const { return new_result(z, shape, product_type(z)); }
 
-  // Stretches of D (Gram) or N (direct).
-  Stretches stretches() const {
+  // Chunks of D (Gram) or N (direct).
+  Chunks chunks() const {
     return {gram ? dim : rows, gram ? rows : dim, keep, uses_cuda_kernels(z)};
   }
 
@@ -64,7 +64,7 @@ struct Inputs {
             .product = product.const_data_ptr()};
   }
 
-  // The centred stretch [V, N, count] (Gram) or [V, count, D] (direct), or that times every mask
+  // The centered chunk [V, N, count] (Gram) or [V, count, D] (direct), or that times every mask
   // [K, V, N, count].
   Tensor tile(const Tensor& mean, std::int64_t first, std::int64_t count, bool masked) const {
     const std::int64_t first_row = gram ? 0 : first, first_dim = gram ? first : 0;
@@ -101,10 +101,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_cova
   Tensor row_sums = in.new_empty({K, V, in.gram ? N : D});
   Tensor centered = in.keep ? in.new_product({V, N, D}) : in.new_product({0});
 
-  const Stretches stretches = in.stretches();
+  const Chunks chunks = in.chunks();
   const bool masked = in.gram && in.masks.defined();
   Tensor whole = in.keep ? centered : Tensor();
-  if (!in.keep && stretches.single() && !masked) whole = in.new_product({V, N, D});
+  if (!in.keep && chunks.single() && !masked) whole = in.new_product({V, N, D});
   column_moments({.z = in.columns(),
                   .mean = mean.mutable_data_ptr(),
                   .sum_squares = sum_squares.mutable_data_ptr(),
@@ -113,9 +113,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_cova
                   .eps = 0,
                   .tile = whole.defined() ? whole.mutable_data_ptr() : nullptr},
                  in.z);
-  stretches.each([&](std::int64_t first, std::int64_t count) {
+  chunks.each([&](std::int64_t first, std::int64_t count) {
     const Tensor tile = whole.defined() ? whole : in.tile(mean, first, count, masked);
-    const bool last = first + count == stretches.length;
+    const bool last = first + count == chunks.length;
     if (in.gram) {
       add_gram(product.view({K * V, N, N}), tile.view({K * V, N, count}), first == 0, last);
     } else {
@@ -174,7 +174,7 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
       .first_dim = 0,
       .dims = 0,
       .centered = nullptr,
-      .pulled = nullptr,
+      .product_grad = nullptr,
       .grad_dtype = dtype_of(in.z, "z"),
       .grad_z = want_z ? grad_z.mutable_data_ptr() : nullptr,
       .grad_masks = want_masks ? grad_masks.mutable_data_ptr() : nullptr,
@@ -194,7 +194,7 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
           });
         },
         [&](auto stream) { return kernels::variance_covariance_matrix_cuda(p, stream); });
-    in.stretches().each([&](std::int64_t first, std::int64_t count) {
+    in.chunks().each([&](std::int64_t first, std::int64_t count) {
       const Tensor tile = tile_at(first, count);
       Tensor rows = grad_z.narrow(1, first, count);
       if (rows.scalar_type() == matrix.scalar_type()) {
@@ -205,20 +205,20 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
     });
   }
   if (in.gram && (want_z || want_masks)) {
-    in.stretches().each([&](std::int64_t first, std::int64_t count) {
+    in.chunks().each([&](std::int64_t first, std::int64_t count) {
       const Tensor tile = tile_at(first, count);
-      Tensor pulled = in.new_product({K, V, N, count});
+      Tensor product_grad = in.new_product({K, V, N, count});
       for (std::int64_t k = 0; k < K; ++k) {
-        add_product(pulled.select(0, k), product.select(0, k), tile, true);
+        add_product(product_grad.select(0, k), product.select(0, k), tile, true);
       }
       p.first_dim = first;
       p.dims = count;
       p.centered = tile.const_data_ptr();
-      p.pulled = pulled.const_data_ptr();
+      p.product_grad = product_grad.const_data_ptr();
       if (want_masks) {
         column_dots({.dtype = p.shape.dtype,
                      .x = p.centered,
-                     .y = p.pulled,
+                     .y = p.product_grad,
                      .subspaces = K,
                      .views = V,
                      .rows = N,

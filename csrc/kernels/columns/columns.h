@@ -48,7 +48,7 @@ struct ColumnMoments {
   void* tile;  // [V, N, D]  (z - mean) * scale (scale 1 when it is null), or null
 };
 
-// The columns [first_dim, first_dim + dims) and rows [first_row, first_row + rows), standardised:
+// The columns [first_dim, first_dim + dims) and rows [first_row, first_row + rows), standardized:
 //   tile[k, v, n, d] = (z - mean) * scale_kvd
 struct ColumnTile {
   Columns z;

@@ -8,7 +8,8 @@ namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
 namespace {
 
-constexpr std::int64_t kSumRows = 256;  // rows summed by themselves before they join the total
+constexpr std::int64_t kSumRows =
+    256;  // rows summed by themselves before they are added to the total
 
 // Sums of one block of columns, in the first-level cache: rows are read in long pieces, which
 // matters because their distance is often a power of two.
@@ -22,7 +23,7 @@ struct alignas(64) BlockSums {
 };
 
 // Adds term(n, d, left) for rows [0, rows) and vectors d of the block to `sums`, two rows at a time
-// and in stretches of kSumRows, so that long columns keep their digits.
+// and in chunks of kSumRows, so that long columns keep their digits.
 template <typename A, typename Term>
 void add_rows(std::int64_t rows, std::int64_t count, BlockSums<A>& sums, const Term& term) {
   for (std::int64_t first = 0; first < rows; first += kSumRows) {
@@ -60,11 +61,11 @@ void moments(const ColumnMoments& p, std::int64_t v, std::int64_t d0) {
   alignas(64) A mean[kColumnBlock];
   for (std::int64_t d = 0; d < kColumnBlock; ++d) mean[d] = sum.total[d] / rows;
   BlockSums<A> squares;
-  const auto centred = [&](std::int64_t n, std::int64_t d, std::int64_t left) {
+  const auto centered = [&](std::int64_t n, std::int64_t d, std::int64_t left) {
     return element(n, d, left) - load(mean + d);
   };
   add_rows<A>(z.rows, count, squares, [&](std::int64_t n, std::int64_t d, std::int64_t left) {
-    const vec<A> c = centred(n, d, left);
+    const vec<A> c = centered(n, d, left);
     return c * c;
   });
   alignas(64) A scale[kColumnBlock];
@@ -81,7 +82,7 @@ void moments(const ColumnMoments& p, std::int64_t v, std::int64_t d0) {
   auto* tile = static_cast<A*>(p.tile) + v * z.rows * z.dim + d0;
   for (std::int64_t n = 0; n < z.rows; ++n) {
     for (std::int64_t d = 0; d < count; d += kLanes<A>) {
-      store_some(tile + n * z.dim + d, centred(n, d, count - d) * load(scale + d), count - d);
+      store_some(tile + n * z.dim + d, centered(n, d, count - d) * load(scale + d), count - d);
     }
   }
 }

@@ -1,5 +1,5 @@
-// Passes down the batch: 32 neighbouring columns a block, whose rows 16 warps share out. The warps'
-// partial results are joined in their order, so the same inputs give the same bits.
+// Passes down the batch: 32 neighboring columns a block, whose rows 16 warps share out. The warps'
+// partial results are merged in their order, so the same inputs give the same bits.
 #include "kernels/columns/columns.h"
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/element_grid.cuh"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kWarps = 16;
 
-// Welford's running moments, and Chan's rule for joining two of them.
+// Welford's running moments, and Chan's rule for merging two of them.
 struct Moments {
   float count, mean, squares;
 
@@ -21,7 +21,7 @@ struct Moments {
     squares += delta * (x - mean);
   }
 
-  __device__ __forceinline__ void join(const Moments& other) {
+  __device__ __forceinline__ void merge(const Moments& other) {
     if (other.count == 0) return;
     const float total = count + other.count, delta = other.mean - mean;
     mean += delta * (other.count / total);
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) moments(ColumnMoments p, un
   partial[threadIdx.y][threadIdx.x] = own;
   __syncthreads();
   if (threadIdx.y == 0 && inside) {
-    for (int warp = 1; warp < kWarps; ++warp) own.join(partial[warp][threadIdx.x]);
+    for (int warp = 1; warp < kWarps; ++warp) own.merge(partial[warp][threadIdx.x]);
     static_cast<float*>(p.mean)[v * z.dim + d] = own.mean;
     static_cast<float*>(p.sum_squares)[v * z.dim + d] = own.squares;
     float scale = 1;

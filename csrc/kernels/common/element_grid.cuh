@@ -7,7 +7,7 @@
 
 namespace mast_ext::kernels {
 
-inline constexpr int kElementThreads = 128;     // neighbouring elements of a row
+inline constexpr int kElementThreads = 128;     // neighboring elements of a row
 inline constexpr std::int64_t kRowsABlock = 8;  // rows a block walks, to share what a column needs
 
 // A grid with kElementThreads columns and kRowsABlock rows a block; rows beyond the grid's limit

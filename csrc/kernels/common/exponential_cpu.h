@@ -14,7 +14,7 @@ namespace mast_ext::kernels::MAST_EXT_ISA {
 
 // Vectors that go through the arithmetic side by side: a step's latency, and the scheduler's size,
 // would have one after the other take twice the time.
-inline constexpr int kAbreast = 4;
+inline constexpr int kAccumulators = 4;
 
 // Each 2^(scale * x) for x <= 0, within 2 ulp where multiplications and additions fuse; below
 // 2^-126 it is 0. NaN stays.
@@ -72,8 +72,8 @@ template <typename A, typename Body>
 void each_vector(std::int64_t count, const Body& body) {
   constexpr std::int64_t kAll = kLanes<A>;
   std::int64_t c = 0;
-  for (; c + kAbreast * kAll <= count; c += kAbreast * kAll) {
-    body.template operator()<kAbreast>(c, kAll);
+  for (; c + kAccumulators * kAll <= count; c += kAccumulators * kAll) {
+    body.template operator()<kAccumulators>(c, kAll);
   }
   for (; c + kAll <= count; c += kAll) body.template operator()<1>(c, kAll);
   if (c < count) body.template operator()<1>(c, count - c);

@@ -128,8 +128,8 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], Shar
 }
 
 // sum [16, 8] += a [16, 16] b [16, 8]. Lane l holds, with g = l / 4 and t = 2 (l % 4), elements
-//   a    (g, t), (g + 8, t), (g, t + 8), (g + 8, t + 8) and each one's right neighbour
-//   b    (t, g), (t + 8, g) and each one's lower neighbour
+//   a    (g, t), (g + 8, t), (g, t + 8), (g + 8, t + 8) and each one's right neighbor
+//   b    (t, g), (t + 8, g) and each one's lower neighbor
 //   sum  (g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1)
 __device__ __forceinline__ void multiply_matrices(float (&sum)[4], const unsigned (&a)[4],
                                                   const unsigned* b) {
@@ -260,7 +260,7 @@ struct FragmentWriter {
     place = (packet % 8 ^ Operand::swizzle(lane_row)) * 16;
   }
 
-  // Two neighbouring columns' sums of a row (a multiple of 8 from the corner).
+  // Two neighboring columns' sums of a row (a multiple of 8 from the corner).
   __device__ __forceinline__ void write(int row, int packet, float first, float second) const {
     unsigned char* const to =
         row_memory + (row * Operand::kRowBytes + packet / 8 * 128) + (place ^ packet % 8 * 16);

@@ -5,7 +5,7 @@ namespace mast_ext::kernels {
 
 inline constexpr int kWarpSize = 32;
 
-// Every thread returns the sum over the aligned group of `Lanes` neighbours it belongs to. All
+// Every thread returns the sum over the aligned group of `Lanes` neighbors it belongs to. All
 // threads of the warp have to call it.
 template <int Lanes, typename A>
 __device__ __forceinline__ A group_sum(A value) {

@@ -78,7 +78,7 @@ inline vec<double> larger(vec<double> a, vec<double> b) { return a > b ? a : b; 
 
 // Stores what is not read again soon: the line is written without being read, and no other has to
 // make room for it. `p` is aligned to the vector; before others read it, stores_done().
-inline void store_past_caches(float* p, vec<float> v) {
+inline void stream_store(float* p, vec<float> v) {
 #if defined(MAST_EXT_ISA_IS_AVX512)
   _mm512_stream_ps(p, v);
 #elif defined(MAST_EXT_ISA_IS_AVX2)
@@ -87,7 +87,7 @@ inline void store_past_caches(float* p, vec<float> v) {
   store(p, v);
 #endif
 }
-inline void store_past_caches(double* p, vec<double> v) { store(p, v); }
+inline void stream_store(double* p, vec<double> v) { store(p, v); }
 
 inline void stores_done() {
 #if defined(MAST_EXT_ISA_IS_AVX512) || defined(MAST_EXT_ISA_IS_AVX2)

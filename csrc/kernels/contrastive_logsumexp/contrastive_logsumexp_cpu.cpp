@@ -245,13 +245,14 @@ void rows_of_slice(const ContrastiveRows& p, std::int64_t slice) {
     G* grad = p.grad == nullptr ? nullptr : static_cast<G*>(p.grad) + at * dim;
     for (std::int64_t d = 0; d < dim; d += kLanes<A>) {
       const std::int64_t left = dim - d;
-      const vec<A> x = load_some(z + d, left), pulled = load_some(products + d, left) - x * pull;
+      const vec<A> x = load_some(z + d, left),
+                   product_grad = load_some(products + d, left) - x * pull;
       if (grad_mask != nullptr) {
-        const vec<A> grad_m = load_some(mask + d, left) * x * pulled;
+        const vec<A> grad_m = load_some(mask + d, left) * x * product_grad;
         store_some(grad_mask + d, load_some(grad_mask + d, left) + grad_m, left);
       }
       if (grad == nullptr) continue;
-      vec<A> value = pulled * load_some(weight + d, left);
+      vec<A> value = product_grad * load_some(weight + d, left);
       if (p.add) value += load_some(grad + d, left);
       store_some(grad + d, value, left);
     }

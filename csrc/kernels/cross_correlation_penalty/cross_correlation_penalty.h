@@ -2,7 +2,7 @@
 //
 //   sum_d (C_dd - 1)^2 + lambda sum_{d != e} C_de^2        C = A^T B / N
 //
-// A and B are a and b standardised over the batch. The matrix products are the vendor's and done by
+// A and B are a and b standardized over the batch. The matrix products are the vendor's and done by
 // the host code; here is what goes around them. Two forms, as |A^T B|_F^2 = <A A^T, B B^T>:
 //
 //   direct  P = A^T B           [D, D], of which the diagonal is left out
@@ -46,15 +46,15 @@ struct CrossCorrelationPenaltyBackward {
   const void* grad_penalty;  // scalar
   const void* scale;         // [2, D]  1 / deviation
   // What every view's gradient keeps of the view itself comes from
-  // direct [D]: N^2 sum_{d != e} C_de^2;  Gram [2, D]: sum_n tile * pulled
+  // direct [D]: N^2 sum_{d != e} C_de^2;  Gram [2, D]: sum_n tile * product_grad
   const void* projections;
 
   void* matrix;  // direct: [D, D] in dtype; H, with grad A = B H^T and grad B = A H
 
   // Rows [first_row, first_row + tile_rows) and columns [first_dim, first_dim + dims)
   std::int64_t first_row, tile_rows, first_dim, dims;
-  const void* tile;    // (A, B) [2, tile_rows, dims] in dtype
-  const void* pulled;  // direct (B H^T, A H), Gram (B B^T A, A A^T B): [2, tile_rows, dims]
+  const void* tile;          // (A, B) [2, tile_rows, dims] in dtype
+  const void* product_grad;  // direct (B H^T, A H), Gram (B B^T A, A A^T B): [2, tile_rows, dims]
   DType grad_dtype;
   void* grad_a;  // [N, D] in grad_dtype, or null
   void* grad_b;

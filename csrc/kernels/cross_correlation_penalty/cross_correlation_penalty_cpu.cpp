@@ -72,11 +72,11 @@ void cross_correlation_combine_cpu(const CrossCorrelationPenaltyBackward& p, std
   visit_dtype(p.grad_dtype, [&]<typename T>() {
     using A = accum_t<T>;
     const A grad = *static_cast<const A*>(p.grad_penalty);
-    const A pulled_scale = math::pulled_scale(p, grad);
+    const A product_grad_scale = math::product_grad_scale(p, grad);
     const std::int64_t stride = padded(p.dims);
-    // grad = pulled * pulled_factor + other * other_factor - own * own_factor
+    // grad = product_grad * product_grad_factor + other * other_factor - own * own_factor
     A* factors = scratch<A, struct Factors>(3 * stride);
-    A *pulled_factor = factors, *other_factor = factors + stride,
+    A *product_grad_factor = factors, *other_factor = factors + stride,
       *own_factor = other_factor + stride;
     std::fill(factors, factors + 3 * stride, A{0});
     std::int64_t prepared = -1;  // the view that they belong to
@@ -89,19 +89,19 @@ void cross_correlation_combine_cpu(const CrossCorrelationPenaltyBackward& p, std
         for (std::int64_t d = 0; d < p.dims; ++d) {
           const std::int64_t at = p.first_dim + d;
           const A scale = static_cast<const A*>(p.scale)[v * s.dim + at];
-          pulled_factor[d] = scale * pulled_scale;
+          product_grad_factor[d] = scale * product_grad_scale;
           other_factor[d] = scale * math::other_factor(p, grad, at);
           own_factor[d] = scale * math::projection(p, grad, v, at);
         }
       }
       const A* tile = static_cast<const A*>(p.tile);
       const A *own = tile + i * p.dims, *other = tile + ((1 - v) * p.tile_rows + n) * p.dims;
-      const A* pulled = static_cast<const A*>(p.pulled) + i * p.dims;
+      const A* product_grad = static_cast<const A*>(p.product_grad) + i * p.dims;
       to += (p.first_row + n) * s.dim + p.first_dim;
       for (std::int64_t d = 0; d < p.dims; d += kLanes<A>) {
         const std::int64_t left = p.dims - d;
         store_some(to + d,
-                   load_some(pulled + d, left) * load(pulled_factor + d) +
+                   load_some(product_grad + d, left) * load(product_grad_factor + d) +
                        load_some(other + d, left) * load(other_factor + d) -
                        load_some(own + d, left) * load(own_factor + d),
                    left);

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kElementThreads) combine(CrossCorrelationPenal
   const float grad = *static_cast<const float*>(p.grad_penalty);
   const auto* tile = static_cast<const P*>(p.tile);
   std::int64_t prepared = -1;  // the view that the factors belong to
-  float pulled_factor = 0, other_factor = 0, own_factor = 0;
+  float product_grad_factor = 0, other_factor = 0, own_factor = 0;
   for_rows(2 * p.tile_rows, [&](std::int64_t i) {
     const std::int64_t v = i / p.tile_rows, n = i % p.tile_rows;
     T* to = static_cast<T*>(v == 0 ? p.grad_a : p.grad_b);
@@ -87,16 +87,16 @@ __global__ void __launch_bounds__(kElementThreads) combine(CrossCorrelationPenal
     if (v != prepared) {
       prepared = v;
       const float scale = static_cast<const float*>(p.scale)[v * s.dim + at];
-      pulled_factor = scale * math::pulled_scale(p, grad);
+      product_grad_factor = scale * math::product_grad_scale(p, grad);
       other_factor = scale * math::other_factor(p, grad, at);
       own_factor = scale * math::projection(p, grad, v, at);
     }
     const std::int64_t element = i * p.dims + d;
     const float own = static_cast<float>(tile[element]);
     const float other = static_cast<float>(tile[((1 - v) * p.tile_rows + n) * p.dims + d]);
-    const float pulled = static_cast<float>(static_cast<const P*>(p.pulled)[element]);
-    to[(p.first_row + n) * s.dim + at] =
-        static_cast<T>(pulled * pulled_factor + other * other_factor - own * own_factor);
+    const float product_grad = static_cast<float>(static_cast<const P*>(p.product_grad)[element]);
+    to[(p.first_row + n) * s.dim + at] = static_cast<T>(product_grad * product_grad_factor +
+                                                        other * other_factor - own * own_factor);
   });
 }
 

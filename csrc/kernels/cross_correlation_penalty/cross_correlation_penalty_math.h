@@ -13,11 +13,11 @@ MAST_EXT_HD A correlation(const CrossCorrelationShape& p, std::int64_t d) {
   return static_cast<const A*>(p.dots)[d] / static_cast<A>(p.rows);
 }
 
-// The gradient of a standardised view, at (n, d), is
-//   pulled_scale * pulled_nd + other_factor_d * other_nd
+// The gradient of a standardized view, at (n, d), is
+//   product_grad_scale * product_grad_nd + other_factor_d * other_nd
 // In the direct form H holds all of it.
 template <typename A>
-MAST_EXT_HD A pulled_scale(const CrossCorrelationPenaltyBackward& p, A grad) {
+MAST_EXT_HD A product_grad_scale(const CrossCorrelationPenaltyBackward& p, A grad) {
   const CrossCorrelationShape& s = p.shape;
   if (!s.gram) return A{1};
   const A rows = static_cast<A>(s.rows);
@@ -44,8 +44,8 @@ MAST_EXT_HD A matrix_diagonal(const CrossCorrelationShape& s, A grad, std::int64
   return grad * 2 * (correlation<A>(s, d) - 1) / static_cast<A>(s.rows);
 }
 
-// sum_n gradient_nd * view_nd / divisor: the part of a standardised view's gradient that rescales
-// the view, which standardisation takes out again.
+// sum_n gradient_nd * view_nd / divisor: the part of a standardized view's gradient that rescales
+// the view, which standardization takes out again.
 template <typename A>
 MAST_EXT_HD A projection(const CrossCorrelationPenaltyBackward& p, A grad, std::int64_t v,
                          std::int64_t d) {
@@ -54,7 +54,7 @@ MAST_EXT_HD A projection(const CrossCorrelationPenaltyBackward& p, A grad, std::
   const auto* projections = static_cast<const A*>(p.projections);
   A sum;
   if (s.gram) {
-    sum = pulled_scale(p, grad) * projections[v * s.dim + d] + other_factor(p, grad, d) * dot;
+    sum = product_grad_scale(p, grad) * projections[v * s.dim + d] + other_factor(p, grad, d) * dot;
   } else {
     // Rows of P belong to a, columns to b.
     const A squares = v == 0 ? static_cast<const A*>(s.row_sums)[d] : projections[d];

@@ -1,4 +1,4 @@
-// A block takes a stretch of a row, or of several rows where they are short. Rows are copied in the
+// A block takes a chunk of a row, or of several rows where they are short. Rows are copied in the
 // widest packets that all addresses and lengths allow. Every result has one owner: no atomics.
 #include <cstring>
 
@@ -15,28 +15,28 @@ constexpr int kItems = 4;  // packets or elements of a thread
 // How rows of `items` each are shared out.
 struct RowBlocks {
   dim3 grid, block;
-  std::int64_t stretches;  // of a row
+  std::int64_t chunks;  // of a row
 
   RowBlocks(std::int64_t rows, std::int64_t items) {
     unsigned width = 1;
     while (width < items && width < kThreads) width *= 2;
     block = dim3(width, kThreads / width);
-    stretches = blocks(items, std::int64_t{width} * kItems);
-    grid = dim3(blocks(blocks(rows, block.y) * stretches, 1));
+    chunks = blocks(items, std::int64_t{width} * kItems);
+    grid = dim3(blocks(blocks(rows, block.y) * chunks, 1));
   }
 };
 
-__device__ __forceinline__ std::int64_t own_row(std::int64_t stretches) {
-  return blockIdx.x / stretches * blockDim.y + threadIdx.y;
+__device__ __forceinline__ std::int64_t own_row(std::int64_t chunks) {
+  return blockIdx.x / chunks * blockDim.y + threadIdx.y;
 }
 
-__device__ __forceinline__ std::int64_t first_item(std::int64_t stretches) {
-  return blockIdx.x % stretches * kItems * blockDim.x + threadIdx.x;
+__device__ __forceinline__ std::int64_t first_item(std::int64_t chunks) {
+  return blockIdx.x % chunks * kItems * blockDim.x + threadIdx.x;
 }
 
 template <typename Packet>
-__global__ void __launch_bounds__(kThreads) copy_rows(GatherViews p, std::int64_t stretches) {
-  const std::int64_t row = own_row(stretches), first = first_item(stretches);
+__global__ void __launch_bounds__(kThreads) copy_rows(GatherViews p, std::int64_t chunks) {
+  const std::int64_t row = own_row(chunks), first = first_item(chunks);
   if (row >= p.selected * p.batch) return;
   const std::int64_t view = p.index[row], packets = p.row_bytes / sizeof(Packet);
   auto* to = reinterpret_cast<Packet*>(static_cast<char*>(p.to) + row * p.row_bytes);
@@ -62,9 +62,8 @@ __global__ void __launch_bounds__(kThreads) copy_rows(GatherViews p, std::int64_
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    add_rows(GatherViewsBackward p, std::int64_t stretches) {
-  const std::int64_t row = own_row(stretches), first = first_item(stretches);
+__global__ void __launch_bounds__(kThreads) add_rows(GatherViewsBackward p, std::int64_t chunks) {
+  const std::int64_t row = own_row(chunks), first = first_item(chunks);
   if (row >= p.views * p.batch) return;
   const std::int64_t view = row / p.batch, b = row % p.batch;
   const T* grad = static_cast<const T*>(p.grad.data) + b * p.grad.batch_stride;
@@ -88,7 +87,7 @@ template <typename Packet>
 cudaError_t copy(const GatherViews& p, cudaStream_t stream) {
   const RowBlocks shares(p.selected * p.batch,
                          p.row_bytes / static_cast<std::int64_t>(sizeof(Packet)));
-  return launch(copy_rows<Packet>, shares.grid, shares.block, stream, p, shares.stretches);
+  return launch(copy_rows<Packet>, shares.grid, shares.block, stream, p, shares.chunks);
 }
 
 }  // namespace
@@ -108,7 +107,7 @@ int gather_views_cuda(const GatherViews& p, cudaStream_t stream) {
 int gather_views_backward_cuda(const GatherViewsBackward& p, cudaStream_t stream) {
   return visit_cuda_dtype(p.dtype, [&]<typename T>() {
     const RowBlocks shares(p.views * p.batch, p.row);
-    return launch(add_rows<T>, shares.grid, shares.block, stream, p, shares.stretches);
+    return launch(add_rows<T>, shares.grid, shares.block, stream, p, shares.chunks);
   });
 }
 

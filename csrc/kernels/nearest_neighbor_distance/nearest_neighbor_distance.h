@@ -54,7 +54,7 @@ struct NeighborDistances {
   const void* unit;
   double eps;
   const void* cosine;   // [N]
-  std::int64_t* index;  // [N], completed: a row without a number is given its first neighbour
+  std::int64_t* index;  // [N], completed: a row without a number is given its first neighbor
   void* distance;       // [N]
 };
 
@@ -108,7 +108,7 @@ struct NearestNeighborDistanceBackward {
     return n < 0 ? 0 : n < rows ? n : rows - 1;
   }
 
-  // Where in `order` the rows begin whose neighbour is i.
+  // Where in `order` the rows begin whose neighbor is i.
   MAST_EXT_HD std::int64_t first_follower(std::int64_t i) const {
     std::int64_t begin = 0, end = rows;
     while (begin < end) {

@@ -28,7 +28,7 @@ struct Nearest {
   }
 
   // With what another thread found, of whatever columns.
-  __device__ __forceinline__ void join(float other, std::int64_t its_column) {
+  __device__ __forceinline__ void merge(float other, std::int64_t its_column) {
     const bool first_of_equals = its_column < column && !is_harder(cosine, other);
     if (!is_harder(other, cosine) && !first_of_equals) return;
     cosine = other;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kSide* kSide) search(NeighborDistances p, Near
     for (int offset = kSide / 2; offset > 0; offset /= 2) {
       const float cosine = __shfl_xor_sync(0xffffffffu, nearest[i].cosine, offset);
       const std::int64_t column = __shfl_xor_sync(0xffffffffu, nearest[i].column, offset);
-      nearest[i].join(cosine, column);
+      nearest[i].merge(cosine, column);
     }
     const std::int64_t row = first_row + threadIdx.y + kSide * i;
     if (threadIdx.x != 0 || row >= p.rows) continue;

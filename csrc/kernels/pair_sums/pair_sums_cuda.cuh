@@ -1,6 +1,6 @@
 // The CUDA engine of pair_sums.h, in plain float32 arithmetic.
 //
-// Forward: eight neighbouring threads own a tile of 4 rows x 8 masks of one image and share out D,
+// Forward: eight neighboring threads own a tile of 4 rows x 8 masks of one image and share out D,
 // so that a tile's loads are whole 128-byte lines and its sums need three shuffles. Backward: one
 // thread owns a few elements of D, of an image for the embeddings' gradients and of a slice of the
 // batch for the masks'. No atomics: every result has one owner and one order of summation.
@@ -332,7 +332,7 @@ __device__ __forceinline__ std::int64_t own_image(const PairSums& p) {
   return blockIdx.x % blocks_of_subspace(p) * kThreads + threadIdx.x;
 }
 
-// Whether `count` neighbouring elements may be moved at once everywhere.
+// Whether `count` neighboring elements may be moved at once everywhere.
 inline bool packs(const PairSums& p, bool has_variance, std::int64_t count) {
   const std::int64_t element = p.dtype == DType::kFloat32 ? 4 : 2;
   return p.dim % count == 0 && aligned(p.masks, 4 * count) && aligned(p.x, element, count) &&

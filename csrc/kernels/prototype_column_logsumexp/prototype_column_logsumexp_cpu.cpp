@@ -1,6 +1,6 @@
 // Probabilities are summed as they are, one exponential each, while a row is in the cache. Where a
 // column's sum is so small that some of its terms have lost digits, or all of them everything, its
-// stretch of columns is gone through again in the log domain.
+// chunk of columns is gone through again in the log domain.
 #include "kernels/prototype_column_logsumexp/prototype_column_logsumexp.h"
 
 #include <algorithm>
@@ -34,7 +34,7 @@ struct Row {
   const PrototypeColumns& p;
   const T* x;
   A scale;        // 1 / temperature
-  A shift = 0;    // of x - center: its maximum in rows that are normalised
+  A shift = 0;    // of x - center: its maximum in rows that are normalized
   A log_sum = 0;  // of their exponentials
 
   Row(const PrototypeColumns& p, std::int64_t n)
@@ -94,10 +94,10 @@ void add_probabilities(const PrototypeColumns& p, std::int64_t n, accum_t<T>* ex
   static_cast<A*>(p.row_log_sum)[n] = std::log(total);
 }
 
-// A stretch of columns with running maxima.
+// A chunk of columns with running maxima.
 template <typename A>
 struct alignas(64) LogSums {
-  A max[kPrototypeStretch], sum[kPrototypeStretch];
+  A max[kPrototypeChunk], sum[kPrototypeChunk];
 };
 
 // Adds rows [n, n + Rows) to the columns from `first`.
@@ -132,8 +132,8 @@ template <typename T>
 void log_columns(const PrototypeColumns& p, std::int64_t first, std::int64_t count) {
   using A = accum_t<T>;
   LogSums<A> sums;
-  std::fill_n(sums.max, kPrototypeStretch, kLowest<A>);
-  std::fill_n(sums.sum, kPrototypeStretch, A{0});
+  std::fill_n(sums.max, kPrototypeChunk, kLowest<A>);
+  std::fill_n(sums.sum, kPrototypeChunk, A{0});
   std::int64_t n = 0;
   for (; n + kRows <= p.rows; n += kRows) {
     add_rows<T>(p, n, first, count, sums, std::make_index_sequence<kRows>());
@@ -147,8 +147,8 @@ void log_columns(const PrototypeColumns& p, std::int64_t first, std::int64_t cou
 
 // Of the slices' sums; false where one is too small.
 template <typename A>
-bool join_slices(const PrototypeColumns& p, std::int64_t first, std::int64_t count) {
-  alignas(64) A total[kPrototypeStretch] = {};
+bool merge_slices(const PrototypeColumns& p, std::int64_t first, std::int64_t count) {
+  alignas(64) A total[kPrototypeChunk] = {};
   for (std::int64_t at = 0; at < p.slices; ++at) {
     const A* sum = static_cast<const A*>(p.partial_sum) + at * p.prototypes + first;
     for (std::int64_t c = 0; c < count; ++c) total[c] += sum[c];
@@ -179,14 +179,13 @@ void prototype_column_slices_cpu(const PrototypeColumns& p, std::int64_t begin, 
   });
 }
 
-void prototype_column_stretches_cpu(const PrototypeColumns& p, std::int64_t begin,
-                                    std::int64_t end) {
+void prototype_column_chunks_cpu(const PrototypeColumns& p, std::int64_t begin, std::int64_t end) {
   [[maybe_unused]] const FlushDenormals flush;
   visit_dtype(p.dtype, [&]<typename T>() {
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t first = i * kPrototypeStretch;
-      const std::int64_t count = std::min(kPrototypeStretch, p.prototypes - first);
-      if (p.normalize_rows && join_slices<accum_t<T>>(p, first, count)) continue;
+      const std::int64_t first = i * kPrototypeChunk;
+      const std::int64_t count = std::min(kPrototypeChunk, p.prototypes - first);
+      if (p.normalize_rows && merge_slices<accum_t<T>>(p, first, count)) continue;
       log_columns<T>(p, first, count);
     }
   });
@@ -197,7 +196,7 @@ void prototype_column_stretches_cpu(const PrototypeColumns& p, std::int64_t begi
 MAST_EXT_CPU_ENTRY(prototype_column_slices_cpu,
                    (const PrototypeColumns& p, std::int64_t begin, std::int64_t end),
                    (p, begin, end))
-MAST_EXT_CPU_ENTRY(prototype_column_stretches_cpu,
+MAST_EXT_CPU_ENTRY(prototype_column_chunks_cpu,
                    (const PrototypeColumns& p, std::int64_t begin, std::int64_t end),
                    (p, begin, end))
 

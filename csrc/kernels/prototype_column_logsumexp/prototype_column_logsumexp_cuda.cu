@@ -1,5 +1,5 @@
-// Two passes over the logits: a block per row finds its normaliser, then a thread per prototype
-// goes down a slice of the rows. No atomics: partial results are joined in their order.
+// Two passes over the logits: a block per row finds its normalizer, then a thread per prototype
+// goes down a slice of the rows. No atomics: partial results are merged in their order.
 #include <cmath>
 
 #include "kernels/common/dtype_cuda.cuh"
@@ -27,7 +27,7 @@ struct RunningSum {
     }
   }
 
-  __device__ __forceinline__ void join(float other_max, float other_sum, float scale) {
+  __device__ __forceinline__ void merge(float other_max, float other_sum, float scale) {
     const float largest = other_max > max ? other_max : max;
     const float shift = largest == kLowest ? 0 : largest;
     sum = sum * expf((max - shift) * scale) + other_sum * expf((other_max - shift) * scale);
@@ -66,13 +66,13 @@ __global__ void __launch_bounds__(kRowThreads) normalize_rows(PrototypeColumns p
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
     const float other_max = __shfl_xor_sync(0xffffffffu, own.max, offset);
     const float other_sum = __shfl_xor_sync(0xffffffffu, own.sum, offset);
-    own.join(other_max, other_sum, scale);
+    own.merge(other_max, other_sum, scale);
   }
   if (threadIdx.x % kWarpSize == 0) partial[threadIdx.x / kWarpSize] = own;
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int warp = 1; warp < kRowThreads / kWarpSize; ++warp) {
-    own.join(partial[warp].max, partial[warp].sum, scale);
+    own.merge(partial[warp].max, partial[warp].sum, scale);
   }
   static_cast<float*>(p.row_max)[blockIdx.x] = own.max;
   static_cast<float*>(p.row_log_sum)[blockIdx.x] =
@@ -107,14 +107,14 @@ __global__ void __launch_bounds__(kColumnThreads) add_rows(PrototypeColumns p) {
   static_cast<float*>(p.partial_sum)[slice * p.prototypes + c] = column.sum;
 }
 
-__global__ void __launch_bounds__(kColumnThreads) join_slices(PrototypeColumns p) {
+__global__ void __launch_bounds__(kColumnThreads) merge_slices(PrototypeColumns p) {
   const std::int64_t c = std::int64_t{blockIdx.x} * kColumnThreads + threadIdx.x;
   if (c >= p.prototypes) return;
   RunningSum column{kLowest, 0};
   for (std::int64_t slice = 0; slice < p.slices; ++slice) {
     const std::int64_t at = slice * p.prototypes + c;
-    column.join(static_cast<const float*>(p.partial_max)[at],
-                static_cast<const float*>(p.partial_sum)[at], 1.0f);
+    column.merge(static_cast<const float*>(p.partial_max)[at],
+                 static_cast<const float*>(p.partial_sum)[at], 1.0f);
   }
   static_cast<float*>(p.column)[c] = (column.max == kLowest ? 0 : column.max) + logf(column.sum);
 }
@@ -133,7 +133,7 @@ int prototype_column_logsumexp_cuda(const PrototypeColumns& p, cudaStream_t stre
     return launch(add_rows<T>, grid, kColumnThreads, stream, p);
   });
   if (error != cudaSuccess) return error;
-  return launch(join_slices, columns, kColumnThreads, stream, p);
+  return launch(merge_slices, columns, kColumnThreads, stream, p);
 }
 
 }  // namespace mast_ext::kernels

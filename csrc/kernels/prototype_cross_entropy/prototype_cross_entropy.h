@@ -3,9 +3,9 @@
 //
 //   CE[t,s,b] = log sum_c exp(x_sbc / r) - sum_c softmax_c((y_tbc - center_c) / u) x_sbc / r
 //
-// Work is shared out as stretches of C times groups of images. Of every image each stretch leaves a
+// Work is shared out as chunks of C times groups of images. Of every image each chunk leaves a
 // partial: the largest logit and the sum of exponentials of every row, and the dot of every pair.
-// Partials join exactly (prototype_cross_entropy_math.h), always in the same order; the teacher's
+// Partials merge exactly (prototype_cross_entropy_math.h), always in the same order; the teacher's
 // column sums, which the same read gives, are kept per group. The shares depend on the sizes alone,
 // so that the bits do not depend on how many threads there are.
 //
@@ -33,18 +33,18 @@ struct PrototypeLogits {
 };
 
 struct PrototypeShares {
-  std::int64_t stretch, stretches;  // prototypes of a stretch; ceil(C / stretch)
-  std::int64_t group, groups;       // images of a group; ceil(B / group)
+  std::int64_t chunk, chunks;  // prototypes of a chunk; ceil(C / chunk)
+  std::int64_t group, groups;  // images of a group; ceil(B / group)
 
-  // Stretches of `stretch_` prototypes, and as few groups as give `wanted` shares.
-  PrototypeShares(const PrototypeLogits& p, std::int64_t stretch_, std::int64_t wanted)
-      : stretch(stretch_), stretches(parts(p.prototypes, stretch)) {
-    group = parts(p.batch, parts(wanted, stretches));
+  // Chunks of `chunk_` prototypes, and as few groups as give `wanted` shares.
+  PrototypeShares(const PrototypeLogits& p, std::int64_t chunk_, std::int64_t wanted)
+      : chunk(chunk_), chunks(parts(p.prototypes, chunk)) {
+    group = parts(p.batch, parts(wanted, chunks));
     groups = parts(p.batch, group);
   }
 
-  std::int64_t count() const { return stretches * groups; }
-  MAST_EXT_HD std::int64_t columns() const { return stretches * stretch; }  // of whole stretches
+  std::int64_t count() const { return chunks * groups; }
+  MAST_EXT_HD std::int64_t columns() const { return chunks * chunk; }  // of whole chunks
 
  private:
   static std::int64_t parts(std::int64_t whole, std::int64_t part) {
@@ -58,7 +58,7 @@ struct PrototypeShares {
 struct PrototypeCrossEntropy {
   PrototypeLogits logits;
   PrototypeShares shares;
-  void* partials;       // [B, PartialLayout::size(), stretches]
+  void* partials;       // [B, PartialLayout::size(), chunks]
   void* column_sums;    // [groups, shares.columns()] of the teacher, or null
   void* student_stats;  // [2, S, B], the largest first
   void* teacher_stats;  // [2, T, B]
@@ -76,29 +76,29 @@ struct PrototypeCrossEntropyBackward {
   bool large;                 // it exceeds the caches
 
   // Whether the CPU writes a float32 gradient past them, which takes rows of whole vectors.
-  bool past_caches() const { return large && logits.prototypes % 16 == 0; }
+  bool streaming() const { return large && logits.prototypes % 16 == 0; }
 };
 
-// On the CPU the rows of a stretch stay in the first-level cache, and there are shares enough for
+// On the CPU the rows of a chunk stay in the first-level cache, and there are shares enough for
 // as many threads.
-inline constexpr std::int64_t kPrototypeStretchCpu = 2048;
+inline constexpr std::int64_t kPrototypeChunkCpu = 2048;
 inline PrototypeShares prototype_shares_cpu(const PrototypeLogits& p) {
-  return {p, kPrototypeStretchCpu, 64};
+  return {p, kPrototypeChunkCpu, 64};
 }
 
 // Groups of whole images, for as many threads.
 inline PrototypeShares prototype_groups_cpu(const PrototypeLogits& p) {
-  PrototypeShares shares(p, kPrototypeStretchCpu, 1);
+  PrototypeShares shares(p, kPrototypeChunkCpu, 1);
   shares.group = (p.batch + 63) / 64;
   shares.groups = (p.batch + shares.group - 1) / shares.group;
   return shares;
 }
 
-// On a GPU a warp takes an image's stretch, and a share is a block's: enough for every processor of
+// On a GPU a warp takes an image's chunk, and a share is a block's: enough for every processor of
 // a large one, few enough that the column sums of the groups are small beside the logits.
-inline constexpr std::int64_t kPrototypeStretchCuda = 512;
+inline constexpr std::int64_t kPrototypeChunkCuda = 512;
 inline PrototypeShares prototype_shares_cuda(const PrototypeLogits& p) {
-  return {p, kPrototypeStretchCuda, 512};
+  return {p, kPrototypeChunkCuda, 512};
 }
 
 // Shares [begin, end): partials and column sums.
@@ -109,12 +109,12 @@ void prototype_cross_entropy_merge_cpu(const PrototypeCrossEntropy& p, std::int6
                                        std::int64_t end);
 // Prototypes [begin, end) of the mean, from the column sums.
 void prototype_mean_cpu(const PrototypeCrossEntropy& p, std::int64_t begin, std::int64_t end);
-// Stretches [begin, end) of B * stretches.
+// Chunks [begin, end) of B * chunks.
 void prototype_cross_entropy_backward_cpu(const PrototypeCrossEntropyBackward& p,
                                           std::int64_t begin, std::int64_t end);
 
 // Groups [begin, end), forward and backward, an image at a time: its logits are read from memory
-// once. Takes a stretch of kPrototypeStretchCpu and the same shares for both.
+// once. Takes a chunk of kPrototypeChunkCpu and the same shares for both.
 void prototype_cross_entropy_with_grad_cpu(const PrototypeCrossEntropy& p,
                                            const PrototypeCrossEntropyBackward& q,
                                            std::int64_t begin, std::int64_t end);

@@ -8,50 +8,48 @@ namespace {
 using namespace prototype_cpu;
 
 template <typename T>
-void forward_share(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_t stretch) {
+void forward_share(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_t chunk) {
   using A = accum_t<T>;
   const PrototypeLogits& in = p.logits;
-  const std::int64_t first = stretch * kStretch;
+  const std::int64_t first = chunk * kChunk;
   const auto teacher = [&](std::int64_t t, std::int64_t b) {
     return row_of<T>(in.teacher, t, b) + first;
   };
   const auto student = [&](std::int64_t s, std::int64_t b) {
     return row_of<T>(in.student, s, b) + first;
   };
-  A* e = scratch<A, struct Exponentials>(in.teachers * kStretch);
-  sum_columns<A>(
-      p, group, first, stretch_count(in, stretch), [&](std::int64_t b, A* sums, bool fresh) {
-        for (std::int64_t t = 0; t < in.teachers; ++t) {
-          const T* next = t + 1 < in.teachers ? teacher(t + 1, b) : student(0, b);
-          teacher_stretch<T>(p, b, t, stretch, next, e + t * kStretch, sums, fresh && t == 0);
-        }
-        for (std::int64_t s = 0; s < in.students; ++s) {
-          const T* next = s + 1 < in.students ? student(s + 1, b) : teacher(0, b + 1);
-          student_stretch<T, A>(p, b, s, stretch, next, e, nullptr);
-        }
-      });
+  A* e = scratch<A, struct Exponentials>(in.teachers * kChunk);
+  sum_columns<A>(p, group, first, chunk_count(in, chunk), [&](std::int64_t b, A* sums, bool fresh) {
+    for (std::int64_t t = 0; t < in.teachers; ++t) {
+      const T* next = t + 1 < in.teachers ? teacher(t + 1, b) : student(0, b);
+      teacher_chunk<T>(p, b, t, chunk, next, e + t * kChunk, sums, fresh && t == 0);
+    }
+    for (std::int64_t s = 0; s < in.students; ++s) {
+      const T* next = s + 1 < in.students ? student(s + 1, b) : teacher(0, b + 1);
+      student_chunk<T, A>(p, b, s, chunk, next, e, nullptr);
+    }
+  });
 }
 
 template <typename A>
 void merge_image(const PrototypeCrossEntropy& p, std::int64_t b) {
-  A* weights = scratch<A, struct Weights>(p.logits.teachers * p.shares.stretches);
+  A* weights = scratch<A, struct Weights>(p.logits.teachers * p.shares.chunks);
   merge_teachers(p, b, weights);
   for (std::int64_t s = 0; s < p.logits.students; ++s) merge_student(p, b, s, weights);
 }
 
 template <typename T>
-void backward_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b,
-                      std::int64_t stretch) {
+void backward_chunk(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int64_t chunk) {
   using A = accum_t<T>;
   const PrototypeLogits& in = p.logits;
-  const std::int64_t first = stretch * kStretch, count = stretch_count(in, stretch);
+  const std::int64_t first = chunk * kChunk, count = chunk_count(in, chunk);
   const Exponential<A> student_exp(in.student_temperature), teacher_exp(in.teacher_temperature);
   const A* center = in.center == nullptr ? nullptr : static_cast<const A*>(in.center) + first;
   const auto teacher = [&](std::int64_t t) { return row_of<T>(in.teacher, t, b) + first; };
   const auto student = [&](std::int64_t s) { return row_of<T>(in.student, s, b) + first; };
   const A* student_stats = static_cast<const A*>(p.student_stats) + b;
   const A* teacher_stats = static_cast<const A*>(p.teacher_stats) + b;
-  A* e = scratch<A, struct Exponentials>(in.teachers * kStretch);
+  A* e = scratch<A, struct Exponentials>(in.teachers * kChunk);
   A* scales = scratch<A, struct Scales>(in.teachers);
   for (std::int64_t t = 0; t < in.teachers; ++t) {
     const T *row = teacher(t), *next = t + 1 < in.teachers ? teacher(t + 1) : student(0);
@@ -69,23 +67,23 @@ void backward_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b,
       }
       teacher_exp(y);
 #pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) store(e + t * kStretch + c + i * kLanes<A>, y[i]);
+      for (int i = 0; i < N; ++i) store(e + t * kChunk + c + i * kLanes<A>, y[i]);
     });
   }
   for (std::int64_t s = 0; s < in.students; ++s) {
     const T *row = student(s), *next = s + 1 < in.students ? student(s + 1) : teacher(0) + count;
     const A shift = math::shift_of(student_stats[s * in.batch]);
-    grad_stretch<T>(p, b, s, stretch, e, scales, 1 / student_stats[(in.students + s) * in.batch],
-                    [&]<int N>(std::int64_t c, std::int64_t left, vec<A>(&x)[N]) {
+    grad_chunk<T>(p, b, s, chunk, e, scales, 1 / student_stats[(in.students + s) * in.batch],
+                  [&]<int N>(std::int64_t c, std::int64_t left, vec<A>(&x)[N]) {
 #pragma GCC unroll 4
-                      for (int i = 0; i < N; ++i) {
-                        prefetch(next + c + i * kLanes<A>);
-                        x[i] = load_or(row + c + i * kLanes<A>, left, shift) - shift;
-                      }
-                      student_exp(x);
-                    });
+                    for (int i = 0; i < N; ++i) {
+                      prefetch(next + c + i * kLanes<A>);
+                      x[i] = load_or(row + c + i * kLanes<A>, left, shift) - shift;
+                    }
+                    student_exp(x);
+                  });
   }
-  if (p.past_caches()) stores_done();
+  if (p.streaming()) stores_done();
 }
 
 }  // namespace
@@ -95,7 +93,7 @@ void prototype_cross_entropy_cpu(const PrototypeCrossEntropy& p, std::int64_t be
   [[maybe_unused]] const FlushDenormals flush;
   visit_dtype(p.logits.dtype, [&]<typename T>() {
     for (std::int64_t i = begin; i < end; ++i) {
-      forward_share<T>(p, i / p.shares.stretches, i % p.shares.stretches);
+      forward_share<T>(p, i / p.shares.chunks, i % p.shares.chunks);
     }
   });
 }
@@ -125,7 +123,7 @@ void prototype_cross_entropy_backward_cpu(const PrototypeCrossEntropyBackward& p
   [[maybe_unused]] const FlushDenormals flush;
   visit_dtype(p.logits.dtype, [&]<typename T>() {
     for (std::int64_t i = begin; i < end; ++i) {
-      backward_stretch<T>(p, i / p.shares.stretches, i % p.shares.stretches);
+      backward_chunk<T>(p, i / p.shares.chunks, i % p.shares.chunks);
     }
   });
 }

@@ -1,7 +1,7 @@
-// A warp takes one image's stretch of prototypes, 16 a thread: the teachers' exponentials stay in
+// A warp takes one image's chunk of prototypes, 16 a thread: the teachers' exponentials stay in
 // registers while the students' rows pass by, the next one on its way. A block's warps take
-// different images of the same stretch and join their column sums in the end; a second kernel joins
-// the stretches. Every result has one owner and one order of summation: no atomics.
+// different images of the same chunk and merge their column sums in the end; a second kernel merges
+// the chunks. Every result has one owner and one order of summation: no atomics.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/mma.cuh"
@@ -17,22 +17,21 @@ using namespace prototype_cuda;
 
 constexpr int kMergeThreads = 256;
 
-// The partial of an image's stretch, kTeachers teachers at a time.
+// The partial of an image's chunk, kTeachers teachers at a time.
 template <typename T, int kTeachers, bool kWhole>
-__device__ __forceinline__ void forward_stretch(const PrototypeCrossEntropy& p,
-                                                const Inverses& inverses, std::int64_t b,
-                                                std::int64_t stretch,
-                                                const Columns<T, kWhole>& columns,
-                                                float* column_sums) {
+__device__ __forceinline__ void forward_chunk(const PrototypeCrossEntropy& p,
+                                              const Inverses& inverses, std::int64_t b,
+                                              std::int64_t chunk, const Columns<T, kWhole>& columns,
+                                              float* column_sums) {
   const PrototypeLogits& in = p.logits;
   const math::PartialLayout layout{in.students, in.teachers};
   const bool in_sums = p.column_sums != nullptr;
-  const std::int64_t first = stretch * kStretch;
+  const std::int64_t first = chunk * kChunk;
   const float student_scale = inverses.student * kLog2E;
   const float teacher_scale = inverses.teacher * kLog2E;
-  float* partials = static_cast<float*>(p.partials) + b * layout.size() * p.shares.stretches;
+  float* partials = static_cast<float*>(p.partials) + b * layout.size() * p.shares.chunks;
   const auto keep = [&](std::int64_t index, float value) {
-    if (columns.lane == 0) partials[index * p.shares.stretches + stretch] = value;
+    if (columns.lane == 0) partials[index * p.shares.chunks + chunk] = value;
   };
   StudentRows<T, kWhole> students{in, b, first, columns, {}};
   students.announce();
@@ -101,13 +100,13 @@ constexpr int blocks_at_once(int teachers) { return teachers <= 2 ? 5 : 3; }
 template <typename T, int kTeachers>
 __global__ void __launch_bounds__(kThreads, blocks_at_once(kTeachers))
     forward(PrototypeCrossEntropy p, Inverses inverses, bool aligned) {
-  __shared__ float column_sums[kWarps][kStretch];
+  __shared__ float column_sums[kWarps][kChunk];
   const PrototypeLogits& in = p.logits;
-  const std::int64_t stretch = blockIdx.x % p.shares.stretches;
-  const std::int64_t group = blockIdx.x / p.shares.stretches;
-  const std::int64_t begin = group * p.shares.group, first = stretch * kStretch;
+  const std::int64_t chunk = blockIdx.x % p.shares.chunks;
+  const std::int64_t group = blockIdx.x / p.shares.chunks;
+  const std::int64_t begin = group * p.shares.group, first = chunk * kChunk;
   const std::int64_t end = begin + p.shares.group < in.batch ? begin + p.shares.group : in.batch;
-  const int count = in.prototypes - first < kStretch ? in.prototypes - first : kStretch;
+  const int count = in.prototypes - first < kChunk ? in.prototypes - first : kChunk;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   if (p.column_sums != nullptr) {
     for (int i = 0; i < kColumns; ++i) column_sums[warp][i * kWarpSize + lane] = 0;
@@ -120,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once(kTeachers))
           prefetch(row_of<T>(in.teacher, t, b + kWarps) + first, columns);
         }
       }
-      forward_stretch<T, kTeachers>(p, inverses, b, stretch, columns, column_sums[warp]);
+      forward_chunk<T, kTeachers>(p, inverses, b, chunk, columns, column_sums[warp]);
     }
     if (p.column_sums == nullptr) return;
     __syncthreads();
@@ -134,32 +133,32 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once(kTeachers))
       if (columns.has(i)) to[columns.at(i)] = sum;
     }
   };
-  if (aligned && count == kStretch) {
+  if (aligned && count == kChunk) {
     run.template operator()<true>();
   } else {
     run.template operator()<false>();
   }
 }
 
-// Joins what the stretches found of a row; all lanes of the warp get the result.
+// Joins what the chunks found of a row; all lanes of the warp get the result.
 struct RowStats {
   float max, sum;
 
-  __device__ __forceinline__ RowStats(const float* maxima, const float* sums,
-                                      std::int64_t stretches, float inverse_temperature) {
+  __device__ __forceinline__ RowStats(const float* maxima, const float* sums, std::int64_t chunks,
+                                      float inverse_temperature) {
     const int lane = threadIdx.x % kWarpSize;
     max = -INFINITY;
-    for (std::int64_t i = lane; i < stretches; i += kWarpSize) max = fmaxf(max, maxima[i]);
+    for (std::int64_t i = lane; i < chunks; i += kWarpSize) max = fmaxf(max, maxima[i]);
     max = group_max<kWarpSize>(max);
     sum = 0;
-    for (std::int64_t i = lane; i < stretches; i += kWarpSize) {
-      sum += sums[i] * math::stretch_weight(maxima[i], max, inverse_temperature);
+    for (std::int64_t i = lane; i < chunks; i += kWarpSize) {
+      sum += sums[i] * math::chunk_weight(maxima[i], max, inverse_temperature);
     }
     sum = group_sum<kWarpSize>(sum);
   }
 };
 
-// Blocks [0, B) join an image's stretches, a row or pair a warp; the others the groups' column
+// Blocks [0, B) merge an image's chunks, a row or pair a warp; the others the groups' column
 // sums.
 __global__ void __launch_bounds__(kMergeThreads) merge(PrototypeCrossEntropy p, Inverses inverses) {
   const PrototypeLogits& in = p.logits;
@@ -173,12 +172,12 @@ __global__ void __launch_bounds__(kMergeThreads) merge(PrototypeCrossEntropy p, 
     static_cast<float*>(p.teacher_mean)[c] = sum / static_cast<float>(in.teachers * in.batch);
     return;
   }
-  const std::int64_t b = blockIdx.x, stretches = p.shares.stretches;
+  const std::int64_t b = blockIdx.x, chunks = p.shares.chunks;
   const int lane = threadIdx.x % kWarpSize;
   const std::int64_t warp = threadIdx.x / kWarpSize, warps = blockDim.x / kWarpSize;
   const math::PartialLayout layout{in.students, in.teachers};
   const auto partial = [&](std::int64_t index) {
-    return static_cast<const float*>(p.partials) + (b * layout.size() + index) * stretches;
+    return static_cast<const float*>(p.partials) + (b * layout.size() + index) * chunks;
   };
   float* student = static_cast<float*>(p.student_stats) + b;
   float* teacher = static_cast<float*>(p.teacher_stats) + b;
@@ -187,7 +186,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge(PrototypeCrossEntropy p, 
     const std::int64_t v = is_student ? row : row - in.students;
     const RowStats stats(partial(is_student ? layout.student_max(v) : layout.teacher_max(v)),
                          partial(is_student ? layout.student_sum(v) : layout.teacher_sum(v)),
-                         stretches, is_student ? inverses.student : inverses.teacher);
+                         chunks, is_student ? inverses.student : inverses.teacher);
     if (lane == 0) {
       float* to = is_student ? student : teacher;
       to[v * in.batch] = stats.max;
@@ -201,8 +200,8 @@ __global__ void __launch_bounds__(kMergeThreads) merge(PrototypeCrossEntropy p, 
     const float *shifts = partial(layout.student_max(s)), *dots = partial(layout.dot(t, s));
     const float max = teacher[t * in.batch], shift = math::shift_of(student[s * in.batch]);
     float dot = 0;
-    for (std::int64_t i = lane; i < stretches; i += kWarpSize) {
-      dot += math::stretch_weight(maxima[i], max, inverses.teacher) *
+    for (std::int64_t i = lane; i < chunks; i += kWarpSize) {
+      dot += math::chunk_weight(maxima[i], max, inverses.teacher) *
              (dots[i] + (math::shift_of(shifts[i]) - shift) * sums[i]);
     }
     dot = group_sum<kWarpSize>(dot);
@@ -234,13 +233,13 @@ __device__ __forceinline__ void probabilities(const PrototypeCrossEntropyBackwar
   for (int i = 0; i < kColumns; ++i) e[i] = exp2_fast((e[i] - shift) * scale) * inverse;
 }
 
-// The gradient of an image's stretch. Up to kTeachers teachers are kept in registers; more are
+// The gradient of an image's chunk. Up to kTeachers teachers are kept in registers; more are
 // computed again for every student (kMany).
 template <typename T, int kTeachers, bool kMany, bool kWhole>
-__device__ __forceinline__ void backward_stretch(const PrototypeCrossEntropyBackward& p,
-                                                 const Inverses& inverses, std::int64_t b,
-                                                 std::int64_t first,
-                                                 const Columns<T, kWhole>& columns) {
+__device__ __forceinline__ void backward_chunk(const PrototypeCrossEntropyBackward& p,
+                                               const Inverses& inverses, std::int64_t b,
+                                               std::int64_t first,
+                                               const Columns<T, kWhole>& columns) {
   const PrototypeLogits& in = p.logits;
   const float scale = inverses.student * kLog2E;
   const float* stats = static_cast<const float*>(p.student_stats) + b;
@@ -290,22 +289,22 @@ __device__ __forceinline__ void backward_stretch(const PrototypeCrossEntropyBack
 
 template <typename T, int kTeachers, bool kMany>
 __global__ void __launch_bounds__(kThreads)
-    backward(PrototypeCrossEntropyBackward p, Inverses inverses, std::int64_t stretches,
+    backward(PrototypeCrossEntropyBackward p, Inverses inverses, std::int64_t chunks,
              bool aligned) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
-  const std::int64_t b = i / stretches, first = i % stretches * kStretch;
+  const std::int64_t b = i / chunks, first = i % chunks * kChunk;
   if (b >= p.logits.batch) return;
   const std::int64_t left = p.logits.prototypes - first;
   const int lane = threadIdx.x % kWarpSize;
-  if (aligned && left >= kStretch) {
-    backward_stretch<T, kTeachers, kMany>(p, inverses, b, first, Columns<T, true>{lane, kStretch});
+  if (aligned && left >= kChunk) {
+    backward_chunk<T, kTeachers, kMany>(p, inverses, b, first, Columns<T, true>{lane, kChunk});
   } else {
-    const int count = left < kStretch ? static_cast<int>(left) : kStretch;
-    backward_stretch<T, kTeachers, kMany>(p, inverses, b, first, Columns<T, false>{lane, count});
+    const int count = left < kChunk ? static_cast<int>(left) : kChunk;
+    backward_chunk<T, kTeachers, kMany>(p, inverses, b, first, Columns<T, false>{lane, count});
   }
 }
 
-// Whether whole stretches of all rows can be moved 16 bytes at a time.
+// Whether whole chunks of all rows can be moved 16 bytes at a time.
 template <typename T>
 bool is_aligned(const PrototypeLogits& p, const void* grad_student) {
   const auto strides = static_cast<std::uintptr_t>(p.student.view_stride | p.student.batch_stride |
@@ -345,10 +344,10 @@ int prototype_cross_entropy_backward_cuda(const PrototypeCrossEntropyBackward& p
   const PrototypeLogits& in = p.logits;
   return visit_cuda_dtype(in.dtype, [&]<typename T>() {
     const bool aligned = is_aligned<T>(in, p.grad_student);
-    const std::int64_t stretches = (in.prototypes + kStretch - 1) / kStretch;
+    const std::int64_t chunks = (in.prototypes + kChunk - 1) / kChunk;
     const auto run = [&]<int kTeachers, bool kMany>() {
-      return launch(backward<T, kTeachers, kMany>, blocks(in.batch * stretches, kWarps), kThreads,
-                    stream, p, Inverses(in), stretches, aligned);
+      return launch(backward<T, kTeachers, kMany>, blocks(in.batch * chunks, kWarps), kThreads,
+                    stream, p, Inverses(in), chunks, aligned);
     };
     return in.teachers == 1   ? run.template operator()<1, false>()
            : in.teachers == 2 ? run.template operator()<2, false>()

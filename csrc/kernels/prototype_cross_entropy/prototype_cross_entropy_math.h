@@ -1,11 +1,11 @@
-// The partial a stretch of prototypes leaves of one image, and how partials join; for both devices.
+// The partial a chunk of prototypes leaves of one image, and how partials merge; for both devices.
 //
 //   of student view s      largest logit m_s and sum of exp((x - m_s) / r)
 //   of teacher view t      largest logit m_t and l_t, the sum of e_t = exp((y - center - m_t) / u)
 //   of a pair (t, s)       A_ts = sum of e_t (x - m_s)
 //
 // Logits enter as differences from the largest only, so that nothing is lost to a common offset.
-// With M the largest of the stretches' m, a stretch adds e^((m_t - M_t) / u) (A_ts + (m_s - M_s)
+// With M the largest of the chunks' m, a chunk adds e^((m_t - M_t) / u) (A_ts + (m_s - M_s)
 // l_t) to the whole's A_ts, and
 //
 //   CE_ts = log l_s - A_ts / (l_t r)
@@ -39,9 +39,9 @@ MAST_EXT_HD A shift_of(A max) {
   return max - max == 0 ? max : A{0};
 }
 
-// exp((max - all) / temperature), the weight of a stretch in its row: NaN where all are -inf.
+// exp((max - all) / temperature), the weight of a chunk in its row: NaN where all are -inf.
 template <typename A>
-MAST_EXT_HD A stretch_weight(A max, A all, A inverse_temperature) {
+MAST_EXT_HD A chunk_weight(A max, A all, A inverse_temperature) {
   return std::exp((max - all) * inverse_temperature);
 }
 

@@ -7,14 +7,14 @@ namespace {
 
 using namespace prototype_cpu;
 
-// Stretches ahead of the one read that rows are prefetched: nearer, and memory is waited for.
+// Chunks ahead of the one read that rows are prefetched: nearer, and memory is waited for.
 constexpr std::int64_t kAhead = 2;
 
-// Stretch `stretch` of a row, or of the one read after it.
+// Chunk `chunk` of a row, or of the one read after it.
 template <typename T>
-const T* ahead(const T* row, const T* next_row, std::int64_t stretch, std::int64_t stretches) {
-  if (stretch < stretches) return row + stretch * kStretch;
-  return next_row + std::min(stretch - stretches, stretches - 1) * kStretch;
+const T* ahead(const T* row, const T* next_row, std::int64_t chunk, std::int64_t chunks) {
+  if (chunk < chunks) return row + chunk * kChunk;
+  return next_row + std::min(chunk - chunks, chunks - 1) * kChunk;
 }
 
 // An image, row by row: all the teachers' exponentials stay in the caches, and a student's until
@@ -23,26 +23,26 @@ template <typename T, typename A = accum_t<T>>
 void forward_backward_image(const PrototypeCrossEntropy& p, const PrototypeCrossEntropyBackward& q,
                             std::int64_t b, A* sums, bool fresh) {
   const PrototypeLogits& in = p.logits;
-  const std::int64_t stretches = p.shares.stretches, teachers = in.teachers;
-  A* e = scratch<A, struct TeacherExponentials>(stretches * teachers * kStretch);
-  A* kept = scratch<A, struct StudentExponentials>(stretches * kStretch);
-  A* weights = scratch<A, struct Weights>(teachers * stretches);
-  A* scales = scratch<A, struct Scales>(stretches * teachers);
-  const auto of_stretch = [&](std::int64_t i) { return e + i * teachers * kStretch; };
+  const std::int64_t chunks = p.shares.chunks, teachers = in.teachers;
+  A* e = scratch<A, struct TeacherExponentials>(chunks * teachers * kChunk);
+  A* kept = scratch<A, struct StudentExponentials>(chunks * kChunk);
+  A* weights = scratch<A, struct Weights>(teachers * chunks);
+  A* scales = scratch<A, struct Scales>(chunks * teachers);
+  const auto of_chunk = [&](std::int64_t i) { return e + i * teachers * kChunk; };
 
-  for (std::int64_t i = 0; i < stretches; ++i) {
+  for (std::int64_t i = 0; i < chunks; ++i) {
     for (std::int64_t t = 0; t < teachers; ++t) {
       const T* next =
-          ahead(row_of<T>(in.teacher, t, b), row_of<T>(in.student, 0, b), i + kAhead, stretches);
-      teacher_stretch<T>(p, b, t, i, next, of_stretch(i) + t * kStretch,
-                         sums == nullptr ? nullptr : sums + i * kStretch, fresh && t == 0);
+          ahead(row_of<T>(in.teacher, t, b), row_of<T>(in.student, 0, b), i + kAhead, chunks);
+      teacher_chunk<T>(p, b, t, i, next, of_chunk(i) + t * kChunk,
+                       sums == nullptr ? nullptr : sums + i * kChunk, fresh && t == 0);
     }
   }
   merge_teachers(p, b, weights);
   const A* teacher_sums = static_cast<const A*>(p.teacher_stats) + teachers * in.batch + b;
-  for (std::int64_t i = 0; i < stretches; ++i) {
+  for (std::int64_t i = 0; i < chunks; ++i) {
     for (std::int64_t t = 0; t < teachers; ++t) {
-      scales[i * teachers + t] = weights[t * stretches + i] / teacher_sums[t * in.batch];
+      scales[i * teachers + t] = weights[t * chunks + i] / teacher_sums[t * in.batch];
     }
   }
 
@@ -51,24 +51,24 @@ void forward_backward_image(const PrototypeCrossEntropy& p, const PrototypeCross
     const T* row = row_of<T>(in.student, s, b);
     const T* next_row =
         s + 1 < in.students ? row_of<T>(in.student, s + 1, b) : row_of<T>(in.teacher, 0, b + 1);
-    for (std::int64_t i = 0; i < stretches; ++i) {
-      student_stretch<T>(p, b, s, i, ahead(row, next_row, i + kAhead, stretches), of_stretch(i),
-                         kept + i * kStretch);
+    for (std::int64_t i = 0; i < chunks; ++i) {
+      student_chunk<T>(p, b, s, i, ahead(row, next_row, i + kAhead, chunks), of_chunk(i),
+                       kept + i * kChunk);
     }
     const RowStats<A> stats = merge_student(p, b, s, weights);
     const A* max = Partials<A>(p, b).student_max(s);
-    for (std::int64_t i = stretches; i-- > 0;) {  // the last stretch is the nearest
-      const A scale = math::stretch_weight(max[i], stats.max, inverse) / stats.sum;
-      grad_stretch<T>(q, b, s, i, of_stretch(i), scales + i * teachers, scale,
-                      [&]<int N>(std::int64_t c, std::int64_t, vec<A>(&x)[N]) {
+    for (std::int64_t i = chunks; i-- > 0;) {  // the last chunk is the nearest
+      const A scale = math::chunk_weight(max[i], stats.max, inverse) / stats.sum;
+      grad_chunk<T>(q, b, s, i, of_chunk(i), scales + i * teachers, scale,
+                    [&]<int N>(std::int64_t c, std::int64_t, vec<A>(&x)[N]) {
 #pragma GCC unroll 4
-                        for (int k = 0; k < N; ++k) {
-                          x[k] = load(kept + i * kStretch + c + k * kLanes<A>);
-                        }
-                      });
+                      for (int k = 0; k < N; ++k) {
+                        x[k] = load(kept + i * kChunk + c + k * kLanes<A>);
+                      }
+                    });
     }
   }
-  if (q.past_caches()) stores_done();
+  if (q.streaming()) stores_done();
 }
 
 }  // namespace

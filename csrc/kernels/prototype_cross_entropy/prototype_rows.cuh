@@ -1,4 +1,4 @@
-// How the CUDA kernels of prototype_cross_entropy read rows of logits: a warp takes a stretch of
+// How the CUDA kernels of prototype_cross_entropy read rows of logits: a warp takes a chunk of
 // one, 16 columns a thread.
 #pragma once
 
@@ -8,8 +8,8 @@
 
 namespace mast_ext::kernels::prototype_cuda {
 
-inline constexpr int kStretch = kPrototypeStretchCuda;
-inline constexpr int kColumns = kStretch / kWarpSize;  // of a thread
+inline constexpr int kChunk = kPrototypeChunkCuda;
+inline constexpr int kColumns = kChunk / kWarpSize;  // of a thread
 inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * kWarpSize;
 inline constexpr float kLog2E = 1.44269504f;
@@ -32,12 +32,12 @@ __device__ __forceinline__ float group_max(float value) {
   return value;
 }
 
-// Where a thread's columns are in a stretch, and which of them exist. Those of whole stretches of
-// aligned rows of T lie together 16 bytes a time; otherwise neighbours have neighbours.
+// Where a thread's columns are in a chunk, and which of them exist. Those of whole chunks of
+// aligned rows of T lie together 16 bytes a time; otherwise neighbors have neighbors.
 template <typename T, bool kWhole>
 struct Columns {
   static constexpr int kTogether = kWhole ? 16 / sizeof(T) : 1;
-  int lane, count;  // of the stretch's columns
+  int lane, count;  // of the chunk's columns
 
   __device__ __forceinline__ int at(int i) const {
     return (i / kTogether * kWarpSize + lane) * kTogether + i % kTogether;
@@ -78,7 +78,7 @@ struct RawRow {
   __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(values[i]); }
 };
 
-// Brings a stretch of a row as near as the second-level cache: what is in flight this way takes no
+// Brings a chunk of a row as near as the second-level cache: what is in flight this way takes no
 // registers.
 template <typename T, bool kWhole>
 __device__ __forceinline__ void prefetch([[maybe_unused]] const T* row,
@@ -87,7 +87,7 @@ __device__ __forceinline__ void prefetch([[maybe_unused]] const T* row,
   constexpr int kElements = 32 / sizeof(T);  // of a sector of that cache
   if constexpr (kWhole) {
 #pragma unroll
-    for (int i = 0; i < kStretch; i += kWarpSize * kElements) {
+    for (int i = 0; i < kChunk; i += kWarpSize * kElements) {
       asm volatile("prefetch.global.L2 [%0];" ::"l"(row + i + columns.lane * kElements));
     }
   }

@@ -1,5 +1,5 @@
-// What the CPU passes do with a stretch of a row of logits: maxima, exponentials, dots, partials
-// and how they join, column sums, and the gradient. The loops over elements are marked to be
+// What the CPU passes do with a chunk of a row of logits: maxima, exponentials, dots, partials
+// and how they merge, column sums, and the gradient. The loops over elements are marked to be
 // flattened: the compiler would leave calls in some.
 #pragma once
 
@@ -17,7 +17,7 @@ namespace mast_ext::kernels::MAST_EXT_ISA::prototype_cpu {
 
 namespace math = prototype_math;
 
-inline constexpr std::int64_t kStretch = kPrototypeStretchCpu;
+inline constexpr std::int64_t kChunk = kPrototypeChunkCpu;
 inline constexpr int kTeachers = 4;             // that one sweep over a student's row serves
 inline constexpr std::int64_t kSumImages = 32;  // whose column sums are taken by themselves first
 
@@ -25,7 +25,7 @@ template <typename A>
 inline constexpr A kNothing = -std::numeric_limits<A>::infinity();
 
 template <typename A>
-A max_lanes(const vec<A> (&vectors)[kAbreast]) {
+A max_lanes(const vec<A> (&vectors)[kAccumulators]) {
   const vec<A> v = larger(larger(vectors[0], vectors[1]), larger(vectors[2], vectors[3]));
   A most = v[0];
   for (int i = 1; i < kLanes<A>; ++i) most = v[i] > most ? v[i] : most;
@@ -41,13 +41,13 @@ inline vec<accum_t<T>> load_or(const T* p, std::int64_t left, accum_t<T> fill) {
   return v;
 }
 
-// A row's part in one stretch, or in all.
+// A row's part in one chunk, or in all.
 template <typename A>
 struct RowStats {
   A max, sum;
 };
 
-// Rows of a stretch lie in different pages, whose ends stop the processor's own prefetching.
+// Rows of a chunk lie in different pages, whose ends stop the processor's own prefetching.
 template <typename T>
 void prefetch(const T* p) {
   __builtin_prefetch(p);
@@ -59,7 +59,7 @@ template <typename T, typename A>
 [[gnu::flatten]] RowStats<A> teacher_row(const T* row, const T* next, const A* center,
                                          std::int64_t count, Exponential<A> exp, A* e,
                                          A* column_sums, bool fresh) {
-  vec<A> max[kAbreast];
+  vec<A> max[kAccumulators];
   for (vec<A>& lane : max) lane = broadcast(kNothing<A>);
   each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
 #pragma GCC unroll 4
@@ -94,7 +94,7 @@ template <typename T, typename A>
 
 template <typename T, typename A = accum_t<T>>
 [[gnu::flatten]] A student_max(const T* row, std::int64_t count) {
-  vec<A> max[kAbreast];
+  vec<A> max[kAccumulators];
   for (vec<A>& lane : max) lane = broadcast(kNothing<A>);
   each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
 #pragma GCC unroll 4
@@ -124,7 +124,7 @@ template <int kCount, bool kSum, typename T, typename A>
     for (int t = 0; t < kCount; ++t) {
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
-        dot[t] += load(e + t * kStretch + c + i * kLanes<A>) * difference[i];
+        dot[t] += load(e + t * kChunk + c + i * kLanes<A>) * difference[i];
       }
     }
     if constexpr (kSum) {
@@ -160,16 +160,16 @@ A student_block(std::int64_t teachers, bool with_sum, const T* row, const T* nex
   }
 }
 
-// What an image's rows leave of a stretch, as PartialLayout has it.
+// What an image's rows leave of a chunk, as PartialLayout has it.
 template <typename A>
 class Partials {
  public:
   Partials(const PrototypeCrossEntropy& p, std::int64_t b)
       : layout_{p.logits.students, p.logits.teachers},
-        stretches_(p.shares.stretches),
-        data_(static_cast<A*>(p.partials) + b * layout_.size() * stretches_) {}
+        chunks_(p.shares.chunks),
+        data_(static_cast<A*>(p.partials) + b * layout_.size() * chunks_) {}
 
-  // Each of every stretch.
+  // Each of every chunk.
   A* student_max(std::int64_t s) const { return at(layout_.student_max(s)); }
   A* student_sum(std::int64_t s) const { return at(layout_.student_sum(s)); }
   A* teacher_max(std::int64_t t) const { return at(layout_.teacher_max(t)); }
@@ -177,82 +177,82 @@ class Partials {
   A* dot(std::int64_t t, std::int64_t s) const { return at(layout_.dot(t, s)); }
 
  private:
-  A* at(std::int64_t index) const { return data_ + index * stretches_; }
+  A* at(std::int64_t index) const { return data_ + index * chunks_; }
 
   math::PartialLayout layout_;
-  std::int64_t stretches_;
+  std::int64_t chunks_;
   A* data_;
 };
 
-inline std::int64_t stretch_count(const PrototypeLogits& in, std::int64_t stretch) {
-  return std::min(kStretch, in.prototypes - stretch * kStretch);
+inline std::int64_t chunk_count(const PrototypeLogits& in, std::int64_t chunk) {
+  return std::min(kChunk, in.prototypes - chunk * kChunk);
 }
 
 // The partial of teacher t of image b. Its exponentials are left in `e`; the row is added to
 // `sums`, if given, or written there if `fresh`. `next` is the row that will be read after this
 // one.
 template <typename T, typename A = accum_t<T>>
-void teacher_stretch(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t t,
-                     std::int64_t stretch, const T* next, A* e, A* sums, bool fresh) {
+void teacher_chunk(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t t,
+                   std::int64_t chunk, const T* next, A* e, A* sums, bool fresh) {
   const PrototypeLogits& in = p.logits;
-  const std::int64_t first = stretch * kStretch;
+  const std::int64_t first = chunk * kChunk;
   const A* center = in.center == nullptr ? nullptr : static_cast<const A*>(in.center) + first;
   const Partials<A> to(p, b);
   const RowStats<A> row =
-      teacher_row(row_of<T>(in.teacher, t, b) + first, next, center, stretch_count(in, stretch),
+      teacher_row(row_of<T>(in.teacher, t, b) + first, next, center, chunk_count(in, chunk),
                   Exponential<A>(in.teacher_temperature), e, sums, fresh);
-  to.teacher_max(t)[stretch] = row.max;
-  to.teacher_sum(t)[stretch] = row.sum;
+  to.teacher_max(t)[chunk] = row.max;
+  to.teacher_sum(t)[chunk] = row.sum;
 }
 
-// The partial of student s of image b, from the teachers' exponentials, kStretch a row. Its own are
+// The partial of student s of image b, from the teachers' exponentials, kChunk a row. Its own are
 // left in `kept`, if given.
 template <typename T, typename A = accum_t<T>>
-void student_stretch(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t s,
-                     std::int64_t stretch, const T* next, const A* e, A* kept) {
+void student_chunk(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t s,
+                   std::int64_t chunk, const T* next, const A* e, A* kept) {
   const PrototypeLogits& in = p.logits;
-  const std::int64_t count = stretch_count(in, stretch);
+  const std::int64_t count = chunk_count(in, chunk);
   const Exponential<A> exp(in.student_temperature);
-  const T* row = row_of<T>(in.student, s, b) + stretch * kStretch;
+  const T* row = row_of<T>(in.student, s, b) + chunk * kChunk;
   const Partials<A> to(p, b);
   const A max = student_max(row, count), shift = math::shift_of(max);
-  to.student_max(s)[stretch] = max;
+  to.student_max(s)[chunk] = max;
   for (std::int64_t t = 0; t < in.teachers; t += kTeachers) {
     A dots[kTeachers];
     const std::int64_t block = std::min<std::int64_t>(in.teachers - t, kTeachers);
     const A sum =
-        student_block(block, t == 0, row, next, count, shift, exp, e + t * kStretch, dots, kept);
-    if (t == 0) to.student_sum(s)[stretch] = sum;
-    for (std::int64_t i = 0; i < block; ++i) to.dot(t + i, s)[stretch] = dots[i];
+        student_block(block, t == 0, row, next, count, shift, exp, e + t * kChunk, dots, kept);
+    if (t == 0) to.student_sum(s)[chunk] = sum;
+    for (std::int64_t i = 0; i < block; ++i) to.dot(t + i, s)[chunk] = dots[i];
   }
 }
 
-// Joins what the stretches found of a row.
+// Joins what the chunks found of a row.
 template <typename A>
-RowStats<A> merge_row(const A* max, const A* sum, std::int64_t stretches, A inverse_temperature) {
-  const A all = *std::max_element(max, max + stretches);
+RowStats<A> merge_row(const A* max, const A* sum, std::int64_t chunks, A inverse_temperature) {
+  const A all = *std::max_element(max, max + chunks);
   A total = 0;
-  for (std::int64_t i = 0; i < stretches; ++i) {
-    total += sum[i] * math::stretch_weight(max[i], all, inverse_temperature);
+  for (std::int64_t i = 0; i < chunks; ++i) {
+    total += sum[i] * math::chunk_weight(max[i], all, inverse_temperature);
   }
   return {all, total};
 }
 
-// The stats of image b's teachers, and the stretches' weights [T, stretches] in their rows.
+// The stats of image b's teachers, and the chunks' weights [T, chunks] in their rows.
 template <typename A>
 void merge_teachers(const PrototypeCrossEntropy& p, std::int64_t b, A* weights) {
   const PrototypeLogits& in = p.logits;
-  const std::int64_t stretches = p.shares.stretches;
+  const std::int64_t chunks = p.shares.chunks;
   const A inverse = static_cast<A>(1 / in.teacher_temperature);
   const Partials<A> partials(p, b);
   A* stats = static_cast<A*>(p.teacher_stats) + b;
-  for (std::int64_t t = 0; t < in.teachers; ++t, weights += stretches) {
+  for (std::int64_t t = 0; t < in.teachers; ++t, weights += chunks) {
     const A* max = partials.teacher_max(t);
-    const RowStats<A> row = merge_row(max, partials.teacher_sum(t), stretches, inverse);
+    const RowStats<A> row = merge_row(max, partials.teacher_sum(t), chunks, inverse);
     stats[t * in.batch] = row.max;
     stats[(in.teachers + t) * in.batch] = row.sum;
-    for (std::int64_t i = 0; i < stretches; ++i) {
-      weights[i] = math::stretch_weight(max[i], row.max, inverse);
+    for (std::int64_t i = 0; i < chunks; ++i) {
+      weights[i] = math::chunk_weight(max[i], row.max, inverse);
     }
   }
 }
@@ -262,21 +262,21 @@ template <typename A>
 RowStats<A> merge_student(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t s,
                           const A* weights) {
   const PrototypeLogits& in = p.logits;
-  const std::int64_t stretches = p.shares.stretches;
+  const std::int64_t chunks = p.shares.chunks;
   const A inverse = static_cast<A>(1 / in.student_temperature);
   const Partials<A> partials(p, b);
   const A* max = partials.student_max(s);
-  const RowStats<A> row = merge_row(max, partials.student_sum(s), stretches, inverse);
+  const RowStats<A> row = merge_row(max, partials.student_sum(s), chunks, inverse);
   A* stats = static_cast<A*>(p.student_stats) + b;
   stats[s * in.batch] = row.max;
   stats[(in.students + s) * in.batch] = row.sum;
   const A* teacher_sums = static_cast<const A*>(p.teacher_stats) + in.teachers * in.batch + b;
   A* cross_entropy = static_cast<A*>(p.cross_entropy) + b;
   const A shift = math::shift_of(row.max);
-  for (std::int64_t t = 0; t < in.teachers; ++t, weights += stretches) {
+  for (std::int64_t t = 0; t < in.teachers; ++t, weights += chunks) {
     const A *dots = partials.dot(t, s), *sum = partials.teacher_sum(t);
     A dot = 0;
-    for (std::int64_t i = 0; i < stretches; ++i) {
+    for (std::int64_t i = 0; i < chunks; ++i) {
       dot += weights[i] * (dots[i] + (math::shift_of(max[i]) - shift) * sum[i]);
     }
     cross_entropy[(t * in.students + s) * in.batch] =
@@ -325,7 +325,7 @@ template <int kCount, bool kPast, typename T, typename A, typename Exponentials>
     for (std::int64_t t = 0; t < teachers; ++t) {
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
-        grad[i] -= load(e + t * kStretch + c + i * kLanes<A>) * weights[t];
+        grad[i] -= load(e + t * kChunk + c + i * kLanes<A>) * weights[t];
       }
     }
 #pragma GCC unroll 4
@@ -333,7 +333,7 @@ template <int kCount, bool kPast, typename T, typename A, typename Exponentials>
       if (left < kLanes<A>) {
         store_some(to + c, grad[i], left);
       } else if constexpr (kPast) {
-        store_past_caches(to + c + i * kLanes<A>, grad[i]);
+        stream_store(to + c + i * kLanes<A>, grad[i]);
       } else {
         store_whole(to + c + i * kLanes<A>, grad[i]);
       }
@@ -341,15 +341,15 @@ template <int kCount, bool kPast, typename T, typename A, typename Exponentials>
   });
 }
 
-// A student's stretch of the gradient, from exponentials: `e` holds the teachers', kStretch a row,
+// A student's chunk of the gradient, from exponentials: `e` holds the teachers', kChunk a row,
 // and exponentials(c, left, x) gives the student's. Times teacher_scales and student_scale they are
 // probabilities.
 template <typename T, typename A, typename Exponentials>
-void grad_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int64_t s,
-                  std::int64_t stretch, const A* e, const A* teacher_scales, A student_scale,
-                  const Exponentials& exponentials) {
+void grad_chunk(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int64_t s,
+                std::int64_t chunk, const A* e, const A* teacher_scales, A student_scale,
+                const Exponentials& exponentials) {
   const PrototypeLogits& in = p.logits;
-  const std::int64_t count = stretch_count(in, stretch);
+  const std::int64_t count = chunk_count(in, chunk);
   const A inverse = static_cast<A>(1 / in.student_temperature);
   const A* grad = static_cast<const A*>(p.grad) + s * in.batch + b;
   A* weights = scratch<A, struct GradWeights>(in.teachers);
@@ -360,10 +360,10 @@ void grad_stretch(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::i
     weights[t] = g * teacher_scales[t];
   }
   weight *= student_scale;
-  T* to = static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + stretch * kStretch;
+  T* to = static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + chunk * kChunk;
   const auto run = [&]<int kCount>() {
     if constexpr (std::is_same_v<T, A>) {
-      if (p.past_caches()) {
+      if (p.streaming()) {
         return write_grad<kCount, true>(count, weight, e, weights, in.teachers, exponentials, to);
       }
     }

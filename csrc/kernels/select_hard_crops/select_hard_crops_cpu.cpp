@@ -58,7 +58,7 @@ void rank_terms(const A* terms, std::int64_t locals, lane_number<A>* ranks) {
 }
 
 template <typename T>
-void select_of_all(const Images<T>& images) {
+void select_from_all(const Images<T>& images) {
   using A = accum_t<T>;
   using Number = lane_number<A>;
   constexpr std::int64_t kLane = kLanes<A>;
@@ -98,7 +98,7 @@ void select_of_all(const Images<T>& images) {
 }
 
 template <typename T>
-void select_of_tuples(const Images<T>& images) {
+void select_from_tuples(const Images<T>& images) {
   using A = accum_t<T>;
   const SelectHardCrops& p = images.p;
   const std::int64_t width = 2 + p.num_locals;
@@ -125,7 +125,7 @@ void select_hard_crops_cpu(const SelectHardCrops& p, std::int64_t begin, std::in
     constexpr std::int64_t kLane = kLanes<accum_t<T>>;
     for (std::int64_t b = begin; b < end; b += kLane) {
       const Images<T> images{p, b, std::min(kLane, end - b)};
-      p.tuples == nullptr ? select_of_all(images) : select_of_tuples(images);
+      p.tuples == nullptr ? select_from_all(images) : select_from_tuples(images);
     }
   });
 }

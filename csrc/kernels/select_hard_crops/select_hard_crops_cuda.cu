@@ -1,5 +1,5 @@
-// A warp's threads are neighbouring images, which read neighbouring losses; a block's warps share
-// out the pairs (or tuples) of these images and join their best ones in the end.
+// A warp's threads are neighboring images, which read neighboring losses; a block's warps share
+// out the pairs (or tuples) of these images and merge their best ones in the end.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/select_hard_crops/select_hard_crops.h"

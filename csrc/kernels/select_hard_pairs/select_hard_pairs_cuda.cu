@@ -1,4 +1,4 @@
-// One thread per image: neighbours read neighbouring losses.
+// One thread per image: neighbors read neighboring losses.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/select_hard_pairs/select_hard_pairs.h"

@@ -47,8 +47,8 @@ struct VarianceCovarianceBackward {
 
   // Gram: for the columns [first_dim, first_dim + dims)
   std::int64_t first_dim, dims;
-  const void* centered;  // zc [V, N, dims] in dtype
-  const void* pulled;    // P_kv zc [K, V, N, dims] in dtype
+  const void* centered;      // zc [V, N, dims] in dtype
+  const void* product_grad;  // P_kv zc [K, V, N, dims] in dtype
   DType grad_dtype;
   void* grad_z;      // [V, N, D] in grad_dtype
   void* grad_masks;  // [K, D]

@@ -144,13 +144,14 @@ void variance_covariance_combine_cpu(const VarianceCovarianceBackward& p, std::i
         }
       }
       const A* centered = static_cast<const A*>(p.centered) + i * p.dims;
-      const A* pulled = static_cast<const A*>(p.pulled) + i * p.dims;
+      const A* product_grad = static_cast<const A*>(p.product_grad) + i * p.dims;
       T* grad = static_cast<T*>(p.grad_z) + i * s.dim + p.first_dim;
       for (std::int64_t d = 0; d < p.dims; d += kLane) {
         const std::int64_t left = p.dims - d;
         vec<A> sum = load_some(centered + d, left) * load(diagonal + d);
         for (std::int64_t k = 0; k < s.subspaces; ++k) {
-          sum += load_some(pulled + k * per_subspace + d, left) * load(factors + k * stride + d);
+          sum +=
+              load_some(product_grad + k * per_subspace + d, left) * load(factors + k * stride + d);
         }
         store_some(grad + d, sum, left);
       }

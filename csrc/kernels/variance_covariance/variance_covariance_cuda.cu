@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kElementThreads) combine(VarianceCovarianceBac
     const std::int64_t element = i * p.dims + d;
     float sum = static_cast<float>(static_cast<const P*>(p.centered)[element]) * diagonal;
     for (std::int64_t k = 0; k < s.subspaces; ++k) {
-      sum += static_cast<float>(static_cast<const P*>(p.pulled)[k * per_subspace + element]) *
+      sum += static_cast<float>(static_cast<const P*>(p.product_grad)[k * per_subspace + element]) *
              (math::pull<float>(p, k * s.views + v) * math::weight<float>(s, k, at));
     }
     static_cast<T*>(p.grad_z)[i * s.dim + at] = static_cast<T>(sum);
