@@ -36,7 +36,7 @@ class CMakeBuild(build_ext):
         if cuda not in ("AUTO", "ON", "OFF"):
             sys.exit(f"mast_ext: MAST_EXT_CUDA must be AUTO, ON or OFF, got {cuda}")
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = ROOT / "build" / f"{sys.implementation.cache_tag}-{cuda.lower()}"
+        build = ROOT / "build" / str(sys.implementation.cache_tag)
         options = [
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",

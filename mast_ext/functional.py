@@ -354,36 +354,12 @@ def _prototype_cross_entropy(
     with_mean: bool,
 ) -> tuple[Tensor, Tensor]:
     options = student_temperature, teacher_temperature, with_mean
+    if weights is not None:
+        return ops.prototype_cross_entropy.weighted_op(student, teacher, center, weights, *options)
     # What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
     teacher = teacher.detach()
     center = None if center is None else center.detach()
-    weights = None if weights is None else weights.detach()
-    if (
-        weights is not None
-        and student.requires_grad
-        and torch.is_grad_enabled()
-        and student.device.type == "cpu"
-        and student.dtype != torch.float16
-        and student.ndim == 3
-        and student.shape[1] >= ops.prototype_cross_entropy.WEIGHTED_IMAGES
-        and not torch.compiler.is_compiling()
-    ):
-        weighted = ops.prototype_cross_entropy.weighted_op
-        return weighted(student, teacher, center, weights, *options)[:2]
-    ce, mean = ops.prototype_cross_entropy.op(student, teacher, center, *options)[:2]
-    if weights is not None:
-        weights = _pair_weights(weights, ce.shape, ce.dtype)
-        ce = (ce * weights).masked_fill(weights == 0, 0.0).sum()
-    return ce, mean
-
-
-def _pair_weights(weights: Tensor, pairs: Sequence[int], dtype: torch.dtype) -> Tensor:
-    try:
-        return weights.expand(*pairs).to(dtype)
-    except RuntimeError:
-        raise ValueError(
-            f"weights must have shape {list(pairs)} or broadcast to it, got {list(weights.shape)}"
-        ) from None
+    return ops.prototype_cross_entropy.op(student, teacher, center, *options)[:2]
 
 
 def prototype_column_logsumexp(

@@ -50,27 +50,32 @@ def device(request):
     return torch.device(request.param)
 
 
-def build_for_tests(name):
-    """The folder of a build without a GPU (tests/emulation/build.py), up to date after this."""
-    command = [sys.executable, "tests/emulation/build.py", name]
+def module_in(folder):
+    (module,) = folder.glob("_C*.so")
+    return module
+
+
+@pytest.fixture(scope="session")
+def emulation():
+    """The folder of the modules for tests without a GPU, up to date (tests/emulation/build.py)."""
+    command = [sys.executable, "tests/emulation/build.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
     return Path(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="session")
-def emulation():
-    return build_for_tests("emulated")
-
-
-@pytest.fixture(scope="session")
 def emulated_module(emulation):
-    (module,) = emulation.glob("_C*.so")
-    return module
+    return module_in(emulation)
 
 
 @pytest.fixture(scope="session")
-def sanitized_module():
+def watched_module(emulation):
+    """The emulated kernels with the race detector."""
+    return module_in(emulation / "races")
+
+
+@pytest.fixture(scope="session")
+def sanitized_module(emulation):
     """The CUDA kernels, emulated, and the CPU kernels: EMULATE_NOTHING chooses."""
-    (module,) = build_for_tests("sanitized").glob("_C*.so")
-    return module
+    return module_in(emulation / "sanitized")

@@ -36,12 +36,22 @@ NATIVE_FLOORS = {
         r"<ATen/core/Tensor\.h>|<ATen/(Context|ExpandUtils|Parallel)\.h>|<ATen/ops/(from_blob|mul)\.h>"
         r"|<c10/cuda/\w+\.h>|<sys/mman\.h>|<[a-z_]+>|\"(kernels|host)/[\w/.]+\""
     ),
-    "binding": re.compile(r"<pybind11/\w+\.h>|<[a-z_]+>|\"(kernels|host)/[\w/.]+\""),
+    "binding": re.compile(r"<pybind11/\w+\.h>|<[a-z_]+>|\"(kernels|host|binding)/[\w/.]+\""),
 }
 
 # What the dispatcher is told about the ops, and by which file alone.
 DISPATCHER_INCLUDES = {
     "library.cpp": {"<torch/library.h>"},
+    "op_handle.h": {
+        "<ATen/core/LegacyTypeDispatch.h>",
+        "<ATen/core/Tensor.h>",
+        "<ATen/core/dispatch/Dispatcher.h>",
+    },
+    "composites.cpp": {
+        "<ATen/ExpandUtils.h>",
+        "<ATen/TensorSubclassLikeUtils.h>",
+        "<torch/library.h>",
+    },
     "autograd.cpp": {
         "<ATen/TensorSubclassLikeUtils.h>",
         "<torch/csrc/autograd/custom_function.h>",

@@ -1,5 +1,5 @@
 // Derivatives of the ops: what the dispatcher runs before a device's kernel. A derivative calls a
-// backward op through the dispatcher again, so that compilers see one op, and every device has one.
+// backward op through the dispatcher again (op_handle.h).
 //
 // Results without a derivative, which only the backward reads, do not pass through torch's
 // Function: compiled autograd refuses the mark they would need.
@@ -16,6 +16,7 @@
 #include <tuple>
 #include <utility>
 
+#include "binding/op_handle.h"
 #include "host/ops.h"
 
 namespace mast_ext {
@@ -23,45 +24,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using Tensors = torch::autograd::variable_list;
-
-template <std::size_t size>
-struct Name {  // text as a template's argument
-  char text[size];
-  constexpr Name(const char (&name)[size]) { std::copy_n(name, size, text); }
-};
-
-// An op's results, one or more, by number.
-std::array<Tensor*, 1> results_of(Tensor& result) { return {&result}; }
-template <typename... Ts>
-std::array<Tensor*, sizeof...(Ts)> results_of(std::tuple<Ts...>& results) {
-  return std::apply([](Ts&... t) { return std::array{&t...}; }, results);
-}
-
-// An op as library.cpp defines it, called through the dispatcher.
-template <Name op_name, typename Signature>
-struct Op;
-template <Name op_name, typename Result_, typename... Args>
-struct Op<op_name, Result_(Args...)> {
-  using Result = Result_;
-  static constexpr std::string_view name = op_name.text;
-  static constexpr std::size_t results =
-      std::tuple_size_v<decltype(results_of(std::declval<Result&>()))>;
-
-  static Result call(Args... args) { return handle().call(args...); }
-
-  static Result below_autograd(c10::DispatchKeySet keys, Args... args) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return handle().redispatch(keys & c10::after_autograd_keyset, args...);
-  }
-
- private:
-  static const c10::TypedOperatorHandle<Result(Args...)>& handle() {
-    static const auto found = c10::Dispatcher::singleton()
-                                  .findSchemaOrThrow(("mast_ext::" + std::string(name)).c_str(), "")
-                                  .template typed<Result(Args...)>();
-    return found;
-  }
-};
 
 bool requires_grad(const Tensor& t) { return t.requires_grad(); }
 bool requires_grad(const OptionalTensor& t) { return t && t->requires_grad(); }
@@ -313,11 +275,11 @@ struct PrototypeCrossEntropy
   }
 };
 
-struct WeightedPrototypeCrossEntropy
-    : Formula<WeightedPrototypeCrossEntropy,
-              Op<"weighted_prototype_cross_entropy", decltype(weighted_prototype_cross_entropy)>> {
-  using Backward = Op<"weighted_prototype_cross_entropy_backward",
-                      decltype(weighted_prototype_cross_entropy_backward)>;
+struct PrototypeCrossEntropyWithGrad
+    : Formula<PrototypeCrossEntropyWithGrad, Op<"prototype_cross_entropy_with_grad",
+                                                decltype(prototype_cross_entropy_with_grad)>> {
+  using Backward = Op<"prototype_cross_entropy_with_grad_backward",
+                      decltype(prototype_cross_entropy_with_grad_backward)>;
 
   static void save(AutogradContext* ctx, const Forward::Result& result, const auto&...) {
     const auto& [sum, teacher_mean, grad_student] = result;
@@ -417,7 +379,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<CrossCorrelationPenalty>(m);
   differentiable_once<ContrastiveLogsumexp>(m);
   differentiable_once<PrototypeCrossEntropy>(m);
-  differentiable_once<WeightedPrototypeCrossEntropy>(m);
+  differentiable_once<PrototypeCrossEntropyWithGrad>(m);
   no_derivative<"select_hard_pairs", decltype(select_hard_pairs)>(m);
   no_derivative<"select_hard_cosine_pairs", decltype(select_hard_cosine_pairs)>(m);
   no_derivative<"select_hard_crops", decltype(select_hard_crops)>(m);

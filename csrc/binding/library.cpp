@@ -2,6 +2,7 @@
 //
 // Derivatives are in autograd.cpp, shape-only (fake) kernels in mast_ext/ops/<op>.py. `wanted` says
 // which gradients a backward op computes; the others come back empty.
+// weighted_prototype_cross_entropy is made of other ops (composites.cpp).
 #include <torch/library.h>
 
 #include "host/ops.h"
@@ -60,10 +61,14 @@ void define(torch::Library& m) {
       "Tensor? center, Tensor student_stats, Tensor teacher_stats, float student_temperature, "
       "float teacher_temperature) -> Tensor");
   m.def(
-      "weighted_prototype_cross_entropy(Tensor student, Tensor teacher, Tensor? center, "
+      "prototype_cross_entropy_with_grad(Tensor student, Tensor teacher, Tensor? center, "
       "Tensor weights, float student_temperature, float teacher_temperature, bool with_mean) -> "
       "(Tensor sum, Tensor teacher_mean, Tensor grad_student)");
-  m.def("weighted_prototype_cross_entropy_backward(Tensor grad, Tensor grad_student) -> Tensor");
+  m.def(
+      "weighted_prototype_cross_entropy(Tensor student, Tensor teacher, Tensor? center, "
+      "Tensor weights, float student_temperature, float teacher_temperature, bool with_mean) -> "
+      "(Tensor sum, Tensor teacher_mean)");
+  m.def("prototype_cross_entropy_with_grad_backward(Tensor grad, Tensor grad_student) -> Tensor");
   m.def(
       "select_hard_pairs(Tensor pair_losses, Tensor? candidates) -> (Tensor index, Tensor score)");
   m.def(
@@ -98,9 +103,10 @@ void implement(torch::Library& m) {
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
   m.impl("prototype_cross_entropy", TORCH_FN(mast_ext::prototype_cross_entropy));
   m.impl("prototype_cross_entropy_backward", TORCH_FN(mast_ext::prototype_cross_entropy_backward));
-  m.impl("weighted_prototype_cross_entropy", TORCH_FN(mast_ext::weighted_prototype_cross_entropy));
-  m.impl("weighted_prototype_cross_entropy_backward",
-         TORCH_FN(mast_ext::weighted_prototype_cross_entropy_backward));
+  m.impl("prototype_cross_entropy_with_grad",
+         TORCH_FN(mast_ext::prototype_cross_entropy_with_grad));
+  m.impl("prototype_cross_entropy_with_grad_backward",
+         TORCH_FN(mast_ext::prototype_cross_entropy_with_grad_backward));
   m.impl("select_hard_pairs", TORCH_FN(mast_ext::select_hard_pairs));
   m.impl("select_hard_cosine_pairs", TORCH_FN(mast_ext::select_hard_cosine_pairs));
   m.impl("select_hard_crops", TORCH_FN(mast_ext::select_hard_crops));

@@ -1,7 +1,8 @@
 // mast_ext._C: importing it registers the ops (library.cpp); what it holds itself is a
-// description of the build.
+// description of the build and what the shape-only kernels need.
 #include <pybind11/pybind11.h>
 
+#include "host/columns/forms.h"
 #include "kernels/common/isa.h"
 
 namespace py = pybind11;
@@ -21,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
   build["cuda_archs"] = "";
 #endif
   m.attr("build") = build;
+  m.attr("kept_elements") = mast_ext::kKeptElements;
   m.def(
       "cpu_isa", [] { return mast_ext::kernels::name_of(mast_ext::kernels::isa_in_use()); },
       "The instruction set of the CPU kernels in this process.");

@@ -1,4 +1,5 @@
-# mast_ext_add_cpu_kernels(target source...): compiles every source once per instruction set.
+# mast_ext_add_cpu_kernels(target source... [OPTIONS option...]): compiles every source once per
+# instruction set.
 #
 # Each copy lives in the namespace MAST_EXT_ISA and the baseline copy also holds the dispatcher
 # (csrc/kernels/common/isa.h). The baseline objects come first on the link line, so that where the
@@ -21,22 +22,22 @@ endif()
 list(JOIN MAST_EXT_ISAS " " MAST_EXT_CPU_ISAS)
 
 function(mast_ext_add_cpu_kernels target)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" OPTIONS)
   foreach(isa IN LISTS MAST_EXT_ISAS)
-    add_library(cpu_kernels_${isa} OBJECT ${ARGN})
+    set(kernels ${target}_cpu_kernels_${isa})
+    add_library(${kernels} OBJECT ${arg_UNPARSED_ARGUMENTS})
     string(TOUPPER ${isa} isa_upper)
-    target_include_directories(cpu_kernels_${isa} PRIVATE csrc)
-    target_link_libraries(cpu_kernels_${isa} PRIVATE torch::libs)
-    target_compile_definitions(cpu_kernels_${isa} PRIVATE MAST_EXT_ISA=${isa}
-                                                          MAST_EXT_ISA_IS_${isa_upper})
+    target_include_directories(${kernels} PRIVATE csrc)
+    target_link_libraries(${kernels} PRIVATE torch::libs)
+    target_compile_definitions(${kernels} PRIVATE MAST_EXT_ISA=${isa} MAST_EXT_ISA_IS_${isa_upper})
     foreach(other IN LISTS MAST_EXT_ISAS)
       string(TOUPPER ${other} other_upper)
-      target_compile_definitions(cpu_kernels_${isa} PRIVATE MAST_EXT_BUILDS_${other_upper})
+      target_compile_definitions(${kernels} PRIVATE MAST_EXT_BUILDS_${other_upper})
     endforeach()
     # Contraction to FMA is wanted, value-changing fast-math is not: NaN and Inf must pass through.
-    target_compile_options(cpu_kernels_${isa} PRIVATE
-      -Wall -Wextra -Werror -Wno-psabi $<IF:$<BOOL:${MAST_EXT_SANITIZE}>,-O0,-O3>
-      -fno-math-errno -fno-trapping-math -ffp-contract=fast
-      ${MAST_EXT_ISA_FLAGS_${isa}})
-    target_sources(${target} PRIVATE $<TARGET_OBJECTS:cpu_kernels_${isa}>)
+    target_compile_options(${kernels} PRIVATE
+      -Wall -Wextra -Werror -Wno-psabi -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
+      ${MAST_EXT_ISA_FLAGS_${isa}} ${arg_OPTIONS})
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${kernels}>)
   endforeach()
 endfunction()

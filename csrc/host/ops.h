@@ -1,17 +1,14 @@
-// The ops, as the dispatcher calls them.
+// The ops, with the signatures of their schemas (binding/library.cpp).
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <array>
 #include <optional>
 #include <string_view>
 #include <tuple>
 
-namespace mast_ext {
+#include "host/common/tensors.h"
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+namespace mast_ext {
 
 std::tuple<Tensor, Tensor, Tensor> subspace_similarity(const Tensor& x, const OptionalTensor& y,
                                                        const OptionalTensor& masks,
@@ -65,10 +62,10 @@ Tensor prototype_cross_entropy_backward(const Tensor& grad, const Tensor& studen
                                         const Tensor& teacher, const OptionalTensor& center,
                                         const Tensor& student_stats, const Tensor& teacher_stats,
                                         double student_temperature, double teacher_temperature);
-std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
+std::tuple<Tensor, Tensor, Tensor> prototype_cross_entropy_with_grad(
     const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
     const Tensor& weights, double student_temperature, double teacher_temperature, bool with_mean);
-Tensor weighted_prototype_cross_entropy_backward(const Tensor& grad, const Tensor& grad_student);
+Tensor prototype_cross_entropy_with_grad_backward(const Tensor& grad, const Tensor& grad_student);
 
 Tensor prototype_column_logsumexp(const Tensor& logits, const OptionalTensor& center,
                                   double temperature, bool normalize_rows);

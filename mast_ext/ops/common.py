@@ -9,12 +9,13 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-# As kKeptElements and product_type() in csrc/host/columns/column_passes.h.
-KEPT_ELEMENTS = 1 << 18
+def prefers_gram(rows: int, dim: int, subspaces: int) -> bool:
+    """As in csrc/host/columns/forms.h; the numbers may be symbolic."""
+    return dim >= 2 * subspaces * (rows - 1)
 
 
 def product_dtype(z: Tensor) -> torch.dtype:
-    """The dtype matrix products of embeddings run in."""
+    """As ``product_type`` in csrc/host/columns/column_passes.h: of matrix products of embeddings."""
     cuda_bfloat16 = z.device.type == "cuda" and z.dtype == torch.bfloat16
     return torch.bfloat16 if cuda_bfloat16 else accumulation_dtype(z)
 

@@ -2,9 +2,10 @@
 
 import torch
 
+from mast_ext import _C
 from mast_ext.ops.common import (
-    KEPT_ELEMENTS,
     accumulation_dtype,
+    prefers_gram,
     product_dtype,
     wanted_like,
 )
@@ -16,7 +17,7 @@ backward_op = torch.ops.mast_ext.cross_correlation_penalty_backward.default
 @torch.library.register_fake("mast_ext::cross_correlation_penalty")
 def _(a, b, lambda_, variant):
     rows, dim = a.shape
-    gram = dim >= 2 * (rows - 1)
+    gram = prefers_gram(rows, dim, 1)
     penalty = a.new_empty((), dtype=accumulation_dtype(a))
     product = a.new_empty((2, rows, rows) if gram else (1, dim, dim), dtype=product_dtype(a))
     return (
@@ -26,7 +27,7 @@ def _(a, b, lambda_, variant):
         product,
         penalty.new_empty((dim,)),
         penalty.new_empty((rows if gram else dim,)),
-        product.new_empty((2 if 2 * a.numel() <= KEPT_ELEMENTS else 0, rows, dim)),
+        product.new_empty((2 if 2 * a.numel() <= _C.kept_elements else 0, rows, dim)),
     )
 
 

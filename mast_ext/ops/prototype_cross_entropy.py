@@ -1,16 +1,17 @@
-"""Shape-only kernels of ``mast_ext::prototype_cross_entropy``; schemas in library.cpp."""
+"""Shape-only kernels of ``mast_ext::prototype_cross_entropy``; schemas in library.cpp.
+
+The weighted sum has none: it is made of the others (csrc/binding/composites.cpp).
+"""
 
 import torch
 
 from mast_ext.ops.common import accumulation_dtype
 
-# Images that the weighted sum shares out among threads; fewer are quicker in two passes.
-WEIGHTED_IMAGES = 16
-
 op = torch.ops.mast_ext.prototype_cross_entropy.default
 backward_op = torch.ops.mast_ext.prototype_cross_entropy_backward.default
 weighted_op = torch.ops.mast_ext.weighted_prototype_cross_entropy.default
-weighted_backward_op = torch.ops.mast_ext.weighted_prototype_cross_entropy_backward.default
+with_grad_op = torch.ops.mast_ext.prototype_cross_entropy_with_grad.default
+with_grad_backward_op = torch.ops.mast_ext.prototype_cross_entropy_with_grad_backward.default
 
 
 @torch.library.register_fake("mast_ext::prototype_cross_entropy")
@@ -42,13 +43,13 @@ def _(
     return student.new_empty(student.shape)
 
 
-@torch.library.register_fake("mast_ext::weighted_prototype_cross_entropy")
+@torch.library.register_fake("mast_ext::prototype_cross_entropy_with_grad")
 def _(student, teacher, center, weights, student_temperature, teacher_temperature, with_mean):
     total = student.new_empty((), dtype=accumulation_dtype(student))
     mean = total.new_empty((student.shape[2] if with_mean else 0,))
     return total, mean, student.new_empty(student.shape)
 
 
-@torch.library.register_fake("mast_ext::weighted_prototype_cross_entropy_backward")
+@torch.library.register_fake("mast_ext::prototype_cross_entropy_with_grad_backward")
 def _(grad, grad_student):
     return grad_student.new_empty(grad_student.shape)

@@ -2,9 +2,10 @@
 
 import torch
 
+from mast_ext import _C
 from mast_ext.ops.common import (
-    KEPT_ELEMENTS,
     accumulation_dtype,
+    prefers_gram,
     product_dtype,
     wanted_like,
 )
@@ -17,8 +18,8 @@ backward_op = torch.ops.mast_ext.variance_covariance_backward.default
 def _(z, masks, eps):
     views, rows, dim = z.shape
     subspaces = 1 if masks is None else masks.shape[0]
-    gram = dim >= 2 * subspaces * (rows - 1)
-    keep = not (gram and masks is not None) and z.numel() <= KEPT_ELEMENTS
+    gram = prefers_gram(rows, dim, subspaces)
+    keep = not (gram and masks is not None) and z.numel() <= _C.kept_elements
     variance = z.new_empty((subspaces, views), dtype=accumulation_dtype(z))
     mean = variance.new_empty((views, dim))
     product = z.new_empty(

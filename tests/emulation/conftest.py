@@ -18,10 +18,3 @@ def run():
         return result.stdout
 
     return run
-
-
-@pytest.fixture(scope="session")
-def watched_module(emulation):
-    """The emulated kernels with the race detector."""
-    (module,) = (emulation / "races").glob("_C*.so")
-    return module

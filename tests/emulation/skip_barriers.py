@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 # The tests of what is not named like its folder.
-FILES = {"common": "variance_covariance", "prototype_column_logsumexp": "sinkhorn_knopp"}
+FILES = {
+    "columns": "variance_covariance",
+    "common": "variance_covariance",
+    "prototype_column_logsumexp": "sinkhorn_knopp",
+}
 
 
 class FirstFailure:

@@ -487,10 +487,10 @@ def test_weighted_sum_has_the_same_bits_on_any_number_of_threads(device):
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
-def test_weighted_op_refuses_float16():
+def test_op_with_grad_refuses_float16():
     student, teacher, _ = make_inputs((1, 1, 16, 8, False), "cpu", torch.float16)
     with pytest.raises(TypeError, match="student must be float32, bfloat16 or float64"):
-        ops.prototype_cross_entropy.weighted_op(
+        ops.prototype_cross_entropy.with_grad_op(
             student, teacher, None, torch.ones(1, 1, 16), 0.1, 0.07, False
         )
 
@@ -500,8 +500,8 @@ def test_registration_of_weighted_sum(requires_grad):
     inputs = make_inputs((2, 3, 16, 40, True), "cpu", torch.float32, requires_grad)
     weights = torch.rand(2, 3, 16)
     op = ops.prototype_cross_entropy
-    torch.library.opcheck(op.weighted_op, (*inputs, weights, 0.1, 0.07, True))
-    torch.library.opcheck(op.weighted_backward_op, (torch.tensor(2.0), inputs[0].detach()))
+    torch.library.opcheck(op.with_grad_op, (*inputs, weights, 0.1, 0.07, True))
+    torch.library.opcheck(op.with_grad_backward_op, (torch.tensor(2.0), inputs[0].detach()))
 
 
 def test_weighted_sum_compiles_whole(device):

@@ -19,8 +19,8 @@ ASAN_OPTIONS = "detect_leaks=0:detect_stack_use_after_return=0"
 
 
 @pytest.fixture(scope="module")
-def compiler(sanitized_module):
-    cache = (sanitized_module.parent / "CMakeCache.txt").read_text()
+def compiler(emulation):
+    cache = (emulation / "CMakeCache.txt").read_text()
     return re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache, re.MULTILINE).group(1)
 
 

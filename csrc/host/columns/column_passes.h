@@ -5,31 +5,24 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
-#include <cstddef>
 
+#include "host/columns/forms.h"
 #include "host/common/checks.h"
 #include "host/common/products.h"
 #include "host/common/run_on.h"
-#include "host/pair_sums/pair_inputs.h"
+#include "host/common/tensors.h"
 #include "kernels/columns/columns.h"
 
 namespace mast_ext {
 
-// While it lives, tensor methods compute as they are told: no autocast of a product's operands, no
-// autograd graph.
-class PlainTensors {
-  const c10::impl::ExcludeDispatchKeyGuard guard_{c10::autograd_dispatch_keyset |
-                                                  c10::autocast_dispatch_keyset};
-};
-
 // The dtype matrix products run in: that of sums, except that CUDA's tensor cores take bfloat16 as
 // it is (float16 would overflow: an entry is a sum of up to D squares).
-inline at::ScalarType product_type(const at::Tensor& z) {
+inline at::ScalarType product_type(const Tensor& z) {
   return uses_cuda_kernels(z) && z.scalar_type() == at::kBFloat16 ? at::kBFloat16
                                                                   : accumulation_type(z);
 }
 
-inline kernels::Columns::List columns_list(const at::Tensor& z) {
+inline kernels::Columns::List columns_list(const Tensor& z) {
   const bool views = z.dim() == 3;
   return {.data = z.const_data_ptr(),
           .view_stride = views ? z.stride(0) : 0,
@@ -57,10 +50,7 @@ struct Chunks {
   }
 };
 
-// Small standardized embeddings are kept for the backward: reading them is cheaper than a pass.
-constexpr std::int64_t kKeptElements = 1 << 18;
-
-inline void column_moments(const kernels::ColumnMoments& p, const at::Tensor& z) {
+inline void column_moments(const kernels::ColumnMoments& p, const Tensor& z) {
   run_on(
       z,
       [&] {
@@ -71,7 +61,7 @@ inline void column_moments(const kernels::ColumnMoments& p, const at::Tensor& z)
       [&](auto stream) { return kernels::column_moments_cuda(p, stream); });
 }
 
-inline void column_tile(const kernels::ColumnTile& p, const at::Tensor& z) {
+inline void column_tile(const kernels::ColumnTile& p, const Tensor& z) {
   if (p.subspaces == 0) return;
   run_on(
       z,
@@ -82,7 +72,7 @@ inline void column_tile(const kernels::ColumnTile& p, const at::Tensor& z) {
       [&](auto stream) { return kernels::column_tile_cuda(p, stream); });
 }
 
-inline void column_dots(const kernels::ColumnDots& p, const at::Tensor& z) {
+inline void column_dots(const kernels::ColumnDots& p, const Tensor& z) {
   run_on(
       z,
       [&] {
@@ -94,8 +84,7 @@ inline void column_dots(const kernels::ColumnDots& p, const at::Tensor& z) {
 }
 
 // products[i] (+)= x[i] y[i] for a batch of matrices.
-inline void add_product(const at::Tensor& products, const at::Tensor& x, const at::Tensor& y,
-                        bool first) {
+inline void add_product(const Tensor& products, const Tensor& x, const Tensor& y, bool first) {
   if (products.size(0) == 0) return;
   if (!has_own_product(products.select(0, 0), x.select(0, 0), y.select(0, 0))) {
     products.baddbmm_(x, y, first ? 0 : 1);
@@ -108,7 +97,7 @@ inline void add_product(const at::Tensor& products, const at::Tensor& x, const a
 
 // products[i] (+)= x[i] x[i]^T. Of a large product on the CPU only the blocks on and above the
 // diagonal are computed, the others copied when `last`.
-inline void add_gram(const at::Tensor& products, const at::Tensor& x, bool first, bool last) {
+inline void add_gram(const Tensor& products, const Tensor& x, bool first, bool last) {
   const std::int64_t size = x.size(1);
   if (uses_cuda_kernels(x) || size < 256) {
     return add_product(products, x, x.transpose(1, 2), first);
@@ -116,7 +105,7 @@ inline void add_gram(const at::Tensor& products, const at::Tensor& x, bool first
   const std::int64_t step = std::clamp<std::int64_t>(size / 8, 64, 256);
   for (std::int64_t at = 0; at < size; at += step) {
     const std::int64_t count = std::min(step, size - at);
-    const at::Tensor columns = products.narrow(2, at, count);
+    const Tensor columns = products.narrow(2, at, count);
     add_product(columns.narrow(1, 0, at + count), x.narrow(1, 0, at + count),
                 x.narrow(1, at, count).transpose(1, 2), first);
     if (last)

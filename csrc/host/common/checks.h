@@ -2,31 +2,29 @@
 // has to be, and what it is.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
+#include "host/common/tensors.h"
 #include "kernels/common/dtype.h"
 
 namespace mast_ext {
 
-inline void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef want) {
+inline void check_shape(const Tensor& t, const char* name, at::IntArrayRef want) {
   TORCH_CHECK_VALUE(t.sizes() == want, name, " must have shape ", want, ", got ", t.sizes());
 }
 
-inline void check_device(const at::Tensor& t, const char* name, const at::Tensor& ref,
+inline void check_device(const Tensor& t, const char* name, const Tensor& ref,
                          const char* ref_name) {
   TORCH_CHECK_VALUE(t.device() == ref.device(), name, " must be on ", ref.device(), " like ",
                     ref_name, ", got ", t.device());
 }
 
-inline void check_like(const at::Tensor& t, const char* name, const at::Tensor& ref,
-                       const char* ref_name) {
+inline void check_like(const Tensor& t, const char* name, const Tensor& ref, const char* ref_name) {
   check_device(t, name, ref, ref_name);
   TORCH_CHECK_TYPE(t.scalar_type() == ref.scalar_type(), name, " must be ", ref.scalar_type(),
                    " like ", ref_name, ", got ", t.scalar_type());
 }
 
 // The kernel dtype of t, or a TypeError.
-inline DType dtype_of(const at::Tensor& t, const char* name) {
+inline DType dtype_of(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
     case at::kFloat:
       return DType::kFloat32;
@@ -45,22 +43,31 @@ inline DType dtype_of(const at::Tensor& t, const char* name) {
 }
 
 // What sums over t's elements are carried, and results returned, in.
-inline at::ScalarType accumulation_type(const at::Tensor& t) {
+inline at::ScalarType accumulation_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// What is added to sums over x's elements has their type. `what` x's elements are, in the plural.
+inline void check_accumulation(const Tensor& t, const char* name, const Tensor& x,
+                               const char* what) {
+  TORCH_CHECK_TYPE(t.scalar_type() == accumulation_type(x), name, " must be ", accumulation_type(x),
+                   " beside ", x.scalar_type(), " ", what, ", got ", t.scalar_type());
+}
+
+inline void check_long(const Tensor& t, const char* name) {
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kLong, name, " must be Long, got ", t.scalar_type());
 }
 
 // A [K, D] mask tensor for embeddings `x` of width D: float32 (float64 beside float64 embeddings).
 // Values are looked at on the CPU only: a GPU would have to be waited for.
-inline void check_masks(const at::Tensor& masks, const at::Tensor& x, const char* x_name = "x") {
+inline void check_masks(const Tensor& masks, const Tensor& x, const char* x_name = "x") {
   const auto dim = x.size(-1);
   TORCH_CHECK_VALUE(masks.dim() == 2 && masks.size(1) == dim, "masks must have shape [K, ", dim,
                     "] to fit ", x_name, " of shape ", x.sizes(), ", got ", masks.sizes());
   check_device(masks, "masks", x, x_name);
-  TORCH_CHECK_TYPE(masks.scalar_type() == accumulation_type(x), "masks must be ",
-                   accumulation_type(x), " beside ", x.scalar_type(), " embeddings, got ",
-                   masks.scalar_type());
+  check_accumulation(masks, "masks", x, "embeddings");
   if (!masks.is_cpu()) return;
-  const at::Tensor dense = masks.contiguous();
+  const Tensor dense = masks.contiguous();
   visit_dtype(dtype_of(dense, "masks"), [&]<typename T>() {
     const auto* values = static_cast<const T*>(dense.const_data_ptr());
     float least = 0;
@@ -71,9 +78,19 @@ inline void check_masks(const at::Tensor& masks, const at::Tensor& x, const char
   });
 }
 
+// The [C] center of logits [..., C], dense; undefined when not given.
+inline Tensor checked_center(const OptionalTensor& center, const Tensor& logits,
+                             const char* logits_name) {
+  if (!center) return {};
+  check_shape(*center, "center", {logits.size(-1)});
+  check_device(*center, "center", logits, logits_name);
+  check_accumulation(*center, "center", logits, "logits");
+  return center->contiguous();
+}
+
 // What the CUDA kernels of an op count in 32 bits: rows of a view and elements of a row of `t`
 // [V, N, D].
-inline void check_countable(const at::Tensor& t, const char* name, std::int64_t most) {
+inline void check_countable(const Tensor& t, const char* name, std::int64_t most) {
   TORCH_CHECK_VALUE(t.size(1) <= most && t.size(2) <= most, name, " must have at most ", most,
                     " rows in a view and elements in a row on a GPU, got shape ", t.sizes());
 }

@@ -7,19 +7,20 @@
 #include <cstdint>
 
 #include "host/common/run_on.h"
+#include "host/common/tensors.h"
 #include "kernels/common/products.h"
 
 namespace mast_ext {
 
-inline bool has_own_product(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+inline bool has_own_product(const Tensor& out, const Tensor& a, const Tensor& b) {
   constexpr std::int64_t kWorthwhile = 1 << 15;
-  const auto readable = [](const at::Tensor& t) { return t.stride(0) == 1 || t.stride(1) == 1; };
+  const auto readable = [](const Tensor& t) { return t.stride(0) == 1 || t.stride(1) == 1; };
   return !uses_cuda_kernels(out) && out.scalar_type() == at::kFloat && kernels::has_product_cpu() &&
          out.stride(1) == 1 && readable(a) && readable(b) && out.numel() * a.size(1) >= kWorthwhile;
 }
 
 // out (+)= a b, with out [M, N].
-inline void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool add) {
+inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
   if (!has_own_product(out, a, b)) {
     out.addmm_(a, b, add ? 1 : 0);
     return;

@@ -24,15 +24,19 @@ namespace mast_ext {
 
 #ifdef MAST_EXT_EMULATE_CUDA
 // A build for tests: the CUDA kernels run on the CPU (tests/emulation), on the CPU's tensors. With
-// EMULATE_NOTHING in the environment the CPU's own kernels do.
+// EMULATE_NOTHING in the environment the CPU's own kernels do, where they are part of the build.
 inline bool uses_cuda_kernels(const at::Tensor&) {
   static const bool emulates = std::getenv("EMULATE_NOTHING") == nullptr;
   return emulates;
 }
 
 template <typename Cpu, typename Cuda>
-void run_on(const at::Tensor& tensor, Cpu&& cpu, Cuda&& cuda) {
+void run_on(const at::Tensor& tensor, [[maybe_unused]] Cpu&& cpu, Cuda&& cuda) {
+#ifndef MAST_EXT_WITHOUT_CPU_KERNELS
   if (!uses_cuda_kernels(tensor)) return cpu();
+#else
+  (void)tensor;
+#endif
   const int error = cuda(static_cast<CUstream_st*>(nullptr));
   TORCH_CHECK(error == 0, "emulated CUDA: ", cudaGetErrorString(error));
 }

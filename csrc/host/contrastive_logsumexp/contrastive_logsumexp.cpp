@@ -11,19 +11,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
     std::optional<std::int64_t> offset, bool exclude_self, bool exclude_positive,
     bool within_views) {
   const PlainTensors plain;
-  const ContrastiveInputs in(x, y, masks, temperature_tensor, temperature, offset, exclude_self,
-                             exclude_positive, within_views);
+  const ContrastiveInputs in(x, y, masks, temperature_tensor,
+                             {temperature, offset, exclude_self, exclude_positive, within_views});
   const Tensor lse = in.new_empty({in.subspaces(), in.x_views(), in.y_views(), in.rows()});
   const Tensor positive =
-      in.has_positive ? in.new_empty(lse.sizes())
-                      : in.new_empty({lse.size(0), lse.size(1), lse.size(2), lse.size(3), 0});
+      in.options.has_positive
+          ? in.new_empty(lse.sizes())
+          : in.new_empty({lse.size(0), lse.size(1), lse.size(2), lse.size(3), 0});
   const Tensor inv_norm_x = in.inverse_norms(in.x);
   const Tensor inv_norm_y = in.self ? in.new_empty({in.subspaces(), 0, 0}) : in.inverse_norms(in.y);
-  const Tensor& of_columns = in.self ? inv_norm_x : inv_norm_y;
+  const Tensor& column_inv_norm = in.self ? inv_norm_x : inv_norm_y;
   run_on(
-      in.x, [&] { ContrastiveTiles(in).forward(inv_norm_x, of_columns, lse, positive); },
+      in.x, [&] { ContrastiveCpuDriver(in).forward(inv_norm_x, column_inv_norm, lse, positive); },
       [&](auto stream) {
-        return ContrastiveBlocks(in).forward(inv_norm_x, of_columns, lse, positive, stream);
+        return ContrastiveCudaDriver(in).forward(inv_norm_x, column_inv_norm, lse, positive,
+                                                 stream);
       });
   return {lse, positive, inv_norm_x, inv_norm_y};
 }
@@ -36,15 +38,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
     const OptionalTensor& y_grad_positive, double temperature, std::optional<std::int64_t> offset,
     bool exclude_self, bool exclude_positive, bool within_views, std::array<bool, 4> wanted) {
   const PlainTensors plain;
-  const ContrastiveInputs in(x, y, masks, temperature_tensor, temperature, offset, exclude_self,
-                             exclude_positive, within_views);
+  const ContrastiveInputs in(x, y, masks, temperature_tensor,
+                             {temperature, offset, exclude_self, exclude_positive, within_views});
   const auto K = in.subspaces();
   check_shape(lse, "lse", {K, in.x_views(), in.y_views(), in.rows()});
   check_shape(inv_norm_x_, "inv_norm_x", {K, in.x_views(), in.rows()});
   if (!in.self) check_shape(inv_norm_y, "inv_norm_y", {K, in.y_views(), in.columns()});
   // As the forward makes them they are dense; a caller of the op may have copies that are not.
   const Tensor inv_norm_x = inv_norm_x_.contiguous();
-  const Tensor of_columns = in.self ? inv_norm_x : inv_norm_y.contiguous();
+  const Tensor column_inv_norm = in.self ? inv_norm_x : inv_norm_y.contiguous();
   const ContrastiveAnchors rows(lse, grad_lse, grad_positive, "", lse.sizes());
   const ContrastiveAnchors columns =
       in.self ? rows
@@ -52,9 +54,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
                                    {K, in.y_views(), in.x_views(), in.columns()});
   ContrastiveGradients grads(in, wanted);
   run_on(
-      in.x, [&] { ContrastiveTiles(in).backward(rows, columns, inv_norm_x, of_columns, grads); },
+      in.x,
+      [&] { ContrastiveCpuDriver(in).backward(rows, columns, inv_norm_x, column_inv_norm, grads); },
       [&](auto stream) {
-        return ContrastiveBlocks(in).backward(rows, columns, inv_norm_x, of_columns, grads, stream);
+        return ContrastiveCudaDriver(in).backward(rows, columns, inv_norm_x, column_inv_norm, grads,
+                                                  stream);
       });
   return {grads.x, grads.y, grads.masks, grads.temperature};
 }

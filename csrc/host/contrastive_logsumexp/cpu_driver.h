@@ -9,7 +9,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
-#include <cstddef>
 #include <limits>
 
 #include "host/columns/column_passes.h"
@@ -18,9 +17,9 @@
 
 namespace mast_ext {
 
-class ContrastiveTiles {
+class ContrastiveCpuDriver {
  public:
-  explicit ContrastiveTiles(const ContrastiveInputs& inputs)
+  explicit ContrastiveCpuDriver(const ContrastiveInputs& inputs)
       : in(inputs), x(rows_of(in.x)), y(in.self ? x : rows_of(in.y)) {
     const std::int64_t rows = std::min(tile_rows(), x.size(0));
     const std::int64_t columns = std::min(kTileColumns, y.size(0));
@@ -36,7 +35,7 @@ class ContrastiveTiles {
     const bool fixed = fixed_shift();
     Tensor maxima = fixed ? Tensor() : in.new_empty(lse.sizes());
     lse.zero_();  // sums first
-    if (in.has_positive && !in.within_views) positive.zero_();
+    if (in.options.has_positive && !in.options.within_views) positive.zero_();
     if (!fixed) maxima.fill_(-std::numeric_limits<double>::infinity());
     for (std::int64_t k = 0; k < in.subspaces(); ++k) {
       each_tile(k, [&](const Tensor& products, const Tile& a, const Tile& b) {
@@ -52,7 +51,7 @@ class ContrastiveTiles {
               .column_max = mirror ? element(maxima, column) : nullptr,
               .slice_sum = slice_sum_.mutable_data_ptr(),
               .slice_max = slice_max_.mutable_data_ptr(),
-              .positive = in.has_positive ? element(positive, row) : nullptr,
+              .positive = in.options.has_positive ? element(positive, row) : nullptr,
               .column_positive = mirror ? element(positive, column) : nullptr};
           over_slices(
               r, [&](auto begin, auto end) { kernels::contrastive_tile_sums_cpu(p, begin, end); });
@@ -73,8 +72,10 @@ class ContrastiveTiles {
                 const Tensor& inv_norm_x, const Tensor& inv_norm_y, ContrastiveGradients& grads) {
     const bool both = columns.any();
     const bool needs_x = grads.needs_x(), needs_y = !in.self && grads.needs_y(both);
-    Side side_x(*this, in.x, x, inv_norm_x, needs_x, grads.wants_x ? &grads.x : nullptr, grads);
-    Side side_y(*this, in.y, y, inv_norm_y, needs_y, grads.wants_y ? &grads.y : nullptr, grads);
+    OperandGradient side_x(*this, in.x, x, inv_norm_x, needs_x, grads.wants_x ? &grads.x : nullptr,
+                           grads);
+    OperandGradient side_y(*this, in.y, y, inv_norm_y, needs_y, grads.wants_y ? &grads.y : nullptr,
+                           grads);
     for (std::int64_t k = 0; k < in.subspaces(); ++k) {
       side_x.begin();
       side_y.begin();
@@ -120,17 +121,18 @@ class ContrastiveTiles {
     std::int64_t row_in_tile, column_in_tile;
   };
 
-  // One side's G, and what becomes of it.
-  struct Side {
-    const ContrastiveTiles& tiles;
+  // The G of one operand, x or y, and what becomes of it.
+  struct OperandGradient {
+    const ContrastiveCpuDriver& tiles;
     const Tensor &z, &flat, &inv_norm;
     Tensor* grad;
     Tensor products, sums, grad_masks, dots;
     bool needed, in_place;
     std::int64_t slices;
 
-    Side(const ContrastiveTiles& tiles_, const Tensor& z_, const Tensor& flat_,
-         const Tensor& inv_norm_, bool needed_, Tensor* grad_, const ContrastiveGradients& grads)
+    OperandGradient(const ContrastiveCpuDriver& tiles_, const Tensor& z_, const Tensor& flat_,
+                    const Tensor& inv_norm_, bool needed_, Tensor* grad_,
+                    const ContrastiveGradients& grads)
         : tiles(tiles_), z(z_), flat(flat_), inv_norm(inv_norm_), grad(grad_), needed(needed_) {
       constexpr std::int64_t kMostSlices = 16;
       const ContrastiveInputs& in = tiles.in;
@@ -199,7 +201,7 @@ class ContrastiveTiles {
 
   bool fixed_shift() const { return in.temperature >= kernels::kLeastFixedTemperature; }
 
-  bool left_out(const Rectangle& r) const { return r.i == r.j && !in.within_views; }
+  bool left_out(const Rectangle& r) const { return in.options.leaves_out(r.i, r.j); }
 
   // Where a rectangle's rows begin in [K, Vx, Vy, N], and its columns in [K, Vy, Vx, M].
   std::int64_t in_rows(std::int64_t k, const Rectangle& r) const {
@@ -207,11 +209,6 @@ class ContrastiveTiles {
   }
   std::int64_t in_columns(std::int64_t k, const Rectangle& r) const {
     return ((k * in.y_views() + r.j) * in.x_views() + r.i) * in.columns() + r.column;
-  }
-
-  static void* element(const Tensor& t, std::int64_t at) {
-    if (!t.defined()) return nullptr;
-    return static_cast<std::byte*>(t.mutable_data_ptr()) + at * t.element_size();
   }
 
   kernels::ContrastiveTile tile(const Tensor& products, const Rectangle& r, std::int64_t k,
@@ -223,8 +220,8 @@ class ContrastiveTiles {
             .columns = r.columns,
             .stride = products.stride(0),
             .partner = r.row + in.offset - r.column,
-            .has_positive = in.has_positive,
-            .exclude = in.exclude_positive || (in.exclude_self && r.i == r.j),
+            .has_positive = in.options.has_positive,
+            .exclude = in.options.excludes(r.i, r.j),
             .temperature = in.temperature,
             .fixed_shift = fixed_shift(),
             .row_scale = element(inv_norm_x, row),
@@ -263,7 +260,7 @@ class ContrastiveTiles {
   // Where a tile that begins at `first` ends: at a view's end, too, where whole blocks are skipped.
   std::int64_t length(std::int64_t first, std::int64_t step, std::int64_t rows,
                       std::int64_t total) const {
-    const std::int64_t rest = in.within_views ? total - first : rows - first % rows;
+    const std::int64_t rest = in.options.within_views ? total - first : rows - first % rows;
     return std::min(step, rest);
   }
 

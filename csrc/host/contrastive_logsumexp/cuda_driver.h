@@ -11,9 +11,9 @@
 
 namespace mast_ext {
 
-class ContrastiveBlocks {
+class ContrastiveCudaDriver {
  public:
-  explicit ContrastiveBlocks(const ContrastiveInputs& inputs) : in(inputs) {}
+  explicit ContrastiveCudaDriver(const ContrastiveInputs& inputs) : in(inputs) {}
 
   template <typename Stream>
   int forward(const Tensor& inv_norm_x, const Tensor& inv_norm_y, const Tensor& lse,
@@ -31,7 +31,8 @@ class ContrastiveBlocks {
          .partial_max = static_cast<float*>(partial.select(0, 0).mutable_data_ptr()),
          .partial_sum = static_cast<float*>(partial.select(0, 1).mutable_data_ptr()),
          .lse = static_cast<float*>(lse.mutable_data_ptr()),
-         .positive = in.has_positive ? static_cast<float*>(positive.mutable_data_ptr()) : nullptr},
+         .positive =
+             in.options.has_positive ? static_cast<float*>(positive.mutable_data_ptr()) : nullptr},
         stream);
   }
 
@@ -76,10 +77,7 @@ class ContrastiveBlocks {
             .temperature = in.temperature,
             .temperature_tensor = floats(in.temperature_tensor),
             .partner = partner,
-            .has_positive = in.has_positive,
-            .exclude_self = in.exclude_self,
-            .exclude_positive = in.exclude_positive,
-            .within_views = in.within_views,
+            .options = in.options,
             .inv_norm_x = floats(inv_norm_x),
             .inv_norm_y = floats(inv_norm_y)};
   }

@@ -4,36 +4,41 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
-#include <cstddef>
 #include <optional>
 #include <string>
 
 #include "host/common/checks.h"
 #include "host/common/run_on.h"
-#include "host/ops.h"
-#include "host/pair_sums/pair_inputs.h"
+#include "host/common/tensors.h"
 #include "kernels/contrastive_logsumexp/contrastive_logsumexp.h"
 
 namespace mast_ext {
+
+// The numbers and choices of contrastive_logsumexp's schema.
+struct ContrastiveArguments {
+  double temperature;
+  std::optional<std::int64_t> offset;
+  bool exclude_self, exclude_positive, within_views;
+};
 
 struct ContrastiveInputs {
   Tensor x, y, masks;  // y is x in self-contrast; masks are undefined when not given
   Tensor temperature_tensor;
   double temperature;  // not known, and 0, when it is a tensor on a GPU
-  bool self, has_positive, exclude_self, exclude_positive, within_views;
+  bool self;
+  kernels::ContrastiveOptions options;
   std::int64_t offset;
 
   ContrastiveInputs(const Tensor& x_, const OptionalTensor& y_, const OptionalTensor& masks_,
-                    const OptionalTensor& temperature_tensor_, double temperature_,
-                    std::optional<std::int64_t> offset_, bool exclude_self_, bool exclude_positive_,
-                    bool within_views_)
-      : temperature(temperature_),
+                    const OptionalTensor& temperature_tensor_,
+                    const ContrastiveArguments& arguments)
+      : temperature(arguments.temperature),
         self(!y_),
-        has_positive(offset_.has_value()),
-        exclude_self(exclude_self_ || self),
-        exclude_positive(exclude_positive_),
-        within_views(within_views_),
-        offset(offset_.value_or(0)) {
+        options{.has_positive = arguments.offset.has_value(),
+                .exclude_self = arguments.exclude_self || self,
+                .exclude_positive = arguments.exclude_positive,
+                .within_views = arguments.within_views},
+        offset(arguments.offset.value_or(0)) {
     TORCH_CHECK_VALUE(x_.dim() == 3, "x must have shape [Vx, N, D], got ", x_.sizes());
     dtype_of(x_, "x");
     if (y_) {
@@ -52,16 +57,16 @@ struct ContrastiveInputs {
     x = dense_rows(x_);
     y = y_ ? dense_rows(*y_) : x;
     check_temperature(temperature_tensor_);
-    TORCH_CHECK_VALUE(!self || (has_positive && offset == 0),
+    TORCH_CHECK_VALUE(!self || (options.has_positive && offset == 0),
                       "offset must be 0 when y is not given, got ",
-                      has_positive ? std::to_string(offset) : "None");
-    TORCH_CHECK_VALUE(!has_positive || (offset >= 0 && offset <= y.size(1) - x.size(1)),
+                      options.has_positive ? std::to_string(offset) : "None");
+    TORCH_CHECK_VALUE(!options.has_positive || (offset >= 0 && offset <= y.size(1) - x.size(1)),
                       "offset must lie between 0 and M - N = ", y.size(1) - x.size(1),
                       " for x of shape ", x.sizes(), " and y of shape ", y.sizes(), ", got ",
                       offset);
-    TORCH_CHECK_VALUE(has_positive || !(exclude_self || exclude_positive),
+    TORCH_CHECK_VALUE(options.has_positive || !(options.exclude_self || options.exclude_positive),
                       "offset must be given with exclude_self or exclude_positive, got None");
-    TORCH_CHECK_VALUE(x.size(0) == y.size(0) || (within_views && !exclude_self),
+    TORCH_CHECK_VALUE(x.size(0) == y.size(0) || (options.within_views && !options.exclude_self),
                       "y must have as many views as x, ", x.size(0),
                       ", with exclude_self=True or within_views=False, got ", y.size(0));
   }
@@ -75,15 +80,13 @@ struct ContrastiveInputs {
   at::TensorOptions accumulation() const { return x.options().dtype(accumulation_type(x)); }
   Tensor new_empty(at::IntArrayRef shape) const { return x.new_empty(shape, accumulation()); }
 
-  const void* mask(std::int64_t k) const {
-    return masks.defined() ? masks.select(0, k).const_data_ptr() : nullptr;
-  }
+  const void* mask(std::int64_t k) const { return const_element(masks, k * dim()); }
 
   // 1 / norm of every row of z in every subspace, [K, V, N].
   Tensor inverse_norms(const Tensor& z) const {
     Tensor inv_norm = new_empty({subspaces(), z.size(0), z.size(1)});
     const kernels::InverseNorms p{.z = embedding_rows(z),
-                                  .masks = masks.defined() ? masks.const_data_ptr() : nullptr,
+                                  .masks = const_element(masks),
                                   .subspaces = subspaces(),
                                   .inv_norm = inv_norm.mutable_data_ptr()};
     run_on(
@@ -112,9 +115,7 @@ struct ContrastiveInputs {
       TORCH_CHECK_VALUE(tensor->dim() == 0, "temperature must be a number or a scalar tensor, got ",
                         "shape ", tensor->sizes());
       check_device(*tensor, "temperature", x, "x");
-      TORCH_CHECK_TYPE(tensor->scalar_type() == accumulation_type(x), "temperature must be ",
-                       accumulation_type(x), " beside ", x.scalar_type(), " embeddings, got ",
-                       tensor->scalar_type());
+      check_accumulation(*tensor, "temperature", x, "embeddings");
       temperature_tensor = *tensor;
       if (!tensor->is_cpu()) return;
       temperature = tensor->item<double>();
@@ -149,15 +150,9 @@ struct ContrastiveAnchors {
 
   // From element `at` on.
   kernels::ContrastiveAnchor pointers(std::int64_t at = 0) const {
-    return {.lse = pointer(lse, at),
-            .grad_lse = pointer(grad_lse, at),
-            .grad_positive = pointer(grad_positive, at)};
-  }
-
- private:
-  static const void* pointer(const Tensor& t, std::int64_t at) {
-    if (!t.defined()) return nullptr;
-    return static_cast<const std::byte*>(t.const_data_ptr()) + at * t.element_size();
+    return {.lse = const_element(lse, at),
+            .grad_lse = const_element(grad_lse, at),
+            .grad_positive = const_element(grad_positive, at)};
   }
 };
 

@@ -28,7 +28,7 @@ struct Inputs {
     rows = a.size(0), dim = a.size(1);
     divisor = static_cast<double>(official ? rows : rows - 1);
     eps = official ? 1e-5 : 0;
-    gram = dim >= 2 * (rows - 1);  // cheaper and well conditioned, as in variance_covariance
+    gram = prefers_gram(rows, dim, 1);
     keep = 2 * a.numel() <= kKeptElements;
   }
 
@@ -86,10 +86,6 @@ struct Inputs {
   }
 };
 
-void* at_column(const Tensor& t, std::int64_t column) {
-  return static_cast<std::byte*>(t.mutable_data_ptr()) + column * t.element_size();
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correlation_penalty(
@@ -113,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
                   .scale = scale.mutable_data_ptr(),
                   .divisor = in.divisor,
                   .eps = in.eps,
-                  .tile = whole.defined() ? whole.mutable_data_ptr() : nullptr},
+                  .tile = element(whole)},
                  in.a);
   chunks.each([&](std::int64_t first, std::int64_t count) {
     const Tensor tile = whole.defined() ? whole : in.tile(mean, scale, first, count);
@@ -133,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
                  .rows = in.gram ? N : count,
                  .dims = in.gram ? count : D,
                  .stride = D,
-                 .dots = at_column(dots, in.gram ? first : 0),
+                 .dots = element(dots, in.gram ? first : 0),
                  .add = !in.gram && first > 0},
                 in.a);
   });
@@ -230,7 +226,7 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
                    .rows = N,
                    .dims = count,
                    .stride = D,
-                   .dots = at_column(projections, begin * D + first)},
+                   .dots = element(projections, begin * D + first)},
                   in.a);
       p.first_dim = first;
       p.dims = count;

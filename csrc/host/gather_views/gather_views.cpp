@@ -64,8 +64,7 @@ Tensor checked_index(const Tensor& index, const Rows& rows, std::int64_t views, 
                     rows.batch(), "] to fit ", name, " of shape ", rows.t.sizes(), ", got ",
                     index.sizes());
   check_device(index, "index", rows.t, name);
-  TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "index must be Long, got ",
-                   index.scalar_type());
+  check_long(index, "index");
   const Tensor dense = index.contiguous();
   if (uses_cuda_kernels(dense)) return dense;
   const auto* values = static_cast<const std::int64_t*>(dense.const_data_ptr());

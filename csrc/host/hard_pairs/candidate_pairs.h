@@ -3,9 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-
 #include "host/common/checks.h"
+#include "host/common/tensors.h"
 #include "kernels/hard_pairs/hardest_pair.h"
 
 namespace mast_ext {
@@ -13,11 +12,10 @@ namespace mast_ext {
 // Marks [V, V] above the diagonal. That there is one is looked at on the CPU only: a GPU would have
 // to be waited for.
 struct CandidateMarks {
-  at::Tensor marks;  // undefined: every pair
+  Tensor marks;  // undefined: every pair
   std::int64_t views;
 
-  CandidateMarks(const std::optional<at::Tensor>& candidates, const at::Tensor& x,
-                 const char* x_name)
+  CandidateMarks(const OptionalTensor& candidates, const Tensor& x, const char* x_name)
       : views(x.size(0)) {
     constexpr std::int64_t kMostViews = 1 << 12;  // pairs are counted in 32 bits
     TORCH_CHECK_VALUE(views >= 2 && views <= kMostViews, x_name, " must have 2 to ", kMostViews,
@@ -34,7 +32,7 @@ struct CandidateMarks {
 
   kernels::CandidatePairs pairs() const {
     return {.views = static_cast<std::int32_t>(views),
-            .marks = marks.defined() ? static_cast<const bool*>(marks.const_data_ptr()) : nullptr};
+            .marks = static_cast<const bool*>(const_element(marks))};
   }
 
  private:

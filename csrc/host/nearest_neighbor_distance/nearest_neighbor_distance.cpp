@@ -136,8 +136,7 @@ Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Te
   }
   check_shape(index_, "index", {rows});
   check_device(index_, "index", x, "x");
-  TORCH_CHECK_TYPE(index_.scalar_type() == at::kLong, "index must be Long, got ",
-                   index_.scalar_type());
+  check_long(index_, "index");
   const Tensor grad_distance = grad_distance_.contiguous(), distance = distance_.contiguous();
   const Tensor index = index_.contiguous();
   Tensor grad_x = x.new_empty({rows, dim});

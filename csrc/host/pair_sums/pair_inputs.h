@@ -3,33 +3,20 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-
 #include "host/common/caching_allocator.h"
 #include "host/common/checks.h"
 #include "host/common/run_on.h"
+#include "host/common/tensors.h"
 #include "kernels/pair_sums/pair_sums.h"
 
 namespace mast_ext {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
-// The last dimension dense, other strides as they are.
-inline at::Tensor dense_rows(const at::Tensor& t) {
-  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
-}
-
-inline kernels::Views views_of(const at::Tensor& t) {
-  return {.data = t.const_data_ptr(), .view_stride = t.stride(0), .batch_stride = t.stride(1)};
-}
-
 // x [Vx, B, D], y [Vy, B, D] and masks [K, D], checked and laid out for the kernels.
 struct PairInputs {
-  at::Tensor x, y, masks;  // y is x in self comparison; masks are undefined when not given
+  Tensor x, y, masks;  // y is x in self comparison; masks are undefined when not given
   bool self;
 
-  PairInputs(const at::Tensor& x_, const OptionalTensor& y_, const OptionalTensor& masks_)
-      : self(!y_) {
+  PairInputs(const Tensor& x_, const OptionalTensor& y_, const OptionalTensor& masks_) : self(!y_) {
     TORCH_CHECK_VALUE(x_.dim() == 3, "x must have shape [Vx, B, D], got ", x_.sizes());
     dtype_of(x_, "x");
     if (y_) {
@@ -58,7 +45,7 @@ struct PairInputs {
   at::TensorOptions accumulation() const { return x.options().dtype(accumulation_type(x)); }
 
   // A [K, Vx, Vy, B] result.
-  at::Tensor new_pairs() const {
+  Tensor new_pairs() const {
     return x.new_empty({subspaces(), x_views(), y_views(), batch()}, accumulation());
   }
 
@@ -76,7 +63,7 @@ struct PairInputs {
         .y = views_of(y),
         .log_var_x = {},
         .log_var_y = {},
-        .masks = masks.defined() ? masks.const_data_ptr() : nullptr,
+        .masks = const_element(masks),
     };
   }
 
@@ -88,7 +75,7 @@ struct PairInputs {
 
 // The gradients a backward op returns; those not wanted are empty, and null for the kernel.
 struct PairGradients {
-  at::Tensor x, y, log_var_x, log_var_y, masks;
+  Tensor x, y, log_var_x, log_var_y, masks;
 
   PairGradients(const PairInputs& in, bool wants_x, bool wants_y, bool wants_masks)
       : x(new_like(in.x, wants_x)),
@@ -98,8 +85,8 @@ struct PairGradients {
         masks(in.masks.defined() ? new_like(in.masks, wants_masks)
                                  : in.x.new_empty({0}, in.accumulation())) {}
 
-  void add_log_variances(const PairInputs& in, const at::Tensor& like_x, bool wants_x,
-                         const at::Tensor& like_y, bool wants_y) {
+  void add_log_variances(const PairInputs& in, const Tensor& like_x, bool wants_x,
+                         const Tensor& like_y, bool wants_y) {
     log_var_x = new_like(like_x, wants_x);
     log_var_y = new_like(like_y, wants_y && !in.self);
   }
@@ -118,7 +105,7 @@ struct PairGradients {
   void run_slices(const PairInputs& in, Params p, const Backward& backward) {
     constexpr std::int64_t kMostSlices = 16;
     p.work.slices = kernels::mask_grad_slices(in.batch(), kMostSlices);
-    at::Tensor grad_weights;
+    Tensor grad_weights;
     if (wants(masks)) {
       const std::int64_t padded = (in.dim() + 15) / 16 * 16;
       grad_weights = in.masks.new_zeros({p.work.slices, in.subspaces(), padded});
@@ -147,13 +134,13 @@ struct PairGradients {
   }
 
  private:
-  static at::Tensor new_like(const at::Tensor& t, bool wanted) {
+  static Tensor new_like(const Tensor& t, bool wanted) {
     return wanted ? new_result(t, t.sizes()) : t.new_empty({0});
   }
-  static bool wants(const at::Tensor& t) { return t.dim() != 1; }
-  static void* pointer(const at::Tensor& t) { return wants(t) ? t.mutable_data_ptr() : nullptr; }
+  static bool wants(const Tensor& t) { return t.dim() != 1; }
+  static void* pointer(const Tensor& t) { return wants(t) ? t.mutable_data_ptr() : nullptr; }
 
-  at::Tensor grad_weights_, coefficients_;
+  Tensor grad_weights_, coefficients_;
 };
 
 }  // namespace mast_ext

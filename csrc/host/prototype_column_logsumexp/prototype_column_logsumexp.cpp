@@ -5,8 +5,8 @@
 
 #include "host/common/checks.h"
 #include "host/common/run_on.h"
+#include "host/common/tensors.h"
 #include "host/ops.h"
-#include "host/pair_sums/pair_inputs.h"
 
 namespace mast_ext {
 namespace {
@@ -32,15 +32,7 @@ Tensor prototype_column_logsumexp(const Tensor& logits_, const OptionalTensor& c
   const Tensor logits = dense_rows(logits_);
   const std::int64_t rows = logits.size(0), prototypes = logits.size(1);
   const auto sums = logits.options().dtype(accumulation_type(logits));
-  Tensor center;
-  if (center_) {
-    check_shape(*center_, "center", {prototypes});
-    check_device(*center_, "center", logits, "logits");
-    TORCH_CHECK_TYPE(center_->scalar_type() == accumulation_type(logits), "center must be ",
-                     accumulation_type(logits), " beside ", logits.scalar_type(), " logits, got ",
-                     center_->scalar_type());
-    center = center_->contiguous();
-  }
+  const Tensor center = checked_center(center_, logits, "logits");
   const bool cuda = uses_cuda_kernels(logits);
   const std::int64_t slices = slices_of(rows, prototypes, cuda);
   Tensor column = logits.new_empty({prototypes}, sums);
@@ -54,7 +46,7 @@ Tensor prototype_column_logsumexp(const Tensor& logits_, const OptionalTensor& c
       .prototypes = prototypes,
       .logits = logits.const_data_ptr(),
       .row_stride = logits.stride(0),
-      .center = center.defined() ? center.const_data_ptr() : nullptr,
+      .center = const_element(center),
       .temperature = temperature,
       .normalize_rows = normalize_rows,
       .slices = slices,

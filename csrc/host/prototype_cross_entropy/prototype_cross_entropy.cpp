@@ -9,8 +9,8 @@
 #include "host/common/caching_allocator.h"
 #include "host/common/checks.h"
 #include "host/common/run_on.h"
+#include "host/common/tensors.h"
 #include "host/ops.h"
-#include "host/pair_sums/pair_inputs.h"
 #include "kernels/prototype_cross_entropy/prototype_cross_entropy_math.h"
 
 namespace mast_ext {
@@ -39,14 +39,7 @@ struct PrototypeInputs {
         "teacher must have shape [T, ", student_.size(1), ", ", student_.size(2),
         "] with T >= 1 to fit student of shape ", student_.sizes(), ", got ", teacher_.sizes());
     check_like(teacher_, "teacher", student_, "student");
-    if (center_) {
-      check_shape(*center_, "center", {student_.size(2)});
-      check_device(*center_, "center", student_, "student");
-      TORCH_CHECK_TYPE(center_->scalar_type() == accumulation_type(student_), "center must be ",
-                       accumulation_type(student_), " beside ", student_.scalar_type(),
-                       " logits, got ", center_->scalar_type());
-      center = center_->contiguous();
-    }
+    center = checked_center(center_, student_, "student");
     check_temperature(student_temperature, "student_temperature");
     check_temperature(teacher_temperature, "teacher_temperature");
     student = dense_rows(student_);
@@ -70,7 +63,7 @@ struct PrototypeInputs {
             .prototypes = prototypes(),
             .student = views_of(student),
             .teacher = views_of(teacher),
-            .center = center.defined() ? center.const_data_ptr() : nullptr,
+            .center = const_element(center),
             .student_temperature = student_temperature,
             .teacher_temperature = teacher_temperature};
   }
@@ -197,13 +190,13 @@ Tensor prototype_cross_entropy_backward(const Tensor& grad_, const Tensor& stude
   return grad_student;
 }
 
-std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
+std::tuple<Tensor, Tensor, Tensor> prototype_cross_entropy_with_grad(
     const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
     const Tensor& weights_, double student_temperature, double teacher_temperature,
     bool with_mean) {
   const PrototypeInputs in(student, teacher, center, student_temperature, teacher_temperature);
-  TORCH_CHECK(in.student.is_cpu(),
-              "weighted_prototype_cross_entropy is for the CPU, got student on ",
+  TORCH_CHECK(!uses_cuda_kernels(in.student),
+              "prototype_cross_entropy_with_grad is for the CPU, got student on ",
               in.student.device());
   TORCH_CHECK_TYPE(in.student.scalar_type() != at::kHalf,
                    "student must be float32, bfloat16 or float64: its gradient, kept before it is "
@@ -218,27 +211,32 @@ std::tuple<Tensor, Tensor, Tensor> weighted_prototype_cross_entropy(
   if (in.batch() == 0) {
     sum.zero_();
   } else {
-    const auto p = to.forward(in, kernels::prototype_groups_cpu(in.logits()));
-    const kernels::PrototypeCrossEntropyBackward q{
-        .logits = p.logits,
-        .shares = p.shares,
-        .student_stats = p.student_stats,
-        .teacher_stats = p.teacher_stats,
-        .grad = weights.const_data_ptr(),
-        .grad_student = grad_student.mutable_data_ptr(),
-        .large = grad_student.nbytes() >= kLargeResult,
-    };
-    const std::int64_t image_cost = in.chunk_cost(p.shares) * p.shares.chunks;
-    parallel_rows(p.shares.groups, image_cost * p.shares.group, [&](auto begin, auto end) {
-      kernels::prototype_cross_entropy_with_grad_cpu(p, q, begin, end);
-    });
-    kernels::prototype_weighted_sum_cpu(p, q, sum.mutable_data_ptr());
-    if (with_mean) mean_of_groups(p);
+    run_on(
+        in.student,
+        [&] {
+          const auto p = to.forward(in, kernels::prototype_groups_cpu(in.logits()));
+          const kernels::PrototypeCrossEntropyBackward q{
+              .logits = p.logits,
+              .shares = p.shares,
+              .student_stats = p.student_stats,
+              .teacher_stats = p.teacher_stats,
+              .grad = weights.const_data_ptr(),
+              .grad_student = grad_student.mutable_data_ptr(),
+              .large = grad_student.nbytes() >= kLargeResult,
+          };
+          const std::int64_t image_cost = in.chunk_cost(p.shares) * p.shares.chunks;
+          parallel_rows(p.shares.groups, image_cost * p.shares.group, [&](auto begin, auto end) {
+            kernels::prototype_cross_entropy_with_grad_cpu(p, q, begin, end);
+          });
+          kernels::prototype_weighted_sum_cpu(p, q, sum.mutable_data_ptr());
+          if (with_mean) mean_of_groups(p);
+        },
+        [](auto) { return 0; });
   }
   return {sum, to.teacher_mean, grad_student};
 }
 
-Tensor weighted_prototype_cross_entropy_backward(const Tensor& grad, const Tensor& grad_student) {
+Tensor prototype_cross_entropy_with_grad_backward(const Tensor& grad, const Tensor& grad_student) {
   check_shape(grad, "grad", {});
   Tensor result = new_result(grad_student, grad_student.sizes());
   return at::mul_out(result, grad_student, grad);

@@ -60,8 +60,7 @@ std::tuple<Tensor, Tensor> select_hard_crops(const Tensor& ce_, const OptionalTe
       .ce = ce.const_data_ptr(),
       .teacher_stride = ce.stride(0),
       .student_stride = ce.stride(1),
-      .tuples =
-          tuples.defined() ? static_cast<const std::int64_t*>(tuples.const_data_ptr()) : nullptr,
+      .tuples = static_cast<const std::int64_t*>(const_element(tuples)),
       .count = tuples.defined() ? tuples.size(0) : (globals + 1) / 2 * (globals / 2),
       .index = static_cast<std::int64_t*>(index.mutable_data_ptr()),
       .score = score.mutable_data_ptr(),

@@ -24,9 +24,7 @@ struct Inputs {
     z = dense_rows(z_);
     views = z.size(0), rows = z.size(1), dim = z.size(2);
     subspaces = masks.defined() ? masks.size(0) : 1;
-    // One D x D product serves all subspaces, an N x N one only its own. At D = 2(N - 1) the Gram
-    // form also starts to be well conditioned: at most half of |G|^2 is then taken off again.
-    gram = dim >= 2 * subspaces * (rows - 1);
+    gram = prefers_gram(rows, dim, subspaces);
     keep = !(gram && masks.defined()) && z.numel() <= kKeptElements;
   }
 
@@ -59,7 +57,7 @@ struct Inputs {
             .dim = dim,
             .subspaces = subspaces,
             .eps = eps,
-            .masks = masks.defined() ? masks.const_data_ptr() : nullptr,
+            .masks = const_element(masks),
             .sum_squares = sum_squares.const_data_ptr(),
             .product = product.const_data_ptr()};
   }
@@ -111,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_cova
                   .scale = nullptr,
                   .divisor = 1,
                   .eps = 0,
-                  .tile = whole.defined() ? whole.mutable_data_ptr() : nullptr},
+                  .tile = element(whole)},
                  in.z);
   chunks.each([&](std::int64_t first, std::int64_t count) {
     const Tensor tile = whole.defined() ? whole : in.tile(mean, first, count, masked);
@@ -224,8 +222,7 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
                      .rows = N,
                      .dims = count,
                      .stride = D,
-                     .dots = static_cast<std::byte*>(dots.mutable_data_ptr()) +
-                             first * dots.element_size()},
+                     .dots = element(dots, first)},
                     in.z);
       }
       if (!want_z) return;

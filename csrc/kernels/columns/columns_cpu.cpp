@@ -1,8 +1,9 @@
-#include "kernels/common/vector_loops_cpu.h"
+#include "kernels/columns/columns.h"
 
 #include <cmath>
 
 #include "kernels/common/isa.h"
+#include "kernels/common/vector_loops_cpu.h"
 
 namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {

@@ -43,7 +43,7 @@ struct ColumnTile {
         step(step_),
         views(p.y.rows == 0 ? 0 : static_cast<int>(p.y.views)),
         columns(static_cast<int>(p.y.rows)),
-        skipped(leaves_out(p, i, i) ? i : -1) {
+        skipped(p.options.leaves_out(i, i) ? i : -1) {
     if (view == skipped) ++view;
   }
   __device__ __forceinline__ bool exists() const { return view < views; }
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
       const ColumnTile next = tile.next();
       if (Tile::kStages == 2) load_columns(next, 1 - stage, factors);
       const SideTerm next_term = column_term(f.b, k, i, next, thread, t);
-      const bool exclude = excludes(p, i, tile.view);
+      const bool exclude = p.options.excludes(i, tile.view);
       const Positives positives(p, first_row, kRows, tile.first, kColumns);
       const typename Tile::Columns columns = columns_at(stage);
       WarpSums<Tile::kRowBlocks, Tile::kColumnBlocks> products = {};

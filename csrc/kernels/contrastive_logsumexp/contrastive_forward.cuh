@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int j = block % y_views;
   block /= y_views;
   const int i = block % static_cast<int>(p.x.views), k = block / static_cast<int>(p.x.views);
-  const std::int64_t column_tiles = leaves_out(p, i, j) ? 0 : (p.y.rows + kColumns - 1) / kColumns;
+  const std::int64_t column_tiles =
+      p.options.leaves_out(i, j) ? 0 : (p.y.rows + kColumns - 1) / kColumns;
   const auto first_tile = static_cast<int>(column_tiles * split / splits);
   const auto last_tile = static_cast<int>(column_tiles * (split + 1) / splits);
 
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         }
       }
     }
-    positives.here &= excludes(p, i, j);
+    positives.here &= p.options.excludes(i, j);
     const auto add = [&](auto fixed_shift, auto whole) {
       add_tile<fixed_shift, whole, Tile>(sums, products, row_scale, scale, columns, positives);
     };
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   ShiftedSum total = halves[thread];
   total.add(halves[kRows + thread]);
   const std::int64_t at = first_result + thread;
-  if (leaves_out(p, i, j) && split == 0 && f.positive != nullptr) f.positive[at] = 0;
+  if (p.options.leaves_out(i, j) && split == 0 && f.positive != nullptr) f.positive[at] = 0;
   if (splits == 1) {
     f.lse[at] = total.log();
     return;

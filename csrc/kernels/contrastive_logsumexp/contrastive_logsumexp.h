@@ -25,6 +25,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/host_device.h"
 
 struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
@@ -75,6 +76,21 @@ void inverse_norms_cpu(const InverseNorms& p, std::int64_t begin, std::int64_t e
 void contrastive_rows_cpu(const ContrastiveRows& p, std::int64_t begin, std::int64_t end);
 int inverse_norms_cuda(const InverseNorms& p, CUstream_st* stream);
 int contrastive_rows_cuda(const ContrastiveRows& p, CUstream_st* stream);
+
+// Which entries a sum has. Block (i, j) is x's view i against y's view j.
+struct ContrastiveOptions {
+  bool has_positive;
+  bool exclude_self;      // positives are left out of blocks (i, i)
+  bool exclude_positive;  // and of all blocks
+  bool within_views;      // false: no blocks (i, i)
+
+  MAST_EXT_HD bool excludes(std::int64_t i, std::int64_t j) const {
+    return has_positive && (exclude_positive || (exclude_self && i == j));
+  }
+  MAST_EXT_HD bool leaves_out(std::int64_t i, std::int64_t j) const {
+    return i == j && !within_views;
+  }
+};
 
 // ---- CPU: a rectangle of products <w x, y>, rows of view i against columns of view j
 
@@ -138,10 +154,7 @@ struct Contrastive {
   double temperature;
   const float* temperature_tensor;  // scalar on the device, or null: `temperature`
   std::int64_t partner;             // column of row 0's positive; any sign
-  bool has_positive;
-  bool exclude_self;        // positives are left out of blocks (i, i)
-  bool exclude_positive;    // and of all blocks
-  bool within_views;        // false: no blocks (i, i)
+  ContrastiveOptions options;
   const float* inv_norm_x;  // [K, Vx, N]
   const float* inv_norm_y;  // [K, Vy, M]
 };

@@ -166,16 +166,6 @@ struct Temperature {
         fixed_shift(p.temperature_tensor == nullptr && p.temperature >= kLeastFixedTemperature) {}
 };
 
-// Whether the positives of block (i, j) are left out of the sums.
-__device__ __forceinline__ bool excludes(const Contrastive& p, int i, int j) {
-  return p.has_positive && (p.exclude_positive || (p.exclude_self && i == j));
-}
-
-// Whether block (i, j) is.
-__device__ __forceinline__ bool leaves_out(const Contrastive& p, int i, int j) {
-  return i == j && !p.within_views;
-}
-
 // Whether a tile holds positives of its rows, and in which of its columns that of its first row is
 // then: a far one is none.
 struct Positives {
@@ -185,7 +175,7 @@ struct Positives {
   __device__ __forceinline__ Positives(const Contrastive& p, int row, int rows, int column,
                                        int columns) {
     const std::int64_t at = row + p.partner - column;
-    here = p.has_positive && -rows < at && at < columns;
+    here = p.options.has_positive && -rows < at && at < columns;
     partner = here ? static_cast<int>(at) : 0;
   }
 };

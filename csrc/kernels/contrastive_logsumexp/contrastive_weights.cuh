@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int rows_left = static_cast<int>(f.count) - local_row;
   const int rows = rows_left < kRows ? rows_left : kRows;
   const Temperature t(p);
-  const bool left_out = leaves_out(p, i, j), exclude = excludes(p, i, j);
+  const bool left_out = p.options.leaves_out(i, j), exclude = p.options.excludes(i, j);
 
   const std::int64_t row_at = row_block(p, k, i, j) + first_row;
   __shared__ float row_scale[kRows], row_factor[kRows], row_lse[kRows];

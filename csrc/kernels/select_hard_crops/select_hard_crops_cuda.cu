@@ -2,6 +2,7 @@
 // out the pairs (or tuples) of these images and merge their best ones in the end.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
+#include "kernels/common/reductions.cuh"
 #include "kernels/select_hard_crops/select_hard_crops.h"
 
 namespace mast_ext::kernels {

@@ -1,0 +1,60 @@
+// Ops that are made of other ops, and have their derivatives.
+#include <ATen/ExpandUtils.h>
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <torch/library.h>
+
+#include "binding/op_handle.h"
+#include "host/common/run_on.h"
+#include "host/ops.h"
+
+namespace mast_ext {
+namespace {
+
+using CrossEntropy = Op<"prototype_cross_entropy", decltype(prototype_cross_entropy)>;
+using CrossEntropyWithGrad =
+    Op<"prototype_cross_entropy_with_grad", decltype(prototype_cross_entropy_with_grad)>;
+
+// Whether the gradient of a weighted sum should be computed with it. Not where gradients are
+// scaled to fit their type, nor while a compiler looks on: it fuses what is around two passes.
+bool takes_one_pass(const Tensor& student) {
+  constexpr std::int64_t kLeastImages = 16;  // fewer are quicker in two passes
+  const bool traced = student.key_set().has_any(at::kTensorSubclassLike);
+  return !traced && !uses_cuda_kernels(student) && student.requires_grad() &&
+         at::GradMode::is_enabled() && student.scalar_type() != at::kHalf && student.dim() == 3 &&
+         student.size(1) >= kLeastImages;
+}
+
+// What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
+Tensor constant(const Tensor& t) { return t.requires_grad() ? t.detach() : t; }
+OptionalTensor constant(const OptionalTensor& t) {
+  return t ? OptionalTensor(constant(*t)) : std::nullopt;
+}
+
+std::tuple<Tensor, Tensor> weighted_prototype_cross_entropy(
+    const Tensor& student, const Tensor& teacher_, const OptionalTensor& center_,
+    const Tensor& weights_, double student_temperature, double teacher_temperature,
+    bool with_mean) {
+  const Tensor teacher = constant(teacher_);
+  const OptionalTensor center = constant(center_);
+  if (takes_one_pass(student)) {
+    const auto [sum, mean, grad] =
+        CrossEntropyWithGrad::call(student, teacher, center, constant(weights_),
+                                   student_temperature, teacher_temperature, with_mean);
+    return {sum, mean};
+  }
+  const auto [cross_entropy, mean, student_stats, teacher_stats] = CrossEntropy::call(
+      student, teacher, center, student_temperature, teacher_temperature, with_mean);
+  const auto pairs = cross_entropy.sym_sizes();
+  TORCH_CHECK_VALUE(at::is_expandable_to(weights_.sym_sizes(), pairs), "weights must have shape ",
+                    pairs, " or broadcast to it, got ", weights_.sym_sizes());
+  const Tensor weights = constant(weights_).expand_symint(pairs).to(cross_entropy.scalar_type());
+  // A pair of weight 0 has no part, whatever its cross entropy is.
+  return {cross_entropy.mul(weights).masked_fill(weights.eq(0), 0).sum(), mean};
+}
+
+}  // namespace
+}  // namespace mast_ext
+
+TORCH_LIBRARY_IMPL(mast_ext, CompositeImplicitAutograd, m) {
+  m.impl("weighted_prototype_cross_entropy", TORCH_FN(mast_ext::weighted_prototype_cross_entropy));
+}

@@ -1,0 +1,56 @@
+// An op as library.cpp defines it, called through the dispatcher: compilers see one op, and every
+// device has one.
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+
+namespace mast_ext {
+
+template <std::size_t size>
+struct Name {  // text as a template's argument
+  char text[size];
+  constexpr Name(const char (&name)[size]) { std::copy_n(name, size, text); }
+};
+
+// An op's results, one or more, by number.
+inline std::array<at::Tensor*, 1> results_of(at::Tensor& result) { return {&result}; }
+template <typename... Ts>
+std::array<at::Tensor*, sizeof...(Ts)> results_of(std::tuple<Ts...>& results) {
+  return std::apply([](Ts&... t) { return std::array{&t...}; }, results);
+}
+
+template <Name op_name, typename Signature>
+struct Op;
+template <Name op_name, typename Result_, typename... Args>
+struct Op<op_name, Result_(Args...)> {
+  using Result = Result_;
+  static constexpr std::string_view name = op_name.text;
+  static constexpr std::size_t results =
+      std::tuple_size_v<decltype(results_of(std::declval<Result&>()))>;
+
+  static Result call(Args... args) { return handle().call(args...); }
+
+  static Result below_autograd(c10::DispatchKeySet keys, Args... args) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return handle().redispatch(keys & c10::after_autograd_keyset, args...);
+  }
+
+ private:
+  static const c10::TypedOperatorHandle<Result(Args...)>& handle() {
+    static const auto found = c10::Dispatcher::singleton()
+                                  .findSchemaOrThrow(("mast_ext::" + std::string(name)).c_str(), "")
+                                  .template typed<Result(Args...)>();
+    return found;
+  }
+};
+
+}  // namespace mast_ext

@@ -1,0 +1,44 @@
+// Small words about tensors that all of the host code uses.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+#include "kernels/common/views.h"
+
+namespace mast_ext {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// While it lives, tensor methods compute as they are told: no autocast of a product's operands, no
+// autograd graph.
+class PlainTensors {
+  const c10::impl::ExcludeDispatchKeyGuard guard_{c10::autograd_dispatch_keyset |
+                                                  c10::autocast_dispatch_keyset};
+};
+
+// The last dimension dense, other strides as they are.
+inline Tensor dense_rows(const Tensor& t) {
+  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
+}
+
+inline kernels::Views views_of(const Tensor& t) {
+  return {.data = t.const_data_ptr(), .view_stride = t.stride(0), .batch_stride = t.stride(1)};
+}
+
+// The address of a dense tensor's element; null for an undefined tensor, which is one that an op
+// was not given.
+inline const void* const_element(const Tensor& t, std::int64_t at = 0) {
+  if (!t.defined()) return nullptr;
+  return static_cast<const std::byte*>(t.const_data_ptr()) + at * t.element_size();
+}
+inline void* element(const Tensor& t, std::int64_t at = 0) {
+  if (!t.defined()) return nullptr;
+  return static_cast<std::byte*>(t.mutable_data_ptr()) + at * t.element_size();
+}
+
+}  // namespace mast_ext
