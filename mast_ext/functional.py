@@ -1,6 +1,6 @@
 """Stateless entry points; the canonical public API."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch

@@ -15,7 +15,7 @@ def prefers_gram(rows: int, dim: int, subspaces: int) -> bool:
 
 
 def product_dtype(z: Tensor) -> torch.dtype:
-    """As ``product_type`` in csrc/host/columns/column_passes.h: of matrix products of embeddings."""
+    """The dtype of matrix products, as ``product_type`` in csrc/host/columns/column_passes.h."""
     cuda_bfloat16 = z.device.type == "cuda" and z.dtype == torch.bfloat16
     return torch.bfloat16 if cuda_bfloat16 else accumulation_dtype(z)
 
