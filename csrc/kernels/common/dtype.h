@@ -1,6 +1,6 @@
-// Element types the kernels speak, and the one place where a runtime dtype becomes a C++ type.
-// No libtorch here: torch/headeronly is a set of plain headers (Half and BFloat16 arithmetic for
-// host and device) that links nothing.
+// The element types that kernels support, and the visitors that turn a runtime DType into a C++
+// type. Of PyTorch, kernels include torch/headeronly alone: plain headers (Half and BFloat16
+// arithmetic for host and device) that need nothing of libtorch at link time.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -10,7 +10,8 @@ namespace mast_ext {
 
 enum class DType { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
-// Sums are carried in float; double stays double so that gradcheck can see 1e-6.
+// The type in which kernels accumulate elements of type T: double for double, so that gradcheck's
+// finite differences are precise enough, and float for all others.
 template <typename T>
 struct Accumulate {
   using type = float;
@@ -22,7 +23,7 @@ struct Accumulate<double> {
 template <typename T>
 using accum_t = typename Accumulate<T>::type;
 
-// visit_dtype(p.dtype, [&]<typename T>() { ... });
+// Calls body.operator()<T>(), where T is the C++ type of `dtype`.
 template <typename Body>
 auto visit_dtype(DType dtype, Body&& body) {
   switch (dtype) {
@@ -38,7 +39,7 @@ auto visit_dtype(DType dtype, Body&& body) {
   return body.template operator()<float>();
 }
 
-// The same for what only comes in an accumulation type.
+// The same for data that are always of an accumulation type.
 template <typename Body>
 auto visit_accumulation(DType dtype, Body&& body) {
   if (dtype == DType::kFloat64) return body.template operator()<double>();

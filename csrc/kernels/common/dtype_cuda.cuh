@@ -1,4 +1,5 @@
-// A runtime dtype becomes a C++ type, for CUDA: without float64, which the host refuses.
+// Turns a runtime DType into a C++ type for CUDA kernels. They do not support float64, which the
+// host code rejects.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +10,7 @@
 
 namespace mast_ext::kernels {
 
-// body.operator()<T>()
+// Calls body.operator()<T>(), where T is the C++ type of `dtype`.
 template <typename Body>
 cudaError_t visit_cuda_dtype(DType dtype, Body&& body) {
   switch (dtype) {
@@ -25,7 +26,8 @@ cudaError_t visit_cuda_dtype(DType dtype, Body&& body) {
   return cudaErrorInvalidValue;
 }
 
-// body.operator()<T, P>() with T the embeddings' type and P that of matrix products of them.
+// Calls body.operator()<T, P>(), where T is the type of the embeddings and P that of their matrix
+// products in memory: bfloat16 for bfloat16 embeddings, else float.
 template <typename Body>
 cudaError_t visit_product_dtype(DType dtype, Body&& body) {
   return visit_cuda_dtype(dtype, [&]<typename T>() {

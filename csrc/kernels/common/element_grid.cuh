@@ -1,4 +1,5 @@
-// What the CUDA kernels around matrix products of embeddings share.
+// The grid of CUDA kernels that visit the elements of a matrix before or after a matrix product: a
+// thread has one column and walks some rows.
 #pragma once
 
 #include <cstdint>
@@ -7,24 +8,24 @@
 
 namespace mast_ext::kernels {
 
-inline constexpr int kElementThreads = 128;     // neighboring elements of a row
-inline constexpr std::int64_t kRowsABlock = 8;  // rows a block walks, to share what a column needs
+inline constexpr int kElementThreads = 128;  // columns of a thread block
+// Rows of a thread block, which load a column's values once for all of them.
+inline constexpr std::int64_t kRowsPerBlock = 8;
 
-// A grid with kElementThreads columns and kRowsABlock rows a block; rows beyond the grid's limit
-// are walked in further rounds.
+// A grid that covers a matrix of this size. Its y dimension is limited to 65535: for_rows() visits
+// the rows beyond that in further rounds.
 inline dim3 element_grid(std::int64_t rows, std::int64_t columns) {
-  const std::int64_t groups = (rows + kRowsABlock - 1) / kRowsABlock;
+  const std::int64_t groups = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
   return dim3(blocks(columns, kElementThreads),
               static_cast<unsigned>(groups < 65535 ? groups : 65535));
 }
 
-// The calls body(row, first of a run) of one thread in such a grid; rows of a run follow each
-// other.
+// Calls body(row) for the rows of the calling thread in an element_grid().
 template <typename Body>
 __device__ __forceinline__ void for_rows(std::int64_t rows, Body&& body) {
-  for (std::int64_t group = blockIdx.y; group * kRowsABlock < rows; group += gridDim.y) {
-    const std::int64_t first = group * kRowsABlock;
-    const std::int64_t last = first + kRowsABlock < rows ? first + kRowsABlock : rows;
+  for (std::int64_t group = blockIdx.y; group * kRowsPerBlock < rows; group += gridDim.y) {
+    const std::int64_t first = group * kRowsPerBlock;
+    const std::int64_t last = first + kRowsPerBlock < rows ? first + kRowsPerBlock : rows;
     for (std::int64_t row = first; row < last; ++row) body(row);
   }
 }

@@ -1,5 +1,5 @@
-// Exponentials of differences from a maximum, several vectors side by side, and the loop over a row
-// that goes with them.
+// Exponentials of differences from a maximum, which are never positive, for several vectors at
+// once, and the loop that walks a row that many vectors at a time.
 #pragma once
 
 #include <algorithm>
@@ -12,15 +12,18 @@
 
 namespace mast_ext::kernels::MAST_EXT_ISA {
 
-// Vectors that go through the arithmetic side by side: a step's latency, and the scheduler's size,
-// would have one after the other take twice the time.
+// Vectors that take each step of a computation together. One vector after the other would take
+// twice the time: every step waits for the result of the one before, and the processor's scheduler
+// is too small to overlap whole vectors by itself.
 inline constexpr int kAccumulators = 4;
 
-// Each 2^(scale * x) for x <= 0, within 2 ulp where multiplications and additions fuse; below
-// 2^-126 it is 0. NaN stays.
+// Replaces every x <= 0 by 2^(scale * x), within 2 ulp where the instruction set has fused
+// multiply-add. Results below 2^-126 become 0; NaN stays NaN.
 template <int N>
 inline void exp2_below_one(vec<float> (&x)[N], float scale) {
-  constexpr float kRound = 12582912.0f + 127;  // its last bits are x's whole part, biased by 127
+  // 1.5 * 2^23 + 127: adding it rounds to an integer, whose value plus 127 (the bias of a float's
+  // exponent) is then in the lowest bits.
+  constexpr float kRound = 12582912.0f + 127;
   const vec<float> lowest =
       broadcast(std::max(-127.0f / scale, std::numeric_limits<float>::lowest()));
   vec<float> shifted[N], p[N];
@@ -31,7 +34,7 @@ inline void exp2_below_one(vec<float> (&x)[N], float scale) {
   each([&](int i) { x[i] = larger(lowest, x[i]); });
   each([&](int i) { shifted[i] = x[i] * scale + kRound; });
   each([&](int i) { x[i] = x[i] * scale - (shifted[i] - kRound); });
-  // Minimax on |x| <= 1/2 with p(0) = 1: relative error 2e-9.
+  // Minimax polynomial of 2^x on |x| <= 1/2 with p(0) = 1; its relative error is 2e-9.
   each([&](int i) { p[i] = x[i] * 1.53533612e-4f + 1.33988747e-3f; });
   each([&](int i) { p[i] = p[i] * x[i] + 9.61843736e-3f; });
   each([&](int i) { p[i] = p[i] * x[i] + 5.55033247e-2f; });
@@ -47,7 +50,7 @@ inline void exp2_below_one(vec<float> (&x)[N], float scale) {
   });
 }
 
-// exp(difference / temperature) of differences from the largest.
+// Replaces every x <= 0 by exp(x / temperature).
 template <typename A>
 struct Exponential {
   A scale;
@@ -66,8 +69,9 @@ struct Exponential {
   }
 };
 
-// body.operator()<N>(c, left) for all of `count` elements, N vectors at a time, of the first of
-// which it may touch `left` elements: kLanes, which the compiler sees, but in the last one.
+// Walks `count` elements by calls body.operator()<N>(c, left), which handle N vectors from element
+// c on. `left` is the number of elements in each of the N vectors: kLanes, a compile-time constant
+// after inlining, except in the last call, where N is 1 and the vector may be incomplete.
 template <typename A, typename Body>
 void each_vector(std::int64_t count, const Body& body) {
   constexpr std::int64_t kAll = kLanes<A>;

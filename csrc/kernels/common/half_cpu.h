@@ -1,6 +1,6 @@
-// Whole vectors of any element type, converted to and from the accumulation type by vector
-// instructions: element by element, as load_some() and store_some() go, a 16-bit row takes longer
-// to convert than to compute with.
+// Loads and stores of whole vectors that convert to and from the accumulation type by vector
+// instructions. load_some() and store_some() convert one element at a time, which takes longer for
+// a 16-bit row than the arithmetic on it.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ inline vec<float> widen(const c10::BFloat16* p) {
   return v;
 }
 
-// To the nearest, ties to even; a NaN becomes the quiet one, as c10::BFloat16 has it.
+// Rounds to nearest, ties to even. Every NaN becomes 0x7fc0, as in c10::BFloat16.
 inline void narrow(c10::BFloat16* p, vec<float> v) {
   vec<std::uint32_t> bits;
   std::memcpy(&bits, &v, sizeof(bits));
@@ -40,7 +40,8 @@ inline void narrow(c10::BFloat16* p, vec<float> v) {
   std::memcpy(p, &halves, sizeof(halves));
 }
 
-// (The masked forms of 512 bits: g++ 12 warns of the others, wrongly.)
+// The 512-bit conversions use the masked intrinsics because g++ 12 has a false warning for the
+// unmasked ones.
 inline vec<float> widen(const c10::Half* p) {
 #ifdef __F16C__
   HalfVector::type bits;

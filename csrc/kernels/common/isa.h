@@ -1,17 +1,17 @@
-// One CPU kernel, several instruction sets, chosen once per process.
+// The choice among the instruction sets that CPU kernels are compiled for, made once per process.
 //
-// Each *_cpu.cpp is compiled per instruction set (csrc/cmake/cpu_kernels.cmake) into the
-// namespace MAST_EXT_ISA. It declares its entry points with MAST_EXT_CPU_ENTRY; the baseline copy
-// also defines the function that host code calls, which forwards to the chosen copy (isa_cpu.cpp).
+// csrc/cmake/cpu_kernels.cmake compiles each *_cpu.cpp once per instruction set, with MAST_EXT_ISA
+// defined as the name of the namespace that holds this copy. MAST_EXT_CPU_ENTRY defines, in the
+// baseline copy alone, the function that host code calls, which forwards to the chosen copy.
 #pragma once
 
 namespace mast_ext::kernels {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-// The best that is built in and that this CPU can run, or the one that the environment variable
-// MAST_EXT_CPU_ISA names: baseline, avx2 or avx512. Throws std::invalid_argument where it names
-// something else; importing the package asks first.
+// The best instruction set that was compiled and that this CPU has, or the one that the environment
+// variable MAST_EXT_CPU_ISA names: baseline, avx2 or avx512. Throws std::invalid_argument if that
+// one is unknown or unavailable; importing the package makes the first call, and so reports it.
 Isa isa_in_use();
 const char* name_of(Isa isa);
 
@@ -30,8 +30,8 @@ const char* name_of(Isa isa);
 #define MAST_EXT_IF_AVX2(statement)
 #endif
 
-// Use after the entry point is defined in namespace MAST_EXT_ISA, at the scope of
-// mast_ext::kernels. `params` is the parenthesised parameter list, `args` the names to pass on.
+// To be used in namespace mast_ext::kernels, after the entry point is defined in its namespace
+// MAST_EXT_ISA. `params` is the parenthesized parameter list, `args` the parenthesized names.
 #define MAST_EXT_CPU_ENTRY(name, params, args)                                      \
   MAST_EXT_IF_AVX512(namespace avx512 { void name params; })                        \
   MAST_EXT_IF_AVX2(namespace avx2 { void name params; })                            \

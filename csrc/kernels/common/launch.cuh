@@ -1,4 +1,5 @@
-// The one way to start a kernel.
+// The functions that launch kernels. Without nvcc they run a kernel on the tests' emulator of CUDA
+// instead (tests/emulation).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,29 +9,32 @@
 
 namespace mast_ext::kernels {
 
-// Shared memory of a block on every GPU since sm_80, in bytes.
+// The most shared memory, in bytes, that a thread block can have on every GPU since sm_80.
 inline constexpr int kMostShared = 99 << 10;
 
-// The first parameter of a kernel with dynamic shared memory: the most that any launch of it needs.
-// A GPU has to be asked for more than 48 KB, static memory included, before the launch. The amount
-// is part of the kernel's type, so that all threads of the host ask for the same. As a template
-// argument of the kernel it is in its name, and so in the compiler's report, from which
-// tests/emulation/test_launch_limits.py sees whether there is room for the static memory, too.
+// The first parameter of every kernel with dynamic shared memory. kMostBytes is the most that any
+// launch of the kernel needs.
+//
+// More than 48 KB, static shared memory included, must be requested from CUDA before a launch.
+// Because the amount is part of the kernel's type, all host threads request the same. It is also a
+// template argument of the kernel and so appears in its name in the compiler's resource report:
+// tests/emulation/test_launch_limits.py checks there that static and dynamic memory fit together.
 template <int kMostBytes>
 struct DynamicShared {
   static_assert(kMostBytes > 0 && kMostBytes <= kMostShared);
 };
 
-// How many blocks of `per_block` cover `work`; if 32 bits do not hold it, more than a grid may
-// have.
+// The number of thread blocks that cover `work` items, `per_block` each. A number beyond 32 bits
+// becomes the largest of 32 bits, which no grid may have: the launch fails instead of covering
+// less.
 inline unsigned blocks(std::int64_t work, std::int64_t per_block) {
   constexpr std::int64_t kTooMany = std::numeric_limits<unsigned>::max();
   const std::int64_t count = (work + per_block - 1) / per_block;
   return static_cast<unsigned>(count < kTooMany ? count : kTooMany);
 }
 
-// Queues kernel(args...) with `shared_bytes` of dynamic shared memory a block. An empty grid is no
-// work and no error.
+// Queues kernel(args...) on `stream`, with `shared_bytes` of dynamic shared memory per thread
+// block. An empty grid is skipped and is no error.
 template <typename... Params, typename... Args>
 cudaError_t queue(void (*kernel)(Params...), dim3 grid, dim3 block, int shared_bytes,
                   cudaStream_t stream, const Args&... args) {
@@ -50,7 +54,7 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_
   return queue(kernel, grid, block, 0, stream, args...);
 }
 
-// The same for a kernel with dynamic shared memory, of which this launch needs `shared_bytes`.
+// Launches a kernel with dynamic shared memory, of which this launch needs `shared_bytes`.
 template <int kMostBytes, typename... Params, typename... Args>
 cudaError_t launch_shared(void (*kernel)(DynamicShared<kMostBytes>, Params...), dim3 grid,
                           dim3 block, int shared_bytes, cudaStream_t stream, const Args&... args) {

@@ -1,9 +1,10 @@
-// Tensor-core pieces that every GPU since sm_80 has: one instruction a function, and operands in
-// shared memory laid out so that neither writing nor reading them conflicts.
+// Building blocks of matrix products on tensor cores, for every GPU since sm_80: one function per
+// instruction, and operands in shared memory in a layout without bank conflicts.
 //
-// A wider number is multiplied as a sum of bfloat16 parts, each of what those before it left over:
-// two hold a float16 (all of its 11 bits), three a float32 (all of its 24; tf32 would keep 11). Of
-// the products of parts those are made that reach the result's last bits.
+// The tensor cores multiply bfloat16. A wider number is split into a sum of bfloat16 parts, each of
+// which rounds what the parts before it left over: two parts hold a float16 (all 11 bits of its
+// significand), three hold a float32 (all 24 bits; tf32 would keep 11). The product of two split
+// numbers is a sum of products of parts, of which those too small to matter are left out.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +16,7 @@
 
 namespace mast_ext::kernels {
 
-// ---- Pairs of bfloat16 in a register; the first one is the lower half
+// ---- Pairs of bfloat16 in one register; the first element is in the lower half
 
 __device__ __forceinline__ unsigned pack_bfloat16(float first, float second) {
 #ifdef __CUDACC__
@@ -35,7 +36,7 @@ __device__ __forceinline__ float second_bfloat16(unsigned pair) {
   return std::bit_cast<float>(pair & 0xffff0000u);
 }
 
-// 2^x within 2^-22; results below 2^-126 become 0.
+// 2^x with a relative error of at most 2^-22; results below 2^-126 become 0.
 __device__ __forceinline__ float exp2_fast(float x) {
 #ifdef __CUDACC__
   float result;
@@ -57,7 +58,7 @@ __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
 #endif
 }
 
-// An address in shared memory as the instructions below want it.
+// An address in shared memory, in the form that the instructions below take.
 #ifdef __CUDACC__
 using SharedAddress = unsigned;
 __device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
@@ -70,8 +71,9 @@ inline SharedAddress shared_address(const void* pointer) {
 }
 #endif
 
-// Starts copying kBytes (4 or 16, both ends aligned to it) to shared memory; zeros unless `inside`,
-// in which case `from` is not read but still has to be a global address.
+// Starts an asynchronous copy of kBytes from global to shared memory; both addresses are aligned to
+// kBytes. Unless `inside`, zeros are written and `from` is not read, though it must still be a
+// global address.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
   static_assert(kBytes == 4 || kBytes == 16);
@@ -91,7 +93,8 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool insi
 #endif
 }
 
-// Waits for all copies this thread has started. Others see them after a barrier.
+// Waits for all copies that the calling thread has started. Other threads see their results after
+// the next barrier.
 __device__ __forceinline__ void wait_for_copies() {
 #ifdef __CUDACC__
   asm volatile("cp.async.wait_all;" ::: "memory");
@@ -100,10 +103,10 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// ---- Instructions of a whole warp
+// ---- Instructions that a warp executes together
 
-// Four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8 and
-// receives elements 2 (l % 4) and the next of row l / 4 of each.
+// Loads four 8x8 matrices of 16-bit elements. Lane l passes the address of row l % 8 of matrix
+// l / 8, and receives two neighboring elements of each matrix: 2 (l % 4) and the next of row l / 4.
 __device__ __forceinline__ void load_matrices(unsigned (&to)[4], SharedAddress row) {
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -115,7 +118,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&to)[4], SharedAddress r
 #endif
 }
 
-// The same of the matrices' transposes.
+// The same, with each matrix transposed.
 __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], SharedAddress row) {
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -127,9 +130,9 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], Shar
 #endif
 }
 
-// sum [16, 8] += a [16, 16] b [16, 8]. Lane l holds, with g = l / 4 and t = 2 (l % 4), elements
-//   a    (g, t), (g + 8, t), (g, t + 8), (g + 8, t + 8) and each one's right neighbor
-//   b    (t, g), (t + 8, g) and each one's lower neighbor
+// sum [16, 8] += a [16, 16] b [16, 8]. With g = l / 4 and t = 2 (l % 4), lane l holds the elements
+//   a    (g, t), (g + 8, t), (g, t + 8), (g + 8, t + 8), each with its right neighbor
+//   b    (t, g), (t + 8, g), each with its lower neighbor
 //   sum  (g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1)
 __device__ __forceinline__ void multiply_matrices(float (&sum)[4], const unsigned (&a)[4],
                                                   const unsigned* b) {
@@ -144,9 +147,10 @@ __device__ __forceinline__ void multiply_matrices(float (&sum)[4], const unsigne
 #endif
 }
 
-// ---- Operands: kRows rows of kDepth bfloat16 elements, once for each part
+// ---- Operands in shared memory
 
-// The next part of two numbers, which become what is left over.
+// Splits off the next part of two numbers: returns the pair of parts and leaves the remainders in
+// `first` and `second`.
 __device__ __forceinline__ unsigned take_part(float& first, float& second) {
   const unsigned part = pack_bfloat16(first, second);
   first -= first_bfloat16(part);
@@ -154,18 +158,20 @@ __device__ __forceinline__ unsigned take_part(float& first, float& second) {
   return part;
 }
 
+// An operand of kRows rows of kDepth elements. Each of the kParts parts is a matrix of its own; a
+// row is stored in packets of eight elements.
 template <int kRows_, int kDepth_, int kParts_>
 struct SharedOperand {
   static constexpr int kRows = kRows_, kDepth = kDepth_, kParts = kParts_;
-  static constexpr int kPackets = kDepth / 8;  // of 16 bytes, in a row
+  static constexpr int kPackets = kDepth / 8;  // of a row; a packet has 16 bytes
   static constexpr int kRowBytes = kDepth * 2, kPartBytes = kRows * kRowBytes;
   static constexpr int kBytes = kPartBytes * kParts;
   static_assert(kPackets == 4 || kPackets % 8 == 0);
 
   unsigned char* memory;
 
-  // Eight rows' packets of one column lie in different banks: a row's packets change places, packet
-  // p with p ^ swizzle(row).
+  // load_matrices() reads the same packet of eight rows at once, which therefore must lie in
+  // different banks: packet p of a row is stored at position p ^ swizzle(row).
   static __device__ __forceinline__ int swizzle(int row) {
     return kPackets == 4 ? row / 2 % 4 : row % 8;
   }
@@ -173,7 +179,7 @@ struct SharedOperand {
     return memory + row * kRowBytes + (packet ^ swizzle(row)) * 16;
   }
 
-  // Elements 2 * pair and the next of a row.
+  // Returns elements 2 * pair and 2 * pair + 1 of a row, the sums of their parts.
   __device__ __forceinline__ float2 read_pair(int row, int pair) const {
     const auto* const at = packet(row, pair / 4) + pair % 4 * 4;
     float2 sum = make_float2(0, 0);
@@ -185,6 +191,7 @@ struct SharedOperand {
     }
     return sum;
   }
+  // Splits eight values into parts and writes them as packet `at` of a row.
   __device__ __forceinline__ void write_packet(int row, int at, const float (&values)[8]) const {
     struct alignas(16) Packet {
       unsigned pairs[4];
@@ -202,25 +209,28 @@ struct SharedOperand {
   }
 };
 
-// Which of an operand's matrices a lane's address is for, when four make the fragments of 16 x 16
-// elements.
+// How multiply_matrices() uses 16 x 16 elements of an operand. It determines the order in which
+// load_matrices() loads their four 8x8 matrices.
 enum class Fragment {
-  kLeft,       // of rows as the left factor
-  kRight,      // of rows as columns of the right factor: two fragments of eight columns
-  kRightRows,  // of rows as rows of the right factor: two fragments of eight columns
+  kLeft,       // the fragment `a`: 16 rows of the left factor
+  kRight,      // two fragments `b`: the operand's rows are columns of the right factor
+  kRightRows,  // two fragments `b`: the operand's rows are rows of the right factor
 };
 
-// The fragments of each part.
+// The registers of 16 x 16 elements in one lane, for each part of the operand.
 template <int kParts>
 using Parts = unsigned[kParts][4];
 
-// Reads fragments from around a corner, of which all lanes know the row (a multiple of 16) and the
-// packet (of which no bit is set that is set in a packet below). A lane's part of the address is
-// made once: what is added to it is known to the compiler.
+// Reads fragments at offsets from a corner, which is the same for all lanes of the warp. The
+// address of the corner is computed once per lane, so that read() with constant offsets has little
+// left to compute.
+//
+// The corner's row is a multiple of 16. The corner's packet is even and has no bit in common with
+// any packet offset, so that adding the offset is an exclusive or, like the swizzle.
 template <Fragment kFragment, typename Operand>
 struct FragmentReader {
   SharedAddress row_address;
-  int place;  // in bytes, before a packet's own bits
+  int packet_bytes;  // swizzled offset of the corner's packet, within the row's 128 bytes
 
   __device__ __forceinline__ FragmentReader(const Operand& from, int row, int packet) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -229,13 +239,13 @@ struct FragmentReader {
     const int lane_packet = columns ? lane / 8 % 2 : lane / 16;
     row_address =
         shared_address(from.memory) + (row + lane_row) * Operand::kRowBytes + packet / 8 * 128;
-    place = (packet % 8 ^ lane_packet ^ Operand::swizzle(lane_row)) * 16;
+    packet_bytes = (packet % 8 ^ lane_packet ^ Operand::swizzle(lane_row)) * 16;
   }
 
-  // Of rows [row, row + 16) and packets [packet, packet + 2), counted from the corner.
+  // Reads rows [row, row + 16) of packets [packet, packet + 2), counted from the corner.
   __device__ __forceinline__ void read(Parts<Operand::kParts>& to, int row, int packet) const {
-    const SharedAddress address =
-        row_address + (row * Operand::kRowBytes + packet / 8 * 128) + (place ^ packet % 8 * 16);
+    const SharedAddress address = row_address + (row * Operand::kRowBytes + packet / 8 * 128) +
+                                  (packet_bytes ^ packet % 8 * 16);
 #pragma unroll
     for (int part = 0; part < Operand::kParts; ++part) {
       if constexpr (kFragment == Fragment::kRightRows) {
@@ -247,23 +257,25 @@ struct FragmentReader {
   }
 };
 
-// Writes a lane's elements of sums (see multiply_matrices) as an operand, around a corner as above.
+// Writes the accumulators of multiply_matrices() into an operand, at offsets from a corner as in
+// FragmentReader. Each lane writes the elements that it holds.
 template <typename Operand>
 struct FragmentWriter {
   unsigned char* row_memory;
-  int place;
+  int packet_bytes;
 
   __device__ __forceinline__ FragmentWriter(const Operand& to, int row, int packet) {
     const int lane_row = static_cast<int>(threadIdx.x) % 32 / 4;
     row_memory = to.memory + (row + lane_row) * Operand::kRowBytes + packet / 8 * 128 +
                  static_cast<int>(threadIdx.x) % 4 * 4;
-    place = (packet % 8 ^ Operand::swizzle(lane_row)) * 16;
+    packet_bytes = (packet % 8 ^ Operand::swizzle(lane_row)) * 16;
   }
 
-  // Two neighboring columns' sums of a row (a multiple of 8 from the corner).
+  // Writes the lane's two neighboring elements of a row; `row`, a multiple of 8, and `packet` are
+  // counted from the corner.
   __device__ __forceinline__ void write(int row, int packet, float first, float second) const {
-    unsigned char* const to =
-        row_memory + (row * Operand::kRowBytes + packet / 8 * 128) + (place ^ packet % 8 * 16);
+    unsigned char* const to = row_memory + (row * Operand::kRowBytes + packet / 8 * 128) +
+                              (packet_bytes ^ packet % 8 * 16);
 #pragma unroll
     for (int part = 0; part < Operand::kParts; ++part) {
       *reinterpret_cast<unsigned*>(to + part * Operand::kPartBytes) = take_part(first, second);
@@ -271,8 +283,8 @@ struct FragmentWriter {
   }
 };
 
-// sum += the products of two fragments of eight columns with one of 16 rows, the smallest first:
-// of part i with part j where i + j <= kOrder.
+// sum += a b, where `a` is a fragment of 16 rows and `b` holds two fragments of eight columns. Part
+// i of a is multiplied by part j of b where i + j <= kOrder; the smallest products are added first.
 template <int kOrder, int kA, int kB>
 __device__ __forceinline__ void multiply_fragments(float (&sum)[2][4], const Parts<kA>& a,
                                                    const Parts<kB>& b) {
@@ -290,7 +302,7 @@ __device__ __forceinline__ void multiply_fragments(float (&sum)[2][4], const Par
   }
 }
 
-// A warp's sums of 16 kM rows and 16 kN columns, in blocks of 16 x 8.
+// A warp's accumulators for 16 kM rows and 16 kN columns: four per lane for each block of 16 x 8.
 template <int kM, int kN>
 using WarpSums = float[kM][kN][2][4];
 
@@ -299,10 +311,10 @@ __device__ __forceinline__ void add_block(float (&to)[2][4], const float (&part)
   for (int i = 0; i < 8; ++i) to[i / 4][i % 4] += part[i / 4][i % 4];
 }
 
-// sum += a[row ...] b[column ...]^T over a depth of 16 kSteps from a packet of both on.
+// sum += a[row ...] b[column ...]^T, over 16 kSteps elements of depth from `packet` on.
 //
-// Tensor cores cut off what does not fit a sum. Split factors would feel it in long sums: theirs
-// are made of short ones, added up by rounding.
+// Tensor cores truncate when they accumulate. In a long sum the error would exceed the precision of
+// split operands; these accumulate short sums, which are then added with correct rounding.
 template <int kM, int kN, int kSteps, typename A, typename B>
 __device__ __forceinline__ void multiply(WarpSums<kM, kN>& sum, const A& a, int row, const B& b,
                                          int column, int packet) {
@@ -344,9 +356,9 @@ __device__ __forceinline__ void multiply(WarpSums<kM, kN>& sum, const A& a, int 
   }
 }
 
-// sum += a[row ...] b[:, column ...] over all of a's depth, which is b's rows. Of b's columns those
-// are meant that lie in kN blocks of 16, which begin 32 columns after each other; `column` is 0 or
-// 16.
+// sum += a[row ...] b, over all of a's depth, which is the number of b's rows. The columns of b are
+// taken in kN blocks of 16, the first of which begins at `column` (0 or 16) and each other one 32
+// columns after the one before.
 template <int kM, int kN, typename A, typename B>
 __device__ __forceinline__ void multiply_rows(WarpSums<kM, kN>& sum, const A& a, int row,
                                               const B& b, int column) {

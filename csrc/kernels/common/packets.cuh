@@ -1,4 +1,4 @@
-// Neighbouring elements of memory, moved as one.
+// Loads and stores of N neighboring elements by one instruction.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -29,11 +29,12 @@ __device__ __forceinline__ void write(const float (&from)[N], T* to) {
   *reinterpret_cast<Packet<T, N>*>(to) = packet;
 }
 
-// Whether an address, or every row of views, begins at a multiple of so many bytes or elements.
+// Whether the address is a multiple of `bytes`.
 inline bool aligned(const void* data, std::int64_t bytes) {
   return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
 }
 
+// Whether every row begins at a multiple of `count` elements, each of `element` bytes.
 inline bool aligned(const Views& views, std::int64_t element, std::int64_t count) {
   return aligned(views.data, element * count) && views.view_stride % count == 0 &&
          views.batch_stride % count == 0;

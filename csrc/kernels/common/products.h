@@ -1,14 +1,14 @@
-// Products of float32 matrices on CPUs with 512-bit vectors that are not Intel's: there the vendor
-// library of PyTorch (MKL) runs 256-bit code, at half of what the processor can do. Elsewhere the
-// host code calls the vendor's.
+// Products of float32 matrices for CPUs that have AVX-512 and are not Intel's. There MKL, the
+// vendor library of PyTorch, runs 256-bit code at half of the processor's speed. On all others the
+// host code calls the vendor library.
 #pragma once
 
 #include <cstdint>
 
 namespace mast_ext::kernels {
 
-// c (+)= a b, with a [M, K], b [K, N], and c [M, N] whose rows are dense. One stride of a and one
-// of b is 1.
+// c = a b, or c += a b if `add`, with a [M, K], b [K, N] and c [M, N]. The rows of c are dense; a
+// has one stride of 1, and so has b.
 struct Product {
   std::int64_t rows, columns, depth;  // M, N, K
   const float* a;
@@ -20,15 +20,15 @@ struct Product {
   bool add;
 };
 
-// Whether product_cpu is the faster one here.
+// Whether product_cpu() is faster than the vendor library on this CPU.
 bool has_product_cpu();
 
-// Columns are computed in panels of this width, rows in blocks of this height: shares of the work
-// should begin at a multiple of them.
+// The columns of a panel and the rows of a register block. Where threads share a product, their
+// columns or rows should begin at multiples of these.
 inline constexpr std::int64_t kPanelColumns = 32, kBlockRows = 12;
 
-// Computes all of p; several calls may share a matrix c by rows or columns. An element is summed in
-// an order that depends on K alone.
+// Computes all of p. Several threads may each compute some rows or columns of one matrix c: the
+// order of summation of an element depends on K alone.
 void product_cpu(const Product& p);
 
 }  // namespace mast_ext::kernels

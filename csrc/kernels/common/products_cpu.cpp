@@ -1,6 +1,6 @@
-// A block of kBlockRows x kPanelColumns sums stays in registers while it goes down K. Columns of b
-// are copied into a dense panel first, which stays in the first-level cache for all rows; elements
-// of a are read where they are.
+// A product blocked for registers and cache. The accumulators of kBlockRows x kPanelColumns
+// elements of c stay in registers along K. Their columns of b are first copied into a dense panel,
+// which stays in the first-level cache for all rows; elements of a are read in place.
 #include "kernels/common/products.h"
 
 #include <algorithm>
@@ -12,15 +12,16 @@ namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
 namespace {
 
-constexpr std::int64_t kDepth = 256;  // of a panel: 32 KiB
+constexpr std::int64_t kDepth = 256;  // rows of a panel, which then has 32 KiB
 constexpr int kVectors = kPanelColumns / kLanes<float>;
 
-// Transposes a square of vectors.
+// Transposes a square matrix whose rows are vectors: exchanges blocks of 1, 2, 4, ... elements
+// across the diagonal.
 inline void transpose(vec<float> (&rows)[kLanes<float>]) {
   constexpr int kSide = kLanes<float>;
 #pragma GCC unroll 4
   for (int width = 1; width < kSide; width *= 2) {
-    vec<std::int32_t> low, high;  // lanes of (a, b) that go to the two results
+    vec<std::int32_t> low, high;  // lanes of (a, b) that make up the two results
     for (int i = 0; i < kSide; ++i) {
       low[i] = (i & width) == 0 ? i : kSide + i - width;
       high[i] = (i & width) == 0 ? i + width : kSide + i;
@@ -68,8 +69,8 @@ void fill_panel(const Product& p, std::int64_t column, std::int64_t depth, std::
   }
 }
 
-// c[Rows, panel] (+)= a[Rows, count] panel. kDenseDepth: a's elements follow each other along K,
-// otherwise along the rows.
+// c[Rows, panel] = a[Rows, count] panel, or += if `add`. kDenseDepth: a has its stride of 1 along
+// K; otherwise along the rows.
 template <int Rows, bool kDenseDepth>
 void multiply(const float* a, std::int64_t a_stride, const float* panel, std::int64_t count,
               float* c, std::int64_t c_stride, std::int64_t columns, bool add) {

@@ -1,12 +1,12 @@
-// Sums across threads, always in the same order: the same inputs give the same bits.
+// Sums across threads, in a fixed order, so that equal inputs give equal bits.
 #pragma once
 
 namespace mast_ext::kernels {
 
 inline constexpr int kWarpSize = 32;
 
-// Every thread returns the sum over the aligned group of `Lanes` neighbors it belongs to. All
-// threads of the warp have to call it.
+// Returns to every thread the sum over its group: the lanes of a warp are divided into groups of
+// `Lanes` neighbors. All threads of the warp must call it.
 template <int Lanes, typename A>
 __device__ __forceinline__ A group_sum(A value) {
 #pragma unroll
@@ -16,7 +16,7 @@ __device__ __forceinline__ A group_sum(A value) {
   return value;
 }
 
-// Every thread returns the sum over the block of `Threads` threads. All of them have to call it.
+// Returns to every thread the sum over its block of `Threads` threads, all of which must call it.
 template <int Threads, typename A>
 __device__ __forceinline__ A block_sum(A value) {
   static_assert(Threads % kWarpSize == 0);

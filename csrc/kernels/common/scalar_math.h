@@ -1,4 +1,5 @@
-// Scalar functions that the CUDA kernels and the epilogues of both devices share.
+// The functions of one number that formulas take as a template argument, where CPU kernels pass
+// VectorMath (pair_sums_cpu.h) instead.
 #pragma once
 
 #include <cmath>

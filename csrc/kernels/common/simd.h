@@ -1,7 +1,10 @@
-// Vectors of the instruction set this copy is compiled for, by the compiler's vector extension.
+// Vectors as wide as the registers of the instruction set that a CPU kernel is compiled for, and
+// exp, log and log1p of them. Arithmetic is that of GCC's vector extension; intrinsics are used
+// only where it has no equivalent.
 //
-// Rows are padded to kPad elements with zeros, so that loops have no tails on any instruction set.
-// exp, log and log1p keep NaN and Inf; in float they are within 2 ulp, in double they are libm's.
+// Kernels that copy rows into their own memory pad them with zeros to a multiple of kPad elements,
+// so that their loops need no remainder on any instruction set. exp, log and log1p propagate NaN
+// and infinity; in float they are within 2 ulp, in double they call libm.
 #pragma once
 
 #include <cmath>
@@ -63,11 +66,11 @@ inline vec<T> broadcast(T value) {
   return value - vec<T>{};
 }
 
-// The larger of every lane; b's where one of the two is NaN. An instruction where there is one, of
-// which the compiler makes two.
+// The larger of a and b in each lane; b where either is NaN. An intrinsic, because the compiler
+// turns the comparison below into two instructions where the processor needs one.
 inline vec<float> larger(vec<float> a, vec<float> b) {
 #if defined(MAST_EXT_ISA_IS_AVX512)
-  return _mm512_maskz_max_ps(0xffff, a, b);  // the plain one makes GCC 12 warn of its own header
+  return _mm512_maskz_max_ps(0xffff, a, b);  // GCC 12 has a false warning for the unmasked one
 #elif defined(MAST_EXT_ISA_IS_AVX2)
   return _mm256_max_ps(a, b);
 #else
@@ -76,8 +79,9 @@ inline vec<float> larger(vec<float> a, vec<float> b) {
 }
 inline vec<double> larger(vec<double> a, vec<double> b) { return a > b ? a : b; }
 
-// Stores what is not read again soon: the line is written without being read, and no other has to
-// make room for it. `p` is aligned to the vector; before others read it, stores_done().
+// A streaming (non-temporal) store, for results that are not read again soon: it does not read the
+// cache line first, and evicts no other line. `p` must be aligned to the vector. Before other
+// threads may read the results, this thread calls stores_done().
 inline void stream_store(float* p, vec<float> v) {
 #if defined(MAST_EXT_ISA_IS_AVX512)
   _mm512_stream_ps(p, v);
@@ -95,9 +99,8 @@ inline void stores_done() {
 #endif
 }
 
-// While it lives, the calling thread's results below the smallest normal number are 0, and such
-// operands count as 0: processors take many times as long for those, of which exponentials are
-// full.
+// While an object of this class lives, denormal results and operands are 0 in the calling thread.
+// Exponentials produce many denormals, and processors are many times slower on them.
 class FlushDenormals {
 #if defined(__SSE2__)
  public:
@@ -112,7 +115,7 @@ class FlushDenormals {
 #endif
 };
 
-// The sum of all lanes, always in the same order.
+// The sum of all lanes, in a fixed order.
 template <typename T>
 inline T sum_lanes(vec<T> v) {
   T lanes[kLanes<T>];
@@ -123,7 +126,7 @@ inline T sum_lanes(vec<T> v) {
   return lanes[0];
 }
 
-// 2^n * x for n of a whole-number vector, in two steps so that the result may be subnormal.
+// x * 2^n, in two multiplications, since 2^n alone is no float where the result is denormal.
 inline vec<float> scale_by_power(vec<float> x, vec<std::int32_t> n) {
   const vec<std::int32_t> half = n >> 1;
   const vec<std::int32_t> low = (half + 127) << 23, high = (n - half + 127) << 23;
@@ -134,17 +137,17 @@ inline vec<float> scale_by_power(vec<float> x, vec<std::int32_t> n) {
 }
 
 inline vec<float> exp(vec<float> x) {
-  // Beyond these the result is 0 or Inf anyway; a NaN fails both comparisons and stays.
+  // Beyond these limits the result is 0 or infinity anyway. A NaN fails both comparisons and stays.
   x = x < -104.0f ? broadcast(-104.0f) : x;
   x = x > 89.0f ? broadcast(89.0f) : x;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const vec<float> shifted = x * 1.44269504f + kRound;
   vec<std::int32_t> n;
   std::memcpy(&n, &shifted, sizeof(n));
   n -= 0x4B400000;
   const vec<float> whole = shifted - kRound;
   const vec<float> r = x - whole * 0.693359375f - whole * -2.12194440e-4f;
-  // Taylor to degree 7 on |r| <= log(2)/2: truncation below 1 ulp.
+  // Taylor polynomial of degree 7 on |r| <= log(2) / 2; its truncation error is below 1 ulp.
   vec<float> p = broadcast(1.0f / 5040);
   p = p * r + 1.0f / 720;
   p = p * r + 1.0f / 120;
@@ -156,7 +159,8 @@ inline vec<float> exp(vec<float> x) {
   return scale_by_power(p, n);
 }
 
-// log(1 + u) for u in [0, 1]: 2 atanh(u / (2 + u)), exact in the leading term for small u.
+// log(1 + u) = 2 atanh(u / (2 + u)) for u in [0, 1]. The leading term of the series is exact for
+// small u.
 inline vec<float> log1p_unit(vec<float> u) {
   const vec<float> z = u / (u + 2.0f), z2 = z * z;
   vec<float> p = broadcast(1.0f / 15);
@@ -169,8 +173,8 @@ inline vec<float> log1p_unit(vec<float> u) {
   return 2.0f * (z + z * z2 * p);
 }
 
-// log(x) for x >= 0, not denormal: x = 2^n m with m in [sqrt(1/2), sqrt(2)), log m as in
-// log1p_unit.
+// log(x) = n log(2) + log(m) for x >= 0 that is not denormal, where x = 2^n m and m is in
+// [sqrt(1/2), sqrt(2)); log(m) is the series of log1p_unit().
 inline vec<float> log(vec<float> x) {
   constexpr std::int32_t kRootHalf = 0x3F3504F3;
   vec<std::int32_t> bits;
@@ -207,13 +211,14 @@ inline vec<double> log1p_unit(vec<double> u) {
   return u;
 }
 
-// Memory of one thread, kept from call to call: fresh pages cost more than the arithmetic on them.
-// `Tag` tells apart buffers that are in use at the same time.
+// A buffer of the calling thread with room for `count` elements, aligned to 64 bytes. It is kept
+// from call to call: the page faults of new memory would cost more than the arithmetic on it.
+// Buffers that are in use at the same time have different `Tag`s.
 template <typename T, typename Tag>
 inline T* scratch(std::int64_t count) {
 #ifdef __SANITIZE_ADDRESS__
-  // Memory of this call's own, with nothing but NaN in it, so that a read beyond it, or before it
-  // is written, is noticed.
+  // Every call gets new memory of the exact size, filled with NaN, so that reads out of bounds and
+  // reads of elements that were not written are detected.
   thread_local std::unique_ptr<void, void (*)(void*)> fresh(nullptr, std::free);
   const std::size_t bytes = count * sizeof(T);
   void* memory = nullptr;

@@ -1,4 +1,5 @@
-// Vector loops over rows of any length.
+// Vector loads, stores and dot products for rows whose length need not be a multiple of the
+// vector's.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +12,7 @@
 
 namespace mast_ext::kernels::MAST_EXT_ISA {
 
-// `count` elements, at most a vector's, the lanes behind them zero.
+// Loads the first `count` elements, at most a whole vector; the remaining lanes are 0.
 template <typename T>
 inline vec<accum_t<T>> load_some(const T* p, std::int64_t count) {
   using A = accum_t<T>;
@@ -31,6 +32,7 @@ inline vec<accum_t<T>> load_some(const T* p, std::int64_t count) {
   return v;
 }
 
+// Stores the first `count` lanes, at most all.
 template <typename T>
 inline void store_some(T* p, vec<accum_t<T>> v, std::int64_t count) {
   using A = accum_t<T>;

@@ -1,4 +1,4 @@
-// Views of a batch: [V, B, D] in memory.
+// The memory layout of V views of a batch.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct Views {
   std::int64_t batch_stride;
 };
 
-// Where the row of view v and image b begins.
+// The first element of the row of view v and image b.
 template <typename T>
 MAST_EXT_HD const T* row_of(const Views& views, std::int64_t v, std::int64_t b) {
   return static_cast<const T*>(views.data) + v * views.view_stride + b * views.batch_stride;
