@@ -1,9 +1,9 @@
-// The backward pass. A block of threads owns a tile of rows of one view and walks all columns of
-// all views: nothing is added atomically, and a row's gradient has one order of summation.
+// The backward pass. A thread block owns a tile of rows of one view and walks all columns of all
+// views: there are no atomic additions, and a row's gradient has a fixed order of summation.
 //
-// For every tile of columns it makes the products again, turns them into weights P = W ry, and adds
-// P y to the sums from the same copy of y. The positive's weight does not go through the rounding
-// of P: it is multiplied in float and added to the sums.
+// For every tile of columns it computes the products again, turns them into weights P = W ry, and
+// accumulates P y, reading the same copy of y in shared memory. The weight of a positive is not
+// rounded to an operand like the rest of P: its product is computed and added in float.
 #pragma once
 
 #include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"
@@ -12,16 +12,17 @@ namespace mast_ext::kernels::contrastive {
 
 inline constexpr int kFusedThreads = 128;  // two by two warps
 
-// What fits into the shared memory of every GPU, for rows of up to kDim elements.
+// The tile for rows of up to kDim elements, of a size that fits every GPU's shared memory.
 template <typename T, int kDim_>
 struct FusedTile {
   static constexpr int kDim = kDim_;
   static constexpr int kParts = kPartsOf<T>;
   static constexpr int kRows = kParts > 1 && kDim > 128 ? 32 : 64;
   static constexpr int kColumns = kParts > 1 && kDim > 64 ? 32 : 64;
-  static constexpr int kRowBlocks = kRows / 32;        // of 16 rows, a warp
-  static constexpr int kColumnBlocks = kColumns / 32;  // of 16 columns, a warp
-  static constexpr int kDimBlocks = kDim / 32;         // of 16 elements, a warp
+  // Blocks per warp: of 16 rows, 16 columns, 16 elements.
+  static constexpr int kRowBlocks = kRows / 32;
+  static constexpr int kColumnBlocks = kColumns / 32;
+  static constexpr int kDimBlocks = kDim / 32;
   static constexpr int kThreadRows = 2 * kRowBlocks;
   using Rows = SharedOperand<kRows, kDim, kParts>;
   using Columns = SharedOperand<kColumns, kDim, kParts>;
@@ -33,7 +34,7 @@ struct FusedTile {
   static_assert(kRows * kSumStride * 4 <= kSharedBytes);
 };
 
-// A tile of columns after the other, through all views but one.
+// Iterates over the tiles of columns of all views, without the view that is left out, if any.
 struct ColumnTile {
   int view, first, step, views, columns, skipped;
 
@@ -57,18 +58,18 @@ struct ColumnTile {
   }
 };
 
-// What the weights need of a row or a column.
-struct SideTerm {
+// What the weights need of an embedding, which is a row or a column.
+struct EmbeddingTerm {
   float scale = 0;  // 1 / norm
   AnchorTerm anchor;
 };
 
-// Those of a tile, in shared memory.
+// The terms of a tile's rows, or of its columns, in shared memory.
 template <int kCount>
-struct SideTerms {
+struct EmbeddingTerms {
   float scale[kCount], factor[kCount], lse[kCount];
 
-  __device__ __forceinline__ void write(int at, const SideTerm& term) {
+  __device__ __forceinline__ void write(int at, const EmbeddingTerm& term) {
     if (at >= kCount) return;
     scale[at] = term.scale;
     factor[at] = term.anchor.factor;
@@ -83,29 +84,29 @@ struct SideTerms {
   }
 };
 
-__device__ __forceinline__ SideTerm column_term(const ContrastiveBackward& b, int k, int i,
-                                                const ColumnTile& tile, int column,
-                                                const Temperature& t) {
+__device__ __forceinline__ EmbeddingTerm column_term(const ContrastiveBackward& b, int k, int i,
+                                                     const ColumnTile& tile, int column,
+                                                     const Temperature& t) {
   const Contrastive& p = b.p;
   const std::int64_t at = tile.first + column;
-  SideTerm term;
+  EmbeddingTerm term;
   if (!tile.exists() || column >= tile.step || at >= tile.columns) return term;
   term.scale = p.inv_norm_y[(k * p.y.views + tile.view) * p.y.rows + at];
   term.anchor = AnchorTerm(b.column, column_block(p, k, i, tile.view) + at, t);
   return term;
 }
 
-__device__ __forceinline__ SideTerm row_term(const ContrastiveBackward& b, int k, int i, int j,
-                                             int row, const Temperature& t) {
+__device__ __forceinline__ EmbeddingTerm row_term(const ContrastiveBackward& b, int k, int i, int j,
+                                                  int row, const Temperature& t) {
   const Contrastive& p = b.p;
-  SideTerm term;
+  EmbeddingTerm term;
   if (row >= p.x.rows) return term;
   term.scale = p.inv_norm_x[(k * p.x.views + i) * p.x.rows + row];
   term.anchor = AnchorTerm(b.row, row_block(p, k, i, j) + row, t);
   return term;
 }
 
-// Adds subspace k's part to an element of grad_x.
+// Adds the contribution of subspace k to an element of grad_x.
 template <typename T>
 __device__ __forceinline__ void add_gradient(const ContrastiveFusedBackward& f, int k,
                                              std::int64_t element, float value) {
@@ -135,8 +136,8 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
   const int warp = thread / 32, lane = thread % 32;
   const int warp_row = warp / 2 * (kRows / 2);
   const int warp_column = warp % 2 * (kColumns / 2), warp_dim = warp % 2 * 16;
-  // Of a thread's sums: rows row_of(r), columns 8 c + 2 (lane % 4) of its warp's, or elements
-  // dim_of(c) and the next.
+  // A thread accumulates rows row_of(r): for the products, columns 8 c + 2 (lane % 4) of its warp
+  // and the next ones; for the gradient, elements dim_of(c) and the next ones.
   const auto row_of = [&](int r) { return warp_row + lane / 4 + 8 * r; };
   const auto dim_of = [&](int c) { return c / 2 * 32 + warp_dim + c % 2 * 8 + lane % 4 * 2; };
   const int row_tiles = static_cast<int>((p.x.rows + kRows - 1) / kRows);
@@ -159,16 +160,17 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
     load_rows<kFusedThreads>(columns_at(stage), ViewRows<T>(p.y, tile.view), tile.first, 0,
                              factors.columns);
   };
-  __shared__ SideTerms<kColumns> column_terms[2];                    // of this tile and the next
-  __shared__ SideTerms<kRows> row_terms[2];                          // of this view and the next
-  __shared__ float positive_weights[kRows], positive_values[kRows];  // but for their own gradients
-  __shared__ float half_dots[2][kRows], row_scale[kRows], pull[kRows];
+  __shared__ EmbeddingTerms<kColumns> column_terms[2];  // of this tile and the next
+  __shared__ EmbeddingTerms<kRows> row_terms[2];        // of this view and the next
+  // Of the rows' positives: the part of W that comes from lse, and <w x, y> / |y|.
+  __shared__ float positive_weights[kRows], positive_values[kRows];
+  __shared__ float half_dots[2][kRows], row_scale[kRows], projection[kRows];
 
   float dots = 0;  // of row `thread`
   for (int k = 0; k < p.subspaces; ++k) {
     const MaskFactors<T> factors(p, k);
     ColumnTile tile(p, i, kColumns);
-    __syncthreads();  // the last subspace is done with the shared memory
+    __syncthreads();  // all threads are done with the last subspace's shared memory
     load_rows<kFusedThreads>(row_operand, ViewRows<T>(p.x, i), first_row, 0, factors.rows);
     if (Tile::kStages == 2) load_columns(tile, 0, factors);
     column_terms[0].write(thread, column_term(f.b, k, i, tile, thread, t));
@@ -178,21 +180,23 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
 
     float dots_here[kThreadRows] = {};  // sums of W <w x, y> / |y|
     WarpSums<Tile::kRowBlocks, Tile::kDimBlocks> sums = {};
-    for (int stage = 0, turn = 0, view_turn = 0; tile.exists(); turn = 1 - turn) {
+    for (int stage = 0, column_buffer = 0, row_buffer = 0; tile.exists();
+         column_buffer = 1 - column_buffer) {
       if (Tile::kStages == 1) {
-        __syncthreads();  // the tile before has been read
+        __syncthreads();  // no thread still reads the last tile
         load_columns(tile, 0, factors);
       }
       wait_for_copies();
-      __syncthreads();  // this tile is there, the one before has been read
+      __syncthreads();  // this tile has arrived, and no thread still reads the last one
       const ColumnTile next = tile.next();
       if (Tile::kStages == 2) load_columns(next, 1 - stage, factors);
-      const SideTerm next_term = column_term(f.b, k, i, next, thread, t);
+      const EmbeddingTerm next_term = column_term(f.b, k, i, next, thread, t);
       const bool exclude = p.options.excludes(i, tile.view);
       const Positives positives(p, first_row, kRows, tile.first, kColumns);
       const typename Tile::Columns columns = columns_at(stage);
       WarpSums<Tile::kRowBlocks, Tile::kColumnBlocks> products = {};
-      constexpr int kSteps = ProductTile<T>::kDepth / 16;  // the forward's, and so its bits
+      // Steps as in the forward, so that the products have the same bits.
+      constexpr int kSteps = ProductTile<T>::kDepth / 16;
 #pragma unroll 1
       for (int d = 0; d < dim; d += ProductTile<T>::kDepth) {
         multiply<Tile::kRowBlocks, Tile::kColumnBlocks, kSteps>(products, row_operand, warp_row,
@@ -204,8 +208,8 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
 #pragma unroll
         for (int c = 0; c < 2 * Tile::kColumnBlocks; ++c) {
           const int at = warp_column + 8 * c + lane % 4 * 2;
-          const SideTerms<kColumns>& of_columns = column_terms[turn];
-          const SideTerms<kRows>& of_rows = row_terms[view_turn];
+          const EmbeddingTerms<kColumns>& of_columns = column_terms[column_buffer];
+          const EmbeddingTerms<kRows>& of_rows = row_terms[row_buffer];
 #pragma unroll
           for (int r = 0; r < kThreadRows; ++r) {
             const AnchorTerm row_anchor = of_rows.template anchor<fixed_shift>(row_of(r));
@@ -235,14 +239,15 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
       } else {
         t.fixed_shift ? weigh(true_type{}, false_type{}) : weigh(false_type{}, false_type{});
       }
-      column_terms[1 - turn].write(thread, next_term);
+      column_terms[1 - column_buffer].write(thread, next_term);
       if (next.view != tile.view) {
-        view_turn = 1 - view_turn;
+        row_buffer = 1 - row_buffer;
         if (next.exists() && thread < kRows) {
-          row_terms[view_turn].write(thread, row_term(f.b, k, i, next.view, first_row + thread, t));
+          row_terms[row_buffer].write(thread,
+                                      row_term(f.b, k, i, next.view, first_row + thread, t));
         }
       }
-      __syncthreads();  // the weights are there
+      __syncthreads();  // all weights have been written
 
       multiply_rows<Tile::kRowBlocks, Tile::kDimBlocks>(sums, weights, warp_row, columns, warp_dim);
       if (positives.here) {
@@ -258,7 +263,7 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
               positive_weight(f.b, row_block(p, k, i, tile.view) + first_row + row_of(r),
                               column_block(p, k, i, tile.view) + tile.first + column, t);
           if (warp % 2 == 0 && lane % 4 == 0) dots_here[r] += w * positive_values[row_of(r)];
-          const float factor = w * column_terms[turn].scale[column];
+          const float factor = w * column_terms[column_buffer].scale[column];
 #pragma unroll
           for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
             const int pair = dim_of(c) / 2;
@@ -273,10 +278,10 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
       tile = next;
     }
 
-    // From the sums to gradients, by way of the shared memory: there a thread finds all rows of an
-    // element. Two warps have a row's dots, and four threads of each.
-    wait_for_copies();  // there may have been no tile to wait for
-    __syncthreads();    // the last tile has been read
+    // Gradients from the accumulators. These go through shared memory, because a thread then takes
+    // all rows of an element. A row's dot is spread over two warps, and over four lanes of each.
+    wait_for_copies();  // those of the rows, if there was no tile of columns
+    __syncthreads();    // no thread still reads the last tile
     auto* const row_sums = reinterpret_cast<float*>(memory);
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
@@ -297,28 +302,28 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
           thread < rows_here ? (half_dots[0][thread] + half_dots[1][thread]) * scale : 0.0f;
       dots += dot;
       row_scale[thread] = scale;
-      pull[thread] = row_pull(scale, dot);
+      projection[thread] = row_projection(scale, dot);
     }
     __syncthreads();
     const T* const x =
         static_cast<const T*>(p.x.data) + i * p.x.view_stride + first_row * p.x.row_stride;
     const std::int64_t first_element = (i * p.x.rows + first_row) * dim;
     for (int d = thread; d < dim; d += kFusedThreads) {
-      // The sums are of columns times their factor: value is of_column (G - h x).
-      const float of_row = factors.rows(d), of_column = factors.columns(d);
+      // The columns were multiplied by their factor, so that value = column_factor (G - h x).
+      const float row_factor = factors.rows(d), column_factor = factors.columns(d);
       float grad_factor = 0;
 #pragma unroll 4
       for (int row = 0; row < rows_here; ++row) {
         const auto z = static_cast<float>(x[row * p.x.row_stride + d]);
-        const float value =
-            row_sums[row * Tile::kSumStride + d] * row_scale[row] - pull[row] * (z * of_column);
+        const float value = row_sums[row * Tile::kSumStride + d] * row_scale[row] -
+                            projection[row] * (z * column_factor);
         grad_factor += z * value;
         if (f.grad_x != nullptr) {
-          add_gradient<T>(f, k, first_element + std::int64_t{row} * dim + d, of_row * value);
+          add_gradient<T>(f, k, first_element + std::int64_t{row} * dim + d, row_factor * value);
         }
       }
       if (f.grad_masks != nullptr) {
-        // m x (G - h x): where of_column is m, all of it is there.
+        // The gradient of m is m x (G - h x); if column_factor is m, `value` has the m already.
         const float missing = factors.rows.squared ? factors.mask[d] : 1.0f;
         f.grad_masks[(blockIdx.x * p.subspaces + k) * dim + d] = grad_factor * missing;
       }

@@ -1,16 +1,17 @@
-// The forward pass: a block of threads owns a tile of rows of one block (k, i, j) and a share of
-// its columns; what several shares have is merged by a second kernel.
+// The forward pass: a thread block owns a tile of rows of one block (k, i, j) and a split (a share)
+// of its columns. The sums of several splits are merged by a second kernel.
 #pragma once
 
 #include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"
 
 namespace mast_ext::kernels::contrastive {
 
-// A sum of 2^(s - max), or of 2^(s - shift) with a shift that never changes.
+// The state of an online log-sum-exp: the running maximum, and the sum of 2^(s - max). With the
+// fixed shift, `max` is that shift and never changes.
 struct ShiftedSum {
   float max = -INFINITY, sum = 0;
 
-  // What to subtract: an empty sum has no maximum.
+  // What to subtract from s: the maximum of an empty sum is -inf.
   __device__ __forceinline__ float shift() const { return max == -INFINITY ? 0.0f : max; }
 
   __device__ __forceinline__ void raise(float to) {
@@ -27,8 +28,8 @@ struct ShiftedSum {
   __device__ __forceinline__ float log() const { return (log2f(sum) + shift()) * kLn2; }
 };
 
-// Adds a tile, whose products it overwrites. kWhole: all its entries exist and are part of the
-// sums.
+// Adds the entries of a tile to the sums of its rows; overwrites the products. kWhole: all entries
+// exist and none is left out.
 template <bool kFixedShift, bool kWhole, typename Tile>
 __device__ __forceinline__ void add_tile(ShiftedSum (&sums)[Tile::kThreadRows],
                                          typename Tile::Sums& products, const float* row_scale,
@@ -97,7 +98,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const std::int64_t first_result = row_block(p, k, i, j) + first_row;
   const float* const inv_norm_x = p.inv_norm_x + (k * p.x.views + i) * p.x.rows + first_row;
   const float* const inv_norm_y = p.inv_norm_y + (k * p.y.views + j) * p.y.rows;
-  __shared__ float row_scale[kRows];  // times <w x, y> / |y| is the logit
+  __shared__ float row_scale[kRows];  // logit = row_scale <w x, y> / |y|
   alignas(16) __shared__ float column_scale[2][kColumns];
   row_scale[thread] = thread < rows_left ? inv_norm_x[thread] * t.scale : 0.0f;
   ShiftedSum sums[kThreadRows];
@@ -144,8 +145,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   multiply_tiles<T>(ViewRows<T>(p.x, i), ViewRows<T>(p.y, j), MaskFactors<T>(p, k), first_row,
                     first_tile, last_tile, begin, end);
 
-  // Two warps have a row's columns, and four threads of each.
-  __syncthreads();  // the operands have been read
+  // The columns of a row are spread over two warps, and over four lanes of each.
+  __syncthreads();  // no thread still reads the operands, whose memory is used again
   auto* const halves = reinterpret_cast<ShiftedSum*>(dynamic_shared_memory());
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {

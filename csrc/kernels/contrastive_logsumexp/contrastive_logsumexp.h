@@ -1,25 +1,26 @@
-// contrastive_logsumexp: cosine similarities of rows x [Vx, N, D] and columns y [Vy, M, D], summed
-// up per row and never stored.
+// contrastive_logsumexp: log-sum-exp, per row, of the cosine similarities of all rows of
+// x [Vx, N, D] with all rows of y [Vy, M, D], which are the columns of the similarity matrix. The
+// matrix is never stored.
 //
 //   s[k, i, b, j, c]      = <m_k x_ib, m_k y_jc> rx ry / temperature      r = 1 / max(norm, 1e-8)
 //   positive[k, i, j, b]  = s[k, i, b, j, b + offset]
 //   lse[k, i, j, b]       = log sum_c exp(s[k, i, b, j, c])
 //
-// Backward. With g the gradients of lse and p those of positive, the weight of an entry is
+// Backward. With g the gradient of lse and p that of positive, the weight of an entry is
 //
 //   W = dL/dcos = 1/temperature * ( g_row exp(s - lse_row) + g_column exp(s - lse_column)
 //                                   + [c = b + offset] (p_row + p_column) )
 //
-// where the columns' terms exist when they are rows of the same loss, too: in self-contrast, and
-// against a gathered batch. Then, per row, with w = m^2,
+// where the terms of the columns exist if the columns are also rows of the same loss: in
+// self-contrast, and where y is a gathered batch. Then, per row, with w = m^2,
 //
 //   G = sum_jc W rx ry y_jc      dot = <w x, G> = sum_jc W cos      h = norm < 1e-8 ? 0 : rx^2 dot
 //   grad x += w (G - h x)        grad m += m x (G - h x), of rows and of columns
-//   grad temperature -= dot / temperature, halved when the columns' terms are in it
+//   grad temperature -= dot / temperature, halved if W has the terms of the columns
 //
-// The contract between the host code, which fills in the structs, and the kernels, which read them.
-// On the CPU the products are the vendor's, tile by tile, and the kernels are what follows a tile;
-// on CUDA one kernel does both.
+// This is the contract between the host code, which fills in the structs, and the kernels, which
+// read them. On the CPU the host code lets the vendor library multiply one tile after the other,
+// and the kernels process the products of a tile; on CUDA one kernel does both.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +34,9 @@ namespace mast_ext::kernels {
 
 inline constexpr double kSmallestNorm = 1e-8;
 
-// From here on exp((cos - 1) / temperature) is a normal float for every cosine, so that one
-// constant, and not a running maximum, keeps the sums in range.
+// From this temperature up, exp((cos - 1) / temperature) is a normal float for every cosine. Sums
+// of exponentials then subtract the constant 1 / temperature (the fixed shift) instead of a running
+// maximum.
 inline constexpr double kLeastFixedTemperature = 0.03;
 
 // ---- Rows, both devices
@@ -55,7 +57,8 @@ struct InverseNorms {
   void* inv_norm;  // [K, V, N]
 };
 
-// What a backward does with G of subspace k, for the rows [first, first + count) of V * N.
+// The last step of the backward, from G to the gradients, in subspace k and for the rows
+// [first, first + count) of V * N.
 struct ContrastiveRows {
   EmbeddingRows z;
   const void* mask;      // [D] of subspace k, or null
@@ -63,26 +66,27 @@ struct ContrastiveRows {
   std::int64_t first, count;
   DType products_dtype;
   const void* products;  // G [count, D]
-  bool add;              // to grad instead of overwriting it
+  bool add;              // whether to add to grad instead of overwriting it
   DType grad_dtype;      // of grad: float32 while subspaces are added up, else z's
   void* grad;            // [V, N, D], or null
-  std::int64_t slices;   // of the rows, for the sums over them
+  std::int64_t slices;   // the rows are divided into slices, which have their own sums over rows
   void* grad_mask;       // [slices, D]  sum of m x (G - h x), added to, or null
   void* dots;            // [slices]  sum of dot, added to
 };
 
-// Rows [begin, end) of V * N; slices [begin, end).
+// Rows [begin, end) of V * N.
 void inverse_norms_cpu(const InverseNorms& p, std::int64_t begin, std::int64_t end);
+// Slices [begin, end) of the rows.
 void contrastive_rows_cpu(const ContrastiveRows& p, std::int64_t begin, std::int64_t end);
 int inverse_norms_cuda(const InverseNorms& p, CUstream_st* stream);
 int contrastive_rows_cuda(const ContrastiveRows& p, CUstream_st* stream);
 
-// Which entries a sum has. Block (i, j) is x's view i against y's view j.
+// Which entries a sum includes. Block (i, j) has the entries of x's view i and y's view j.
 struct ContrastiveOptions {
   bool has_positive;
   bool exclude_self;      // positives are left out of blocks (i, i)
   bool exclude_positive;  // and of all blocks
-  bool within_views;      // false: no blocks (i, i)
+  bool within_views;      // false: blocks (i, i) are left out
 
   MAST_EXT_HD bool excludes(std::int64_t i, std::int64_t j) const {
     return has_positive && (exclude_positive || (exclude_self && i == j));
@@ -92,40 +96,40 @@ struct ContrastiveOptions {
   }
 };
 
-// ---- CPU: a rectangle of products <w x, y>, rows of view i against columns of view j
+// ---- CPU: a tile of products <w x, y>, rows of view i by columns of view j
 
 struct ContrastiveTile {
   DType dtype;  // of everything here: float32 or float64
   std::int64_t rows, columns;
   std::int64_t stride;   // between the rows of `products`
-  std::int64_t partner;  // column of row 0's positive, counted from this rectangle's first
-  bool has_positive;     // columns row + partner, where inside, are positives
-  bool exclude;          // and left out of the sums
+  std::int64_t partner;  // column of row 0's positive, counted from the tile's first; any sign
+  bool has_positive;     // column row + partner, if inside the tile, is the row's positive
+  bool exclude;          // positives are left out of the sums
   double temperature;
-  bool fixed_shift;       // temperature >= kLeastFixedTemperature
-  const void* row_scale;  // [rows], 1 / norm
-  const void* column_scale;
-  void* products;  // overwritten
+  bool fixed_shift;          // temperature >= kLeastFixedTemperature
+  const void* row_scale;     // [rows], 1 / norm
+  const void* column_scale;  // [columns]
+  void* products;            // [rows, columns]
 };
 
-// Partial sums of a column run over this many rows, so that threads share a tile.
+// The rows of a slice. Threads share a tile by slices, which have their own sums of each column.
 inline constexpr std::int64_t kTileSlice = 64;
 
 // Adds a tile to the sums of its rows and, for self-contrast, of its columns.
 struct ContrastiveTileSums {
   ContrastiveTile tile;
-  // Running sum of exp(s - shift), where shift is 1 / temperature, or the running maximum
+  // Running sums of exp(s - shift), where shift is 1 / temperature or the running maximum
   void* row_sum;     // [rows]
   void* row_max;     // [rows], null with the fixed shift
-  void* column_sum;  // as above for block (j, i), or null: not wanted
+  void* column_sum;  // [columns] of block (j, i), or null
   void* column_max;
-  void* slice_sum;  // [slices, columns], work space when column_sum is wanted
+  void* slice_sum;  // [slices, columns], work space if column_sum is not null
   void* slice_max;
   void* positive;         // [rows] of block (i, j), or null
   void* column_positive;  // [columns] of block (j, i), or null
 };
 
-// One side's part in W: null pointers where it has none.
+// The term of the rows, or of the columns, in W; null pointers where there is no such term.
 struct ContrastiveAnchor {
   const void* lse;
   const void* grad_lse;
@@ -138,10 +142,12 @@ struct ContrastiveTileWeights {
   ContrastiveAnchor row, column;
 };
 
-// Slices [begin, end) of the tile's rows, then columns [begin, end) over its slices.
+// Slices [begin, end) of the tile's rows.
 void contrastive_tile_sums_cpu(const ContrastiveTileSums& p, std::int64_t begin, std::int64_t end);
+// Columns [begin, end): merges the slices' sums into column_sum.
 void contrastive_tile_columns_cpu(const ContrastiveTileSums& p, std::int64_t begin,
                                   std::int64_t end);
+// Slices [begin, end) of the tile's rows.
 void contrastive_tile_weights_cpu(const ContrastiveTileWeights& p, std::int64_t begin,
                                   std::int64_t end);
 
@@ -161,42 +167,43 @@ struct Contrastive {
 
 struct ContrastiveForward {
   Contrastive p;
-  std::int64_t splits;  // of a view's columns, one block of threads each
+  std::int64_t splits;  // shares of a view's columns, each of which is a thread block's
   float* partial_max;   // [splits, K, Vx, Vy, N]; unused with the fixed shift
   float* partial_sum;
   float* lse;       // [K, Vx, Vy, N]
   float* positive;  // [K, Vx, Vy, N], or null
 };
 
-// The rows' anchors are [K, Vx, Vy, N], the columns' [K, Vy, Vx, M].
+// The tensors of `row` are [K, Vx, Vy, N], those of `column` [K, Vy, Vx, M].
 struct ContrastiveBackward {
   Contrastive p;
   ContrastiveAnchor row, column;
 };
 
-// grad of x and the rows' sums, for dims up to most_fused_dims().
+// The gradient of x and the sums over its rows in one kernel, for dims up to most_fused_dims().
 struct ContrastiveFusedBackward {
   ContrastiveBackward b;
   void* grad_x;          // [Vx, N, D] in x's dtype, or null
-  float* sum = nullptr;  // [Vx, N, D] work space: only with grad_x of 16 bits and several subspaces
+  float* sum = nullptr;  // [Vx, N, D] work space, for 16-bit grad_x and several subspaces only
   std::int64_t slices;   // of the Vx * N rows: fused_backward_slices()
   float* grad_masks;     // [slices, K, D], written, or null
   float* dots;           // [slices], written
 };
 
-// W rx ry of the rows [first, first + count) of view `view` and of all columns, for wider
-// embeddings.
+// For wider embeddings: W rx ry of the rows [first, first + count) of view `view` and of all
+// columns.
 struct ContrastiveWeights {
   ContrastiveBackward b;
   std::int64_t subspace, view, first, count;
-  DType dtype;    // of weights: bfloat16 beside bfloat16 embeddings, else float32
+  DType dtype;    // of weights: bfloat16 for bfloat16 embeddings, else float32
   void* weights;  // [count, Vy * M]
 };
 
-// Inside the kernels, rows of a view and elements of a row are counted in 32 bits.
+// CUDA kernels index the rows of a view and the elements of a row in 32 bits.
 inline constexpr std::int64_t kMostCounted = (std::int64_t{1} << 31) - 256;
 
-// What fits into a GPU's shared memory: float32 takes more of it, three parts of 16 bits (mma.cuh).
+// The widest rows whose tiles fit into a GPU's shared memory. float32 takes more of it: three parts
+// of 16 bits for each element (mma.cuh).
 inline constexpr int kMostFusedDims = 256, kMostFusedFloats = 192;
 inline std::int64_t most_fused_dims(DType dtype) {
   return dtype == DType::kFloat32 ? kMostFusedFloats : kMostFusedDims;

@@ -1,6 +1,6 @@
-// What follows a tile of products on the CPU, one pass over it: exponentials with the sums of its
-// rows and columns, or the weights of its gradient in place. Threads share a tile by slices of
-// kTileSlice rows, whatever their number, so that it does not change the bits.
+// The CPU kernels that process a tile of products: sums of exponentials over its rows and columns,
+// or, in place, the weights of the gradient. Threads share a tile by slices of kTileSlice rows, so
+// that the results do not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -34,7 +34,7 @@ A largest_lane(vec<A> v) {
   return *std::max_element(lanes, lanes + kLanes<A>);
 }
 
-// What a sum with this maximum is shifted by: an empty sum has none.
+// What a sum with this maximum subtracts before exponentials: the maximum of an empty sum is -inf.
 template <typename A>
 A shift_of(A max) {
   return max == kLowest<A> ? A{0} : max;
@@ -70,16 +70,17 @@ struct TileRow {
 
   std::int64_t left(std::int64_t c) const { return tile.columns - c; }
 
-  // Zeros behind the last column.
-  vec<A> columns_scale(std::int64_t c) const { return load_some(column_scale + c, left(c)); }
+  // Lanes behind the last column are 0.
+  vec<A> column_scales(std::int64_t c) const { return load_some(column_scale + c, left(c)); }
 
   vec<A> similarity(std::int64_t c) const {
-    return load_some(products + c, left(c)) * scale * columns_scale(c);
+    return load_some(products + c, left(c)) * scale * column_scales(c);
   }
 
   A partner_similarity() const { return products[partner] * scale * column_scale[partner]; }
 
-  // `values` with the lanes that are no columns, or left out, replaced.
+  // `values`, with `otherwise` in the lanes behind the last column and in that of an excluded
+  // positive.
   vec<A> kept(vec<A> values, std::int64_t c, A otherwise) const {
     if (left(c) < kLanes<A>) {
       for (std::int64_t i = left(c); i < kLanes<A>; ++i) values[i] = otherwise;
@@ -185,7 +186,7 @@ void weights(const ContrastiveTileWeights& p, std::int64_t begin, std::int64_t e
     if constexpr (kRow) {
       row_lse = elements<A>(p.row.lse)[r];
       row_grad = elements<A>(p.row.grad_lse)[r];
-      // What exp((cos - 1) / temperature) has to be multiplied by.
+      // exp(s - row_lse) row_grad = exp(s - shift) row_factor
       row_factor = std::exp(shift - row_lse) * row_grad;
     }
     for (std::int64_t c = 0; c < tile.columns; c += kLanes<A>) {
@@ -203,7 +204,7 @@ void weights(const ContrastiveTileWeights& p, std::int64_t begin, std::int64_t e
                load_some(elements<A>(p.column.grad_lse) + c, left);
         }
       }
-      w = row.kept(w * row.scale * row.columns_scale(c), c, A{0});
+      w = row.kept(w * row.scale * row.column_scales(c), c, A{0});
       store_some(row.products + c, w, left);
     }
     if (row.partner >= 0) row.products[row.partner] += positive;
@@ -240,13 +241,14 @@ void rows_of_slice(const ContrastiveRows& p, std::int64_t slice) {
       sum += load_some(z + d, left) * load_some(weight + d, left) * load_some(products + d, left);
     }
     const A dot = sum_lanes<A>(sum), inv_norm = elements<A>(p.inv_norm)[at];
-    const A pull = inv_norm >= static_cast<A>(1 / kSmallestNorm) ? A{0} : inv_norm * inv_norm * dot;
+    const A projection =  // h
+        inv_norm >= static_cast<A>(1 / kSmallestNorm) ? A{0} : inv_norm * inv_norm * dot;
     dots += dot;
     G* grad = p.grad == nullptr ? nullptr : static_cast<G*>(p.grad) + at * dim;
     for (std::int64_t d = 0; d < dim; d += kLanes<A>) {
       const std::int64_t left = dim - d;
       const vec<A> x = load_some(z + d, left),
-                   product_grad = load_some(products + d, left) - x * pull;
+                   product_grad = load_some(products + d, left) - x * projection;
       if (grad_mask != nullptr) {
         const vec<A> grad_m = load_some(mask + d, left) * x * product_grad;
         store_some(grad_mask + d, load_some(grad_mask + d, left) + grad_m, left);

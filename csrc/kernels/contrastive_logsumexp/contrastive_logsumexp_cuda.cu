@@ -1,5 +1,5 @@
-// The entry points of contrastive_logsumexp on CUDA: from dtypes and sizes to kernels. A block of
-// threads is told what it owns by blockIdx.x alone, which is the one that may be large.
+// The entry points of contrastive_logsumexp on CUDA: choose kernels by dtype and size, and launch
+// them. Grids have one dimension, x, since the others are limited to 65535.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/element_grid.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_backward.cuh"

@@ -1,4 +1,5 @@
-// Kernels that stream over rows: norms, and what follows from a row's G.
+// Kernels that take one row after the other: inverse norms, and the last step of the backward, from
+// G to the gradients.
 #pragma once
 
 #include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"
@@ -7,20 +8,20 @@ namespace mast_ext::kernels::contrastive {
 
 inline constexpr int kRowThreads = 256, kRowWarps = kRowThreads / kWarpSize;
 
-// Where row `at` of V * N begins.
+// The first element of row `at` of V * N.
 template <typename T>
 __device__ __forceinline__ const T* row_at(const EmbeddingRows& z, std::int64_t at) {
   return static_cast<const T*>(z.data) + at / z.rows * z.view_stride + at % z.rows * z.row_stride;
 }
 
-// A warp per row, which walks it once for kMasks subspaces.
+// One warp per row, which reads the row once for every kMasks subspaces.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) inverse_norms(InverseNorms p) {
   constexpr int kMasks = 4;
   const std::int64_t count = p.z.views * p.z.rows;
   const std::int64_t at = std::int64_t{blockIdx.x} * kRowWarps + threadIdx.x / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  if (at >= count) return;  // a whole warp
+  if (at >= count) return;  // the same for all lanes of a warp
   const T* z = row_at<T>(p.z, at);
   const auto* masks = static_cast<const float*>(p.masks);
   const bool aligned = is_aligned(z, 0, p.z.dim), aligned_masks = is_aligned(masks, 0, p.z.dim);
@@ -52,12 +53,12 @@ __global__ void __launch_bounds__(kRowThreads) inverse_norms(InverseNorms p) {
   }
 }
 
-// A block per slice of the rows. For some rows at a time, warps first make their dots; then every
-// thread has some elements of all of them.
+// One thread block per slice of the rows. It takes kRows rows at a time: first each warp computes
+// the dots of some of them, then each thread handles some elements of all of them.
 template <typename T, typename G, typename P>
 __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) {
   constexpr int kRows = 4 * kRowWarps;
-  __shared__ float pull[kRows];
+  __shared__ float projection[kRows];
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarpSize, lane = thread % kWarpSize;
   const auto* const mask = static_cast<const float*>(p.mask);
@@ -78,16 +79,17 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
       }
       dot = group_sum<kWarpSize>(dot);
       if (lane != 0) continue;
-      pull[row - first] = row_pull(inv_norm[p.first + row], dot);
+      projection[row - first] = row_projection(inv_norm[p.first + row], dot);
       dots += dot;
     }
     __syncthreads();
     for (std::int64_t d = thread; d < p.z.dim; d += kRowThreads) {
       const float w = weight(d);
-      float grad_weight = 0;  // of w, twice
+      float grad_weight = 0;  // twice the gradient of w; times m, the gradient of m
       for (std::int64_t row = first; row < last; ++row) {
         const float z = static_cast<float>(row_at<T>(p.z, p.first + row)[d]);
-        const float value = static_cast<float>(products[row * p.z.dim + d]) - pull[row - first] * z;
+        const float value =
+            static_cast<float>(products[row * p.z.dim + d]) - projection[row - first] * z;
         grad_weight += z * value;
         if (p.grad == nullptr) continue;
         G& grad = static_cast<G*>(p.grad)[(p.first + row) * p.z.dim + d];

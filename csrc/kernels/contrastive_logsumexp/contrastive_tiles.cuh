@@ -1,14 +1,16 @@
-// What the CUDA kernels of contrastive_logsumexp share: rows on their way into shared memory,
+// What the CUDA kernels of contrastive_logsumexp share: loading rows into shared memory,
 // temperatures, the weight of an entry, and the products of a tile of rows with tiles of columns.
 //
-// bfloat16 embeddings are multiplied as they are: without masks a tile is copied without passing
-// through registers. float32 and float16 are split into parts (mma.cuh).
-// An entry of a loss is also its mirror's, whose row and column have changed places, and both have
-// to be the same number: the gradient weighs an entry by exp(s - lse) with an lse that was summed
-// up on the other side. So what is rounded is rounded alike on both sides: bfloat16 rows and
-// columns are m x each. Parts hold w x to float32's last bit, or to 2^-17 beside float16.
+// bfloat16 embeddings are multiplied as they are; without masks, a tile is copied to shared memory
+// without passing through registers. float32 and float16 are split into parts (mma.cuh).
 //
-// Logits are in units of log 2 inside the kernels, so that an exponential is one instruction.
+// Masks are applied so that an entry and its mirror image, with row and column exchanged, are the
+// same number: the gradient weighs an entry by exp(s - lse), where the lse of a column was summed
+// over mirror images. Rounding must therefore treat rows and columns alike: bfloat16 rows and
+// columns are both multiplied by m. Split rows are multiplied by w = m^2 and columns by 1, because
+// the parts hold w x to the last bit of float32, or to 2^-17 for float16.
+//
+// Logits are to base 2 inside the kernels, so that an exponential is one instruction.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,7 +30,7 @@ namespace mast_ext::kernels::contrastive {
 
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-// In how many parts elements are multiplied.
+// The number of bfloat16 parts that an element is split into.
 template <typename T>
 inline constexpr int kPartsOf = std::is_same_v<T, float>       ? 3
                                 : std::is_same_v<T, c10::Half> ? 2
@@ -38,8 +40,8 @@ inline constexpr bool kSplitFactors = kPartsOf<T> > 1;
 
 // ---- Rows
 
-// Reads eight elements, of which the first `count` exist, as floats; the others are 0. `aligned`:
-// whole packets begin at addresses that 16 bytes divide, and rows end with a packet.
+// Reads eight elements as floats; those from `count` on are beyond the end of the row and become 0.
+// `aligned`: `from` is a multiple of 16 bytes, and a row has a multiple of eight elements.
 template <typename T>
 __device__ __forceinline__ void read_packet(const T* from, int count, bool aligned,
                                             float (&to)[8]) {
@@ -83,7 +85,7 @@ struct ViewRows {
         aligned(is_aligned(data, stride, dim)) {}
 };
 
-// What the elements of a side are multiplied by: 1, m or m^2.
+// The factor of the rows' elements, or of the columns': 1, m or m^2.
 struct MaskFactor {
   const float* mask = nullptr;  // [D]
   bool squared = false;
@@ -94,7 +96,7 @@ struct MaskFactor {
   }
 };
 
-// Those of both sides in subspace k, whose product is w = m^2.
+// The factors of rows and columns in subspace k. Their product is w = m^2.
 template <typename T>
 struct MaskFactors {
   const float* mask;  // [D] of the subspace, or null
@@ -106,8 +108,8 @@ struct MaskFactors {
         columns{kSplitFactors<T> ? nullptr : mask, false} {}
 };
 
-// Puts elements [first_dim, first_dim + kDepth) of rows [first_row, first_row + kRows) into shared
-// memory, times the factor; zeros where there are none. Some of it may arrive with
+// Loads elements [first_dim, first_dim + kDepth) of rows [first_row, first_row + kRows), times the
+// factor, into shared memory; elements out of range become 0. The data are there after
 // wait_for_copies().
 template <int kThreads, typename T, typename Operand>
 __device__ __forceinline__ void load_rows(const Operand& to, const ViewRows<T>& from, int first_row,
@@ -156,7 +158,7 @@ __device__ __forceinline__ void load_rows(const Operand& to, const ViewRows<T>& 
 // ---- Logits and weights
 
 struct Temperature {
-  float inverse, scale;  // scale * cos is the logit in units of log 2
+  float inverse, scale;  // scale * cos is the logit to base 2
   bool fixed_shift;      // exponentials are of logit - scale
 
   __device__ __forceinline__ explicit Temperature(const Contrastive& p)
@@ -166,8 +168,8 @@ struct Temperature {
         fixed_shift(p.temperature_tensor == nullptr && p.temperature >= kLeastFixedTemperature) {}
 };
 
-// Whether a tile holds positives of its rows, and in which of its columns that of its first row is
-// then: a far one is none.
+// Whether a tile holds positives, and if so, the column of its first row's positive, counted from
+// the tile's first and possibly outside.
 struct Positives {
   bool here;
   int partner;
@@ -180,8 +182,8 @@ struct Positives {
   }
 };
 
-// One side's part in an entry's weight: with the fixed shift factor * exp(s - 1 / temperature),
-// else factor * exp(s - lse).
+// The term of a row, or of a column, in the weights W of its entries: with the fixed shift
+// factor * exp(s - 1 / temperature), else factor * exp(s - lse).
 struct AnchorTerm {
   float factor = 0, lse = INFINITY;
 
@@ -197,8 +199,9 @@ struct AnchorTerm {
   }
 };
 
-// The sums' part of W of an entry with this cosine, of a column with this scale. A column behind
-// the last one has the scale 0, and a cosine that may be far above the row's others.
+// The part of W that comes from lse, for an entry with this cosine and column scale. A column
+// behind the last one has the scale 0 and so the cosine 0, which may be so far above the cosines in
+// lse that exp(s - lse) overflows.
 template <bool kFixedShift>
 __device__ __forceinline__ float sums_weight(float cosine, float column_scale, const Temperature& t,
                                              const AnchorTerm& row, const AnchorTerm& column) {
@@ -207,12 +210,12 @@ __device__ __forceinline__ float sums_weight(float cosine, float column_scale, c
   return column_scale == 0 ? 0.0f : row.factor * exp(row.lse) + column.factor * exp(column.lse);
 }
 
-// h, from 1 / norm and dot.
-__device__ __forceinline__ float row_pull(float inv_norm, float dot) {
+// h of a row: G - h x is G without its component along x.
+__device__ __forceinline__ float row_projection(float inv_norm, float dot) {
   return inv_norm >= static_cast<float>(1 / kSmallestNorm) ? 0.0f : inv_norm * inv_norm * dot;
 }
 
-// The positive's part of W of a positive.
+// The part of W that comes from `positive`, for an entry that is one.
 __device__ __forceinline__ float positive_weight(const ContrastiveBackward& b, std::int64_t row_at,
                                                  std::int64_t column_at, const Temperature& t) {
   const auto* of_row = static_cast<const float*>(b.row.grad_positive);
@@ -222,7 +225,7 @@ __device__ __forceinline__ float positive_weight(const ContrastiveBackward& b, s
          t.inverse;
 }
 
-// Where row 0 of block (k, i, j) is in [K, Vx, Vy, N], and column 0 in [K, Vy, Vx, M].
+// The index of row 0 of block (k, i, j) in [K, Vx, Vy, N], and of its column 0 in [K, Vy, Vx, M].
 __device__ __forceinline__ std::int64_t row_block(const Contrastive& p, int k, int i, int j) {
   return ((k * p.x.views + i) * p.y.views + j) * p.x.rows;
 }
@@ -230,21 +233,22 @@ __device__ __forceinline__ std::int64_t column_block(const Contrastive& p, int k
   return ((k * p.y.views + j) * p.x.views + i) * p.y.rows;
 }
 
-// ---- Products of any depth: a block of threads makes tiles, of which each of its four warps has a
-// quarter
+// ---- Products of any depth: a thread block computes a tile, each of its four warps a quarter of
+// it
 
 inline constexpr int kTileThreads = 128;
 
-// Split factors take more registers, so that fewer sums fit.
+// Split operands take more registers, which leaves fewer for accumulators.
 template <typename T>
 struct ProductTile {
   static constexpr int kRows = 128, kColumns = kSplitFactors<T> ? 64 : 128;
-  static constexpr int kRowBlocks = kRows / 32, kColumnBlocks = kColumns / 32;  // of 16, a warp
+  // Blocks of 16 rows and of 16 columns per warp.
+  static constexpr int kRowBlocks = kRows / 32, kColumnBlocks = kColumns / 32;
   static constexpr int kThreadRows = 2 * kRowBlocks, kThreadColumns = 2 * kColumnBlocks;
   using Sums = WarpSums<kRowBlocks, kColumnBlocks>;
 
-  // A thread's sums are in rows row(r), columns column(c) and column(c) + 1 of the tile, the first
-  // at pair(sums, r, c).
+  // A thread accumulates rows row(r) and columns column(c) and column(c) + 1 of the tile, which are
+  // the two elements at pair(sums, r, c).
   static __device__ __forceinline__ int row(int r) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     return warp / 2 * (kRows / 2) + lane / 4 + 8 * r;
@@ -260,7 +264,8 @@ struct ProductTile {
     return sums[r / 2][c / 2][c % 2] + r % 2 * 2;
   }
 
-  // Rows whose elements fit here are loaded once and not again for every tile of columns.
+  // Elements are loaded in chunks of kDepth. Rows of up to kMostKept chunks are loaded once and
+  // stay in shared memory; longer ones are loaded again for every tile of columns.
   static constexpr int kDepth = kSplitFactors<T> ? 32 : 64, kStages = 2;
   static constexpr int kMostKept = kPartsOf<T> == 3 ? 3 : 4;
   using Rows = SharedOperand<kRows, kDepth, kPartsOf<T>>;
@@ -277,9 +282,9 @@ struct ProductTile {
       kStages * Columns::kBytes + std::max(kMostKept, kStages) * Rows::kBytes;
 };
 
-// Calls begin(tile) early, to start loading what else a tile of columns needs, and
-// end(tile, sums) with the products <w x, y> of x's rows from first_row on and y's columns from
-// tile * kColumns on, for the tiles [first_tile, last_tile).
+// Multiplies x's rows from first_row on by y's columns from tile * kColumns on, for the tiles
+// [first_tile, last_tile) of columns. Calls begin(tile) when it starts to load a tile, so that the
+// caller can start copies of its own, and end(tile, sums) with the products <w x, y>.
 template <typename T, typename Begin, typename End>
 __device__ __forceinline__ void multiply_tiles(const ViewRows<T>& x, const ViewRows<T>& y,
                                                const MaskFactors<T>& masks, int first_row,
@@ -292,9 +297,9 @@ __device__ __forceinline__ void multiply_tiles(const ViewRows<T>& x, const ViewR
   const auto columns_at = [](int stage) {
     return typename Tile::Columns{dynamic_shared_memory() + stage * Tile::Columns::kBytes};
   };
-  const auto rows_at = [](int place) {
+  const auto rows_at = [](int slot) {
     return typename Tile::Rows{dynamic_shared_memory() + Tile::kStages * Tile::Columns::kBytes +
-                               place * Tile::Rows::kBytes};
+                               slot * Tile::Rows::kBytes};
   };
   const auto start = [&](int tile, int chunk, int stage) {
     if (chunk == 0) begin(tile);
@@ -317,7 +322,7 @@ __device__ __forceinline__ void multiply_tiles(const ViewRows<T>& x, const ViewR
     typename Tile::Sums sums = {};
     for (int chunk = 0; chunk < chunks; ++chunk) {
       wait_for_copies();
-      __syncthreads();  // this stage is there, the other one has been read
+      __syncthreads();  // this stage has arrived, and no thread still reads the other one
       const bool last = chunk + 1 == chunks;
       if (!last || tile + 1 < last_tile) {
         start(last ? tile + 1 : tile, last ? 0 : chunk + 1, 1 - stage);

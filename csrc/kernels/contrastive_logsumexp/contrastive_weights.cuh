@@ -1,5 +1,5 @@
-// Weights W rx ry in memory, for embeddings too wide for the fused backward: a block of threads
-// owns a tile of rows and columns.
+// Writes the weights W rx ry to memory, for embeddings too wide for the fused backward: a thread
+// block owns a tile of rows and columns.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace mast_ext::kernels::contrastive {
 
-// Of the products, which take the operands' place.
+// Shared memory for a tile's products, which replace the operands.
 template <typename T>
 inline constexpr int kProductsBytes =
     ProductTile<T>::kRows * ProductTile<T>::kColumns * static_cast<int>(sizeof(float));
@@ -51,20 +51,23 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     row_lse[thread] = term.lse;
   }
 
-  // By way of the shared memory: there a thread finds all rows of a column.
+  // The products go through shared memory, because a thread then takes rows of a single column, and
+  // neighboring threads write neighboring weights.
   auto* const products = reinterpret_cast<float*>(dynamic_shared_memory());
-  const auto place_of = [](int row, int column) { return row * kColumns + (column ^ row % 8 * 8); };
+  const auto offset_of = [](int row, int column) {
+    return row * kColumns + (column ^ row % 8 * 8);  // swizzled against bank conflicts
+  };
   multiply_tiles<T>(
       ViewRows<T>(p.x, i), ViewRows<T>(p.y, j), MaskFactors<T>(p, k), first_row, tile,
       left_out ? tile : tile + 1, [](int) {},
       [&](int, const typename Tile::Sums& sums) {
-        __syncthreads();  // the operands have been read
+        __syncthreads();  // no thread still reads the operands
 #pragma unroll
         for (int r = 0; r < Tile::kThreadRows; ++r) {
 #pragma unroll
           for (int c = 0; c < Tile::kThreadColumns; ++c) {
             const float* const pair = Tile::pair(sums, r, c);
-            *reinterpret_cast<float2*>(products + place_of(Tile::row(r), Tile::column(c))) =
+            *reinterpret_cast<float2*>(products + offset_of(Tile::row(r), Tile::column(c))) =
                 make_float2(pair[0], pair[1]);
           }
         }
@@ -82,14 +85,14 @@ __global__ void __launch_bounds__(kTileThreads, 2)
                 first_column + column;
 #pragma unroll 4
   for (int row = thread / kColumns; row < rows; row += kRowStep) {
-    if (left_out) {  // without products
+    if (left_out) {  // the products were not computed
       to[row * p.y.views * p.y.rows] = static_cast<W>(0.0f);
       continue;
     }
     AnchorTerm row_term;
     row_term.factor = row_factor[row];
     row_term.lse = row_lse[row];
-    const float cosine = products[place_of(row, column)] * scale * row_scale[row];
+    const float cosine = products[offset_of(row, column)] * scale * row_scale[row];
     float w = t.fixed_shift ? sums_weight<true>(cosine, scale, t, row_term, column_term)
                             : sums_weight<false>(cosine, scale, t, row_term, column_term);
     if (row == positive_row) {
