@@ -1,3 +1,5 @@
+// The CPU kernels of prototype_cross_entropy with separate forward and backward passes, which both
+// take one chunk of an image after the other.
 #include "kernels/common/isa.h"
 #include "kernels/prototype_cross_entropy/prototype_rows_cpu.h"
 
@@ -19,16 +21,17 @@ void forward_share(const PrototypeCrossEntropy& p, std::int64_t group, std::int6
     return row_of<T>(in.student, s, b) + first;
   };
   A* e = scratch<A, struct Exponentials>(in.teachers * kChunk);
-  sum_columns<A>(p, group, first, chunk_count(in, chunk), [&](std::int64_t b, A* sums, bool fresh) {
-    for (std::int64_t t = 0; t < in.teachers; ++t) {
-      const T* next = t + 1 < in.teachers ? teacher(t + 1, b) : student(0, b);
-      teacher_chunk<T>(p, b, t, chunk, next, e + t * kChunk, sums, fresh && t == 0);
-    }
-    for (std::int64_t s = 0; s < in.students; ++s) {
-      const T* next = s + 1 < in.students ? student(s + 1, b) : teacher(0, b + 1);
-      student_chunk<T, A>(p, b, s, chunk, next, e, nullptr);
-    }
-  });
+  sum_columns<A>(
+      p, group, first, chunk_count(in, chunk), [&](std::int64_t b, A* sums, bool overwrite) {
+        for (std::int64_t t = 0; t < in.teachers; ++t) {
+          const T* next = t + 1 < in.teachers ? teacher(t + 1, b) : student(0, b);
+          teacher_chunk<T>(p, b, t, chunk, next, e + t * kChunk, sums, overwrite && t == 0);
+        }
+        for (std::int64_t s = 0; s < in.students; ++s) {
+          const T* next = s + 1 < in.students ? student(s + 1, b) : teacher(0, b + 1);
+          student_chunk<T, A>(p, b, s, chunk, next, e, nullptr);
+        }
+      });
 }
 
 template <typename A>

@@ -1,7 +1,8 @@
-// A warp takes one image's chunk of prototypes, 16 a thread: the teachers' exponentials stay in
-// registers while the students' rows pass by, the next one on its way. A block's warps take
-// different images of the same chunk and merge their column sums in the end; a second kernel merges
-// the chunks. Every result has one owner and one order of summation: no atomics.
+// The CUDA kernels of prototype_cross_entropy. A warp takes one image's chunk of prototypes, 16 per
+// lane: the teachers' exponentials stay in registers while it goes through the students' rows and
+// loads each one ahead of its use. The warps of a thread block take different images of the same
+// chunk and add up their column sums at the end; a second kernel merges the chunks. There are no
+// atomic additions: every result has a fixed order of summation.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/mma.cuh"
@@ -17,7 +18,7 @@ using namespace prototype_cuda;
 
 constexpr int kMergeThreads = 256;
 
-// The partial of an image's chunk, kTeachers teachers at a time.
+// Writes the partial of an image's chunk, taking kTeachers teachers at a time.
 template <typename T, int kTeachers, bool kWhole>
 __device__ __forceinline__ void forward_chunk(const PrototypeCrossEntropy& p,
                                               const Inverses& inverses, std::int64_t b,
@@ -34,7 +35,7 @@ __device__ __forceinline__ void forward_chunk(const PrototypeCrossEntropy& p,
     if (columns.lane == 0) partials[index * p.shares.chunks + chunk] = value;
   };
   StudentRows<T, kWhole> students{in, b, first, columns, {}};
-  students.announce();
+  students.prefetch_first();
   for (std::int64_t t0 = 0; t0 < in.teachers; t0 += kTeachers) {
     float e[kTeachers][kColumns];
 #pragma unroll
@@ -52,7 +53,7 @@ __device__ __forceinline__ void forward_chunk(const PrototypeCrossEntropy& p,
 #pragma unroll
         for (int i = 0; i < kColumns; ++i) column_sums[i * kWarpSize + columns.lane] += e[t][i];
       }
-      take_off_center(in, first, columns, e[t]);
+      subtract_center(in, first, columns, e[t]);
       const float max = row_max(e[t]), shift = math::shift_of(max);
       float sum = 0;
 #pragma unroll
@@ -74,7 +75,8 @@ __device__ __forceinline__ void forward_chunk(const PrototypeCrossEntropy& p,
       float sum = 0, dots[kTeachers] = {};
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
-        // What does not exist is far off but finite: 0 as an exponential, and times one.
+        // For a column that does not exist: its exponential is 0, and it is finite, so that its
+        // product with e = 0 is 0.
         const float difference = columns.has(i) ? x[i] - shift : -1e30f;
         sum += exp2_fast(difference * student_scale);
 #pragma unroll
@@ -94,11 +96,11 @@ __device__ __forceinline__ void forward_chunk(const PrototypeCrossEntropy& p,
   }
 }
 
-// As many blocks of a multiprocessor as registers are to be shared among.
-constexpr int blocks_at_once(int teachers) { return teachers <= 2 ? 5 : 3; }
+// Thread blocks that shall fit a multiprocessor, which limits the registers of a thread.
+constexpr int blocks_per_multiprocessor(int teachers) { return teachers <= 2 ? 5 : 3; }
 
 template <typename T, int kTeachers>
-__global__ void __launch_bounds__(kThreads, blocks_at_once(kTeachers))
+__global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kTeachers))
     forward(PrototypeCrossEntropy p, Inverses inverses, bool aligned) {
   __shared__ float column_sums[kWarps][kChunk];
   const PrototypeLogits& in = p.logits;
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once(kTeachers))
   }
 }
 
-// Joins what the chunks found of a row; all lanes of the warp get the result.
+// The stats of a row, merged from its chunks; all lanes of the warp get them.
 struct RowStats {
   float max, sum;
 
@@ -158,8 +160,8 @@ struct RowStats {
   }
 };
 
-// Blocks [0, B) merge an image's chunks, a row or pair a warp; the others the groups' column
-// sums.
+// Thread blocks [0, B) merge the chunks of an image, a row or a pair per warp; the others merge the
+// groups' column sums.
 __global__ void __launch_bounds__(kMergeThreads) merge(PrototypeCrossEntropy p, Inverses inverses) {
   const PrototypeLogits& in = p.logits;
   if (blockIdx.x >= in.batch) {
@@ -213,7 +215,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge(PrototypeCrossEntropy p, 
   }
 }
 
-// The teacher's probabilities exp((y - center - shift) / u) / sum.
+// Computes a teacher's probabilities e = exp((y - center - shift) / u) / sum.
 template <typename T, bool kWhole>
 __device__ __forceinline__ void probabilities(const PrototypeCrossEntropyBackward& p,
                                               float inverse_temperature, std::int64_t t,
@@ -228,13 +230,13 @@ __device__ __forceinline__ void probabilities(const PrototypeCrossEntropyBackwar
   row.load(row_of<T>(in.teacher, t, b) + first, columns);
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) e[i] = row[i];
-  take_off_center(in, first, columns, e);
+  subtract_center(in, first, columns, e);
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) e[i] = exp2_fast((e[i] - shift) * scale) * inverse;
 }
 
-// The gradient of an image's chunk. Up to kTeachers teachers are kept in registers; more are
-// computed again for every student (kMany).
+// Writes the gradient of an image's chunk. The probabilities of up to kTeachers teachers stay in
+// registers; those of more teachers (kMany) are computed again for every student.
 template <typename T, int kTeachers, bool kMany, bool kWhole>
 __device__ __forceinline__ void backward_chunk(const PrototypeCrossEntropyBackward& p,
                                                const Inverses& inverses, std::int64_t b,
@@ -257,7 +259,7 @@ __device__ __forceinline__ void backward_chunk(const PrototypeCrossEntropyBackwa
     }
   };
   StudentRows<T, kWhole> students{in, b, first, columns, {}};
-  students.announce();
+  students.prefetch_first();
   if constexpr (!kMany) load_teachers(0);
   students.begin();
   for (std::int64_t s = 0; s < in.students; ++s) {
@@ -304,7 +306,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Whether whole chunks of all rows can be moved 16 bytes at a time.
+// Whether whole chunks of all rows can be read and written 16 bytes at a time.
 template <typename T>
 bool is_aligned(const PrototypeLogits& p, const void* grad_student) {
   const auto strides = static_cast<std::uintptr_t>(p.student.view_stride | p.student.batch_stride |

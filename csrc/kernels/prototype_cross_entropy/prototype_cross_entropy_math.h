@@ -1,12 +1,13 @@
-// The partial a chunk of prototypes leaves of one image, and how partials merge; for both devices.
+// The partial of an image, computed from one chunk of prototypes, and how partials merge. Shared by
+// CPU and CUDA.
 //
 //   of student view s      largest logit m_s and sum of exp((x - m_s) / r)
 //   of teacher view t      largest logit m_t and l_t, the sum of e_t = exp((y - center - m_t) / u)
 //   of a pair (t, s)       A_ts = sum of e_t (x - m_s)
 //
-// Logits enter as differences from the largest only, so that nothing is lost to a common offset.
-// With M the largest of the chunks' m, a chunk adds e^((m_t - M_t) / u) (A_ts + (m_s - M_s)
-// l_t) to the whole's A_ts, and
+// Only differences from the largest logit are used, so that a common offset costs no precision.
+// With M the largest of all chunks' m, a chunk adds e^((m_t - M_t) / u) (A_ts + (m_s - M_s) l_t) to
+// the A_ts of the whole row, and
 //
 //   CE_ts = log l_s - A_ts / (l_t r)
 #pragma once
@@ -18,7 +19,7 @@
 
 namespace mast_ext::kernels::prototype_math {
 
-// Where things are in a partial.
+// The index of every value in a partial.
 struct PartialLayout {
   std::int64_t students, teachers;
 
@@ -32,14 +33,16 @@ struct PartialLayout {
   MAST_EXT_HD std::int64_t size() const { return dot(teachers, 0); }
 };
 
-// What is taken off a row whose largest logit is `max`: a row of nothing but -inf has exponentials
-// of 0, not NaN; one with +inf or NaN is NaN by its sum.
+// What is subtracted from a row whose largest logit is `max`: 0 if that is not finite. The
+// exponentials of a row of -inf are then 0 instead of NaN; a row with +inf or NaN becomes NaN by
+// its sum.
 template <typename A>
 MAST_EXT_HD A shift_of(A max) {
   return max - max == 0 ? max : A{0};
 }
 
-// exp((max - all) / temperature), the weight of a chunk in its row: NaN where all are -inf.
+// exp((max - all) / temperature), the weight of a chunk with the largest logit `max` in a row with
+// the largest logit `all`: NaN if both are -inf.
 template <typename A>
 MAST_EXT_HD A chunk_weight(A max, A all, A inverse_temperature) {
   return std::exp((max - all) * inverse_temperature);

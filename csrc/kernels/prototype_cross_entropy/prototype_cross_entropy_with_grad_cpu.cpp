@@ -1,3 +1,5 @@
+// The CPU kernel that computes cross entropies and gradient in one pass over the logits: one image
+// after the other, all chunks of it.
 #include "kernels/common/isa.h"
 #include "kernels/prototype_cross_entropy/prototype_rows_cpu.h"
 
@@ -7,21 +9,22 @@ namespace {
 
 using namespace prototype_cpu;
 
-// Chunks ahead of the one read that rows are prefetched: nearer, and memory is waited for.
+// Rows are prefetched this many chunks ahead. One chunk is too few: the loads would wait for
+// memory.
 constexpr std::int64_t kAhead = 2;
 
-// Chunk `chunk` of a row, or of the one read after it.
+// Chunk `chunk` of a row, where chunks beyond the last one continue in the row that is read next.
 template <typename T>
 const T* ahead(const T* row, const T* next_row, std::int64_t chunk, std::int64_t chunks) {
   if (chunk < chunks) return row + chunk * kChunk;
   return next_row + std::min(chunk - chunks, chunks - 1) * kChunk;
 }
 
-// An image, row by row: all the teachers' exponentials stay in the caches, and a student's until
-// its gradient is written.
+// One image, row by row: the teachers' exponentials stay in the caches for all students, and a
+// student's until its gradient is written.
 template <typename T, typename A = accum_t<T>>
 void forward_backward_image(const PrototypeCrossEntropy& p, const PrototypeCrossEntropyBackward& q,
-                            std::int64_t b, A* sums, bool fresh) {
+                            std::int64_t b, A* sums, bool overwrite) {
   const PrototypeLogits& in = p.logits;
   const std::int64_t chunks = p.shares.chunks, teachers = in.teachers;
   A* e = scratch<A, struct TeacherExponentials>(chunks * teachers * kChunk);
@@ -35,7 +38,7 @@ void forward_backward_image(const PrototypeCrossEntropy& p, const PrototypeCross
       const T* next =
           ahead(row_of<T>(in.teacher, t, b), row_of<T>(in.student, 0, b), i + kAhead, chunks);
       teacher_chunk<T>(p, b, t, i, next, of_chunk(i) + t * kChunk,
-                       sums == nullptr ? nullptr : sums + i * kChunk, fresh && t == 0);
+                       sums == nullptr ? nullptr : sums + i * kChunk, overwrite && t == 0);
     }
   }
   merge_teachers(p, b, weights);
@@ -57,7 +60,7 @@ void forward_backward_image(const PrototypeCrossEntropy& p, const PrototypeCross
     }
     const RowStats<A> stats = merge_student(p, b, s, weights);
     const A* max = Partials<A>(p, b).student_max(s);
-    for (std::int64_t i = chunks; i-- > 0;) {  // the last chunk is the nearest
+    for (std::int64_t i = chunks; i-- > 0;) {  // the last chunk is the one in the nearest cache
       const A scale = math::chunk_weight(max[i], stats.max, inverse) / stats.sum;
       grad_chunk<T>(q, b, s, i, of_chunk(i), scales + i * teachers, scale,
                     [&]<int N>(std::int64_t c, std::int64_t, vec<A>(&x)[N]) {
@@ -80,9 +83,10 @@ void prototype_cross_entropy_with_grad_cpu(const PrototypeCrossEntropy& p,
   visit_dtype(p.logits.dtype, [&]<typename T>() {
     using A = accum_t<T>;
     for (std::int64_t group = begin; group < end; ++group) {
-      sum_columns<A>(p, group, 0, p.logits.prototypes, [&](std::int64_t b, A* sums, bool fresh) {
-        forward_backward_image<T>(p, q, b, sums, fresh);
-      });
+      sum_columns<A>(p, group, 0, p.logits.prototypes,
+                     [&](std::int64_t b, A* sums, bool overwrite) {
+                       forward_backward_image<T>(p, q, b, sums, overwrite);
+                     });
     }
   });
 }
@@ -93,7 +97,7 @@ void prototype_weighted_sum_cpu(const PrototypeCrossEntropy& p,
   visit_accumulation(in.dtype, [&]<typename A>() {
     const auto* cross_entropy = static_cast<const A*>(p.cross_entropy);
     const auto* weights = static_cast<const A*>(q.grad);
-    double total = 0;  // there may be a million tokens
+    double total = 0;  // precise enough for the sum over a million tokens
     for (std::int64_t i = 0; i < in.teachers * in.students * in.batch; ++i) {
       if (weights[i] != 0) total += static_cast<double>(weights[i]) * cross_entropy[i];
     }

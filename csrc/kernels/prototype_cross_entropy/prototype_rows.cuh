@@ -1,5 +1,5 @@
-// How the CUDA kernels of prototype_cross_entropy read rows of logits: a warp takes a chunk of
-// one, 16 columns a thread.
+// How the CUDA kernels of prototype_cross_entropy read and write rows: a warp takes a chunk of a
+// row, each lane 16 of its columns.
 #pragma once
 
 #include "kernels/common/packets.cuh"
@@ -9,12 +9,12 @@
 namespace mast_ext::kernels::prototype_cuda {
 
 inline constexpr int kChunk = kPrototypeChunkCuda;
-inline constexpr int kColumns = kChunk / kWarpSize;  // of a thread
+inline constexpr int kColumns = kChunk / kWarpSize;  // columns of a lane
 inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * kWarpSize;
 inline constexpr float kLog2E = 1.44269504f;
 
-// 1 / temperature, divided on the host.
+// 1 / temperature, computed in double on the host.
 struct Inverses {
   float student, teacher;
 
@@ -32,25 +32,26 @@ __device__ __forceinline__ float group_max(float value) {
   return value;
 }
 
-// Where a thread's columns are in a chunk, and which of them exist. Those of whole chunks of
-// aligned rows of T lie together 16 bytes a time; otherwise neighbors have neighbors.
+// Which columns of a chunk a lane has, and which of them exist. kWhole: the chunk is whole and its
+// rows of T are aligned, and a lane has groups of columns that fill 16 bytes. Otherwise neighboring
+// lanes have neighboring columns.
 template <typename T, bool kWhole>
 struct Columns {
-  static constexpr int kTogether = kWhole ? 16 / sizeof(T) : 1;
-  int lane, count;  // of the chunk's columns
+  static constexpr int kGroup = kWhole ? 16 / sizeof(T) : 1;
+  int lane, count;  // `count` columns of the chunk exist
 
   __device__ __forceinline__ int at(int i) const {
-    return (i / kTogether * kWarpSize + lane) * kTogether + i % kTogether;
+    return (i / kGroup * kWarpSize + lane) * kGroup + i % kGroup;
   }
   __device__ __forceinline__ bool has(int i) const { return kWhole || at(i) < count; }
 };
 
-// A thread's columns of one row, as they are in memory.
+// A lane's columns of one row, in the type that they have in memory.
 template <typename E>
 struct RawRow {
   alignas(16) E values[kColumns];
 
-  // What does not exist is 0.
+  // Columns that do not exist become 0.
   template <typename T, bool kWhole>
   __device__ __forceinline__ void load(const E* row, const Columns<T, kWhole>& columns) {
     constexpr int kPacket = kWhole ? 16 / sizeof(E) : 1;
@@ -78,13 +79,13 @@ struct RawRow {
   __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(values[i]); }
 };
 
-// Brings a chunk of a row as near as the second-level cache: what is in flight this way takes no
+// Prefetches a chunk of a row to the second-level cache. Unlike loads, prefetches in flight take no
 // registers.
 template <typename T, bool kWhole>
 __device__ __forceinline__ void prefetch([[maybe_unused]] const T* row,
                                          [[maybe_unused]] const Columns<T, kWhole>& columns) {
 #ifdef __CUDACC__
-  constexpr int kElements = 32 / sizeof(T);  // of a sector of that cache
+  constexpr int kElements = 32 / sizeof(T);  // of a sector, the unit of that cache
   if constexpr (kWhole) {
 #pragma unroll
     for (int i = 0; i < kChunk; i += kWarpSize * kElements) {
@@ -94,10 +95,10 @@ __device__ __forceinline__ void prefetch([[maybe_unused]] const T* row,
 #endif
 }
 
-// The rows of an image's students one after the other, read ahead.
+// Reads the rows of an image's students one after the other, ahead of their use.
 template <typename T, bool kWhole>
 struct StudentRows {
-  static constexpr int kAhead = 3;  // rows on their way to the second-level cache
+  static constexpr int kAhead = 3;  // rows that are being prefetched
   const PrototypeLogits& p;
   std::int64_t b, first;
   const Columns<T, kWhole>& columns;
@@ -107,8 +108,8 @@ struct StudentRows {
     return row_of<T>(p.student, s, b) + first;
   }
 
-  // To be called long before the rows are asked for.
-  __device__ __forceinline__ void announce() const {
+  // To be called as early as possible before begin().
+  __device__ __forceinline__ void prefetch_first() const {
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) {
       if (s < p.students) prefetch(row(s), columns);
@@ -116,7 +117,7 @@ struct StudentRows {
   }
   __device__ __forceinline__ void begin() { next.load(row(0), columns); }
 
-  // Row s, and then s + 1.
+  // Returns row s and starts to load row s + 1. To be called for s = 0, 1, ... after begin().
   __device__ __forceinline__ RawRow<T> take(std::int64_t s) {
     const RawRow<T> taken = next;
     if (s + 1 < p.students) next.load(row(s + 1), columns);
@@ -125,9 +126,9 @@ struct StudentRows {
   }
 };
 
-// y -= center; what does not exist becomes -inf.
+// y -= center; columns that do not exist become -inf.
 template <typename T, bool kWhole>
-__device__ __forceinline__ void take_off_center(const PrototypeLogits& p, std::int64_t first,
+__device__ __forceinline__ void subtract_center(const PrototypeLogits& p, std::int64_t first,
                                                 const Columns<T, kWhole>& columns,
                                                 float (&y)[kColumns]) {
   if (p.center != nullptr) {
@@ -144,7 +145,7 @@ __device__ __forceinline__ void take_off_center(const PrototypeLogits& p, std::i
   }
 }
 
-// The largest of a warp's columns; what does not exist has to be -inf.
+// The largest of a warp's columns, where those that do not exist must be -inf.
 __device__ __forceinline__ float row_max(const float (&x)[kColumns]) {
   float max = x[0];
 #pragma unroll

@@ -1,6 +1,6 @@
-// What the CPU passes do with a chunk of a row of logits: maxima, exponentials, dots, partials
-// and how they merge, column sums, and the gradient. The loops over elements are marked to be
-// flattened: the compiler would leave calls in some.
+// The steps of the CPU kernels on a chunk of a row of logits: maxima, exponentials, dots, partials
+// and their merge, column sums, and the gradient. Functions that loop over elements are marked
+// [[gnu::flatten]], because the compiler would not inline all calls in them otherwise.
 #pragma once
 
 #include <algorithm>
@@ -18,11 +18,13 @@ namespace mast_ext::kernels::MAST_EXT_ISA::prototype_cpu {
 namespace math = prototype_math;
 
 inline constexpr std::int64_t kChunk = kPrototypeChunkCpu;
-inline constexpr int kTeachers = 4;             // that one sweep over a student's row serves
-inline constexpr std::int64_t kSumImages = 32;  // whose column sums are taken by themselves first
+inline constexpr int kTeachers = 4;  // teachers whose dots one pass over a student's row computes
+// Images whose column sums are added up separately before they are added to the total, so that sums
+// over many images stay precise.
+inline constexpr std::int64_t kSumImages = 32;
 
 template <typename A>
-inline constexpr A kNothing = -std::numeric_limits<A>::infinity();
+inline constexpr A kLowest = -std::numeric_limits<A>::infinity();
 
 template <typename A>
 A max_lanes(const vec<A> (&vectors)[kAccumulators]) {
@@ -32,7 +34,7 @@ A max_lanes(const vec<A> (&vectors)[kAccumulators]) {
   return most;
 }
 
-// `left` elements, at most a vector's, the lanes behind them holding `fill`.
+// Loads the first `left` elements, at most a whole vector; the remaining lanes are `fill`.
 template <typename T>
 inline vec<accum_t<T>> load_or(const T* p, std::int64_t left, accum_t<T> fill) {
   if (left >= kLanes<accum_t<T>>) return load_whole(p);
@@ -41,32 +43,34 @@ inline vec<accum_t<T>> load_or(const T* p, std::int64_t left, accum_t<T> fill) {
   return v;
 }
 
-// A row's part in one chunk, or in all.
+// The largest logit and the sum of exponentials of a row, over one chunk or all.
 template <typename A>
 struct RowStats {
   A max, sum;
 };
 
-// Rows of a chunk lie in different pages, whose ends stop the processor's own prefetching.
+// Consecutive rows of a chunk lie in different pages, and the processor's own prefetching stops at
+// the end of a page.
 template <typename T>
 void prefetch(const T* p) {
   __builtin_prefetch(p);
 }
 
-// e[c] = exp((row - center - max) / u), 0 behind `count`; adds the row to column_sums, if given, or
-// writes it there if `fresh`. `next` is the row that will be read after this one.
+// Writes e[c] = exp((row[c] - center[c] - max) / u), and 0 behind `count`. Adds the row to
+// column_sums, if not null, or writes it there if `overwrite`. Prefetches `next`, the row that is
+// read after this one.
 template <typename T, typename A>
 [[gnu::flatten]] RowStats<A> teacher_row(const T* row, const T* next, const A* center,
                                          std::int64_t count, Exponential<A> exp, A* e,
-                                         A* column_sums, bool fresh) {
+                                         A* column_sums, bool overwrite) {
   vec<A> max[kAccumulators];
-  for (vec<A>& lane : max) lane = broadcast(kNothing<A>);
+  for (vec<A>& lane : max) lane = broadcast(kLowest<A>);
   each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i, c += kLanes<A>) {
-      vec<A> y = load_or(row + c, left, kNothing<A>);
+      vec<A> y = load_or(row + c, left, kLowest<A>);
       if (column_sums != nullptr) {
-        store(column_sums + c, fresh ? y : load(column_sums + c) + y);
+        store(column_sums + c, overwrite ? y : load(column_sums + c) + y);
       }
       if (center != nullptr) y -= load_or(center + c, left, A{0});
       store(e + c, y);
@@ -95,22 +99,22 @@ template <typename T, typename A>
 template <typename T, typename A = accum_t<T>>
 [[gnu::flatten]] A student_max(const T* row, std::int64_t count) {
   vec<A> max[kAccumulators];
-  for (vec<A>& lane : max) lane = broadcast(kNothing<A>);
+  for (vec<A>& lane : max) lane = broadcast(kLowest<A>);
   each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i) {
-      max[i] = larger(load_or(row + c + i * kLanes<A>, left, kNothing<A>), max[i]);
+      max[i] = larger(load_or(row + c + i * kLanes<A>, left, kLowest<A>), max[i]);
     }
   });
   return max_lanes<A>(max);
 }
 
-// dots[t] = sum_c e_tc (x_c - shift) of kCount teachers; returns sum_c exp((x_c - shift) / r) if
-// asked to, and keeps the summands, if given where.
+// Writes dots[t] = sum_c e_tc (x_c - shift) of kCount teachers. If kSum, returns
+// sum_c exp((x_c - shift) / r) and writes the summands to `kept`, if not null.
 template <int kCount, bool kSum, typename T, typename A>
 [[gnu::flatten]] A student_dots(const T* row, const T* next, std::int64_t count, A shift,
                                 Exponential<A> exp, const A* e, A* dots, A* kept) {
-  constexpr A kFarOff = -1e30;  // 0 as an exponential, and finite, so 0 as a product with 0
+  constexpr A kFarOff = -1e30;  // its exponential is 0; finite, so that its product with e = 0 is 0
   vec<A> sum{}, dot[kCount] = {};
   each_vector<A>(count, [&]<int N>(std::int64_t c, std::int64_t left) {
     vec<A> difference[N];
@@ -140,7 +144,7 @@ template <int kCount, bool kSum, typename T, typename A>
   return sum_lanes<A>(sum);
 }
 
-// With the sum where asked to, of 1 to kTeachers teachers.
+// student_dots() with the number of teachers, 1 to kTeachers, and kSum as arguments.
 template <typename T, typename A>
 A student_block(std::int64_t teachers, bool with_sum, const T* row, const T* next,
                 std::int64_t count, A shift, Exponential<A> exp, const A* e, A* dots, A* kept) {
@@ -160,7 +164,7 @@ A student_block(std::int64_t teachers, bool with_sum, const T* row, const T* nex
   }
 }
 
-// What an image's rows leave of a chunk, as PartialLayout has it.
+// The partials of image b of all chunks: an array [chunks] of every value in PartialLayout.
 template <typename A>
 class Partials {
  public:
@@ -169,7 +173,6 @@ class Partials {
         chunks_(p.shares.chunks),
         data_(static_cast<A*>(p.partials) + b * layout_.size() * chunks_) {}
 
-  // Each of every chunk.
   A* student_max(std::int64_t s) const { return at(layout_.student_max(s)); }
   A* student_sum(std::int64_t s) const { return at(layout_.student_sum(s)); }
   A* teacher_max(std::int64_t t) const { return at(layout_.teacher_max(t)); }
@@ -188,25 +191,24 @@ inline std::int64_t chunk_count(const PrototypeLogits& in, std::int64_t chunk) {
   return std::min(kChunk, in.prototypes - chunk * kChunk);
 }
 
-// The partial of teacher t of image b. Its exponentials are left in `e`; the row is added to
-// `sums`, if given, or written there if `fresh`. `next` is the row that will be read after this
-// one.
+// Writes the partial of teacher t of image b. `next`, `e`, `sums` and `overwrite` are those of
+// teacher_row().
 template <typename T, typename A = accum_t<T>>
 void teacher_chunk(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t t,
-                   std::int64_t chunk, const T* next, A* e, A* sums, bool fresh) {
+                   std::int64_t chunk, const T* next, A* e, A* sums, bool overwrite) {
   const PrototypeLogits& in = p.logits;
   const std::int64_t first = chunk * kChunk;
   const A* center = in.center == nullptr ? nullptr : static_cast<const A*>(in.center) + first;
   const Partials<A> to(p, b);
   const RowStats<A> row =
       teacher_row(row_of<T>(in.teacher, t, b) + first, next, center, chunk_count(in, chunk),
-                  Exponential<A>(in.teacher_temperature), e, sums, fresh);
+                  Exponential<A>(in.teacher_temperature), e, sums, overwrite);
   to.teacher_max(t)[chunk] = row.max;
   to.teacher_sum(t)[chunk] = row.sum;
 }
 
-// The partial of student s of image b, from the teachers' exponentials, kChunk a row. Its own are
-// left in `kept`, if given.
+// Writes the partial of student s of image b, computed with the teachers' exponentials e [T,
+// kChunk]. Writes the student's exponentials to `kept`, if not null.
 template <typename T, typename A = accum_t<T>>
 void student_chunk(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t s,
                    std::int64_t chunk, const T* next, const A* e, A* kept) {
@@ -227,7 +229,7 @@ void student_chunk(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t 
   }
 }
 
-// Joins what the chunks found of a row.
+// Merges the stats of a row's chunks.
 template <typename A>
 RowStats<A> merge_row(const A* max, const A* sum, std::int64_t chunks, A inverse_temperature) {
   const A all = *std::max_element(max, max + chunks);
@@ -238,7 +240,7 @@ RowStats<A> merge_row(const A* max, const A* sum, std::int64_t chunks, A inverse
   return {all, total};
 }
 
-// The stats of image b's teachers, and the chunks' weights [T, chunks] in their rows.
+// Writes the stats of image b's teachers, and the weights [T, chunks] of the chunks in their rows.
 template <typename A>
 void merge_teachers(const PrototypeCrossEntropy& p, std::int64_t b, A* weights) {
   const PrototypeLogits& in = p.logits;
@@ -257,7 +259,8 @@ void merge_teachers(const PrototypeCrossEntropy& p, std::int64_t b, A* weights) 
   }
 }
 
-// The stats and cross entropies of student s of image b, after merge_teachers().
+// Writes the stats and cross entropies of student s of image b; needs the results of
+// merge_teachers().
 template <typename A>
 RowStats<A> merge_student(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t s,
                           const A* weights) {
@@ -285,9 +288,8 @@ RowStats<A> merge_student(const PrototypeCrossEntropy& p, std::int64_t b, std::i
   return row;
 }
 
-// The column sums of prototypes [first, first + count) of a group, over its images:
-// add(b, sums, fresh) adds image b's, whole vectors, or writes them if `fresh`. Those of a few
-// images are taken by themselves first.
+// Sums prototypes [first, first + count) over the images of a group. add(b, sums, overwrite) adds
+// the rows of image b to `sums` in whole vectors, or writes them there if `overwrite`.
 template <typename A, typename Add>
 void sum_columns(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_t first,
                  std::int64_t count, const Add& add) {
@@ -310,9 +312,9 @@ void sum_columns(const PrototypeCrossEntropy& p, std::int64_t group, std::int64_
   }
 }
 
-// weight * x_c - sum_t weights[t] e_tc of kCount teachers, or of any number where kCount is 0;
-// exponentials(c, left, x) gives x, the student's.
-template <int kCount, bool kPast, typename T, typename A, typename Exponentials>
+// Writes weight * x_c - sum_t weights[t] e_tc. exponentials(c, left, x) computes the exponentials x
+// of the student. kCount is the number of teachers if the compiler shall know it, else 0.
+template <int kCount, bool kStreaming, typename T, typename A, typename Exponentials>
 [[gnu::flatten]] void write_grad(std::int64_t count, A weight, const A* e, const A* weights,
                                  std::int64_t teachers, const Exponentials& exponentials, T* to) {
   if constexpr (kCount > 0) teachers = kCount;
@@ -332,7 +334,7 @@ template <int kCount, bool kPast, typename T, typename A, typename Exponentials>
     for (int i = 0; i < N; ++i) {
       if (left < kLanes<A>) {
         store_some(to + c, grad[i], left);
-      } else if constexpr (kPast) {
+      } else if constexpr (kStreaming) {
         stream_store(to + c + i * kLanes<A>, grad[i]);
       } else {
         store_whole(to + c + i * kLanes<A>, grad[i]);
@@ -341,9 +343,9 @@ template <int kCount, bool kPast, typename T, typename A, typename Exponentials>
   });
 }
 
-// A student's chunk of the gradient, from exponentials: `e` holds the teachers', kChunk a row,
-// and exponentials(c, left, x) gives the student's. Times teacher_scales and student_scale they are
-// probabilities.
+// Writes a chunk of a student's gradient, from the exponentials `e` [T, kChunk] of the teachers and
+// those of the student, which exponentials(c, left, x) computes. Multiplied by teacher_scales [T]
+// and student_scale, exponentials are probabilities.
 template <typename T, typename A, typename Exponentials>
 void grad_chunk(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int64_t s,
                 std::int64_t chunk, const A* e, const A* teacher_scales, A student_scale,
