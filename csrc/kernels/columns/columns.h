@@ -1,8 +1,8 @@
-// Passes over embeddings [V, N, D] down the batch axis N: what variance_covariance and
-// cross_correlation_penalty do around their matrix products.
+// Passes over embeddings [V, N, D] that reduce or standardize columns along the batch axis N, for
+// variance_covariance and cross_correlation_penalty, before and after their matrix products.
 //
-// Tiles that go into matrix products are dense, in the accumulation type or, on CUDA, in bfloat16;
-// sums are always carried in the accumulation type.
+// Tiles, the operands of the matrix products, are dense, in the accumulation type or, on CUDA for
+// bfloat16 embeddings, in bfloat16. Sums are always in the accumulation type.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct Columns {
   std::int64_t dim;    // D
 };
 
-// Where row n of view v begins.
+// The first element of row n of view v.
 template <typename T>
 MAST_EXT_HD const T* row_of(const Columns& z, std::int64_t v, std::int64_t n) {
   const bool is_x = v < z.x_views;
@@ -38,14 +38,15 @@ MAST_EXT_HD const T* row_of(const Columns& z, std::int64_t v, std::int64_t n) {
          n * from.row_stride;
 }
 
-// mean and sum_n (z - mean)^2 of every column.
+// Mean and sum_n (z - mean)^2 of every column, and from the same pass, unless null, its scale and
+// the standardized tile.
 struct ColumnMoments {
   Columns z;
   void* mean;         // [V, D]
   void* sum_squares;  // [V, D]
   void* scale;        // [V, D]  1 / sqrt(sum_squares / divisor + eps), or null
   double divisor, eps;
-  void* tile;  // [V, N, D]  (z - mean) * scale (scale 1 when it is null), or null
+  void* tile;  // [V, N, D]  (z - mean) * scale, or z - mean if scale is null; or null
 };
 
 // The columns [first_dim, first_dim + dims) and rows [first_row, first_row + rows), standardized:
@@ -53,30 +54,31 @@ struct ColumnMoments {
 struct ColumnTile {
   Columns z;
   const void* mean;   // [V, D]
-  const void* scale;  // element (k, v, d) at k * subspace_stride + v * view_stride + d; null is 1
+  const void* scale;  // element (k, v, d) at k * subspace_stride + v * view_stride + d; null: 1
   std::int64_t subspaces, subspace_stride, view_stride;
   std::int64_t first_row, rows, first_dim, dims;
   void* tile;  // [K, V, rows, dims]
 };
 
-// dots[k, v, d] (+)= sum_n x[v, n, d] * y[k, v, n, d]
+// dots[k, v, d] = sum_n x[v, n, d] * y[k, v, n, d], or += if `add`.
 struct ColumnDots {
   DType dtype;    // of x and y
   const void* x;  // [V, N, dims]
   const void* y;  // [K, V, N, dims]
   std::int64_t subspaces, views, rows, dims;
-  std::int64_t stride;  // between the rows [V] of `dots`
-  void* dots;           // element (k, v, d) at (k * views + v) * stride + d
-  bool add = false;     // to what is there, instead of overwriting it
+  std::int64_t stride;
+  void* dots;  // element (k, v, d) at (k * views + v) * stride + d
+  bool add = false;
 };
 
-// The CPU takes this many columns at a time down the rows.
+// The columns of a block, which the CPU takes together down the rows.
 inline constexpr std::int64_t kColumnBlock = 256;
 inline std::int64_t column_blocks(std::int64_t dims) {
   return (dims + kColumnBlock - 1) / kColumnBlock;
 }
 
-// Blocks [begin, end) of views * column_blocks(dims), times subspaces for the dots.
+// Blocks [begin, end) of views * column_blocks(dim); for dots, of
+// subspaces * views * column_blocks(dims).
 void column_moments_cpu(const ColumnMoments& p, std::int64_t begin, std::int64_t end);
 void column_dots_cpu(const ColumnDots& p, std::int64_t begin, std::int64_t end);
 // Rows [begin, end) of views * rows.

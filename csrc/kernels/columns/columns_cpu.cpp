@@ -9,11 +9,13 @@ namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
 namespace {
 
-constexpr std::int64_t kSumRows =
-    256;  // rows summed by themselves before they are added to the total
+// Rows that are added up separately before they are added to the total, so that sums over many rows
+// stay precise.
+constexpr std::int64_t kSumRows = 256;
 
-// Sums of one block of columns, in the first-level cache: rows are read in long pieces, which
-// matters because their distance is often a power of two.
+// Sums of a block of columns, which stay in the first-level cache. A block is wide, so that many
+// neighboring elements of a row are read at a time: the distance of rows is often a power of two,
+// and such addresses would evict each other from the cache.
 template <typename A>
 struct alignas(64) BlockSums {
   A total[kColumnBlock] = {}, part[kColumnBlock] = {};
@@ -23,8 +25,8 @@ struct alignas(64) BlockSums {
   }
 };
 
-// Adds term(n, d, left) for rows [0, rows) and vectors d of the block to `sums`, two rows at a time
-// and in chunks of kSumRows, so that long columns keep their digits.
+// Adds term(n, d, left), a vector of a row's elements from d on, to `sums`, for rows [0, rows) and
+// the `count` columns of a block.
 template <typename A, typename Term>
 void add_rows(std::int64_t rows, std::int64_t count, BlockSums<A>& sums, const Term& term) {
   for (std::int64_t first = 0; first < rows; first += kSumRows) {

@@ -1,5 +1,6 @@
-// Passes down the batch: 32 neighboring columns a block, whose rows 16 warps share out. The warps'
-// partial results are merged in their order, so the same inputs give the same bits.
+// Reductions over the batch: a thread block has 32 neighboring columns, whose rows are divided
+// among 16 warps. The warps' partial results are merged in a fixed order, so that equal inputs give
+// equal bits.
 #include "kernels/columns/columns.h"
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/element_grid.cuh"

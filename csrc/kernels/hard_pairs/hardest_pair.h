@@ -1,5 +1,5 @@
-// The choice that hard view selection makes for one image: the pair of views with the largest
-// score, the first one on ties. A NaN never wins over a number.
+// The choice that hard view selection makes for an image: the pair of views with the largest score,
+// and of equal scores the first. A number wins over NaN.
 #pragma once
 
 #include <cmath>
@@ -12,20 +12,21 @@ namespace mast_ext::kernels {
 // The unordered pairs of views i < j to choose from.
 struct CandidatePairs {
   std::int32_t views;  // V, at least 2
-  const bool* marks;   // [V, V], read above the diagonal; null for every pair
+  const bool* marks;   // [V, V], of which the part above the diagonal is read; null: all pairs
 
   MAST_EXT_HD bool has(std::int32_t i, std::int32_t j) const {
     return marks == nullptr || marks[static_cast<std::int64_t>(i) * views + j];
   }
 };
 
-// Whether a score takes the place of the best one before it.
+// Whether the offered score replaces the best score so far.
 template <typename A>
 MAST_EXT_HD bool is_harder(A offered, A score) {
   return offered > score || (score != score && offered == offered);
 }
 
-// Offered every candidate in lexicographic order. Without any it is the pair (0, 1), of score NaN.
+// The best pair so far; candidates are offered in lexicographic order. Without any candidate it is
+// the pair (0, 1) with score NaN.
 template <typename A>
 struct HardestPair {
   A score = static_cast<A>(NAN);
@@ -40,7 +41,7 @@ struct HardestPair {
     any = true;
   }
 
-  // To index [2, B] and scores [B].
+  // Writes image b of index [2, B] and scores [B].
   MAST_EXT_HD void write(std::int64_t* index, void* scores, std::int64_t batch,
                          std::int64_t b) const {
     index[b] = i;

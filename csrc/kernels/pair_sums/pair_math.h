@@ -1,10 +1,10 @@
 // What the subspace operators sum over the embedding: a value for every pair of elements, and its
-// derivatives. Written once for scalars (CUDA) and for vectors (CPU): V is either.
+// derivatives. The type V is a number (CUDA) or a vector (CPU).
 //
-// Every operator is  sums[row, k] = sum_d w_kd * value(a_d, b_d)  followed by arithmetic on the
-// sums; its backward turns the gradient of the sums into a coefficient per (row, k), and
-// `add_grads` receives  c_d = sum_k coefficient_k * w_kd. A view with itself has formulas of its
-// own: most of the general one falls away, except that a NaN or Inf has to stay visible.
+// Every operator computes  sums[row, k] = sum_d w_kd * value(a_d, b_d)  and then only arithmetic on
+// the sums. Its backward turns the gradient of the sums into a coefficient per (row, k), and
+// `add_grads` receives  c_d = sum_k coefficient_k * w_kd. A pair of a view with itself has simpler
+// formulas of its own, in which terms like z - z are 0 but keep NaN and infinity visible.
 #pragma once
 
 #include <type_traits>
@@ -14,7 +14,7 @@
 
 namespace mast_ext::kernels {
 
-// float of a vector of floats, and of float.
+// The element type of a vector, or the type of a number itself.
 template <typename V>
 struct ScalarOf {
   using type = std::remove_cvref_t<decltype(std::declval<V&>()[0])>;
@@ -47,7 +47,7 @@ struct Product {
   MAST_EXT_HD static V self_value(const Element<V>& a) {
     return a.z * a.z;
   }
-  // Of the value with respect to a; a view with itself counts it twice.
+  // The derivative of the value with respect to a. For a view with itself it counts twice.
   template <typename V>
   MAST_EXT_HD static V derivative(V, V b) {
     return b;
@@ -93,8 +93,8 @@ struct SquaredDifference {
   }
 };
 
-// (a - b)^2 / s + log s  with  s = exp(log_var_a) + exp(log_var_b) = exp(high) (1 + u) never
-// formed.
+// (a - b)^2 / s + log s  with  s = exp(log_var_a) + exp(log_var_b). As s = exp(high) (1 + u) may
+// overflow, it is not computed itself.
 struct Likelihood {
   static constexpr bool kHasVariance = true;
 

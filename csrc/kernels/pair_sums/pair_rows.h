@@ -1,9 +1,9 @@
 // Which pairs of views the subspace operators visit, and in what order.
 //
-// A *row* is an unordered pair of views (left, right) out of one list: the views of x, followed by
-// those of y when y is given. In self comparison the rows are all i <= j, so the diagonal rows are
-// the squared norms; with y given they are all (x_i, y_j), followed by one row per view for its
-// norm where the formula needs norms.
+// A *row* is an unordered pair of views (left, right) from one list: the views of x, followed by
+// those of y if y is given. Without y (self comparison) the rows are all i <= j, and those with
+// i = j are the squared norms. With y they are all (x_i, y_j), followed, if the formula needs
+// norms, by a row (v, v) for every view.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct PairRows {
     return x_views * y_views + (norms ? x_views + y_views : 0);
   }
 
-  // The row of x's view i and y's view j, in either order when they are the same list.
+  // The row of x's view i and y's view j; in self comparison, in either order.
   MAST_EXT_HD std::int32_t pair(std::int32_t i, std::int32_t j) const {
     if (!self) return i * y_views + j;
     const std::int32_t low = i < j ? i : j, high = i < j ? j : i;

@@ -1,8 +1,8 @@
-// The one reduction under subspace_similarity and subspace_nll:
+// The reduction that subspace_similarity and subspace_nll are built on:
 //
 //   sums[row, k, b] = sum_d w_kd * value(left_bd, right_bd),   w = masks^2,  row = (left, right)
 //
-// and its adjoint. pair_rows.h says which rows there are, pair_math.h what a value is. The engines
+// and its adjoint. pair_rows.h defines the rows, pair_math.h the values. The engines
 // (pair_sums_cpu.h, pair_sums_cuda.cuh) read every embedding once for all rows and masks; the
 // operators add only arithmetic on the sums.
 #pragma once
@@ -29,7 +29,7 @@ struct PairSums {
   const void* masks;       // [K, D], or null for one subspace of all ones
 };
 
-// Gradients of the inputs of PairSums, dense, null where not wanted.
+// Gradients of the inputs of PairSums: dense, null if not wanted.
 struct PairSumsGrad {
   void* x;          // [Vx, B, D]
   void* y;          // [Vy, B, D]
@@ -38,24 +38,24 @@ struct PairSumsGrad {
   void* masks;      // [K, D] in accum_t
 };
 
-// What the backward keeps on the side.
+// Work space of the backward.
 struct PairSumsWork {
-  std::int64_t slices;  // of the batch, see mask_grad_slices
-  void* grad_weights;   // the masks' gradient per slice, null where not wanted:
+  std::int64_t slices;  // of the batch: mask_grad_slices()
+  void* grad_weights;   // the gradient of w per slice, null if not wanted:
                         // CPU [slices, K, D padded to 16], zeroed; CUDA [slices, K, D]
   void* coefficients;   // CUDA only: [B, rows, padded_subspaces(K)] gradients of the sums
 };
 
-// K as the CUDA kernels lay out coefficients: a whole number of 16-byte loads.
+// K rounded up to a multiple of 4, so that CUDA kernels load coefficients 16 bytes at a time.
 MAST_EXT_HD std::int64_t padded_subspaces(std::int64_t subspaces) {
   return (subspaces + 3) / 4 * 4;
 }
 
-// The masks' gradient is summed over fixed slices of the batch and then over the slices, so that
-// its bits do not depend on how many threads there are.
+// The number of slices of the batch, at most `most`. The masks' gradient is summed over each slice
+// and then over the slices, so that it does not depend on the number of threads.
 inline std::int64_t mask_grad_slices(std::int64_t batch, std::int64_t most) {
-  constexpr std::int64_t kImagesWorthASlice = 16;
-  const std::int64_t slices = (batch + kImagesWorthASlice - 1) / kImagesWorthASlice;
+  constexpr std::int64_t kImagesPerSlice = 16;
+  const std::int64_t slices = (batch + kImagesPerSlice - 1) / kImagesPerSlice;
   return slices < 1 ? 1 : slices < most ? slices : most;
 }
 

@@ -1,9 +1,10 @@
 // The CPU engine of pair_sums.h: one image at a time, in tiles that stay in the first-level cache.
 //
-// Forward: the values of a few rows over a block of D are written to a tile once, then multiplied
-// with the masks like a small matrix product, with 3 rows x 8 masks of accumulators in registers.
-// Backward: the same tile gives the masks' gradient; the coefficient fields c_d live in registers.
-// With one subspace a value is needed once only, so that neither goes by way of a tile.
+// Forward: the values of a few rows over a block of D are written to a tile, which is then
+// multiplied by the squared masks in a small matrix product with accumulators for 3 rows x 8 masks
+// in registers. Backward: the masks' gradient is computed from the same tile; the c_d of
+// pair_math.h stay in registers. With one subspace every value is used only once, and the tile is
+// skipped.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +28,7 @@ struct VectorMath {
   }
 };
 
-// T is the type of the embeddings, A = accum_t<T> that of everything computed.
+// T is the type of the embeddings, A = accum_t<T> that of all arithmetic.
 template <typename T, typename Values>
 class PairSumsCpu {
   using A = accum_t<T>;
@@ -73,7 +74,7 @@ class PairSumsCpu {
     return sum_lanes<A>(sum);
   }
 
-  // Where a slice adds up its masks' gradient [K, padded D]; null when nobody wants it.
+  // The gradient of w of a slice, [K, padded D]; null if not wanted.
   A* slice_of(const PairSumsWork& work, std::int64_t slice) const {
     if (work.grad_weights == nullptr) return nullptr;
     return static_cast<A*>(work.grad_weights) + slice * p_.subspaces * dim_;
@@ -86,7 +87,7 @@ class PairSumsCpu {
     }
   }
 
-  // sums[row * K + k] of image b.
+  // Writes sums[row * K + k] of image b.
   void forward(std::int64_t b, A* sums) {
     read_image(b);
     std::fill(sums, sums + rows_ * p_.subspaces, A{0});
@@ -101,8 +102,9 @@ class PairSumsCpu {
     });
   }
 
-  // Adds image b's share of the masks' gradient to grad_weights [K, padded D], and writes its
-  // embeddings' and log-variances' gradients. coefficients[row * K + k] is the sums' gradient.
+  // Adds the gradient of w from image b to grad_weights [K, padded D], if not null, and writes the
+  // gradients of the image's embeddings and log-variances. coefficients[row * K + k] is the
+  // gradient of the sums.
   void backward(std::int64_t b, const A* coefficients, const PairSumsGrad& grad, A* grad_weights) {
     read_image(b);
     if (grad_weights != nullptr) {
@@ -131,7 +133,8 @@ class PairSumsCpu {
   }
 
  private:
-  // Points `rows` at image b's views: where they are, or at padded copies in `to`.
+  // Points `rows` to image b's views: in place if they need neither padding nor conversion, else to
+  // copies in `to`.
   void read_views(const Views& from, std::int32_t views, std::int64_t b, A* to,
                   const A** rows) const {
     for (std::int32_t v = 0; v < views; ++v, to += dim_) {
@@ -159,7 +162,7 @@ class PairSumsCpu {
     }
   }
 
-  // Where view v of image b is in the gradients x and y; null where not wanted.
+  // The row of view v of image b in the gradients x and y; null if not wanted.
   T* row_of(std::int32_t v, std::int64_t b, void* x, void* y) const {
     const bool is_x = v < p_.rows.x_views;
     T* to = static_cast<T*>(is_x ? x : y);
@@ -188,7 +191,7 @@ class PairSumsCpu {
 
   template <bool Masked, int R>
   void sum_rows(std::int64_t d0, std::int64_t end, std::int64_t r, A* sums) const {
-    constexpr int kUnroll = R < 8 ? 4 : 1;  // enough sums under way to hide an addition's latency
+    constexpr int kUnroll = R < 8 ? 4 : 1;  // enough independent sums to hide an addition's latency
     const A *left[R], *right[R];
     for (int i = 0; i < R; ++i) {
       left[i] = z_of_[left_[r + i]];
@@ -215,7 +218,7 @@ class PairSumsCpu {
     }
   }
 
-  // One subspace: the gradient of every view of image b, from the rows that the view is in.
+  // One subspace: writes the gradient of every view of image b, summed over the view's rows.
   void write_grads(std::int64_t b, const A* coefficients, void* x, void* y) const {
     A* buffer = scratch<A, struct GradRow>(dim_);
     A* c = scratch<A, struct Partners>(views_ + 1);
@@ -356,7 +359,7 @@ class PairSumsCpu {
     }
   }
 
-  // The gradients of the two views of each of R rows: c_d for R rows at a time in registers.
+  // Adds to the gradients of both views of each of R rows, whose c_d are in registers.
   template <int R>
   void add_grad_views(std::int64_t r, const A* coefficients, A* grad_z, A* grad_log_var) const {
     constexpr int kUnroll = 2;

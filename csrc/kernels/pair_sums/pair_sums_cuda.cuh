@@ -1,9 +1,10 @@
 // The CUDA engine of pair_sums.h, in plain float32 arithmetic.
 //
-// Forward: eight neighboring threads own a tile of 4 rows x 8 masks of one image and share out D,
-// so that a tile's loads are whole 128-byte lines and its sums need three shuffles. Backward: one
-// thread owns a few elements of D, of an image for the embeddings' gradients and of a slice of the
-// batch for the masks'. No atomics: every result has one owner and one order of summation.
+// Forward: a group of eight neighboring threads owns a tile of 4 rows x 8 masks of one image. They
+// divide D, so that together they load whole 128-byte lines, and sum across the group by three
+// shuffles. Backward: one thread owns a few elements of D, of one image for the embeddings'
+// gradients and of a slice of the batch for the masks'. There are no atomic additions: every result
+// is written by one thread, with a fixed order of summation.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,7 +23,7 @@
 namespace mast_ext::kernels::pair_sums_cuda {
 
 inline constexpr int kThreads = 128;
-inline constexpr int kGroup = 8;     // threads that share a tile's D
+inline constexpr int kGroup = 8;     // threads of a tile
 inline constexpr int kTileRows = 4;  // rows of a tile
 inline constexpr int kTileMasks = 8;
 
@@ -38,7 +39,7 @@ __device__ __forceinline__ void read_weights(const PairSums& p, std::int64_t k, 
   for (int n = 0; n < N; ++n) to[n] *= to[n];
 }
 
-// Where a view's row of image b begins; `view` counts through x, then y.
+// The first element of a view's row of image b; `view` counts the views of x, then those of y.
 template <typename T>
 __device__ __forceinline__ const T* row_of(const PairRows& rows, const Views& x, const Views& y,
                                            std::int32_t view, std::int64_t b) {
@@ -48,7 +49,7 @@ __device__ __forceinline__ const T* row_of(const PairRows& rows, const Views& x,
          b * from.batch_stride;
 }
 
-// N elements of a view and, where the values need them, of its log-variances.
+// N elements of a view and, if the values need them, of its log-variances.
 template <typename T, typename Values, int N>
 struct Elements {
   float z[N], log_var[N];
@@ -73,7 +74,8 @@ __global__ void __launch_bounds__(kThreads)
     sum_pairs(PairSums p, std::int64_t row_tiles, std::int64_t mask_tiles, float* sums) {
   const std::int64_t groups = p.batch * mask_tiles * row_tiles;
   const std::int64_t own = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) / kGroup;
-  const std::int64_t group = own < groups ? own : groups - 1;  // idle threads shuffle along
+  // Threads without work repeat the last group's, since all lanes must take part in the shuffles.
+  const std::int64_t group = own < groups ? own : groups - 1;
   const std::int64_t b = group / (row_tiles * mask_tiles);
   const std::int64_t k0 = group / row_tiles % mask_tiles * Masks;
   const auto r0 = static_cast<std::int32_t>(group % row_tiles * kTileRows);
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The partner-th view that `view` is paired with, and their row.
+// Finds `other`, the partner-th view that `view` is paired with, and the row of this pair.
 __device__ __forceinline__ void partner_of(const PairRows& rows, std::int32_t view,
                                            std::int32_t partner, std::int32_t& other,
                                            std::int32_t& row) {
@@ -128,7 +130,7 @@ __device__ __forceinline__ void partner_of(const PairRows& rows, std::int32_t vi
     return;
   }
   const bool is_x = view < rows.x_views;
-  if (partner == (is_x ? rows.y_views : rows.x_views)) {  // after the others comes its norm
+  if (partner == (is_x ? rows.y_views : rows.x_views)) {  // the last one: the view with itself
     other = view;
     row = rows.norm(view);
   } else if (is_x) {
@@ -207,7 +209,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int n = 0; n < N; ++n) {
           Element<float> back{0, 0};
           Values::template add_grads<ScalarMath>(c[q][n], a.at(n), o.at(n), total[n], back);
-          if (other[q] == view) {  // a view with itself is both sides of its row
+          if (other[q] == view) {  // both views of the row are this one
             total[n].z += back.z;
             total[n].log_var += back.log_var;
           }
@@ -229,9 +231,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// grad_weights[slice, k, d]: one thread per (slice, tile of masks, N elements of D); blockIdx.y is
-// the slice, and blockIdx.x counts a tile's blocks, then the tiles. `grad_totals` [B, K], where
-// given, is the gradient of sum_d w_kd by image.
+// Writes grad_weights[slice, k, d]: one thread per (slice, tile of masks, N elements of D).
+// blockIdx.y is the slice; blockIdx.x counts the thread blocks of the first tile, then those of the
+// next. `grad_totals` [B, K], if not null, is the gradient of sum_d w_kd per image.
 template <typename T, typename Values, int N>
 __global__ void __launch_bounds__(kThreads)
     grad_weights_of_slice(PairSums p, const float* coefficients, const float* grad_totals,
@@ -312,8 +314,8 @@ __device__ __forceinline__ float total_weight(const PairSums& p, std::int64_t k)
   return block_sum<kThreads>(sum);
 }
 
-// A grid with a thread for every image of every subspace: blocks of subspace 0, then of 1. Only a
-// grid's x may be large.
+// A grid with a thread for every image of every subspace: thread blocks of subspace 0, then of 1,
+// and so on. It has one dimension, x, since the others are limited to 65535.
 inline unsigned subspace_grid(const PairSums& p, std::int64_t subspaces) {
   return blocks(blocks(p.batch, kThreads) * subspaces, 1);
 }
@@ -322,17 +324,17 @@ __device__ __forceinline__ std::int64_t blocks_of_subspace(const PairSums& p) {
   return (p.batch + kThreads - 1) / kThreads;
 }
 
-// In such a grid, the same for the whole block.
+// In a subspace_grid(): the subspace of the calling thread, the same for its thread block.
 __device__ __forceinline__ std::int64_t own_subspace(const PairSums& p) {
   return blockIdx.x / blocks_of_subspace(p);
 }
 
-// May lie behind the last one.
+// In a subspace_grid(): the image of the calling thread, which may be beyond the last one.
 __device__ __forceinline__ std::int64_t own_image(const PairSums& p) {
   return blockIdx.x % blocks_of_subspace(p) * kThreads + threadIdx.x;
 }
 
-// Whether `count` neighboring elements may be moved at once everywhere.
+// Whether the layout allows to load and store `count` neighboring elements by one instruction.
 inline bool packs(const PairSums& p, bool has_variance, std::int64_t count) {
   const std::int64_t element = p.dtype == DType::kFloat32 ? 4 : 2;
   return p.dim % count == 0 && aligned(p.masks, 4 * count) && aligned(p.x, element, count) &&
@@ -365,7 +367,7 @@ cudaError_t launch_sums(const PairSums& p, float* sums, cudaStream_t stream) {
   });
 }
 
-// Everything after work.coefficients have been written on the same stream.
+// Queues the backward; work.coefficients have been written by the same stream.
 template <typename Values>
 cudaError_t launch_grads(const PairSums& p, const PairSumsWork& work, const PairSumsGrad& grad,
                          const float* grad_totals, cudaStream_t stream) {

@@ -1,13 +1,14 @@
-// prototype_column_logsumexp: how much probability every prototype c gets from all rows n of the
-// logits [N, C], in the log domain throughout.
+// prototype_column_logsumexp: the logarithm of the probability that every prototype c gets from all
+// rows n of the logits [N, C].
 //
 //   z_nc     = (x_nc - center_c) / temperature
-//   column_c = log sum_n softmax_c(z_n)_c      or, of rows that are not normalized,
+//   column_c = log sum_n softmax(z_n)_c      if rows are normalized, else
 //   column_c = log sum_n exp(z_nc)
 //
-// A column's logarithm is finite where every one of its probabilities underflows.
+// The result is finite even for a column whose probabilities all underflow.
 //
-// The contract between the host code, which fills in the struct, and the kernels, which read it.
+// This is the contract between the host code, which fills in the struct, and the kernels, which
+// read it.
 #pragma once
 
 #include <cstdint>
@@ -26,20 +27,21 @@ struct PrototypeColumns {
   const void* center;  // [C], or null: zeros
   double temperature;
   bool normalize_rows;
-  // Work space. Rows are shared out in slices, whose partial sums are merged in their order.
+  // Work space. Rows are divided into slices, whose partial sums are merged in a fixed order.
   std::int64_t slices;  // at least 1
   void* partial_sum;    // [slices, C]
-  void* partial_max;    // [slices, C], what the sums are shifted by; CUDA only
-  void* row_max;        // [N], the largest x - center, where rows are normalized
-  void* row_log_sum;    // [N], of their exponentials
+  void* partial_max;    // [slices, C], the maxima that the sums are relative to; CUDA only
+  void* row_max;        // [N], the largest x - center, if rows are normalized
+  void* row_log_sum;    // [N], log sum_c exp(z_nc - max), if rows are normalized
   void* column;         // [C]
 };
 
-// The CPU's chunk of columns, a share of its last step.
+// Columns of a chunk, by which threads share the CPU's last step.
 inline constexpr std::int64_t kPrototypeChunk = 256;
 
-// Slices [begin, end) of rows that are normalized, then, in any case, chunks [begin, end).
+// First, only if rows are normalized: slices [begin, end).
 void prototype_column_slices_cpu(const PrototypeColumns& p, std::int64_t begin, std::int64_t end);
+// Then chunks [begin, end) of the columns.
 void prototype_column_chunks_cpu(const PrototypeColumns& p, std::int64_t begin, std::int64_t end);
 
 // Queues on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.

@@ -1,6 +1,6 @@
-// Probabilities are summed as they are, one exponential each, while a row is in the cache. Where a
-// column's sum is so small that some of its terms have lost digits, or all of them everything, its
-// chunk of columns is gone through again in the log domain.
+// Rows that are normalized are read once from memory: their probabilities, one exponential each,
+// are added to the columns while a row is in the cache. If a column's sum is so small that terms
+// may have underflowed, its chunk of columns is computed again, by an online log-sum-exp.
 #include "kernels/prototype_column_logsumexp/prototype_column_logsumexp.h"
 
 #include <algorithm>
@@ -16,12 +16,12 @@ namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
 namespace {
 
-constexpr double kLeastSum = 1e-30;  // 2^26 terms that underflow are nothing beside it
+constexpr double kLeastSum = 1e-30;  // 2^26 terms that underflow do not change a sum this large
 
 template <typename A>
 constexpr A kLowest = -std::numeric_limits<A>::infinity();
 
-// What a sum with this maximum is shifted by: an empty sum has none.
+// What a sum with this maximum subtracts before exponentials: the maximum of an empty sum is -inf.
 template <typename A>
 vec<A> shift_of(vec<A> max) {
   return max == broadcast(kLowest<A>) ? vec<A>{} : max;
@@ -34,15 +34,15 @@ struct Row {
   const PrototypeColumns& p;
   const T* x;
   A scale;        // 1 / temperature
-  A shift = 0;    // of x - center: its maximum in rows that are normalized
-  A log_sum = 0;  // of their exponentials
+  A shift = 0;    // row_max, if rows are normalized
+  A log_sum = 0;  // row_log_sum, if rows are normalized
 
   Row(const PrototypeColumns& p, std::int64_t n)
       : p(p),
         x(static_cast<const T*>(p.logits) + n * p.row_stride),
         scale(static_cast<A>(1 / p.temperature)) {}
 
-  // x - center; -Inf behind the last prototype, `left` of which there are from c on.
+  // x - center of the `left` prototypes from c on, at most a whole vector; -inf in other lanes.
   vec<A> centered(std::int64_t c, std::int64_t left) const {
     vec<A> value = load_some(x + c, left);
     if (p.center != nullptr) value -= load_some(static_cast<const A*>(p.center) + c, left);
@@ -50,7 +50,7 @@ struct Row {
     return value;
   }
 
-  // Near the maximum, where the softmax is, the difference is exact.
+  // The maximum is subtracted first: near it, where the probability is, the difference is exact.
   vec<A> z(std::int64_t c) const {
     return (centered(c, p.prototypes - c) - shift) * scale - log_sum;
   }
@@ -94,13 +94,13 @@ void add_probabilities(const PrototypeColumns& p, std::int64_t n, accum_t<T>* ex
   static_cast<A*>(p.row_log_sum)[n] = std::log(total);
 }
 
-// A chunk of columns with running maxima.
+// Online log-sum-exp of a chunk of columns: running maxima, and sums of exp(z - max).
 template <typename A>
 struct alignas(64) LogSums {
   A max[kPrototypeChunk], sum[kPrototypeChunk];
 };
 
-// Adds rows [n, n + Rows) to the columns from `first`.
+// Adds row n + R, for every R, to the `count` columns from `first` on.
 template <typename T, std::size_t... R>
 void add_rows(const PrototypeColumns& p, std::int64_t n, std::int64_t first, std::int64_t count,
               LogSums<accum_t<T>>& to, std::index_sequence<R...>) {
@@ -126,8 +126,9 @@ void add_rows(const PrototypeColumns& p, std::int64_t n, std::int64_t first, std
   }
 }
 
-constexpr std::int64_t kRows = 4;  // that log_columns() adds at a time
+constexpr std::int64_t kRows = 4;  // added at a time by log_columns()
 
+// Computes a chunk of columns by online log-sum-exp.
 template <typename T>
 void log_columns(const PrototypeColumns& p, std::int64_t first, std::int64_t count) {
   using A = accum_t<T>;
@@ -145,7 +146,7 @@ void log_columns(const PrototypeColumns& p, std::int64_t first, std::int64_t cou
   }
 }
 
-// Of the slices' sums; false where one is too small.
+// Computes a chunk of columns from the slices' sums. Returns false if one of them is too small.
 template <typename A>
 bool merge_slices(const PrototypeColumns& p, std::int64_t first, std::int64_t count) {
   alignas(64) A total[kPrototypeChunk] = {};

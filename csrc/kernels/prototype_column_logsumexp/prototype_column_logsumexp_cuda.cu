@@ -1,5 +1,6 @@
-// Two passes over the logits: a block per row finds its normalizer, then a thread per prototype
-// goes down a slice of the rows. No atomics: partial results are merged in their order.
+// Two passes over the logits: a thread block per row computes its normalizer, then a thread per
+// prototype goes down a slice of the rows. There are no atomic additions: partial results are
+// merged in a fixed order.
 #include <cmath>
 
 #include "kernels/common/dtype_cuda.cuh"
@@ -11,10 +12,10 @@ namespace mast_ext::kernels {
 namespace {
 
 constexpr int kRowThreads = 256, kColumnThreads = 128;
-constexpr int kInFlight = 8;  // loads of a thread
+constexpr int kInFlight = 8;  // loads that a thread has in flight
 constexpr float kLowest = -static_cast<float>(INFINITY);
 
-// sum of exp((value - max) * scale), with a running maximum.
+// An online log-sum-exp: the running maximum, and the sum of exp((value - max) * scale).
 struct RunningSum {
   float max, sum;
 
@@ -22,7 +23,7 @@ struct RunningSum {
     if (value > max) {
       sum = sum * expf((max - value) * scale) + 1;
       max = value;
-    } else if (value != kLowest) {  // a NaN also comes here
+    } else if (value != kLowest) {  // true for NaN, too
       sum += expf((value - max) * scale);
     }
   }
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kRowThreads) normalize_rows(PrototypeColumns p
   }
   static_cast<float*>(p.row_max)[blockIdx.x] = own.max;
   static_cast<float*>(p.row_log_sum)[blockIdx.x] =
-      own.max - own.max == 0 ? logf(own.sum) : static_cast<float>(NAN);  // an infinite maximum
+      own.max - own.max == 0 ? logf(own.sum) : static_cast<float>(NAN);  // NaN if max is infinite
 }
 
 template <typename T>
