@@ -2,17 +2,18 @@
 //
 //   sum_d (C_dd - 1)^2 + lambda sum_{d != e} C_de^2        C = A^T B / N
 //
-// A and B are a and b standardized over the batch. The matrix products are the vendor's and done by
-// the host code; here is what goes around them. Two forms, as |A^T B|_F^2 = <A A^T, B B^T>:
+// A and B are a and b standardized over the batch. The host code computes the matrix products P by
+// the vendor library; the kernels do the rest. As |A^T B|_F^2 = <A A^T, B B^T>, there are two
+// forms:
 //
-//   direct  P = A^T B           [D, D], of which the diagonal is left out
-//   Gram    P = (B B^T, A A^T)  [2, N, N]; in this order P_v times view v is what v's gradient
-//   needs
+//   direct  P = A^T B           [D, D], whose diagonal is left out
+//   Gram    P = (B B^T, A A^T)  [2, N, N], in this order because the gradients take P_0 A and P_1 B
 //
-// C_dd comes from a sum of its own: at the end of a training it is close to 1, and a product
-// rounded to 16 bits would leave little of the difference.
+// C_dd is summed separately: late in training it is close to 1, and a product rounded to 16 bits
+// would leave little of the difference.
 //
-// The contract between the host code, which fills in the structs, and the kernels, which read them.
+// This is the contract between the host code, which fills in the structs, and the kernels, which
+// read them.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ struct CrossCorrelationShape {
   double divisor;        // of the variances: N or N - 1
   const void* product;   // P, in dtype
   const void* dots;      // [D]  N C_dd
-  const void* row_sums;  // direct [D]  N^2 sum_{e != d} C_de^2;  Gram [N]  N^2 split over the rows
+  const void* row_sums;  // direct [D]  N^2 sum_{e != d} C_de^2;  Gram [N]  sum_m P_0nm P_1nm
 };
 
 struct CrossCorrelationPenalty {
@@ -45,8 +46,7 @@ struct CrossCorrelationPenaltyBackward {
   CrossCorrelationShape shape;
   const void* grad_penalty;  // scalar
   const void* scale;         // [2, D]  1 / deviation
-  // What every view's gradient keeps of the view itself comes from
-  // direct [D]: N^2 sum_{d != e} C_de^2;  Gram [2, D]: sum_n tile * product_grad
+  // For projection(): direct [D]  N^2 sum_{d != e} C_de^2;  Gram [2, D]  sum_n tile * product_grad
   const void* projections;
 
   void* matrix;  // direct: [D, D] in dtype; H, with grad A = B H^T and grad B = A H

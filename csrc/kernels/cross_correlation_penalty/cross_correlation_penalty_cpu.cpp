@@ -79,7 +79,7 @@ void cross_correlation_combine_cpu(const CrossCorrelationPenaltyBackward& p, std
     A *product_grad_factor = factors, *other_factor = factors + stride,
       *own_factor = other_factor + stride;
     std::fill(factors, factors + 3 * stride, A{0});
-    std::int64_t prepared = -1;  // the view that they belong to
+    std::int64_t prepared = -1;  // the view of `factors`
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t v = i / p.tile_rows, n = i % p.tile_rows;
       T* to = static_cast<T*>(v == 0 ? p.grad_a : p.grad_b);

@@ -1,5 +1,6 @@
-// Forward: a block per row of the product, then one block for the scalar. Backward: a thread per
-// column walks a few rows. Every result has one owner and one order of summation.
+// Forward: a thread block per row of the product, then a single one for the scalar. Backward: a
+// thread per column walks a few rows. There are no atomic additions: every result has a fixed order
+// of summation.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/element_grid.cuh"
 #include "kernels/common/reductions.cuh"
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kElementThreads) combine(CrossCorrelationPenal
   const std::int64_t at = p.first_dim + d;
   const float grad = *static_cast<const float*>(p.grad_penalty);
   const auto* tile = static_cast<const P*>(p.tile);
-  std::int64_t prepared = -1;  // the view that the factors belong to
+  std::int64_t prepared = -1;  // the view of the factors
   float product_grad_factor = 0, other_factor = 0, own_factor = 0;
   for_rows(2 * p.tile_rows, [&](std::int64_t i) {
     const std::int64_t v = i / p.tile_rows, n = i % p.tile_rows;

@@ -1,5 +1,5 @@
-// The arithmetic of cross_correlation_penalty on single numbers, shared by the CPU and the CUDA
-// kernel. A is the accumulation type.
+// The arithmetic of cross_correlation_penalty on single numbers, shared by CPU and CUDA. A is the
+// accumulation type.
 #pragma once
 
 #include "kernels/common/host_device.h"
@@ -15,7 +15,7 @@ MAST_EXT_HD A correlation(const CrossCorrelationShape& p, std::int64_t d) {
 
 // The gradient of a standardized view, at (n, d), is
 //   product_grad_scale * product_grad_nd + other_factor_d * other_nd
-// In the direct form H holds all of it.
+// In the direct form product_grad is already the whole gradient.
 template <typename A>
 MAST_EXT_HD A product_grad_scale(const CrossCorrelationPenaltyBackward& p, A grad) {
   const CrossCorrelationShape& s = p.shape;
@@ -32,7 +32,7 @@ MAST_EXT_HD A other_factor(const CrossCorrelationPenaltyBackward& p, A grad, std
   return grad * 2 * (c - 1 - static_cast<A>(s.lambda) * c) / static_cast<A>(s.rows);
 }
 
-// H_de
+// H_de = matrix_factor P_de for d != e, and H_dd = matrix_diagonal.
 template <typename A>
 MAST_EXT_HD A matrix_factor(const CrossCorrelationShape& s, A grad) {
   const A rows = static_cast<A>(s.rows);
@@ -44,8 +44,8 @@ MAST_EXT_HD A matrix_diagonal(const CrossCorrelationShape& s, A grad, std::int64
   return grad * 2 * (correlation<A>(s, d) - 1) / static_cast<A>(s.rows);
 }
 
-// sum_n gradient_nd * view_nd / divisor: the part of a standardized view's gradient that rescales
-// the view, which standardization takes out again.
+// sum_n gradient_nd * view_nd / divisor: the component of a standardized view's gradient along the
+// view itself, which the derivative of standardization removes.
 template <typename A>
 MAST_EXT_HD A projection(const CrossCorrelationPenaltyBackward& p, A grad, std::int64_t v,
                          std::int64_t d) {

@@ -1,7 +1,8 @@
-// gather_views: out[s, b] = views[index[s, b], b], rows of bytes of any type and length; and its
-// adjoint: grad_views[v, b] is the sum of grad[s, b] over the s with index[s, b] = v.
+// gather_views: out[s, b] = views[index[s, b], b], rows of any type and length; and its adjoint:
+// grad_views[v, b] is the sum of grad[s, b] over all s with index[s, b] = v.
 //
-// The contract between the host code, which fills in the structs, and the kernels, which read them.
+// This is the contract between the host code, which fills in the structs, and the kernels, which
+// read them.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +18,11 @@ struct GatherViews {
   std::int64_t views;         // V
   std::int64_t selected;      // S
   std::int64_t batch;         // B
-  std::int64_t row_bytes;     // of an image; strides are in bytes too
+  std::int64_t row_bytes;     // of an image; strides are in bytes, too
   Views from;                 // [V, B] rows
   const std::int64_t* index;  // [S, B]
   void* to;                   // [S, B] rows, dense
-  unsigned char no_view;      // fills the rows of an index that is no view; CUDA only
+  unsigned char no_view;      // the byte that fills rows whose index is out of range; CUDA only
 };
 
 struct GatherViewsBackward {
@@ -35,7 +36,7 @@ struct GatherViewsBackward {
   void* grad_views;           // [V, B] rows, dense
 };
 
-// Rows [begin, end) of the S * B that are written; every index is a view.
+// Rows [begin, end) of the S * B that are written; all indices are in range.
 void gather_views_cpu(const GatherViews& p, std::int64_t begin, std::int64_t end);
 // Rows [begin, end) of the V * B that are written.
 void gather_views_backward_cpu(const GatherViewsBackward& p, std::int64_t begin, std::int64_t end);

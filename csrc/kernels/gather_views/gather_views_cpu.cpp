@@ -10,23 +10,24 @@ namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
 namespace {
 
-// A view that was taken once, as most are, is copied; the bits are those of adding to zero.
+// Writes the sum of the gradients of a view. Most views were selected once: their gradient is
+// copied.
 template <typename T>
 void add_up(const GatherViewsBackward& p, std::int64_t view, std::int64_t b, T* to) {
   const auto* from = static_cast<const T*>(p.grad.data) + b * p.grad.batch_stride;
-  auto* takers = scratch<const T*, struct Takers>(p.selected);
+  auto* sources = scratch<const T*, struct Sources>(p.selected);
   std::int64_t count = 0;
   for (std::int64_t s = 0; s < p.selected; ++s) {
-    if (p.index[s * p.batch + b] == view) takers[count++] = from + s * p.grad.view_stride;
+    if (p.index[s * p.batch + b] == view) sources[count++] = from + s * p.grad.view_stride;
   }
   if (count == 1) {
-    std::memcpy(to, takers[0], p.row * sizeof(T));
+    std::memcpy(to, sources[0], p.row * sizeof(T));
     return;
   }
   for (std::int64_t d = 0; d < p.row; ++d) {
     accum_t<T> sum = 0;
-    for (std::int64_t taker = 0; taker < count; ++taker) {
-      sum += static_cast<accum_t<T>>(takers[taker][d]);
+    for (std::int64_t source = 0; source < count; ++source) {
+      sum += static_cast<accum_t<T>>(sources[source][d]);
     }
     to[d] = static_cast<T>(sum);
   }

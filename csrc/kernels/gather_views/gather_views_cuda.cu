@@ -1,5 +1,6 @@
-// A block takes a chunk of a row, or of several rows where they are short. Rows are copied in the
-// widest packets that all addresses and lengths allow. Every result has one owner: no atomics.
+// A thread block takes a chunk of a row, or of several rows if they are short. Rows are copied in
+// the widest packets that all addresses and lengths allow. There are no atomic additions: every
+// result is written by one thread.
 #include <cstring>
 
 #include "kernels/common/dtype_cuda.cuh"
@@ -10,9 +11,9 @@ namespace mast_ext::kernels {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kItems = 4;  // packets or elements of a thread
+constexpr int kItems = 4;  // packets, or elements, of a thread
 
-// How rows of `items` each are shared out.
+// How rows of `items` packets or elements are divided among thread blocks.
 struct RowBlocks {
   dim3 grid, block;
   std::int64_t chunks;  // of a row
@@ -93,7 +94,7 @@ cudaError_t copy(const GatherViews& p, cudaStream_t stream) {
 }  // namespace
 
 int gather_views_cuda(const GatherViews& p, cudaStream_t stream) {
-  // A power of two divides all of them when it divides their bits.
+  // A power of two divides all of these if it divides their bitwise or.
   const auto bits =
       reinterpret_cast<std::uintptr_t>(p.from.data) | reinterpret_cast<std::uintptr_t>(p.to) |
       static_cast<std::uintptr_t>(p.from.view_stride | p.from.batch_stride | p.row_bytes);

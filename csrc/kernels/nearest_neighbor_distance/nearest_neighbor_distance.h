@@ -1,8 +1,8 @@
-// nearest_neighbor_distance: of every row of x [N, D] the other row of the largest cosine, and how
-// far it is when both have length 1.
+// nearest_neighbor_distance: for every row of x [N, D] the other row with the largest cosine, and
+// the distance of the two after normalization.
 //
 //   u_i        = r_i x_i                      r_i = 1 / max(|x_i|, eps)
-//   n(i)       = argmax_{j != i} <u_i, u_j>   the first on ties; a NaN never wins over a number
+//   n(i)       = argmax_{j != i} <u_i, u_j>   the first on ties; a number wins over NaN
 //   distance_i = |v_i|                        v_i = u_i - u_n(i) + eps, in every dimension
 //
 // Backward. With g the gradient of the distance and c_i = g_i / distance_i (0 where that is 0),
@@ -10,8 +10,8 @@
 //   G_i      = c_i v_i - sum_{j: n(j) = i} c_j v_j     j ascending
 //   grad x_i = r_i (G_i - u_i <u_i, G_i>)              r_i G_i where |x_i| < eps
 //
-// The contract between the host code, which fills in the structs, and the kernels, which read them.
-// On the CPU the products are the host's, tile by tile; on CUDA a kernel's.
+// This is the contract between the host code, which fills in the structs, and the kernels, which
+// read them. On the CPU the host code computes the products tile by tile; on CUDA a kernel does.
 #pragma once
 
 #include <algorithm>
@@ -37,15 +37,16 @@ struct UnitRows {
   void* inv_norm;  // [N]
 };
 
-// A rectangle of products <u_i, u_j> on or above the diagonal, which serves its rows and, off the
-// diagonal, its columns. Rectangles come in the order of their rows, then columns.
+// A tile of products <u_i, u_j> on or above the diagonal. It updates the neighbors of its rows and,
+// off the diagonal, of its columns. Tiles must come in the order of first_row, then first_column,
+// so that the first of equal cosines wins.
 struct NearestTile {
   DType dtype;
   std::int64_t first_row, rows, first_column, columns;
   const void* products;  // [rows, columns]
   std::int64_t stride;   // between its rows
-  void* cosine;          // [N], of the best one so far, NaN at first
-  std::int64_t* index;   // [N], which it is
+  void* cosine;          // [N], the largest so far; NaN at the start
+  std::int64_t* index;   // [N], the row with this cosine
 };
 
 struct NeighborDistances {
@@ -54,17 +55,19 @@ struct NeighborDistances {
   const void* unit;
   double eps;
   const void* cosine;   // [N]
-  std::int64_t* index;  // [N], completed: a row without a number is given its first neighbor
+  std::int64_t* index;  // [N]; written where all cosines are NaN: the first other row
   void* distance;       // [N]
 };
 
-// Rows [begin, end); rows and columns [begin, end) of the tile; rows [begin, end).
+// Rows [begin, end).
 void unit_rows_cpu(const UnitRows& p, std::int64_t begin, std::int64_t end);
+void neighbor_distances_cpu(const NeighborDistances& p, std::int64_t begin, std::int64_t end);
+// Rows, or columns, [begin, end) of the tile.
 void nearest_tile_rows_cpu(const NearestTile& p, std::int64_t begin, std::int64_t end);
 void nearest_tile_columns_cpu(const NearestTile& p, std::int64_t begin, std::int64_t end);
-void neighbor_distances_cpu(const NeighborDistances& p, std::int64_t begin, std::int64_t end);
 
-// Every block of threads compares some rows with one of `splits` shares of the columns.
+// CUDA work space. A thread block compares a tile of rows with one of `splits` shares of the
+// columns.
 struct NearestSplits {
   std::int64_t splits;
   float* cosine;        // [splits, N]
@@ -73,7 +76,7 @@ struct NearestSplits {
 
 inline constexpr std::int64_t kNearestTile = 64;
 
-// As many as give a large GPU a block or two for every multiprocessor.
+// As many as give every multiprocessor of a large GPU a thread block or two.
 inline std::int64_t nearest_splits(std::int64_t rows) {
   constexpr std::int64_t kBlocks = 264;
   const std::int64_t tiles = (rows + kNearestTile - 1) / kNearestTile;
@@ -87,8 +90,8 @@ int nearest_neighbor_distance_cuda(const UnitRows& unit, const NearestSplits& sp
 
 // ---- Backward
 
-// Reads the rows that UnitRows wrote: computed on the fly, those of duplicates would differ by what
-// a fused multiply-add does not round, which is as much as eps.
+// Reads the rows that UnitRows wrote. If it computed them on the fly, fused multiply-adds would
+// make the difference of two equal rows a rounding error as large as eps, instead of 0.
 struct NearestNeighborDistanceBackward {
   DType dtype;             // of grad_x; the others are in accum_t
   std::int64_t rows, dim;  // N, D
@@ -99,16 +102,16 @@ struct NearestNeighborDistanceBackward {
   const void* grad_distance;         // [N]
   const std::int64_t* index;         // [N], n(i)
   const std::int64_t* sorted_index;  // [N], n(i) in ascending order
-  const std::int64_t* order;         // [N], the i they are of, ascending among equals
+  const std::int64_t* order;         // [N], the i of each sorted_index; ascending for equal ones
   void* grad_x;                      // [N, D]
 
-  // Never out of bounds, whatever the caller wrote into the index.
+  // n(i), clamped to existing rows, since a caller may pass any index.
   MAST_EXT_HD std::int64_t neighbor(std::int64_t i) const {
     const std::int64_t n = index[i];
     return n < 0 ? 0 : n < rows ? n : rows - 1;
   }
 
-  // Where in `order` the rows begin whose neighbor is i.
+  // The position in `order` of the first row whose neighbor is i.
   MAST_EXT_HD std::int64_t first_follower(std::int64_t i) const {
     std::int64_t begin = 0, end = rows;
     while (begin < end) {

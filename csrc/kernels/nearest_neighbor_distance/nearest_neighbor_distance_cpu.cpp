@@ -1,5 +1,5 @@
-// A tile's rows are searched along them, its columns a vector of them at a time: neither crosses
-// lanes before its end.
+// A row of a tile is searched a vector of its elements at a time, and lanes are compared with each
+// other only at its end. Columns are searched a vector of columns at a time, one per lane.
 #include "kernels/nearest_neighbor_distance/nearest_neighbor_distance.h"
 
 #include <algorithm>
@@ -19,7 +19,7 @@ const A* elements(const void* data) {
   return static_cast<const A*>(data);
 }
 
-// `values` with the lanes from `count` on replaced.
+// `values`, with `otherwise` in the lanes from `count` on.
 template <typename A>
 vec<A> first_lanes(vec<A> values, std::int64_t count, A otherwise) {
   for (std::int64_t i = std::max<std::int64_t>(count, 0); i < kLanes<A>; ++i) values[i] = otherwise;
@@ -98,12 +98,12 @@ void backward_row(const NearestNeighborDistanceBackward& p, std::int64_t i) {
   }
   const A* unit = elements<A>(p.unit) + i * p.dim;
   const A scale = elements<A>(p.inv_norm)[i];
-  const bool blank = scale >= static_cast<A>(1 / p.eps);
-  const A pull = blank ? A{0} : dot(unit, grad_unit, p.dim);
+  const bool clamped = scale >= static_cast<A>(1 / p.eps);
+  const A projection = clamped ? A{0} : dot(unit, grad_unit, p.dim);
   T* grad = static_cast<T*>(p.grad_x) + i * p.dim;
   for (std::int64_t d = 0; d < p.dim; d += kLanes<A>) {
     const std::int64_t left = p.dim - d;
-    const vec<A> along = load_some(unit + d, left) * pull;
+    const vec<A> along = load_some(unit + d, left) * projection;
     store_some(grad + d, (load_some(grad_unit + d, left) - along) * scale, left);
   }
 }

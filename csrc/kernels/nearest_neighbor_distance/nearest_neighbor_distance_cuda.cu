@@ -1,5 +1,6 @@
-// Products in plain float32: a block multiplies 64 rows with a share of the columns, 64 at a time,
-// and keeps the best of every row. Every result has one owner and one order: no atomics.
+// Products are in plain float32: a thread block multiplies 64 rows by a share of the columns, 64 at
+// a time, and keeps the best of every row. There are no atomic operations: every result has a fixed
+// order of computation.
 #include <cmath>
 
 #include "kernels/common/dtype_cuda.cuh"
@@ -13,9 +14,9 @@ namespace {
 
 constexpr int kTile = kNearestTile, kDepth = 32;
 constexpr int kSide = 16;             // threads along a side of the tile
-constexpr int kEach = kTile / kSide;  // rows, and columns, of a thread
-constexpr int kStride = kTile + 1;    // of the tile in shared memory, without conflicts
-constexpr int kRowThreads = 128;      // of the kernels along rows
+constexpr int kEach = kTile / kSide;  // rows of a thread, and columns
+constexpr int kStride = kTile + 1;    // of a tile in shared memory; odd against bank conflicts
+constexpr int kRowThreads = 128;      // of the kernels that give a row a warp or a thread block
 
 struct Nearest {
   float cosine = static_cast<float>(NAN);
@@ -27,7 +28,7 @@ struct Nearest {
     column = its_column;
   }
 
-  // With what another thread found, of whatever columns.
+  // Merges the result of another thread, whose columns may be before or after these.
   __device__ __forceinline__ void merge(float other, std::int64_t its_column) {
     const bool first_of_equals = its_column < column && !is_harder(cosine, other);
     if (!is_harder(other, cosine) && !first_of_equals) return;
@@ -39,7 +40,7 @@ struct Nearest {
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) unit_rows(UnitRows p) {
   const std::int64_t i = (std::int64_t{blockIdx.x} * kRowThreads + threadIdx.x) / kWarpSize;
-  if (i >= p.rows) return;  // a warp leaves as one
+  if (i >= p.rows) return;  // the same for all lanes of a warp
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const T* x = static_cast<const T*>(p.x) + i * p.row_stride;
   float squares = 0;
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(kRowThreads) unit_rows(UnitRows p) {
   }
 }
 
-// Copies rows [first, first + kTile) of dimensions [depth, depth + kDepth), zeros beyond the ends.
+// Copies rows [first, first + kTile) of dimensions [depth, depth + kDepth); out of range is 0.
 __device__ __forceinline__ void load_tile(const NeighborDistances& p, std::int64_t first,
                                           std::int64_t depth, float (&to)[kDepth][kStride]) {
   const int thread = static_cast<int>(threadIdx.y) * kSide + static_cast<int>(threadIdx.x);
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kRowThreads) measure(NeighborDistances p, Near
   if (i >= p.rows) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   Nearest nearest;
-  nearest.column = i == 0;  // of a row without a number
+  nearest.column = i == 0;  // if all cosines are NaN
   for (std::int64_t split = 0; split < from.splits; ++split) {
     nearest.offer(from.cosine[split * p.rows + i], from.index[split * p.rows + i]);
   }
@@ -169,7 +170,8 @@ struct Gradient {
   }
 };
 
-// A block per row. Its gradient is computed twice rather than kept: once for the projection.
+// A thread block per row. It computes G_i twice instead of storing it: for <u_i, G_i>, and for the
+// result.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) backward(NearestNeighborDistanceBackward p) {
   const Gradient gradient{p};
@@ -187,7 +189,7 @@ __global__ void __launch_bounds__(kRowThreads) backward(NearestNeighborDistanceB
   }
 }
 
-// Blocks that give every row a warp.
+// Thread blocks that give every row a warp.
 unsigned warps_for(std::int64_t rows) { return blocks(rows, kRowThreads / kWarpSize); }
 
 cudaError_t normalize(const UnitRows& p, cudaStream_t stream) {

@@ -83,9 +83,9 @@ struct SquaredDifference {
   template <typename Math, typename V>
   MAST_EXT_HD static void add_grads(V c, const Element<V>& a, const Element<V>& b,
                                     Element<V>& grad_a, Element<V>& grad_b) {
-    const V pull = c * (a.z - b.z) * 2;
-    grad_a.z += pull;
-    grad_b.z -= pull;
+    const V grad_difference = c * (a.z - b.z) * 2;
+    grad_a.z += grad_difference;
+    grad_b.z -= grad_difference;
   }
   template <typename V>
   MAST_EXT_HD static void add_self_grad(V c, const Element<V>& a, Element<V>& grad_a) {
@@ -118,11 +118,11 @@ struct Likelihood {
     const V u = Math::exp(gap > 0 ? -gap : gap);
     const V larger = 1 / (1 + u), smaller = u * larger;  // exp(log_var) / s of the two views
     const V scaled = difference * (Math::exp(-high) * larger);
-    const V pull = c * scaled * 2, push = c * (1 - difference * scaled);
-    grad_a.z += pull;
-    grad_b.z -= pull;
-    grad_a.log_var += push * (gap > 0 ? larger : smaller);
-    grad_b.log_var += push * (gap > 0 ? smaller : larger);
+    const V grad_difference = c * scaled * 2, grad_log_s = c * (1 - difference * scaled);
+    grad_a.z += grad_difference;
+    grad_b.z -= grad_difference;
+    grad_a.log_var += grad_log_s * (gap > 0 ? larger : smaller);
+    grad_b.log_var += grad_log_s * (gap > 0 ? smaller : larger);
   }
   template <typename V>
   MAST_EXT_HD static void add_self_grad(V c, const Element<V>& a, Element<V>& grad_a) {

@@ -2,7 +2,7 @@
 //
 //   (-cos(x_ib, y_jb) - cos(x_jb, y_ib)) / 2
 //
-// straight from the embeddings: the losses of the pairs are never written to memory.
+// computed from the embeddings: the losses of the pairs are never written to memory.
 #pragma once
 
 #include <cstdint>

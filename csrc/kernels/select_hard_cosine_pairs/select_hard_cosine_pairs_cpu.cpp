@@ -1,4 +1,4 @@
-// The sums of pair_sums_cpu.h, so that a score has the bits that subspace_similarity gives it.
+// Uses the sums of pair_sums_cpu.h, so that scores have the same bits as with subspace_similarity.
 #include "kernels/select_hard_cosine_pairs/select_hard_cosine_pairs.h"
 
 #include "kernels/common/isa.h"
@@ -24,7 +24,8 @@ void select_hard_cosine_pairs_cpu(const SelectHardCosinePairs& p, std::int64_t b
         inverse[v] =
             subspace_similarity_math::inverse_norm(sums[rows.norm(v)], static_cast<A>(p.eps));
       }
-      // A pass of its own: fused with what follows, the products would be rounded otherwise.
+      // In a loop of its own: otherwise the compiler would fuse the products with the additions
+      // below, and they would be rounded differently.
       for (std::int32_t i = 0; i < views; ++i) {
         for (std::int32_t j = rows.self ? i + 1 : 0; j < views; ++j) {
           sums[rows.pair(i, j)] *= inverse[i] * inverse_y[j];
@@ -33,8 +34,8 @@ void select_hard_cosine_pairs_cpu(const SelectHardCosinePairs& p, std::int64_t b
       HardestPair<A> hardest;
       for (std::int32_t i = 0; i < views; ++i) {
         for (std::int32_t j = i + 1; j < views; ++j) {
-          const A there = sums[rows.pair(i, j)], back = sums[rows.pair(j, i)];
-          if (p.candidates.has(i, j)) hardest.offer(i, j, -(there + back) / 2);
+          const A cosine_ij = sums[rows.pair(i, j)], cosine_ji = sums[rows.pair(j, i)];
+          if (p.candidates.has(i, j)) hardest.offer(i, j, -(cosine_ij + cosine_ji) / 2);
         }
       }
       hardest.write(p.index, p.score, p.pairs.batch, b);

@@ -1,5 +1,6 @@
-// One warp per image shares out D. Of up to four views every product is in registers after one read
-// of the rows; of more the pairs are taken one by one, out of the cache after the first.
+// One warp per image, whose lanes divide D. With up to four views, rows are read once and all
+// products are accumulated in registers. With more views, pairs are taken one after the other, and
+// their rows read again, from the cache.
 #include "kernels/common/packets.cuh"
 #include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/select_hard_cosine_pairs/select_hard_cosine_pairs.h"
@@ -20,7 +21,7 @@ __device__ __forceinline__ void add_products(const float (&a)[N], const float (&
   for (int n = 0; n < N; ++n) sum += a[n] * b[n];
 }
 
-// The warp's image; a warp leaves as one.
+// The image of the calling warp, the same for all its lanes.
 __device__ __forceinline__ std::int64_t own_image() {
   return (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarpSize;
 }
@@ -61,9 +62,9 @@ __global__ void __launch_bounds__(kThreads) select_of_few(SelectHardCosinePairs 
   for (int i = 0; i < V; ++i) {
 #pragma unroll
     for (int j = i + 1; j < V; ++j) {
-      const float there = group_sum<kWarpSize>(products[i][j]) * (inverse_x[i] * inverse_y[j]);
-      const float back = group_sum<kWarpSize>(products[j][i]) * (inverse_x[j] * inverse_y[i]);
-      if (p.candidates.has(i, j)) hardest.offer(i, j, (-there - back) / 2);
+      const float cosine_ij = group_sum<kWarpSize>(products[i][j]) * (inverse_x[i] * inverse_y[j]);
+      const float cosine_ji = group_sum<kWarpSize>(products[j][i]) * (inverse_x[j] * inverse_y[i]);
+      if (p.candidates.has(i, j)) hardest.offer(i, j, (-cosine_ij - cosine_ji) / 2);
     }
   }
   if (lane == 0) hardest.write(p.index, p.score, p.pairs.batch, b);
@@ -80,25 +81,25 @@ __global__ void __launch_bounds__(kThreads) select_of_many(SelectHardCosinePairs
   for (std::int32_t i = 0; i < p.candidates.views; ++i) {
     for (std::int32_t j = i + 1; j < p.candidates.views; ++j) {
       if (!p.candidates.has(i, j)) continue;
-      float there = 0, back = 0, x_i = 0, y_i = 0, x_j = 0, y_j = 0;
+      float cosine_ij = 0, cosine_ji = 0, x_i = 0, y_i = 0, x_j = 0, y_j = 0;
       for (std::int64_t d = lane * N; d < p.pairs.dim; d += kWarpSize * N) {
         float x[2][N], y[2][N];
         read(row_of<T>(p.pairs.x, i, b) + d, x[0]);
         read(row_of<T>(p.pairs.x, j, b) + d, x[1]);
         read(row_of<T>(p.pairs.y, i, b) + d, y[0]);
         read(row_of<T>(p.pairs.y, j, b) + d, y[1]);
-        add_products(x[0], y[1], there);
-        add_products(x[1], y[0], back);
+        add_products(x[0], y[1], cosine_ij);
+        add_products(x[1], y[0], cosine_ji);
         add_products(x[0], x[0], x_i);
         add_products(y[0], y[0], y_i);
         add_products(x[1], x[1], x_j);
         add_products(y[1], y[1], y_j);
       }
-      there = group_sum<kWarpSize>(there) * (inverse_norm(group_sum<kWarpSize>(x_i), eps) *
-                                             inverse_norm(group_sum<kWarpSize>(y_j), eps));
-      back = group_sum<kWarpSize>(back) * (inverse_norm(group_sum<kWarpSize>(x_j), eps) *
-                                           inverse_norm(group_sum<kWarpSize>(y_i), eps));
-      hardest.offer(i, j, (-there - back) / 2);
+      cosine_ij = group_sum<kWarpSize>(cosine_ij) * (inverse_norm(group_sum<kWarpSize>(x_i), eps) *
+                                                     inverse_norm(group_sum<kWarpSize>(y_j), eps));
+      cosine_ji = group_sum<kWarpSize>(cosine_ji) * (inverse_norm(group_sum<kWarpSize>(x_j), eps) *
+                                                     inverse_norm(group_sum<kWarpSize>(y_i), eps));
+      hardest.offer(i, j, (-cosine_ij - cosine_ji) / 2);
     }
   }
   if (lane == 0) hardest.write(p.index, p.score, p.pairs.batch, b);

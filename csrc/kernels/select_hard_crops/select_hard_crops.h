@@ -1,13 +1,14 @@
-// select_hard_crops: of the cross-entropies ce[t, s, b] of G global crops (teacher t) with these
-// and L local crops (student s), for every image b the tuple of crops with the largest
+// select_hard_crops: for every image b the tuple of crops with the largest
 //
 //   ce[a, c] + ce[c, a] + sum over n locals l of (ce[a, l] + ce[c, l])
 //
-// where a is an even global crop and c an odd one. The sum falls apart into locals, so that the
-// best tuple with (a, c) holds the n locals of the largest terms: pairs are searched, tuples are
-// not.
+// where ce[t, s, b] is the cross entropy of global crop t (the teacher's) with crop s (the
+// student's), one of G global and L local crops; a is an even global crop and c an odd one. As the
+// sum has a term for each local, the best tuple with (a, c) has the n locals with the largest
+// terms: only pairs (a, c) need to be searched.
 //
-// The contract between the host code, which fills in the struct, and the kernels, which read it.
+// This is the contract between the host code, which fills in the struct, and the kernels, which
+// read it.
 #pragma once
 
 #include <cstdint>
@@ -27,11 +28,11 @@ struct SelectHardCrops {
   const void* ce;           // [G, G + L, B], B dense
   std::int64_t teacher_stride, student_stride;
   const std::int64_t* tuples;  // [count, 2 + n] to choose from, as crop numbers, or null: all
-  std::int64_t count;          // of tuples, or else of pairs
+  std::int64_t count;          // of tuples; of pairs (a, c) if tuples is null
   std::int64_t* index;         // [2 + n, B]
   void* score;                 // [B]
 
-  // The crops of pair number `pair`, in the order of (a, c).
+  // a and c of pair number `pair`; pairs are in lexicographic order.
   MAST_EXT_HD std::int64_t even(std::int64_t pair) const { return pair / (globals / 2) * 2; }
   MAST_EXT_HD std::int64_t odd(std::int64_t pair) const { return pair % (globals / 2) * 2 + 1; }
 

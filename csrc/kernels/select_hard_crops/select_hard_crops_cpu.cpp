@@ -1,5 +1,6 @@
-// A vector of images at a time. The largest n of L terms are those whose rank is below n: ranks
-// take L^2 / 2 comparisons without a branch, which for the few locals there are beats sorting.
+// Takes a vector of images at a time. The largest n of L terms are those whose rank is below n.
+// Ranks take L^2 / 2 comparisons without a branch, which is faster than sorting for the usual few
+// locals.
 #include "kernels/select_hard_crops/select_hard_crops.h"
 
 #include <algorithm>
@@ -19,7 +20,7 @@ struct Images {
   using Number = lane_number<A>;
 
   const SelectHardCrops& p;
-  std::int64_t first, count;  // at most a vector's
+  std::int64_t first, count;  // at most as many images as a vector has lanes
 
   vec<A> ce(std::int64_t teacher, std::int64_t student) const {
     return load_some(static_cast<const T*>(p.ce) + p.at(teacher, student) + first, count);
@@ -39,7 +40,7 @@ struct Images {
   }
 };
 
-// rank[l] = how many of the terms come before term l: larger ones, and equal ones of a lower l.
+// ranks[l] = the number of terms that are larger than term l, or equal with a lower l.
 template <typename A>
 void rank_terms(const A* terms, std::int64_t locals, lane_number<A>* ranks) {
   using Number = lane_number<A>;
@@ -48,7 +49,7 @@ void rank_terms(const A* terms, std::int64_t locals, lane_number<A>* ranks) {
     const vec<A> term = load(terms + l * kLane);
     vec<Number> rank{};
     for (std::int64_t before = 0; before < l; ++before) {
-      const vec<Number> overtakes = harder_lanes<A>(term, load(terms + before * kLane));
+      const vec<Number> overtakes = harder_lanes<A>(term, load(terms + before * kLane));  // 0 or -1
       rank += overtakes + 1;
       Number* other = ranks + before * kLane;
       store(other, load(other) - overtakes);

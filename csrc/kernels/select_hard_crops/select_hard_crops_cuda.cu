@@ -1,5 +1,5 @@
-// A warp's threads are neighboring images, which read neighboring losses; a block's warps share
-// out the pairs (or tuples) of these images and merge their best ones in the end.
+// The lanes of a warp have neighboring images, so that they read neighboring losses. The warps of a
+// thread block divide the pairs (or tuples) of these images and merge their best ones at the end.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/reductions.cuh"
@@ -23,7 +23,7 @@ struct Image {
     return ce(a, crop) + ce(c, crop);
   }
 
-  // Whether local l is among the first num_locals with (a, c).
+  // Whether local l has one of the num_locals largest terms with (a, c).
   __device__ __forceinline__ bool chosen(std::int64_t a, std::int64_t c, std::int64_t l) const {
     const float own = term(a, c, p.globals + l);
     std::int64_t rank = 0;

@@ -2,7 +2,8 @@
 //
 //   (L[i,j,b] + L[j,i,b]) / 2
 //
-// The contract between the host code, which fills in the struct, and the kernels, which read it.
+// This is the contract between the host code, which fills in the struct, and the kernels, which
+// read it.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// A vector of images at a time: their best score and its pair stay in registers over all pairs.
+// Takes a vector of images at a time, whose best scores and pairs stay in registers.
 #include "kernels/select_hard_pairs/select_hard_pairs.h"
 
 #include <cstdint>
@@ -18,13 +18,13 @@ void select(const SelectHardPairs& p, std::int64_t begin, std::int64_t end) {
   const std::int32_t views = p.candidates.views;
   for (std::int64_t b = begin; b < end; b += kLanes<A>) {
     const std::int64_t count = std::min<std::int64_t>(kLanes<A>, end - b);
-    HardestLanes<A> hardest(1);  // a pair is the number i * V + j
+    HardestLanes<A> hardest(1);  // pair (i, j) has the number i * V + j
     for (std::int32_t i = 0; i < views; ++i) {
       for (std::int32_t j = i + 1; j < views; ++j) {
         if (!p.candidates.has(i, j)) continue;
-        const T* there = losses + i * p.row_stride + j * p.pair_stride + b;
-        const T* back = losses + j * p.row_stride + i * p.pair_stride + b;
-        hardest.offer(i * views + j, (load_some(there, count) + load_some(back, count)) / 2);
+        const T* loss_ij = losses + i * p.row_stride + j * p.pair_stride + b;
+        const T* loss_ji = losses + j * p.row_stride + i * p.pair_stride + b;
+        hardest.offer(i * views + j, (load_some(loss_ij, count) + load_some(loss_ji, count)) / 2);
       }
     }
     store_some(static_cast<A*>(p.score) + b, hardest.score, count);

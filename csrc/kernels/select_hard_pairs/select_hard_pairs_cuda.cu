@@ -1,4 +1,4 @@
-// One thread per image: neighbors read neighboring losses.
+// One thread per image, so that neighboring threads read neighboring losses.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/select_hard_pairs/select_hard_pairs.h"
@@ -18,9 +18,9 @@ __global__ void __launch_bounds__(kThreads) select(SelectHardPairs p) {
   for (std::int32_t i = 0; i < views; ++i) {
 #pragma unroll 4
     for (std::int32_t j = i + 1; j < views; ++j) {
-      const auto there = static_cast<float>(losses[i * p.row_stride + j * p.pair_stride]);
-      const auto back = static_cast<float>(losses[j * p.row_stride + i * p.pair_stride]);
-      if (p.candidates.has(i, j)) hardest.offer(i, j, (there + back) / 2);
+      const auto loss_ij = static_cast<float>(losses[i * p.row_stride + j * p.pair_stride]);
+      const auto loss_ji = static_cast<float>(losses[j * p.row_stride + i * p.pair_stride]);
+      if (p.candidates.has(i, j)) hardest.offer(i, j, (loss_ij + loss_ji) / 2);
     }
   }
   hardest.write(p.index, p.score, p.batch, b);

@@ -1,14 +1,16 @@
-// subspace_nll: the Gaussian negative log-likelihood, up to a constant, that two uncertain
-// embeddings agree, for every pair of views in every subspace.        w = m^2, W_k = sum_d w_kd
+// subspace_nll: the Gaussian negative log-likelihood, up to a constant, that two embeddings with
+// variances are equal, for every pair of views in every subspace.     w = m^2, W_k = sum_d w_kd
 //
 //   diagonal   s_d = exp(lvx_ibd) + exp(lvy_jbd)
 //              L[k,i,j,b] = 1/2 sum_d w_kd ((x_ibd - y_jbd)^2 / s_d + log s_d) / W_k
 //   subspace   s_k = exp(lvx_ibk) + exp(lvy_jbk),  q_k = sum_d w_kd (x_ibd - y_jbd)^2 / W_k
 //              L[k,i,j,b] = 1/2 (q_k / s_k + log s_k)
 //
-// A subspace whose mask is all zero has q_k = 0, and L = 0 in the diagonal form. The contract
-// between host code and kernels; embeddings and log-variances may be strided (Views), everything
-// else is dense. In the subspace form pairs.log_var_x and log_var_y are [V, B, K].
+// A subspace whose mask is all zero has q_k = 0, and L = 0 in the diagonal form.
+//
+// This is the contract between the host code, which fills in the structs, and the kernels, which
+// read them. Embeddings and log-variances may be strided (Views), everything else is dense. In the
+// subspace form pairs.log_var_x and log_var_y are [V, B, K].
 #pragma once
 
 #include <cstdint>
@@ -35,9 +37,9 @@ struct SubspaceNllBackward {
   const void* grad_nll;  // [K, Vx, Vy, B]
   const void* nll;       // [K, Vx, Vy, B]
   const void* distance;  // [K, Vx, Vy, B]; subspace form only
-  PairSumsGrad grad;     // log_var_x and log_var_y as wide as the log-variances
+  PairSumsGrad grad;     // log_var_x and log_var_y have the shapes of the log-variances
   PairSumsWork work;
-  void* grad_totals;  // [B, K] gradient of W_k by image; workspace, CUDA only
+  void* grad_totals;  // [B, K] gradient of W_k per image; workspace, CUDA only
 };
 
 // Images [begin, end); ranges that do not overlap may run at the same time.

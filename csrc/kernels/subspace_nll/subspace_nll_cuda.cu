@@ -1,5 +1,5 @@
-// The sums of pair_sums_cuda.cuh, then one thread per (subspace, image) for the arithmetic on them;
-// each block adds up its subspace's weights for itself.
+// Computes the sums of pair_sums_cuda.cuh, then the arithmetic on them with one thread per
+// (subspace, image). Each thread block computes the W_k of its subspace itself.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/subspace_nll/subspace_nll.h"
@@ -26,7 +26,7 @@ template <typename T>
 __global__ void __launch_bounds__(engine::kThreads) write_coefficients(SubspaceNllBackward p) {
   const std::int64_t k = engine::own_subspace(p.pairs), b = engine::own_image(p.pairs);
   const std::int64_t padded_k = padded_subspaces(p.pairs.subspaces);
-  const bool padding = k >= p.pairs.subspaces;  // the same for the whole block
+  const bool padding = k >= p.pairs.subspaces;  // the same for the whole thread block
   const float total = padding ? 0 : engine::total_weight(p.pairs, k);
   if (b >= p.pairs.batch) return;
   const std::int32_t rows = p.pairs.rows.count();

@@ -1,5 +1,5 @@
-// The arithmetic of subspace_nll between the sums over D and its results, for one (k, b); shared by
-// the CPU and the CUDA kernel. T is the type of the log-variances, A = accum_t<T>.
+// The arithmetic of subspace_nll on the sums over D, for one (k, b); shared by CPU and CUDA. T is
+// the type of the log-variances, A = accum_t<T>.
 #pragma once
 
 #include "kernels/common/host_device.h"
@@ -9,7 +9,7 @@
 
 namespace mast_ext::kernels::subspace_nll_math {
 
-// 1 / W_k, or 0 for a mask of zeros; a NaN stays.
+// 1 / W_k, or 0 for a mask of zeros; NaN stays NaN.
 template <typename A>
 MAST_EXT_HD A inverse_total(A total) {
   return total == 0 ? A{0} : 1 / total;
@@ -34,7 +34,7 @@ struct LogVariances {
   }
 };
 
-// sum(row) -> the row's sum over D; `total` is W_k.
+// Writes the results. sum(row) returns the sum of a row over D; `total` is W_k.
 template <typename T, typename Sum>
 MAST_EXT_HD void finish(const SubspaceNll& p, std::int64_t k, std::int64_t b, accum_t<T> total,
                         Sum&& sum) {
@@ -58,8 +58,8 @@ MAST_EXT_HD void finish(const SubspaceNll& p, std::int64_t k, std::int64_t b, ac
   }
 }
 
-// set(row, c): the gradient of the row's sum is c; every row is set once. Returns the gradient of
-// W_k, and in the subspace form writes those of the log-variances.
+// Calls set(row, c) once for every row, where c is the gradient of the row's sum. Returns the
+// gradient of W_k, and in the subspace form writes those of the log-variances.
 template <typename T, typename Set>
 MAST_EXT_HD accum_t<T> coefficients(const SubspaceNllBackward& p, std::int64_t k, std::int64_t b,
                                     accum_t<T> total, Set&& set) {
@@ -91,7 +91,7 @@ MAST_EXT_HD accum_t<T> coefficients(const SubspaceNllBackward& p, std::int64_t k
   if (!subspace) return grad_total;
 
   // d L / d log_var_x = (1 - q / s) exp(log_var_x) / s / 2, summed over the partners.
-  const auto pull = [&](int i, int j, A own) {
+  const auto derivative = [&](int i, int j, A own) {
     const A log_s = ScalarMath::log_add_exp(log_var.x(i), log_var.y(j));
     const A quotient =
         static_cast<const A*>(p.distance)[offset + at(i, j)] * ScalarMath::exp(-log_s);
@@ -102,7 +102,7 @@ MAST_EXT_HD accum_t<T> coefficients(const SubspaceNllBackward& p, std::int64_t k
       A grad = 0;
       for (int j = 0; j < rows.y_views; ++j) {
         const A g = rows.self ? grads[at(i, j)] + grads[at(j, i)] : grads[at(i, j)];
-        grad += g * pull(i, j, log_var.x(i));
+        grad += g * derivative(i, j, log_var.x(i));
       }
       static_cast<T*>(p.grad.log_var_x)[(i * batch + b) * p.pairs.subspaces + k] =
           static_cast<T>(grad);
@@ -112,7 +112,7 @@ MAST_EXT_HD accum_t<T> coefficients(const SubspaceNllBackward& p, std::int64_t k
     for (int j = 0; j < rows.y_views; ++j) {
       A grad = 0;
       for (int i = 0; i < rows.x_views; ++i) {
-        grad += grads[at(i, j)] * pull(i, j, log_var.y(j));
+        grad += grads[at(i, j)] * derivative(i, j, log_var.y(j));
       }
       static_cast<T*>(p.grad.log_var_y)[(j * batch + b) * p.pairs.subspaces + k] =
           static_cast<T>(grad);

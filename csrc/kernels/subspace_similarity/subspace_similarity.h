@@ -1,10 +1,11 @@
-// subspace_similarity: every view of x against every view of y, in every subspace.
+// subspace_similarity: the similarity of every view of x with every view of y, in every subspace.
 //
 //   cosine        S[k,i,j,b] = sum_d w_kd x_ibd y_jbd / (max(|m_k x_ib|, eps) max(|m_k y_jb|, eps))
 //   sqeuclidean   S[k,i,j,b] = sum_d w_kd (x_ibd - y_jbd)^2                     w = m^2
 //
-// The contract between the host code, which fills in the structs, and the kernels, which read them.
-// All tensors are on one device; embeddings may be strided (Views), everything else is dense.
+// This is the contract between the host code, which fills in the structs, and the kernels, which
+// read them. All tensors are on one device; embeddings may be strided (Views), everything else is
+// dense.
 #pragma once
 
 #include <cstdint>

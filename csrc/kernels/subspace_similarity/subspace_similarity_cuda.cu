@@ -1,4 +1,5 @@
-// The sums of pair_sums_cuda.cuh, then one thread per (subspace, image) for the arithmetic on them.
+// Computes the sums of pair_sums_cuda.cuh, then the arithmetic on them with one thread per
+// (subspace, image).
 #include "kernels/pair_sums/pair_sums_cuda.cuh"
 #include "kernels/subspace_similarity/subspace_similarity.h"
 #include "kernels/subspace_similarity/subspace_similarity_math.h"

@@ -1,5 +1,5 @@
-// The arithmetic of subspace_similarity between the sums over D and its results, for one (k, b);
-// shared by the CPU and the CUDA kernel. A is the accumulation type.
+// The arithmetic of subspace_similarity on the sums over D, for one (k, b); shared by CPU and CUDA.
+// A is the accumulation type.
 #pragma once
 
 #include <cmath>
@@ -10,20 +10,20 @@
 
 namespace mast_ext::kernels::subspace_similarity_math {
 
-// A NaN norm is not below eps, so it stays.
+// 1 / max(sqrt(square), eps); NaN stays NaN.
 template <typename A>
 MAST_EXT_HD A inverse_norm(A square, A eps) {
   const A norm = std::sqrt(square);
   return 1 / (norm < eps ? eps : norm);
 }
 
-// -2 d(inv_norm) / d(square) / inv_norm: 0 where the norm was held at eps.
+// -2 d(inv_norm) / d(square) / inv_norm: 0 if the norm was below eps.
 template <typename A>
 MAST_EXT_HD A slope(A inv_norm, A eps) {
   return inv_norm * eps >= 1 ? A{0} : inv_norm * inv_norm;
 }
 
-// sum(row) -> the row's sum over D.
+// Writes the results. sum(row) returns the sum of a row over D.
 template <typename A, typename Sum>
 MAST_EXT_HD void finish(const SubspaceSimilarity& p, std::int64_t k, std::int64_t b, Sum&& sum) {
   const PairRows& rows = p.pairs.rows;
@@ -50,7 +50,7 @@ MAST_EXT_HD void finish(const SubspaceSimilarity& p, std::int64_t k, std::int64_
   }
 }
 
-// set(row, c): the gradient of the row's sum is c. Every row is set once.
+// Calls set(row, c) once for every row, where c is the gradient of the row's sum.
 template <typename A, typename Set>
 MAST_EXT_HD void coefficients(const SubspaceSimilarityBackward& p, std::int64_t k, std::int64_t b,
                               Set&& set) {
@@ -77,29 +77,28 @@ MAST_EXT_HD void coefficients(const SubspaceSimilarityBackward& p, std::int64_t 
   }
   if (!cosine) return;
 
-  // The norms: every similarity falls with its views' norms, S being inversely proportional to
-  // both.
+  // The norms: every similarity is inversely proportional to the norms of both its views.
   for (int i = 0; i < rows.x_views; ++i) {
-    const A down = slope(inv_x[i * batch], eps);
-    A pull = 0, own = 0;
+    const A norm_slope = slope(inv_x[i * batch], eps);
+    A total = 0, own = 0;
     for (int j = 0; j < rows.y_views; ++j) {
       const A pair = grads[at(i, j)] * similarities[at(i, j)];
       if (rows.self) {
-        // (i, i) holds the norm twice, and is itself a multiple of the sum it is divided by.
-        pull += pair + grads[at(j, i)] * similarities[at(j, i)];
+        // S_ii contains the norm twice, and is also proportional to the row's sum itself (`own`).
+        total += pair + grads[at(j, i)] * similarities[at(j, i)];
         if (i == j) own = grads[at(i, i)] * (inv_x[i * batch] * inv_x[i * batch]);
       } else {
-        pull += pair;
+        total += pair;
       }
     }
-    set(rows.norm(i), own - pull * down / 2);
+    set(rows.norm(i), own - total * norm_slope / 2);
   }
   if (rows.self) return;
   for (int j = 0; j < rows.y_views; ++j) {
-    const A down = slope(inv_y[j * batch], eps);
-    A pull = 0;
-    for (int i = 0; i < rows.x_views; ++i) pull += grads[at(i, j)] * similarities[at(i, j)];
-    set(rows.norm(rows.x_views + j), -pull * down / 2);
+    const A norm_slope = slope(inv_y[j * batch], eps);
+    A total = 0;
+    for (int i = 0; i < rows.x_views; ++i) total += grads[at(i, j)] * similarities[at(i, j)];
+    set(rows.norm(rows.x_views + j), -total * norm_slope / 2);
   }
 }
 

@@ -3,13 +3,14 @@
 //   variance[k,v]   = mean_d relu(1 - sqrt(w_kd Var_vd + eps))
 //   covariance[k,v] = sum_{d != e} w_kd w_ke C_vde^2 / D        C = zc^T zc / (N-1),  w = m^2
 //
-// zc is z without its column means. The matrix products are the vendor's and done by the host code;
-// here is what goes around them. Two forms of the covariance:
+// zc is z minus its column means. The host code computes the matrix products P by the vendor
+// library; the kernels do the rest. There are two forms of the covariance:
 //
 //   direct  P_v  = zc^T zc            [V, D, D]     sum_d w_kd sum_{e != d} w_ke P_de^2
 //   Gram    P_kv = zc diag(w) zc^T    [K, V, N, N]  |P_kv|_F^2 - sum_d (w_kd sum_n zc_nd^2)^2
 //
-// The contract between the host code, which fills in the structs, and the kernels, which read them.
+// This is the contract between the host code, which fills in the structs, and the kernels, which
+// read them.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,7 @@ namespace mast_ext::kernels {
 
 struct VarianceCovarianceShape {
   DType dtype;                               // of the matrix products' operands and results
-  bool gram;                                 // which form
+  bool gram;                                 // Gram form; else direct
   std::int64_t views, rows, dim, subspaces;  // V, N, D, K
   double eps;
   const void* masks;        // [K, D], or null for one subspace of all ones
@@ -42,7 +43,7 @@ struct VarianceCovarianceBackward {
   const void* grad_covariance;  // [K, V]
   const void* slopes;           // [K, V, D]  direct: row_sums;  Gram: sum_n zc_nd (P_kv zc)_nd
 
-  // Direct: the gradient of z is zc times this.
+  // Direct: the gradient of z is zc times this matrix.
   void* matrix;  // [V, D, D] in dtype
 
   // Gram: for the columns [first_dim, first_dim + dims)

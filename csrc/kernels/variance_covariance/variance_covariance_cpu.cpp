@@ -11,7 +11,7 @@ namespace {
 
 namespace math = variance_covariance_math;
 
-// sums[j * stride] = sum_e weights[j, e] row[e]^2 without e == skip, for K rows of weights.
+// sums[j * stride] = sum_{e != skip} weights[j, e] row[e]^2, for K rows of weights.
 template <typename A, int K>
 void weighted_square_sums(const A* row, std::int64_t count, std::int64_t skip, const A* weights,
                           std::int64_t weights_stride, A* sums, std::int64_t stride) {
@@ -26,7 +26,7 @@ void weighted_square_sums(const A* row, std::int64_t count, std::int64_t skip, c
   for (int j = 0; j < K; ++j) sums[j * stride] = sum_lanes<A>(sum[j]);
 }
 
-// [K, padded D] squared masks, zero behind D.
+// The squared masks [K, padded D]; 0 behind D.
 template <typename A>
 const A* padded_weights(const VarianceCovarianceShape& p) {
   const std::int64_t stride = padded(p.dim);
@@ -105,7 +105,7 @@ void variance_covariance_matrix_cpu(const VarianceCovarianceBackward& p, std::in
       A* to = static_cast<A*>(p.matrix) + i * s.dim;
       A* factors = scratch<A, struct Factors>(s.subspaces);
       for (std::int64_t k = 0; k < s.subspaces; ++k) {
-        factors[k] = math::pull<A>(p, k * s.views + v) * weights[k * stride + d];
+        factors[k] = math::covariance_coefficient<A>(p, k * s.views + v) * weights[k * stride + d];
       }
       for (std::int64_t e = 0; e < s.dim; e += kLane) {
         vec<A> factor{};
@@ -130,7 +130,7 @@ void variance_covariance_combine_cpu(const VarianceCovarianceBackward& p, std::i
     A* factors = scratch<A, struct Factors>(s.subspaces * stride);
     std::fill(diagonal, diagonal + stride, A{0});
     std::fill(factors, factors + s.subspaces * stride, A{0});
-    std::int64_t prepared = -1;  // the view that they belong to
+    std::int64_t prepared = -1;  // the view of `diagonal` and `factors`
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t v = i / s.rows;
       if (v != prepared) {
@@ -138,8 +138,8 @@ void variance_covariance_combine_cpu(const VarianceCovarianceBackward& p, std::i
         for (std::int64_t d = 0; d < p.dims; ++d) {
           diagonal[d] = math::diagonal<A>(p, v, p.first_dim + d);
           for (std::int64_t k = 0; k < s.subspaces; ++k) {
-            factors[k * stride + d] =
-                math::pull<A>(p, k * s.views + v) * math::weight<A>(s, k, p.first_dim + d);
+            factors[k * stride + d] = math::covariance_coefficient<A>(p, k * s.views + v) *
+                                      math::weight<A>(s, k, p.first_dim + d);
           }
         }
       }

@@ -1,5 +1,6 @@
-// Forward: a block per row of the product, then a block per result. Backward: a thread per column
-// walks a few rows. Every result has one owner and one order of summation.
+// Forward: a thread block per row of the product, then a thread block per result. Backward: a
+// thread per column walks a few rows. There are no atomic additions: every result has a fixed order
+// of summation.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/element_grid.cuh"
 #include "kernels/common/reductions.cuh"
@@ -12,7 +13,7 @@ namespace {
 namespace math = variance_covariance_math;
 
 constexpr int kThreads = 128;
-constexpr int kMasks = 4;  // subspaces a sweep over a row serves
+constexpr int kMasks = 4;  // subspaces that one pass over a row computes
 
 template <typename P>
 __global__ void __launch_bounds__(kThreads) gram_rows(VarianceCovariance p) {
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) direct_rows(VarianceCovariance p) {
     }
 #pragma unroll
     for (int j = 0; j < kMasks; ++j) {
-      if (k0 + j >= s.subspaces) break;  // the same for the whole block
+      if (k0 + j >= s.subspaces) break;  // the same for the whole thread block
       const float total = block_sum<kThreads>(sum[j]);
       if (threadIdx.x == 0) {
         static_cast<float*>(p.row_sums)[(k0 + j) * s.views * s.dim + vd] = total;
@@ -90,8 +91,8 @@ __global__ void __launch_bounds__(kElementThreads) matrix(VarianceCovarianceBack
     } else {
 #pragma unroll 1
       for (std::int64_t k = 0; k < s.subspaces; ++k) {
-        value += math::pull<float>(p, k * s.views + v) * math::weight<float>(s, k, d) *
-                 math::weight<float>(s, k, e);
+        value += math::covariance_coefficient<float>(p, k * s.views + v) *
+                 math::weight<float>(s, k, d) * math::weight<float>(s, k, e);
       }
       value *= static_cast<float>(static_cast<const P*>(s.product)[i * s.dim + e]);
     }
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kElementThreads) combine(VarianceCovarianceBac
   const std::int64_t d = std::int64_t{blockIdx.x} * kElementThreads + threadIdx.x;
   if (d >= p.dims) return;
   const std::int64_t at = p.first_dim + d, per_subspace = s.views * s.rows * p.dims;
-  std::int64_t prepared = -1;  // the view that `diagonal` belongs to
+  std::int64_t prepared = -1;  // the view of `diagonal`
   float diagonal = 0;
   for_rows(s.views * s.rows, [&](std::int64_t i) {
     const std::int64_t v = i / s.rows;
@@ -116,8 +117,9 @@ __global__ void __launch_bounds__(kElementThreads) combine(VarianceCovarianceBac
     const std::int64_t element = i * p.dims + d;
     float sum = static_cast<float>(static_cast<const P*>(p.centered)[element]) * diagonal;
     for (std::int64_t k = 0; k < s.subspaces; ++k) {
-      sum += static_cast<float>(static_cast<const P*>(p.product_grad)[k * per_subspace + element]) *
-             (math::pull<float>(p, k * s.views + v) * math::weight<float>(s, k, at));
+      sum +=
+          static_cast<float>(static_cast<const P*>(p.product_grad)[k * per_subspace + element]) *
+          (math::covariance_coefficient<float>(p, k * s.views + v) * math::weight<float>(s, k, at));
     }
     static_cast<T*>(p.grad_z)[i * s.dim + at] = static_cast<T>(sum);
   });

@@ -1,5 +1,5 @@
-// The arithmetic of variance_covariance on single numbers, shared by the CPU and the CUDA kernel.
-// A is the accumulation type.
+// The arithmetic of variance_covariance on single numbers, shared by CPU and CUDA. A is the
+// accumulation type.
 #pragma once
 
 #include <cmath>
@@ -26,13 +26,13 @@ MAST_EXT_HD A deviation(const VarianceCovarianceShape& p, A w, A squares) {
   return std::sqrt(w * (squares / static_cast<A>(p.rows - 1)) + static_cast<A>(p.eps));
 }
 
-// relu(1 - deviation); a NaN stays.
+// relu(1 - deviation); NaN stays NaN.
 template <typename A>
 MAST_EXT_HD A hinge(A deviation) {
   return deviation >= 1 ? A{0} : 1 - deviation;
 }
 
-// Derivative of the hinge by the weighted variance.
+// The derivative of the hinge with respect to the weighted variance.
 template <typename A>
 MAST_EXT_HD A hinge_slope(A deviation) {
   return deviation >= 1 ? A{0} : A{-0.5} / deviation;
@@ -45,10 +45,11 @@ MAST_EXT_HD A covariance_scale(const VarianceCovarianceShape& p) {
   return 1 / (degrees * degrees * static_cast<A>(p.dim));
 }
 
-// The gradient of z, at (v, n, d), is  sum_k pull_kv w_kd (P_kv zc)_nd + diagonal_vd zc_nd  (Gram),
-// or (zc H)_nd with H_de = P_de sum_k pull_kv w_kd w_ke and diagonal_vd on the diagonal (direct).
+// With c_kv = covariance_coefficient and h_vd = diagonal, the gradient of z, at (v, n, d), is
+//   Gram    sum_k c_kv w_kd (P_kv zc)_nd + h_vd zc_nd
+//   direct  (zc H)_nd, where H_de = P_de sum_k c_kv w_kd w_ke for d != e and H_dd = h_vd
 template <typename A>
-MAST_EXT_HD A pull(const VarianceCovarianceBackward& p, std::int64_t kv) {
+MAST_EXT_HD A covariance_coefficient(const VarianceCovarianceBackward& p, std::int64_t kv) {
   return 4 * covariance_scale<A>(p.shape) * static_cast<const A*>(p.grad_covariance)[kv];
 }
 
@@ -62,7 +63,7 @@ MAST_EXT_HD A diagonal(const VarianceCovarianceBackward& p, std::int64_t v, std:
     const A w = weight<A>(s, k, d);
     const A grad = static_cast<const A*>(p.grad_variance)[kv] / static_cast<A>(s.dim);
     total += grad * hinge_slope(deviation(s, w, squares)) * w * (2 / static_cast<A>(s.rows - 1));
-    if (s.gram) total -= pull<A>(p, kv) * w * w * squares;
+    if (s.gram) total -= covariance_coefficient<A>(p, kv) * w * w * squares;
   }
   return total;
 }
@@ -80,7 +81,7 @@ MAST_EXT_HD A grad_mask(const VarianceCovarianceBackward& p, std::int64_t k, std
         grad * hinge_slope(deviation(s, w, squares)) * (squares / static_cast<A>(s.rows - 1));
     A slope = static_cast<const A*>(p.slopes)[kv * s.dim + d];
     if (s.gram) slope -= w * squares * squares;
-    grad_weight += pull<A>(p, kv) / 2 * slope;
+    grad_weight += covariance_coefficient<A>(p, kv) / 2 * slope;
   }
   return 2 * static_cast<const A*>(s.masks)[k * s.dim + d] * grad_weight;
 }
