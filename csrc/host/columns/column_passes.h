@@ -1,5 +1,5 @@
-// What variance_covariance and cross_correlation_penalty share on this floor: passes down the batch
-// (kernels/columns/columns.h) and matrix products of tiles.
+// What variance_covariance and cross_correlation_penalty share in host code: the passes of
+// kernels/columns/columns.h, and matrix products of tiles.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,8 +15,8 @@
 
 namespace mast_ext {
 
-// The dtype matrix products run in: that of sums, except that CUDA's tensor cores take bfloat16 as
-// it is (float16 would overflow: an entry is a sum of up to D squares).
+// The dtype of matrix products: that of sums, except on CUDA for bfloat16 embeddings, which tensor
+// cores multiply as they are. float16 would overflow: an element is a sum of up to D squares.
 inline at::ScalarType product_type(const Tensor& z) {
   return uses_cuda_kernels(z) && z.scalar_type() == at::kBFloat16 ? at::kBFloat16
                                                                   : accumulation_type(z);
@@ -29,13 +29,13 @@ inline kernels::Columns::List columns_list(const Tensor& z) {
           .row_stride = z.stride(views ? 1 : 0)};
 }
 
-// One axis of a product's operands in chunks, so that they need no more memory than the product
-// where that is large.
+// Divides an axis of a product's operands into chunks, so that the operands take no more memory
+// than the product, if that is large.
 struct Chunks {
   std::int64_t length, step;
 
-  // `other` is the axis of the product. A GPU is given long chunks: there a launch costs more
-  // than memory does.
+  // `other` is the length of the product's own axes; `whole` asks for a single chunk. Chunks are
+  // longer on a GPU, where launches cost more than memory.
   Chunks(std::int64_t length_, std::int64_t other, bool whole, bool cuda)
       : length(length_),
         step(whole ? length_ : std::max<std::int64_t>(cuda ? 8192 : 1024, other)) {}
@@ -83,7 +83,7 @@ inline void column_dots(const kernels::ColumnDots& p, const Tensor& z) {
       [&](auto stream) { return kernels::column_dots_cuda(p, stream); });
 }
 
-// products[i] (+)= x[i] y[i] for a batch of matrices.
+// products[i] = x[i] y[i] for a batch of matrices if `first`, else +=.
 inline void add_product(const Tensor& products, const Tensor& x, const Tensor& y, bool first) {
   if (products.size(0) == 0) return;
   if (!has_own_product(products.select(0, 0), x.select(0, 0), y.select(0, 0))) {
@@ -95,8 +95,8 @@ inline void add_product(const Tensor& products, const Tensor& x, const Tensor& y
   }
 }
 
-// products[i] (+)= x[i] x[i]^T. Of a large product on the CPU only the blocks on and above the
-// diagonal are computed, the others copied when `last`.
+// products[i] = x[i] x[i]^T if `first`, else +=. Of a large product on the CPU only the blocks on
+// and above the diagonal are computed; if `last`, they are copied to the others.
 inline void add_gram(const Tensor& products, const Tensor& x, bool first, bool last) {
   const std::int64_t size = x.size(1);
   if (uses_cuda_kernels(x) || size < 256) {

@@ -1,19 +1,19 @@
-// How variance_covariance and cross_correlation_penalty choose what they compute and keep. The
-// shape-only kernels (mast_ext/ops) have to choose the same.
+// How variance_covariance and cross_correlation_penalty choose what to compute and what to keep for
+// the backward. The shape-only kernels (mast_ext/ops) must make the same choices.
 #pragma once
 
 #include <cstdint>
 
 namespace mast_ext {
 
-// Whether products of rows, [N, N] for each subspace, are cheaper than one of columns, [D, D],
-// which serves all subspaces. At D = 2 (N - 1) they also begin to be well conditioned: at most half
-// of |G|^2 is then taken off again.
+// Whether the Gram form, with a product of rows [N, N] per subspace, is cheaper than the direct
+// form, with one product of columns [D, D] for all subspaces. From D = 2 (N - 1) on it is also well
+// conditioned: at most half of |P|_F^2 is subtracted again.
 constexpr bool prefers_gram(std::int64_t rows, std::int64_t dim, std::int64_t subspaces) {
   return dim >= 2 * subspaces * (rows - 1);
 }
 
-// Standardized embeddings of at most so many elements are kept for the backward: to read them is
+// Standardized embeddings of at most this many elements are kept for the backward: reading them is
 // cheaper than another pass.
 inline constexpr std::int64_t kKeptElements = 1 << 18;
 

@@ -13,12 +13,12 @@
 #include <sys/mman.h>
 #endif
 
-// AddressSanitizer watches memory from the allocator only.
+// Not with AddressSanitizer, which checks only accesses to memory from malloc.
 #if defined(__linux__) && defined(MADV_HUGEPAGE) && defined(MADV_FREE) && \
     !defined(__SANITIZE_ADDRESS__)
 #define MAST_EXT_KEEP_BLOCKS
 #ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23  // Linux 5.14; older ones refuse it, and nothing is lost
+#define MADV_POPULATE_WRITE 23  // Linux 5.14; older kernels reject it, which does no harm
 #endif
 #endif
 
@@ -31,11 +31,11 @@ constexpr std::size_t kHugePage = 2 << 20;
 
 struct Block {
   void* data;
-  std::size_t size;      // whole huge pages
-  bool free_for_system;  // its pages are the system's to take, or not there yet
+  std::size_t size;  // whole huge pages
+  bool reclaimable;  // the system may have taken its pages, or has not populated them yet
 };
 
-// Whole huge pages of the system's, aligned to them. Throws std::bad_alloc when there are none.
+// Maps a new block of whole, aligned huge pages. Throws std::bad_alloc if there is no memory.
 Block map_block(std::size_t size) {
   const std::size_t reserved = size + kHugePage;
   void* const start =
@@ -50,29 +50,30 @@ Block map_block(std::size_t size) {
   return {data, size, true};
 }
 
-// Blocks that no tensor uses. Their pages are marked as free: they stay where they are for the next
-// tensor, unless the system needs them, which then takes them without asking. To mark pages takes a
-// quarter of the time that it takes to fill them, so the blocks given back last are not marked yet.
-class KeptBlocks {
+// The blocks that no tensor uses. Their pages are marked as free (MADV_FREE): they stay in place
+// for the next tensor, unless the system is short of memory and reclaims them. Marking pages takes
+// a quarter of the time that filling them takes, so the blocks given back last are not marked yet.
+class BlockCache {
  public:
   Block take(std::size_t bytes) {
     const std::size_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     Block block{nullptr, 0, true};
     {
       const std::lock_guard lock(mutex_);
-      for (auto kept = blocks_.begin(); kept != blocks_.end(); ++kept) {
-        if (kept->size >= size && kept->size - size <= size / 4) {
-          block = *kept;
-          kept_bytes_ -= kept->size;
-          blocks_.erase(kept);
+      for (auto cached = blocks_.begin(); cached != blocks_.end(); ++cached) {
+        if (cached->size >= size && cached->size - size <= size / 4) {
+          block = *cached;
+          cached_bytes_ -= cached->size;
+          blocks_.erase(cached);
           break;
         }
       }
     }
     if (block.data == nullptr) block = map_block(size);
-    // By one thread: faults of huge pages take ten times as long when two threads meet in them.
-    if (block.free_for_system) madvise(block.data, size, MADV_POPULATE_WRITE);
-    block.free_for_system = false;
+    // Populated by this thread alone: page faults of huge pages take ten times as long if two
+    // threads have them at the same time.
+    if (block.reclaimable) madvise(block.data, size, MADV_POPULATE_WRITE);
+    block.reclaimable = false;
     return block;
   }
 
@@ -83,24 +84,24 @@ class KeptBlocks {
     }
     const std::lock_guard lock(mutex_);
     blocks_.push_front(block);
-    kept_bytes_ += block.size;
-    for (; kept_bytes_ > kMostBytes; blocks_.pop_back()) {
-      kept_bytes_ -= blocks_.back().size;
+    cached_bytes_ += block.size;
+    for (; cached_bytes_ > kMostBytes; blocks_.pop_back()) {
+      cached_bytes_ -= blocks_.back().size;
       munmap(blocks_.back().data, blocks_.back().size);
     }
     std::size_t so_far = 0;
-    for (auto kept = blocks_.begin(); kept != blocks_.end();) {
-      so_far += kept->size;
-      if (!kept->free_for_system && so_far > kMostUnmarkedBytes) {
-        if (madvise(kept->data, kept->size, MADV_FREE) != 0) {
-          munmap(kept->data, kept->size);
-          kept_bytes_ -= kept->size;
-          kept = blocks_.erase(kept);
+    for (auto cached = blocks_.begin(); cached != blocks_.end();) {
+      so_far += cached->size;
+      if (!cached->reclaimable && so_far > kMostUnmarkedBytes) {
+        if (madvise(cached->data, cached->size, MADV_FREE) != 0) {
+          munmap(cached->data, cached->size);
+          cached_bytes_ -= cached->size;
+          cached = blocks_.erase(cached);
           continue;
         }
-        kept->free_for_system = true;
+        cached->reclaimable = true;
       }
-      ++kept;
+      ++cached;
     }
   }
 
@@ -109,18 +110,18 @@ class KeptBlocks {
   static constexpr std::size_t kMostUnmarkedBytes = std::size_t{64} << 20;
 
   std::mutex mutex_;
-  std::list<Block> blocks_;  // the one given back last comes first
-  std::size_t kept_bytes_ = 0;
+  std::list<Block> blocks_;  // the last one given back comes first
+  std::size_t cached_bytes_ = 0;
 };
 
-KeptBlocks& kept_blocks() {
-  static auto* const blocks = new KeptBlocks;  // never destroyed: tensors may outlive everything
-  return *blocks;
+BlockCache& block_cache() {
+  static auto* const cache = new BlockCache;  // never destroyed: tensors may be freed at exit
+  return *cache;
 }
 
 #endif
 
-// In a kept block from `least` bytes on.
+// A tensor whose memory is a cached block if it has at least `least` bytes.
 at::Tensor new_tensor(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type,
                       [[maybe_unused]] std::int64_t least) {
   const auto options = like.options().dtype(type);
@@ -128,10 +129,10 @@ at::Tensor new_tensor(const at::Tensor& like, at::IntArrayRef shape, at::ScalarT
   std::int64_t bytes = options.dtype().itemsize();
   for (const std::int64_t size : shape) bytes *= size;
   if (like.is_cpu() && bytes >= least) {
-    const Block block = kept_blocks().take(bytes);
+    const Block block = block_cache().take(bytes);
     const at::Tensor tensor = at::from_blob(
-        block.data, shape, [block](void*) { kept_blocks().give_back(block); }, options);
-    // As at::empty() does: torch.utils.deterministic.fill_uninitialized_memory.
+        block.data, shape, [block](void*) { block_cache().give_back(block); }, options);
+    // As at::empty() does for torch.utils.deterministic.fill_uninitialized_memory.
     const at::Context& context = at::globalContext();
     if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
       tensor.fill_(std::numeric_limits<double>::quiet_NaN());

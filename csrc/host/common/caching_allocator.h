@@ -1,4 +1,6 @@
-// Where a CPU operator's large results and workspaces lie in memory.
+// A caching allocator for the large results and workspaces of CPU operators. It keeps the memory of
+// freed tensors for new ones, because new memory costs a page fault for every page, which takes
+// longer than most operators take to fill the page.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,17 +9,17 @@
 
 namespace mast_ext {
 
-// What malloc takes from the system anew every time, and gives back; smaller memory it reuses.
+// Results of at least this many bytes are cached. malloc reuses the memory of smaller ones itself,
+// but maps larger ones anew every time and unmaps them when they are freed.
 inline constexpr std::int64_t kLargeResult = 32 << 20;
 
-// An uninitialized tensor like `like`, of another shape and, if given, another type. A large one on
-// the CPU lies on huge pages, populated, in memory that an earlier one of about its size had where
-// there is any: fresh pages take longer to come by than most operators to fill them.
+// An uninitialized tensor like `like`, of another shape and, if given, another type. The memory of
+// a large one on the CPU is a cached block of about its size, if there is one, or new huge pages.
 at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape);
 at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type);
 
-// The same from 1 MB on, for what an operator works in: memory that the allocator has given back
-// in between is slow to come by, most of all on a virtual machine.
+// The same for a workspace, which is cached from 1 MB on: between two calls malloc may return such
+// memory to the system, and getting it back is slow, above all on a virtual machine.
 at::Tensor new_workspace(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type);
 
 }  // namespace mast_ext

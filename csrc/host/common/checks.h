@@ -1,5 +1,4 @@
-// What an op may ask of its tensors, in one vocabulary. Every message names the argument, what it
-// has to be, and what it is.
+// Checks of the ops' arguments. Every message names the argument, what it must be, and what it is.
 #pragma once
 
 #include "host/common/tensors.h"
@@ -42,12 +41,12 @@ inline DType dtype_of(const Tensor& t, const char* name) {
   }
 }
 
-// What sums over t's elements are carried, and results returned, in.
+// The dtype of sums over t's elements, and of the results of ops.
 inline at::ScalarType accumulation_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// What is added to sums over x's elements has their type. `what` x's elements are, in the plural.
+// Checks that t has the dtype of sums over x's elements. `what` names x's elements in the plural.
 inline void check_accumulation(const Tensor& t, const char* name, const Tensor& x,
                                const char* what) {
   TORCH_CHECK_TYPE(t.scalar_type() == accumulation_type(x), name, " must be ", accumulation_type(x),
@@ -58,8 +57,8 @@ inline void check_long(const Tensor& t, const char* name) {
   TORCH_CHECK_TYPE(t.scalar_type() == at::kLong, name, " must be Long, got ", t.scalar_type());
 }
 
-// A [K, D] mask tensor for embeddings `x` of width D: float32 (float64 beside float64 embeddings).
-// Values are looked at on the CPU only: a GPU would have to be waited for.
+// Checks masks [K, D] for embeddings `x` of width D: float32, or float64 for float64 embeddings.
+// Values are checked on the CPU only, because the check would have to wait for a GPU.
 inline void check_masks(const Tensor& masks, const Tensor& x, const char* x_name = "x") {
   const auto dim = x.size(-1);
   TORCH_CHECK_VALUE(masks.dim() == 2 && masks.size(1) == dim, "masks must have shape [K, ", dim,
@@ -78,7 +77,7 @@ inline void check_masks(const Tensor& masks, const Tensor& x, const char* x_name
   });
 }
 
-// The [C] center of logits [..., C], dense; undefined when not given.
+// Returns the center [C] of logits [..., C], dense; undefined if not given.
 inline Tensor checked_center(const OptionalTensor& center, const Tensor& logits,
                              const char* logits_name) {
   if (!center) return {};
@@ -88,8 +87,8 @@ inline Tensor checked_center(const OptionalTensor& center, const Tensor& logits,
   return center->contiguous();
 }
 
-// What the CUDA kernels of an op count in 32 bits: rows of a view and elements of a row of `t`
-// [V, N, D].
+// Checks that CUDA kernels which index in 32 bits can count the rows of a view and the elements of
+// a row of `t` [V, N, D].
 inline void check_countable(const Tensor& t, const char* name, std::int64_t most) {
   TORCH_CHECK_VALUE(t.size(1) <= most && t.size(2) <= most, name, " must have at most ", most,
                     " rows in a view and elements in a row on a GPU, got shape ", t.sizes());

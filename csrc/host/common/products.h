@@ -1,4 +1,5 @@
-// Matrix products on the CPU and the GPU: the vendor's, or ours where it is the faster one.
+// Matrix products on CPU and GPU: by the vendor library or, where that is faster, by our own kernel
+// (kernels/common/products.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,7 +20,7 @@ inline bool has_own_product(const Tensor& out, const Tensor& a, const Tensor& b)
          out.stride(1) == 1 && readable(a) && readable(b) && out.numel() * a.size(1) >= kWorthwhile;
 }
 
-// out (+)= a b, with out [M, N].
+// out = a b, or out += a b if `add`, with out [M, N].
 inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
   if (!has_own_product(out, a, b)) {
     out.addmm_(a, b, add ? 1 : 0);
@@ -38,7 +39,7 @@ inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool a
                                .c = out.mutable_data_ptr<float>(),
                                .c_stride = out.stride(0),
                                .add = add};
-  // Threads share the longer side: each copies the panels of b that it needs.
+  // Threads divide the longer side of `out`. Each copies the panels of b that it needs.
   const bool by_rows = rows >= columns;
   const std::int64_t unit = by_rows ? kernels::kBlockRows : kernels::kPanelColumns;
   const std::int64_t length = by_rows ? rows : columns;

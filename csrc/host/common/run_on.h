@@ -1,4 +1,5 @@
-// The only place where the build's devices are told apart.
+// Runs an op's kernels on the device of its tensors. No other host code depends on whether the
+// build has CUDA.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -23,8 +24,8 @@ const char* cudaGetErrorString(int error);
 namespace mast_ext {
 
 #ifdef MAST_EXT_EMULATE_CUDA
-// A build for tests: the CUDA kernels run on the CPU (tests/emulation), on the CPU's tensors. With
-// EMULATE_NOTHING in the environment the CPU's own kernels do, where they are part of the build.
+// A build for tests: the CUDA kernels run emulated (tests/emulation), on CPU tensors. If the
+// environment variable EMULATE_NOTHING is set, the CPU kernels run instead, if the build has them.
 inline bool uses_cuda_kernels(const at::Tensor&) {
   static const bool emulates = std::getenv("EMULATE_NOTHING") == nullptr;
   return emulates;
@@ -43,9 +44,9 @@ void run_on(const at::Tensor& tensor, [[maybe_unused]] Cpu&& cpu, Cuda&& cuda) {
 #else
 inline bool uses_cuda_kernels(const at::Tensor& tensor) { return tensor.is_cuda(); }
 
-// Runs cpu(), or cuda(stream) on the current stream, by where `tensor` lives. `cuda` must be a
-// generic lambda: a CPU-only build then never instantiates its body, nor asks the linker for the
-// CUDA kernel.
+// Runs cpu(), or cuda(stream) on the current stream, depending on the device of `tensor`. `cuda`
+// must be a generic lambda: a build without CUDA then does not instantiate its body, and needs no
+// CUDA kernel at link time.
 template <typename Cpu, typename Cuda>
 void run_on([[maybe_unused]] const at::Tensor& tensor, Cpu&& cpu, [[maybe_unused]] Cuda&& cuda) {
 #ifdef MAST_EXT_WITH_CUDA
@@ -59,10 +60,10 @@ void run_on([[maybe_unused]] const at::Tensor& tensor, Cpu&& cpu, [[maybe_unused
 }
 #endif
 
-// Shares [0, rows) out over torch's threads as body(begin, end). `row_cost` is about how many
-// scalar steps a row takes; little work stays on the calling thread. A thread takes the next rows
-// when it is done, in about `turns` turns: one that wakes late, or whose core another program uses,
-// has fewer of them. One turn each is for a body that begins with work of its own.
+// Calls body(begin, end) on torch's threads for parts of [0, rows). `row_cost` is the approximate
+// number of scalar steps of a row; little work stays on the calling thread. Parts are scheduled
+// dynamically, about `turns` per thread: a thread that wakes late, or shares its core with another
+// program, takes fewer of them. turns = 1 is for a body with a cost of its own per call.
 template <typename Body>
 void parallel_rows(std::int64_t rows, std::int64_t row_cost, const Body& body,
                    std::int64_t turns = 16) {

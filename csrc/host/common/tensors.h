@@ -1,4 +1,4 @@
-// Small words about tensors that all of the host code uses.
+// Types and functions for tensors that all host code uses.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,14 +14,14 @@ namespace mast_ext {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// While it lives, tensor methods compute as they are told: no autocast of a product's operands, no
-// autograd graph.
+// While an object of this class lives, tensor methods neither record an autograd graph nor apply
+// autocast.
 class PlainTensors {
   const c10::impl::ExcludeDispatchKeyGuard guard_{c10::autograd_dispatch_keyset |
                                                   c10::autocast_dispatch_keyset};
 };
 
-// The last dimension dense, other strides as they are.
+// Returns t, or a dense copy if its last dimension is not dense.
 inline Tensor dense_rows(const Tensor& t) {
   return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
 }
@@ -30,8 +30,8 @@ inline kernels::Views views_of(const Tensor& t) {
   return {.data = t.const_data_ptr(), .view_stride = t.stride(0), .batch_stride = t.stride(1)};
 }
 
-// The address of a dense tensor's element; null for an undefined tensor, which is one that an op
-// was not given.
+// The address of an element of a dense tensor; null if the tensor is undefined, as an optional
+// argument is that was not given.
 inline const void* const_element(const Tensor& t, std::int64_t at = 0) {
   if (!t.defined()) return nullptr;
   return static_cast<const std::byte*>(t.const_data_ptr()) + at * t.element_size();

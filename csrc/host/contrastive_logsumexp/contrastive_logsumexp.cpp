@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
   check_shape(lse, "lse", {K, in.x_views(), in.y_views(), in.rows()});
   check_shape(inv_norm_x_, "inv_norm_x", {K, in.x_views(), in.rows()});
   if (!in.self) check_shape(inv_norm_y, "inv_norm_y", {K, in.y_views(), in.columns()});
-  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  // The forward returns dense tensors, but a caller of the op may pass copies that are not.
   const Tensor inv_norm_x = inv_norm_x_.contiguous();
   const Tensor column_inv_norm = in.self ? inv_norm_x : inv_norm_y.contiguous();
   const ContrastiveAnchors rows(lse, grad_lse, grad_positive, "", lse.sizes());

@@ -1,8 +1,8 @@
-// contrastive_logsumexp on the CPU: the vendor's products of a tile of rows with a tile of columns,
-// each followed by one pass of a kernel.
+// contrastive_logsumexp on the CPU: the vendor library multiplies a tile of rows by a tile of
+// columns, then a kernel processes the products in one pass.
 //
-// In self-contrast only tiles on and above the diagonal are made: their products are symmetric, so
-// that a tile serves its rows and its columns. One tile is worked on at a time, by all threads.
+// In self-contrast only tiles on and above the diagonal are computed: products are symmetric, and a
+// tile updates the sums of its rows and those of its columns. All threads work on the same tile.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -34,7 +34,7 @@ class ContrastiveCpuDriver {
                const Tensor& positive) {
     const bool fixed = fixed_shift();
     Tensor maxima = fixed ? Tensor() : in.new_empty(lse.sizes());
-    lse.zero_();  // sums first
+    lse.zero_();  // holds the sums of exponentials until the end
     if (in.options.has_positive && !in.options.within_views) positive.zero_();
     if (!fixed) maxima.fill_(-std::numeric_limits<double>::infinity());
     for (std::int64_t k = 0; k < in.subspaces(); ++k) {
@@ -67,7 +67,7 @@ class ContrastiveCpuDriver {
     fixed ? lse.add_(1 / in.temperature) : lse.add_(maxima);
   }
 
-  // `columns` are the anchors that y's rows are of a loss of their own: x's in self-contrast.
+  // `columns` are the anchors of the columns as rows of the same loss; in self-contrast, `rows`.
   void backward(const ContrastiveAnchors& rows, const ContrastiveAnchors& columns,
                 const Tensor& inv_norm_x, const Tensor& inv_norm_y, ContrastiveGradients& grads) {
     const bool both = columns.any();
@@ -110,18 +110,19 @@ class ContrastiveCpuDriver {
   }
 
  private:
-  // Rows, or columns, of the views one after the other.
+  // A range of rows, or of columns, counted through all views.
   struct Tile {
     std::int64_t first, count;
   };
 
-  // The part of a tile inside block (i, j): rows [row, row + rows) against [column, ...).
+  // The part of a tile inside block (i, j): rows [row, row + rows) of view i by columns
+  // [column, column + columns) of view j.
   struct Rectangle {
     std::int64_t i, j, row, column, rows, columns;
     std::int64_t row_in_tile, column_in_tile;
   };
 
-  // The G of one operand, x or y, and what becomes of it.
+  // Accumulates G of one operand, x or y, and computes the gradients from it.
   struct OperandGradient {
     const ContrastiveCpuDriver& tiles;
     const Tensor &z, &flat, &inv_norm;
@@ -142,7 +143,7 @@ class ContrastiveCpuDriver {
       grad_masks.zero_();
       dots.zero_();
       if (!needed) return;
-      // A single subspace's G becomes the gradient where it stands.
+      // The G of a single subspace is accumulated in the gradient's memory and replaced by it.
       const bool wide = z.scalar_type() == accumulation_type(z);
       in_place = grad != nullptr && wide && in.subspaces() == 1;
       products = in_place ? grad->view(flat.sizes()) : in.new_empty(flat.sizes());
@@ -184,11 +185,12 @@ class ContrastiveCpuDriver {
     }
   };
 
-  // Tiles are large enough for the vendor's products to run at speed on all threads, and small
-  // enough to stay in the caches until the kernel has passed over them, and for few of them to lie
-  // on the diagonal, whose tiles are made whole.
+  // Tiles are large enough for the vendor library to reach full speed on all threads, and small
+  // enough to stay in the caches until the kernel has processed them. Small tiles also waste less
+  // work on the diagonal, where both halves of a tile are computed.
   static constexpr std::int64_t kTileColumns = 2048;
-  static constexpr std::int64_t kPadding = 16;  // rows a power of two apart share a cache set
+  // Between rows of a tile: at a distance of a power of two they would share cache sets.
+  static constexpr std::int64_t kPadding = 16;
   std::int64_t tile_rows() const {
     const int threads = at::get_num_threads();
     if (threads <= 4) return in.dim() < 384 ? 512 : 256;
@@ -203,7 +205,8 @@ class ContrastiveCpuDriver {
 
   bool left_out(const Rectangle& r) const { return in.options.leaves_out(r.i, r.j); }
 
-  // Where a rectangle's rows begin in [K, Vx, Vy, N], and its columns in [K, Vy, Vx, M].
+  // The index of a rectangle's first row in [K, Vx, Vy, N], and of its first column in
+  // [K, Vy, Vx, M].
   std::int64_t in_rows(std::int64_t k, const Rectangle& r) const {
     return ((k * in.x_views() + r.i) * in.y_views() + r.j) * in.rows() + r.row;
   }
@@ -229,8 +232,8 @@ class ContrastiveCpuDriver {
             .products = element(products, r.row_in_tile * products.stride(0) + r.column_in_tile)};
   }
 
-  // body(products, a, b) with <w x, y> of the rows of tile a and the columns of tile b. In
-  // self-contrast a's own columns come first, then those behind them.
+  // Calls body(products, a, b) with the products <w x, y> of rows a and columns b. In self-contrast
+  // b is first a itself, then the columns behind it.
   template <typename Body>
   void each_tile(std::int64_t k, const Body& body) {
     const Tensor weights = in.masks.defined() ? in.masks.select(0, k).square() : Tensor();
@@ -257,7 +260,8 @@ class ContrastiveCpuDriver {
     }
   }
 
-  // Where a tile that begins at `first` ends: at a view's end, too, where whole blocks are skipped.
+  // The length of a tile that begins at `first`. Where blocks (i, i) are left out it also ends at
+  // the end of a view, so that whole tiles can be skipped.
   std::int64_t length(std::int64_t first, std::int64_t step, std::int64_t rows,
                       std::int64_t total) const {
     const std::int64_t rest = in.options.within_views ? total - first : rows - first % rows;

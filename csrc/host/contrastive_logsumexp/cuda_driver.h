@@ -1,6 +1,6 @@
-// contrastive_logsumexp on CUDA: one kernel makes all blocks. Only the backward of embeddings wider
-// than most_fused_dims() goes through memory: weights of a chunk of rows, then the vendor's
-// product.
+// contrastive_logsumexp on CUDA: one kernel per direction computes everything. Only the backward of
+// embeddings wider than most_fused_dims() writes weights to memory, for a chunk of rows at a time,
+// and multiplies them by the vendor library.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,7 +19,7 @@ class ContrastiveCudaDriver {
   int forward(const Tensor& inv_norm_x, const Tensor& inv_norm_y, const Tensor& lse,
               const Tensor& positive, Stream stream) const {
     if (lse.numel() == 0) return 0;
-    // Enough blocks of threads for a large GPU where rows are few.
+    // If there are few rows, columns are split to have enough thread blocks for a large GPU.
     constexpr std::int64_t kTileSide = 128, kWantedBlocks = 512;
     const std::int64_t tiles = (in.rows() + kTileSide - 1) / kTileSide * lse.numel() / in.rows();
     const std::int64_t most = std::max<std::int64_t>(1, in.columns() / (2 * kTileSide));
@@ -44,16 +44,16 @@ class ContrastiveCudaDriver {
     Sums x, y;
     int error = 0;
     if (grads.needs_x()) {
-      error = side({.p = params(in.x, in.y, inv_norm_x, inv_norm_y, in.offset),
-                    .row = rows.pointers(),
-                    .column = columns.pointers()},
-                   in.x, in.y, grads.wants_x ? &grads.x : nullptr, grads, x, stream);
+      error = row_gradient({.p = params(in.x, in.y, inv_norm_x, inv_norm_y, in.offset),
+                            .row = rows.pointers(),
+                            .column = columns.pointers()},
+                           in.x, in.y, grads.wants_x ? &grads.x : nullptr, grads, x, stream);
     }
     if (error == 0 && !in.self && grads.needs_y(both)) {
-      error = side({.p = params(in.y, in.x, inv_norm_y, inv_norm_x, -in.offset),
-                    .row = {},
-                    .column = rows.pointers()},
-                   in.y, in.x, grads.wants_y ? &grads.y : nullptr, grads, y, stream);
+      error = row_gradient({.p = params(in.y, in.x, inv_norm_y, inv_norm_x, -in.offset),
+                            .row = {},
+                            .column = rows.pointers()},
+                           in.y, in.x, grads.wants_y ? &grads.y : nullptr, grads, y, stream);
       if (grads.wants_masks) x.masks = x.masks.sum(0, true).add(y.masks.sum(0, true));
     }
     if (error == 0) grads.finish(in, x.masks, x.dots, both);
@@ -82,10 +82,11 @@ class ContrastiveCudaDriver {
             .inv_norm_y = floats(inv_norm_y)};
   }
 
-  // The gradient of b's rows `z` against its columns `other`.
+  // The gradient of b's rows `z`, with the columns `other`.
   template <typename Stream>
-  int side(const kernels::ContrastiveBackward& b, const Tensor& z, const Tensor& other,
-           Tensor* grad, const ContrastiveGradients& grads, Sums& sums, Stream stream) const {
+  int row_gradient(const kernels::ContrastiveBackward& b, const Tensor& z, const Tensor& other,
+                   Tensor* grad, const ContrastiveGradients& grads, Sums& sums,
+                   Stream stream) const {
     if (in.dim() <= kernels::most_fused_dims(dtype_of(z, "z"))) {
       const std::int64_t slices = kernels::fused_backward_slices(b.p);
       sums.dots = in.new_empty({slices});
@@ -104,12 +105,13 @@ class ContrastiveCudaDriver {
            .dots = static_cast<float*>(sums.dots.mutable_data_ptr())},
           stream);
     }
-    return wide_side(b, z, other, grad, grads, sums, stream);
+    return wide_row_gradient(b, z, other, grad, grads, sums, stream);
   }
 
   template <typename Stream>
-  int wide_side(kernels::ContrastiveBackward b, const Tensor& z, const Tensor& other, Tensor* grad,
-                const ContrastiveGradients& grads, Sums& sums, Stream stream) const {
+  int wide_row_gradient(kernels::ContrastiveBackward b, const Tensor& z, const Tensor& other,
+                        Tensor* grad, const ContrastiveGradients& grads, Sums& sums,
+                        Stream stream) const {
     constexpr std::int64_t kSlices = 256, kChunkElements = 1 << 24;
     const std::int64_t views = z.size(0), rows = z.size(1), columns = other.size(0) * other.size(1);
     const at::ScalarType type =

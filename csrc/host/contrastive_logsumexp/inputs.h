@@ -1,4 +1,4 @@
-// The arguments of contrastive_logsumexp, checked and laid out, for its CPU and CUDA drivers.
+// The arguments of contrastive_logsumexp, checked and laid out for its CPU and CUDA drivers.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,7 +14,7 @@
 
 namespace mast_ext {
 
-// The numbers and choices of contrastive_logsumexp's schema.
+// The options in contrastive_logsumexp's schema.
 struct ContrastiveArguments {
   double temperature;
   std::optional<std::int64_t> offset;
@@ -22,9 +22,9 @@ struct ContrastiveArguments {
 };
 
 struct ContrastiveInputs {
-  Tensor x, y, masks;  // y is x in self-contrast; masks are undefined when not given
+  Tensor x, y, masks;  // y is x in self-contrast; masks are undefined if not given
   Tensor temperature_tensor;
-  double temperature;  // not known, and 0, when it is a tensor on a GPU
+  double temperature;  // not known if it is a tensor on a GPU
   bool self;
   kernels::ContrastiveOptions options;
   std::int64_t offset;
@@ -124,11 +124,12 @@ struct ContrastiveInputs {
   }
 };
 
-// The gradients that reach a loss's lse and positive, and its lse: [K, V, V', N].
+// What the weights W need of the rows, or of the columns: lse and the gradients of lse and
+// positive, [K, V, V', N] each. Those that are not needed are undefined.
 struct ContrastiveAnchors {
   Tensor lse, grad_lse, grad_positive;
 
-  // Whose gradient is undefined has no part in it.
+  // A result whose gradient is not given has no term in W; lse is needed only with its gradient.
   ContrastiveAnchors(const OptionalTensor& lse_, const OptionalTensor& grad_lse_,
                      const OptionalTensor& grad_positive_, const char* prefix,
                      at::IntArrayRef shape) {
@@ -148,7 +149,7 @@ struct ContrastiveAnchors {
 
   bool any() const { return grad_lse.defined() || grad_positive.defined(); }
 
-  // From element `at` on.
+  // The addresses from element `at` on.
   kernels::ContrastiveAnchor pointers(std::int64_t at = 0) const {
     return {.lse = const_element(lse, at),
             .grad_lse = const_element(grad_lse, at),
@@ -156,7 +157,7 @@ struct ContrastiveAnchors {
   }
 };
 
-// What a backward returns; what is not wanted is empty.
+// The results of the backward; those that are not wanted are empty.
 struct ContrastiveGradients {
   Tensor x, y, masks, temperature;
   bool wants_x, wants_y, wants_masks, wants_temperature;
@@ -172,11 +173,13 @@ struct ContrastiveGradients {
     temperature = wants_temperature ? in.new_empty({}) : in.new_empty({0});
   }
 
-  // Rows, or columns, whose sums are needed.
+  // Whether the sums over x's rows, or over y's rows, are needed. The masks' gradient takes those
+  // of y only if W has no terms of the columns (`columns_too`).
   bool needs_x() const { return wants_x || wants_masks || wants_temperature; }
   bool needs_y(bool columns_too) const { return wants_y || (wants_masks && !columns_too); }
 
-  // From the sums over rows: grad_masks [slices, K, D] and dots [slices] of both sides.
+  // Completes masks and temperature from the sums over rows, grad_masks [slices, K, D] and
+  // dots [slices].
   void finish(const ContrastiveInputs& in, const Tensor& grad_masks, const Tensor& dots,
               bool columns_too) {
     if (wants_masks) masks.copy_(grad_masks.sum(0));

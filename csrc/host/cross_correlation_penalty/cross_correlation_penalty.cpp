@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
   const auto N = in.rows, D = in.dim;
   check_shape(grad_penalty, "grad_penalty", {});
   check_like(grad_penalty, "grad_penalty", mean_, "mean");
-  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  // The forward returns dense tensors, but a caller of the op may pass copies that are not.
   const Tensor mean = mean_.contiguous(), scale = scale_.contiguous();
   const Tensor product = product_.contiguous(), dots = dots_.contiguous();
   const Tensor row_sums = row_sums_.contiguous(), standard = standard_.contiguous();

@@ -11,8 +11,8 @@
 namespace mast_ext {
 namespace {
 
-// [N, B, ...] whose dimensions behind the second lie without gaps, in whatever order: the row of
-// (n, b) is one chunk of memory. Made so by a copy where it is not.
+// A tensor [N, B, ...] whose row (n, b) is one contiguous piece of memory, with its dimensions in
+// any order. A tensor with gaps in its rows is copied.
 struct Rows {
   Tensor t;
   std::int64_t length = 1;  // elements of a row
@@ -26,7 +26,7 @@ struct Rows {
 
   std::int64_t batch() const { return t.size(1); }
 
-  // `count` instead of N, rows laid out as here, dense.
+  // A new dense tensor [count, B, ...] whose rows have the same layout.
   Tensor new_rows(std::int64_t count) const {
     std::vector<std::int64_t> sizes = t.sizes().vec(), strides = t.strides().vec();
     sizes[0] = count;
@@ -58,7 +58,8 @@ struct Rows {
   }
 };
 
-// An index [S, B], dense. Values are looked at on the CPU only: a GPU would have to be waited for.
+// Checks an index [S, B] and returns it dense. Values are checked on the CPU only, because the
+// check would have to wait for a GPU.
 Tensor checked_index(const Tensor& index, const Rows& rows, std::int64_t views, const char* name) {
   TORCH_CHECK_VALUE(index.dim() == 2 && index.size(1) == rows.batch(), "index must have shape [S, ",
                     rows.batch(), "] to fit ", name, " of shape ", rows.t.sizes(), ", got ",

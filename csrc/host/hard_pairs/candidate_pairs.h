@@ -1,4 +1,4 @@
-// The argument that the selection ops share: which pairs of views there are to choose from.
+// The argument that the selection ops share: the pairs of views to choose from.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,8 +9,8 @@
 
 namespace mast_ext {
 
-// Marks [V, V] above the diagonal. That there is one is looked at on the CPU only: a GPU would have
-// to be waited for.
+// Marks [V, V], of which the part above the diagonal counts. Whether any pair is marked is checked
+// on the CPU only, because the check would have to wait for a GPU.
 struct CandidateMarks {
   Tensor marks;  // undefined: every pair
   std::int64_t views;

@@ -20,7 +20,7 @@ Tensor checked_rows(const Tensor& x, double eps) {
   return dense_rows(x);
 }
 
-// Rows of length 1, in the accumulation type.
+// The rows of x, normalized, in the accumulation type.
 struct Unit {
   Tensor x, rows, inv_norm;
   kernels::UnitRows p;
@@ -44,10 +44,12 @@ struct Unit {
   }
 };
 
-// The best cosine of every row and whose it is, from the tiles on and above the diagonal.
+// Finds the largest cosine of every row and the index of the row it is with, from the tiles on and
+// above the diagonal.
 void search(const Tensor& unit, const Tensor& cosine, const Tensor& index) {
   constexpr std::int64_t kTile = 256;
-  constexpr std::int64_t kPadding = 16;  // rows a power of two apart share the lines of a cache
+  // Between rows of a tile: at a distance of a power of two they would share cache sets.
+  constexpr std::int64_t kPadding = 16;
   const std::int64_t rows = unit.size(0), most = std::min(rows, kTile);
   Tensor buffer = unit.new_empty({most * (most + kPadding)});
   cosine.fill_(std::numeric_limits<double>::quiet_NaN());
@@ -142,7 +144,8 @@ Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Te
   Tensor grad_x = x.new_empty({rows, dim});
   if (rows == 0) return grad_x;
 
-  // Those whose neighbor a row is, one after the other: a row's gradient needs no atomics.
+  // Sorted by neighbor, so that the rows that a row's gradient sums over are adjacent, and no
+  // atomic additions are needed.
   const auto [sorted, order] = index.sort(std::optional<bool>(true), 0, false);
   const kernels::NearestNeighborDistanceBackward p{
       .dtype = unit.p.dtype,

@@ -1,4 +1,5 @@
-// The arguments that subspace_similarity and subspace_nll share: checks, layout, kernel struct.
+// The arguments and gradients that subspace_similarity and subspace_nll share: checks, layout, and
+// the structs for the kernels.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +14,7 @@ namespace mast_ext {
 
 // x [Vx, B, D], y [Vy, B, D] and masks [K, D], checked and laid out for the kernels.
 struct PairInputs {
-  Tensor x, y, masks;  // y is x in self comparison; masks are undefined when not given
+  Tensor x, y, masks;  // y is x in self comparison; masks are undefined if not given
   bool self;
 
   PairInputs(const Tensor& x_, const OptionalTensor& y_, const OptionalTensor& masks_) : self(!y_) {
@@ -67,13 +68,14 @@ struct PairInputs {
     };
   }
 
-  // About how many scalar steps one image takes.
+  // The approximate number of scalar steps of an image.
   std::int64_t image_cost(const kernels::PairSums& p) const {
     return p.rows.count() * (2 + subspaces()) * dim();
   }
 };
 
-// The gradients a backward op returns; those not wanted are empty, and null for the kernel.
+// The gradients that a backward op returns. Those that are not wanted are empty, and null for the
+// kernel.
 struct PairGradients {
   Tensor x, y, log_var_x, log_var_y, masks;
 
@@ -99,8 +101,8 @@ struct PairGradients {
             .masks = pointer(masks)};
   }
 
-  // Runs backward(p, begin, end) over slices of the batch on the CPU, then adds up what the slices
-  // found for the masks.
+  // Runs backward(p, begin, end) over slices of the batch on the CPU, then adds up the slices'
+  // gradients of the masks.
   template <typename Params, typename Backward>
   void run_slices(const PairInputs& in, Params p, const Backward& backward) {
     constexpr std::int64_t kMostSlices = 16;

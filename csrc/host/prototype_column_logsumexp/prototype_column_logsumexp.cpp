@@ -11,8 +11,8 @@
 namespace mast_ext {
 namespace {
 
-// Of the rows: enough to share out, and few beside the rows themselves, whatever the number of
-// threads, so that it does not change the bits.
+// The number of slices of the rows: enough for all threads, yet few compared to the rows. It does
+// not depend on the number of threads, so that the results do not, either.
 std::int64_t slices_of(std::int64_t rows, std::int64_t prototypes, bool cuda) {
   constexpr std::int64_t kLeastRows = 8, kMostSlices = 1 << 12;
   constexpr std::int64_t kCpuSlices = 16, kCudaThreads = 1 << 17;

@@ -23,7 +23,7 @@ void check_temperature(double temperature, const char* name) {
 
 // student [S, B, C], teacher [T, B, C] and center [C], checked and laid out for the kernels.
 struct PrototypeInputs {
-  Tensor student, teacher, center;  // center is undefined when not given
+  Tensor student, teacher, center;  // center is undefined if not given
   double student_temperature, teacher_temperature;
 
   PrototypeInputs(const Tensor& student_, const Tensor& teacher_, const OptionalTensor& center_,
@@ -68,7 +68,7 @@ struct PrototypeInputs {
             .teacher_temperature = teacher_temperature};
   }
 
-  // About how many scalar steps an image's part of a chunk takes.
+  // The approximate number of scalar steps of an image's chunk.
   std::int64_t chunk_cost(const kernels::PrototypeShares& shares) const {
     constexpr std::int64_t kExponential = 8;
     const std::int64_t rows = students() + teachers();
@@ -76,7 +76,7 @@ struct PrototypeInputs {
   }
 };
 
-// What the forward pass gives, and where its kernels keep what they share.
+// The results of the forward pass, and the work space of its kernels.
 struct PrototypeResults {
   Tensor cross_entropy, teacher_mean, student_stats, teacher_stats;
   Tensor partials, column_sums;
@@ -86,7 +86,7 @@ struct PrototypeResults {
         teacher_mean(in.new_empty({with_mean ? in.prototypes() : 0})),
         student_stats(in.new_empty({2, in.students(), in.batch()})),
         teacher_stats(in.new_empty({2, in.teachers(), in.batch()})) {
-    if (in.batch() == 0) teacher_mean.fill_(std::nan(""));  // of no rows
+    if (in.batch() == 0) teacher_mean.fill_(std::nan(""));  // the mean of no rows
   }
 
   kernels::PrototypeCrossEntropy forward(const PrototypeInputs& in,
@@ -116,7 +116,7 @@ struct PrototypeResults {
 };
 
 void mean_of_groups(const kernels::PrototypeCrossEntropy& p) {
-  constexpr std::int64_t kColumns = 1024, kLanes = 16;  // sums take a step per vector
+  constexpr std::int64_t kColumns = 1024, kLanes = 16;  // a step adds a vector
   const std::int64_t prototypes = p.logits.prototypes;
   parallel_rows((prototypes + kColumns - 1) / kColumns, kColumns / kLanes * p.shares.groups,
                 [&](auto begin, auto end) {

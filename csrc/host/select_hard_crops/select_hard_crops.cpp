@@ -7,7 +7,8 @@
 namespace mast_ext {
 namespace {
 
-// The tuples to choose from, on the CPU, where their values can be looked at.
+// Checks the tuples to choose from and returns them dense. They must be on the CPU, where checking
+// their values waits for nothing.
 Tensor checked_tuples(const Tensor& tuples, std::int64_t globals, std::int64_t crops,
                       std::int64_t num_locals) {
   const std::int64_t width = 2 + num_locals;
@@ -66,7 +67,7 @@ std::tuple<Tensor, Tensor> select_hard_crops(const Tensor& ce_, const OptionalTe
       .score = score.mutable_data_ptr(),
   };
   const std::int64_t comparisons =
-      p.locals * (tuples.defined() ? 1 : p.locals) + 1;  // of a candidate, about
+      p.locals * (tuples.defined() ? 1 : p.locals) + 1;  // approximately, per candidate
   run_on(
       ce,
       [&] {

@@ -8,7 +8,8 @@
 namespace mast_ext {
 namespace {
 
-// The pair inputs and their log-variances, whose last dimension tells the form.
+// The pair inputs and their log-variances, whose last dimension determines the form if it is not
+// given.
 struct NllInputs : PairInputs {
   Tensor log_var_x, log_var_y;
   kernels::Variance variance;
@@ -98,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_nll_backward(
   check_shape(grad_nll_, "grad_nll", nll_.sizes());
   check_like(grad_nll_, "grad_nll", nll_, "nll");
   const Tensor grad_nll = grad_nll_.contiguous();
-  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  // The forward returns dense tensors, but a caller of the op may pass copies that are not.
   const Tensor nll = nll_.contiguous(), distance = distance_.contiguous();
   PairGradients out(in, wanted[0], wanted[2], wanted[4]);
   out.add_log_variances(in, in.log_var_x, wanted[1], in.log_var_y, wanted[3]);

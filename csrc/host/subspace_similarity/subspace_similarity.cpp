@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> subspace_similarity_backward(
   check_shape(grad_similarity_, "grad_similarity", similarity_.sizes());
   check_like(grad_similarity_, "grad_similarity", similarity_, "similarity");
   const Tensor grad_similarity = grad_similarity_.contiguous();
-  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  // The forward returns dense tensors, but a caller of the op may pass copies that are not.
   const Tensor similarity = similarity_.contiguous();
   const Tensor inv_norm_x = inv_norm_x_.contiguous(), inv_norm_y = inv_norm_y_.contiguous();
   PairGradients out(in, wanted[0], wanted[1], wanted[2]);

@@ -9,7 +9,7 @@ namespace {
 
 // The checked arguments and the form that is cheaper for them.
 struct Inputs {
-  Tensor z, masks;  // masks are undefined when not given
+  Tensor z, masks;  // masks are undefined if not given
   std::int64_t views, rows, dim, subspaces;
   bool gram, keep;
 
@@ -62,8 +62,8 @@ struct Inputs {
             .product = product.const_data_ptr()};
   }
 
-  // The centered chunk [V, N, count] (Gram) or [V, count, D] (direct), or that times every mask
-  // [K, V, N, count].
+  // The centered chunk [V, N, count] (Gram) or [V, count, D] (direct); if `masked`, the former
+  // times every mask, [K, V, N, count].
   Tensor tile(const Tensor& mean, std::int64_t first, std::int64_t count, bool masked) const {
     const std::int64_t first_row = gram ? 0 : first, first_dim = gram ? first : 0;
     const std::int64_t tile_rows = gram ? rows : count, dims = gram ? count : dim;
@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
   }
   const Tensor grad_variance = grad_variance_.contiguous();
   const Tensor grad_covariance = grad_covariance_.contiguous();
-  // As the forward makes them they are dense; a caller of the op may have copies that are not.
+  // The forward returns dense tensors, but a caller of the op may pass copies that are not.
   const Tensor mean = mean_.contiguous(), sum_squares = sum_squares_.contiguous();
   const Tensor product = product_.contiguous(), row_sums = row_sums_.contiguous();
   const Tensor centered = centered_.contiguous();
