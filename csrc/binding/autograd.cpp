@@ -1,8 +1,9 @@
-// Derivatives of the ops: what the dispatcher runs before a device's kernel. A derivative calls a
-// backward op through the dispatcher again (op_handle.h).
+// Derivatives of the ops, which the dispatcher runs before a device's kernel. Gradients are
+// computed by backward ops, which are called through the dispatcher again (op_handle.h).
 //
-// Results without a derivative, which only the backward reads, do not pass through torch's
-// Function: compiled autograd refuses the mark they would need.
+// Results that only the backward reads have no derivative. They are not outputs of
+// torch::autograd::Function, where they would have to be marked as non-differentiable: compiled
+// autograd does not support the mark.
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -32,16 +33,18 @@ bool requires_grad(const Option&) {
   return false;
 }
 
-// What every derivative shares. `Derivative` says
-//   save(ctx, result, args)  what gradients need of a call
-//   gradients(ctx, grads)    those of the inputs, in order; undefined or left out at the end: none
-//   differentiable           how many results, the first ones, have a derivative
+// What all derivatives share. `Derivative` has
+//   save(ctx, result, args)  which saves what gradients() needs
+//   gradients(ctx, grads)    which returns the gradients of the inputs, in order; inputs without
+//   one
+//                            have an undefined tensor, or none at the end of the list
+//   differentiable           the number of results, the first ones, that have a derivative
 template <typename Derivative, typename Op>
 struct Formula;
 template <typename Derivative, Name name, typename Result, typename... Args>
 struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Function<Derivative> {
   using Forward = Op<name, Result(Args...)>;
-  static constexpr bool is_traceable = true;  // or compiled autograd refuses it
+  static constexpr bool is_traceable = true;  // compiled autograd requires it
   static constexpr std::size_t differentiable = 1;
 
   static Result run(c10::DispatchKeySet keys, Args... args) {
@@ -73,7 +76,7 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
   }
 };
 
-// Its backward op's derivative: to ask for one is an error instead of a silent zero.
+// The derivative of a backward op: an error, where autograd would otherwise compute zero.
 template <typename Derivative>
 struct NoSecondDerivative : Formula<NoSecondDerivative<Derivative>, typename Derivative::Backward> {
   static constexpr std::size_t differentiable = Derivative::Backward::results;
@@ -86,7 +89,7 @@ struct NoSecondDerivative : Formula<NoSecondDerivative<Derivative>, typename Der
   }
 };
 
-// A tensor that is not given is saved as an undefined one.
+// Tensors that were not given are saved as undefined ones.
 Tensor or_undefined(const OptionalTensor& t) { return t.value_or(Tensor()); }
 OptionalTensor if_defined(const Tensor& t) {
   return t.defined() ? OptionalTensor(t) : std::nullopt;
@@ -115,7 +118,8 @@ std::tuple<Options...> kept_options(AutogradContext* ctx) {
   }(std::index_sequence_for<Options...>());
 }
 
-// Which of an op's inputs shall have gradients. Those that are not given are not counted.
+// Which of an op's tensors need gradients. Those that were not given have no number among the
+// inputs.
 template <typename... Inputs>
 std::array<bool, sizeof...(Inputs)> which_wanted(const AutogradContext* ctx,
                                                  const Inputs&... inputs) {
@@ -123,7 +127,7 @@ std::array<bool, sizeof...(Inputs)> which_wanted(const AutogradContext* ctx,
   return {(inputs.defined() && ctx->needs_input_grad(number++))...};
 }
 
-// What a backward op returned; undefined where it is not wanted.
+// The gradients that a backward op returned, undefined where they are not wanted.
 template <typename Grads, std::size_t count>
 Tensors only(const std::array<bool, count>& wanted, Grads grads) {
   return std::apply(
@@ -184,7 +188,7 @@ struct VarianceCovariance
   static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& z,
                    const OptionalTensor& masks, double eps) {
     const auto& [variance, covariance, mean, sum_squares, product, row_sums, centered] = result;
-    ctx->set_materialize_grads(true);  // the backward takes both
+    ctx->set_materialize_grads(true);  // the backward op takes both gradients
     save_tensors(ctx, z, masks, mean, sum_squares, product, row_sums, centered);
     keep_options(ctx, eps);
   }
@@ -240,7 +244,7 @@ struct ContrastiveLogsumexp
         saved_tensors<7>(ctx);
     const auto [temperature, offset, exclude_self, exclude_positive, within_views] =
         kept_options<double, std::optional<std::int64_t>, bool, bool, bool>(ctx);
-    const Tensor grad_positive = offset ? grads[1] : Tensor();  // without, positive is empty
+    const Tensor grad_positive = offset ? grads[1] : Tensor();  // without offset, it is empty
     if (!grads[0].defined() && !grad_positive.defined()) return {};
     const auto wanted = which_wanted(ctx, x, y, masks, temperature_tensor);
     return only(wanted,
@@ -291,15 +295,16 @@ struct PrototypeCrossEntropyWithGrad
     if (!ctx->needs_input_grad(0)) return {};
     const auto [grad_student] = saved_tensors<1>(ctx);
     if (at::GradMode::is_enabled()) {
-      // Nothing else ties the gradient to the student, and its derivative would be a silent zero.
+      // grad_student does not depend on the student as far as autograd knows: a second derivative
+      // would be zero. With a `grad` that requires one, it is an error (NoSecondDerivative).
       if (!grad.requires_grad()) grad = grad.detach().requires_grad_();
       return {Backward::call(grad, grad_student)};
     }
-    // A loss that is differentiated itself has the gradient 1: then there is nothing left to do. A
-    // graph that stays needs its own copy.
-    const bool known = !at::isTensorSubclassLike(grad);
-    const bool stays = torch::autograd::get_current_graph_task_keep_graph();
-    if (known && !stays && grad.item<double>() == 1) return {grad_student};
+    // If the sum itself is the loss, its gradient is 1 and grad_student is the result. A graph that
+    // is kept returns a copy, as it needs grad_student again.
+    const bool has_value = !at::isTensorSubclassLike(grad);
+    const bool keeps_graph = torch::autograd::get_current_graph_task_keep_graph();
+    if (has_value && !keeps_graph && grad.item<double>() == 1) return {grad_student};
     return {Backward::call(grad, grad_student)};
   }
 };
@@ -364,7 +369,7 @@ void differentiable_once(torch::Library& m) {
   differentiable<NoSecondDerivative<Derivative>>(m);
 }
 
-// Results do not depend on the inputs, as far as autograd is concerned.
+// For an op whose results have no gradient.
 template <Name name, typename Signature>
 void no_derivative(torch::Library& m) {
   m.impl(name.text, TORCH_FN((Op<name, Signature>::below_autograd)));

@@ -1,4 +1,4 @@
-// Ops that are made of other ops, and have their derivatives.
+// Ops that call other ops, which give them their derivatives.
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/library.h>
@@ -14,17 +14,18 @@ using CrossEntropy = Op<"prototype_cross_entropy", decltype(prototype_cross_entr
 using CrossEntropyWithGrad =
     Op<"prototype_cross_entropy_with_grad", decltype(prototype_cross_entropy_with_grad)>;
 
-// Whether the gradient of a weighted sum should be computed with it. Not where gradients are
-// scaled to fit their type, nor while a compiler looks on: it fuses what is around two passes.
+// Whether to compute a weighted sum and its gradient in one pass over the logits. Not for float16,
+// whose gradients must be scaled before they are rounded, and not while a compiler traces, which
+// fuses other ops with the two passes.
 bool takes_one_pass(const Tensor& student) {
-  constexpr std::int64_t kLeastImages = 16;  // fewer are quicker in two passes
+  constexpr std::int64_t kLeastImages = 16;  // fewer are faster in two passes
   const bool traced = student.key_set().has_any(at::kTensorSubclassLike);
   return !traced && !uses_cuda_kernels(student) && student.requires_grad() &&
          at::GradMode::is_enabled() && student.scalar_type() != at::kHalf && student.dim() == 3 &&
          student.size(1) >= kLeastImages;
 }
 
-// What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
+// Detaches an argument that gets no gradient, so that the graph neither keeps nor traverses it.
 Tensor constant(const Tensor& t) { return t.requires_grad() ? t.detach() : t; }
 OptionalTensor constant(const OptionalTensor& t) {
   return t ? OptionalTensor(constant(*t)) : std::nullopt;
@@ -48,7 +49,7 @@ std::tuple<Tensor, Tensor> weighted_prototype_cross_entropy(
   TORCH_CHECK_VALUE(at::is_expandable_to(weights_.sym_sizes(), pairs), "weights must have shape ",
                     pairs, " or broadcast to it, got ", weights_.sym_sizes());
   const Tensor weights = constant(weights_).expand_symint(pairs).to(cross_entropy.scalar_type());
-  // A pair of weight 0 has no part, whatever its cross entropy is.
+  // A pair of weight 0 adds nothing, even if its cross entropy is infinite.
   return {cross_entropy.mul(weights).masked_fill(weights.eq(0), 0).sum(), mean};
 }
 

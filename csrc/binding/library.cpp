@@ -1,8 +1,8 @@
-// Table of contents: every op mast_ext defines, with its schema.
+// Table of contents: every op that mast_ext defines, with its schema.
 //
 // Derivatives are in autograd.cpp, shape-only (fake) kernels in mast_ext/ops/<op>.py. `wanted` says
-// which gradients a backward op computes; the others come back empty.
-// weighted_prototype_cross_entropy is made of other ops (composites.cpp).
+// which gradients a backward op computes; the others are returned empty.
+// weighted_prototype_cross_entropy calls other ops (composites.cpp).
 #include <torch/library.h>
 
 #include "host/ops.h"
@@ -88,7 +88,7 @@ void define(torch::Library& m) {
   m.def("gather_views_backward(Tensor grad, Tensor index, int views) -> Tensor");
 }
 
-// One body for every device: run_on() picks the kernel.
+// One function for all devices: run_on() chooses the kernel.
 void implement(torch::Library& m) {
   m.impl("subspace_similarity", TORCH_FN(mast_ext::subspace_similarity));
   m.impl("subspace_similarity_backward", TORCH_FN(mast_ext::subspace_similarity_backward));

@@ -1,5 +1,5 @@
-// mast_ext._C: importing it registers the ops (library.cpp); what it holds itself is a
-// description of the build and what the shape-only kernels need.
+// The Python module mast_ext._C. Importing it registers the ops (library.cpp); its attributes
+// describe the build and hold the constants that shape-only kernels need.
 #include <pybind11/pybind11.h>
 
 #include "host/columns/forms.h"

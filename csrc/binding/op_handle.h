@@ -1,5 +1,5 @@
-// An op as library.cpp defines it, called through the dispatcher: compilers see one op, and every
-// device has one.
+// Calls ops of library.cpp through the dispatcher, so that compilers trace each call as one op and
+// the tensors' device chooses the implementation.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -16,12 +16,12 @@
 namespace mast_ext {
 
 template <std::size_t size>
-struct Name {  // text as a template's argument
+struct Name {  // a string as a template argument
   char text[size];
   constexpr Name(const char (&name)[size]) { std::copy_n(name, size, text); }
 };
 
-// An op's results, one or more, by number.
+// Pointers to the results of an op that returns one tensor or a tuple of them.
 inline std::array<at::Tensor*, 1> results_of(at::Tensor& result) { return {&result}; }
 template <typename... Ts>
 std::array<at::Tensor*, sizeof...(Ts)> results_of(std::tuple<Ts...>& results) {
