@@ -118,8 +118,7 @@ std::tuple<Options...> kept_options(AutogradContext* ctx) {
   }(std::index_sequence_for<Options...>());
 }
 
-// Which of an op's tensors need gradients. Those that were not given have no number among the
-// inputs.
+// Which of an op's tensors need gradients. Those that were not given are not numbered.
 template <typename... Inputs>
 std::array<bool, sizeof...(Inputs)> which_wanted(const AutogradContext* ctx,
                                                  const Inputs&... inputs) {

@@ -1,9 +1,9 @@
 # mast_ext_add_cpu_kernels(target source... [OPTIONS option...]): compiles every source once per
 # instruction set.
 #
-# Each copy is in a namespace of its own, named by MAST_EXT_ISA; the baseline copy also has the
-# dispatcher (csrc/kernels/common/isa.h). The baseline objects come first on the link line: of a weak
-# symbol that several copies define, the linker keeps the first one, which runs on every machine.
+# Each copy has a namespace of its own, MAST_EXT_ISA; the baseline copy also holds the dispatcher
+# (csrc/kernels/common/isa.h). The baseline objects come first on the link line: of a weak symbol
+# that several copies define, the linker keeps the first one, which runs on every machine.
 include(CheckCXXCompilerFlag)
 
 set(MAST_EXT_ISAS baseline)
@@ -34,8 +34,7 @@ function(mast_ext_add_cpu_kernels target)
       string(TOUPPER ${other} other_upper)
       target_compile_definitions(${kernels} PRIVATE MAST_EXT_BUILDS_${other_upper})
     endforeach()
-    # Contraction to fused multiply-adds is allowed; fast-math is not, since NaN and infinity must
-    # propagate.
+    # Contraction to fused multiply-adds is allowed, fast-math is not: NaN and Inf must propagate.
     target_compile_options(${kernels} PRIVATE
       -Wall -Wextra -Werror -Wno-psabi -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
       ${MAST_EXT_ISA_FLAGS_${isa}} ${arg_OPTIONS})

@@ -1,6 +1,6 @@
 #!/bin/sh
-# keep_ptxas_report.sh nvcc ARGUMENT...: compiles, and saves ptxas's report on the kernels' resources
-# as OBJECT.ptxas, which tests/emulation/test_launch_limits.py reads.
+# keep_ptxas_report.sh nvcc ARGUMENT...: compiles, and saves ptxas's report on the kernels as
+# OBJECT.ptxas, which tests/emulation/test_launch_limits.py reads.
 object=
 previous=
 for argument; do

@@ -1,7 +1,7 @@
 # The installed PyTorch as one imported target, `torch::libs`.
 #
-# find_package(Torch) is not used, because its configuration is PyTorch's own build script: it requires
-# the whole CUDA toolkit (nvrtc, cuBLAS, ...) even for a CPU-only extension, and overrides
+# Not by find_package(Torch), whose configuration is PyTorch's own build script: it requires the
+# whole CUDA toolkit (nvrtc, cuBLAS, ...) even for a CPU-only extension, and overrides
 # CMAKE_CUDA_ARCHITECTURES. Asking Python instead costs one import.
 execute_process(
   COMMAND ${Python_EXECUTABLE} -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent, torch.__version__, torch.version.cuda or '', sep=';', end='')"

@@ -1,16 +1,17 @@
-// What the CUDA kernels use of CUDA, on the CPU: so that their indexing, barriers and arithmetic
-// are tested where there is no GPU. Found before the real header when MAST_EXT_EMULATE_CUDA is on.
+// The part of CUDA that the kernels use, emulated on the CPU, so that their indexing, barriers and
+// arithmetic are tested without a GPU. With MAST_EXT_EMULATE_CUDA the compiler finds this file
+// before CUDA's own.
 //
-// Blocks run one after the other; a block's threads are coroutines. A warp runs until all its
-// threads wait for other warps, so that a missing barrier shows in the results. Before every block,
-// shared memory is filled with NaN. A launch is refused, and cudaGetErrorString says why, when it
-// breaks a rule: limits of grids, threads and shared memory, alignment, barriers and collectives
-// that not all threads take part in. Not emulated: memory ordering, timing, rounding of intrinsics
-// and of tensor cores.
+// Thread blocks run one after the other; the threads of a block are coroutines. A warp runs until
+// all its threads wait for other warps, so that a missing barrier changes the results. Before every
+// block, shared memory is filled with NaN. A launch fails, and cudaGetErrorString() says why, if it
+// violates a rule: limits of grids, threads and shared memory, alignment, barriers and collectives
+// in which not all threads take part. Memory ordering, timing and the rounding of intrinsics and
+// tensor cores are not emulated.
 //
 // In the environment, read at every launch:
 //   EMULATE_LAST_WARP_FIRST   the last warp runs first
-//   EMULATE_EARLY_COPIES      asynchronous copies arrive at once, and not as late as they may
+//   EMULATE_EARLY_COPIES      asynchronous copies complete at their start, not when waited for
 //   EMULATE_SKIP_BARRIER      "file:line" of a __syncthreads() that does nothing
 #pragma once
 
@@ -25,7 +26,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-// Nothing else of this library is thread_local, so that emulator.cpp finds all static shared memory
+// Nothing else in this library is thread_local, so that emulator.cpp finds all static shared memory
 // in one place.
 #define __shared__ static thread_local
 
@@ -56,7 +57,7 @@ namespace emulation {
 
 inline constexpr unsigned kWarp = 32;
 
-// A kernel as messages name it, and as what belongs to it is found.
+// A kernel: its address identifies it, its name is for messages.
 struct Kernel {
   const void* address;
   const char* name;
@@ -67,7 +68,7 @@ Kernel kernel_of(void (*kernel)(Params...)) {
   return {reinterpret_cast<const void*>(kernel), __PRETTY_FUNCTION__};
 }
 
-// Calls `thread` once as every thread of the grid.
+// Calls `thread` once for every thread of the grid.
 void run(Kernel kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes,
          const std::function<void()>& thread);
 
@@ -80,10 +81,11 @@ void run(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_b
 cudaError_t allow_dynamic_shared_memory(Kernel kernel, std::size_t bytes);
 unsigned char* dynamic_shared_memory();
 
-// All threads of a block have to come to the same barrier.
+// All threads of a block must reach the same barrier.
 void barrier(const std::source_location& where);
 
-// An instruction of a whole warp, and its immediate operand: all lanes have to come to the same.
+// An instruction that a warp executes together, and its immediate operand. All lanes must reach the
+// same one.
 struct Instruction {
   const char* name;
   int operand;
@@ -91,11 +93,12 @@ struct Instruction {
   bool operator==(const Instruction&) const = default;
 };
 
-// The warp's last lane to come calls action(what the lanes offer, how many they are) for all.
+// Executes an instruction of the warp: waits for all its lanes, the last of which calls
+// action(offers, lanes) with the `offer` of every lane.
 using Action = void (*)(const void* const* offers, unsigned lanes);
 void collective(Instruction instruction, const void* offer, Action action);
 
-[[noreturn]] void fail(const char* format, ...);  // of a thread: ends the launch
+[[noreturn]] void fail(const char* format, ...);  // called by a thread; ends the launch
 
 unsigned current_lane();
 
@@ -106,8 +109,8 @@ void wait_for_copies();
 
 // ---- Tensor cores; lanes are numbered as in the PTX manual's figures
 
-// Thread `lane` receives elements 2 (lane % 4) and the next of row lane / 4 of each of four 8x8
-// matrices, or of their transposes; lane l offers the address of row l % 8 of matrix l / 8.
+// Loads four 8x8 matrices, or their transposes. Lane l passes the address of row l % 8 of matrix
+// l / 8, and receives elements 2 (l % 4) and the next of row l / 4 of each matrix.
 void load_matrices(unsigned (&to)[4], const void* row, bool transposed);
 
 // sum [16, 8] += a [16, 16] b [16, 8]

@@ -1,4 +1,4 @@
-// What the emulator tells the race detector (races.cpp), in a build that has one.
+// The events that the emulator reports to the race detector (races.cpp), in a build that has one.
 #pragma once
 
 #include <cstddef>
@@ -10,18 +10,18 @@ namespace emulation {
 struct Detector {
   using Memory = std::span<const std::byte>;
 
-  // A block's threads start with this shared memory.
+  // A thread block starts, with this shared memory.
   virtual void begin_block(Memory static_memory, Memory dynamic_memory) = 0;
   virtual void end_block() = 0;
-  // All threads have come to a barrier.
+  // All threads have reached a barrier.
   virtual void order() = 0;
-  // What the current thread does, but for its own loads and stores.
+  // Accesses of the current thread, except its own loads and stores, which the compiler reports.
   virtual void read(const void* from, std::size_t bytes) = 0;
   virtual void start_copy(const void* to, std::size_t bytes) = 0;
   virtual void finish_copy(const void* to, std::size_t bytes) = 0;
 };
 
 inline Detector* detector = nullptr;
-extern unsigned current;  // thread of the block
+extern unsigned current;  // the running thread, counted in its block
 
 }  // namespace emulation

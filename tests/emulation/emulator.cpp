@@ -1,5 +1,5 @@
-// The emulated GPU: launches, blocks of threads, barriers, collectives, asynchronous copies and
-// tensor cores. See cuda_runtime.h.
+// The emulated GPU: launches, thread blocks, barriers, collectives, asynchronous copies and tensor
+// cores. See cuda_runtime.h.
 #include <cuda_runtime.h>
 #include <link.h>
 #include <ucontext.h>
@@ -31,8 +31,8 @@ constexpr std::size_t kStackBytes = 128 << 10;
 constexpr unsigned kMostThreads = 1024, kMostDeepThreads = 64;
 constexpr unsigned kMostBlocks = 0x7fffffff, kMostBlocksBeside = 65535;  // in x; in y and z
 
-// Shared memory of a block, static and dynamic together: without asking; and of the GPUs with the
-// least.
+// The most shared memory of a thread block, static and dynamic together: without a request
+// (cudaFuncSetAttribute), and with one on the GPUs that have the least.
 constexpr std::size_t kSharedUnasked = 48 << 10, kMostShared = 99 << 10;
 constexpr std::size_t kGuardBytes = 4 << 10;  // behind dynamic memory, where nothing may be written
 constexpr std::byte kPoison{0xff};            // NaN in every floating-point format
@@ -60,9 +60,9 @@ struct Options {
 // ---- Threads
 
 #ifdef __x86_64__
-using Context = void*;  // the stack of a thread that does not run
+using Context = void*;  // the stack pointer of a suspended thread
 
-// swapcontext makes a system call for the signal mask, which would be most of a test's time.
+// swapcontext() makes a system call for the signal mask, which would take most of a test's time.
 __attribute__((naked, noinline)) void switch_context(Context*, Context*) {
   asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
       "movq %rsp, (%rdi)\n movq (%rsi), %rsp\n"
@@ -88,19 +88,19 @@ void make_context(Context* context, char* stack, void (*enter)()) {
 }
 #endif
 
-// Threads that wait for the last of them.
+// Threads that wait until all of them have arrived.
 struct Group {
   unsigned members, arrived, rounds;
 };
 
 struct Warp {
   Group lanes;
-  Instruction instruction;  // that the first lane has come to
+  Instruction instruction;  // the one that the first lane has reached
 };
 
 struct Block {
   Group threads;
-  std::source_location barrier;  // that the first thread has come to
+  std::source_location barrier;  // the one that the first thread has reached
 };
 
 struct Copy {
@@ -108,7 +108,7 @@ struct Copy {
   const void* from;  // null: zeros
   std::size_t bytes;
 
-  void land() const { from ? std::memcpy(to, from, bytes) : std::memset(to, 0, bytes); }
+  void complete() const { from ? std::memcpy(to, from, bytes) : std::memset(to, 0, bytes); }
 };
 
 struct Thread {
@@ -117,7 +117,7 @@ struct Thread {
   bool done;
   Group* waits_for;
   unsigned round;
-  const void* offer;         // what the thread brings to its warp's collective
+  const void* offer;         // the thread's argument of its warp's collective
   std::vector<Copy> copies;  // in flight
 
   bool runnable() const { return !done && (!waits_for || waits_for->rounds != round); }
@@ -170,7 +170,7 @@ void enter() {
 
 alignas(128) std::byte dynamic_memory[kMostShared + kGuardBytes];
 
-// What a kernel was seen to use, and has asked for.
+// The static shared memory that a kernel was seen to use, and the dynamic one that it requested.
 struct SharedMemory {
   std::size_t static_bytes = 0, allowed_dynamic_bytes = 0;
   bool asked = false;
@@ -178,10 +178,10 @@ struct SharedMemory {
 
 std::unordered_map<const void*, SharedMemory> shared_memory;
 
-// The thread-local memory of this library.
+// The thread-local memory of this library, which is the kernels' static shared memory.
 std::span<std::byte> static_memory() {
   [[maybe_unused]] static thread_local volatile char exists;
-  exists = 0;  // a library has its memory from the first access on
+  exists = 0;  // the first access allocates the memory
   struct Search {
     std::uintptr_t address;
     std::span<std::byte> found;
@@ -206,9 +206,9 @@ std::span<std::byte> static_memory() {
   return search.found;
 }
 
-// Fills memory with poison; returns how many bytes were something else.
+// Fills memory with poison; returns the number of bytes that had another value.
 std::size_t poison(std::span<std::byte> memory) {
-  static constexpr std::size_t kPiece = 256;  // to look at is cheaper than to count and write
+  static constexpr std::size_t kPiece = 256;  // comparing is cheaper than counting and writing
   static const std::vector<std::byte> clean(kPiece, kPoison);
   std::size_t written = 0;
   while (!memory.empty()) {
@@ -269,8 +269,8 @@ void require(bool ok, const char* format, ...) {
   va_end(arguments);
 }
 
-// Both kinds of shared memory are poisoned before, and again behind. Returns how much of the static
-// one was written, as far as it shows.
+// Runs the threads of a block. Both kinds of shared memory are poisoned when it starts, and again
+// when it ends. Returns the number of bytes of static memory that are seen to have been written.
 std::size_t run_block(unsigned threads, std::span<std::byte> static_bytes,
                       std::span<std::byte> dynamic_bytes) {
   if (detector != nullptr) detector->begin_block(static_bytes, dynamic_bytes);
@@ -324,7 +324,7 @@ void fail(const char* format, ...) {
   set_failure(format, arguments);
   va_end(arguments);
   switch_context(&threads[current].context, &scheduler);
-  std::abort();  // a launch that failed does not go on
+  std::abort();  // not reached: a failed launch is not resumed
 }
 
 unsigned current_lane() { return current % kWarp; }
@@ -406,13 +406,13 @@ void start_copy(void* to, const void* from, std::size_t bytes, bool inside) {
   check_alignment(from, bytes, "the source of an asynchronous copy");
   if (detector != nullptr) detector->start_copy(to, bytes);
   const Copy copy{to, inside ? from : nullptr, bytes};
-  if (options.early_copies) copy.land();
+  if (options.early_copies) copy.complete();
   threads[current].copies.push_back(copy);
 }
 
 void wait_for_copies() {
   for (const Copy& copy : threads[current].copies) {
-    if (!options.early_copies) copy.land();
+    if (!options.early_copies) copy.complete();
     if (detector != nullptr) detector->finish_copy(copy.to, copy.bytes);
   }
   threads[current].copies.clear();

@@ -1,4 +1,4 @@
-// Kernels with a fault each. `faults NAME` launches one and prints what the emulator says of it;
+// Kernels that have one fault each. `faults NAME` launches one and prints the emulator's message;
 // `faults` lists the names.
 #include <cstdio>
 #include <map>
@@ -13,7 +13,7 @@ using namespace mast_ext::kernels;
 
 alignas(16) float memory[64] = {};
 
-// Keeps the compiler from leaving out what nobody reads.
+// Keeps the compiler from removing stores that nobody reads.
 void keep(const void* shared) { asm volatile("" ::"r"(shared) : "memory"); }
 
 template <int kMostBytes>
@@ -140,7 +140,7 @@ __global__ void read_what_nobody_wrote() {
   memory[threadIdx.x % 64] = own[threadIdx.x];
 }
 
-// ---- None
+// ---- No fault
 
 __global__ void in_order(DynamicShared<96 << 10>) {
   __shared__ float own[128], copied[128];

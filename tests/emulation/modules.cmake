@@ -1,20 +1,21 @@
 # Modules for tests without a GPU, in which the CUDA kernels run on the CPU:
 #
-#   _C                 them alone
-#   races/_C           the same, with every load and store told to the race detector
-#   sanitized/_C       them and the CPU's kernels, with AddressSanitizer and
-#                      UndefinedBehaviorSanitizer; EMULATE_NOTHING chooses the CPU's
-#   faults             a program of faulty kernels, which the emulator is tested with
+#   _C                 the CUDA kernels alone
+#   races/_C           the same, with every load and store reported to the race detector
+#   sanitized/_C       the CUDA and the CPU kernels, with AddressSanitizer and
+#                      UndefinedBehaviorSanitizer; the environment variable EMULATE_NOTHING chooses
+#                      the CPU kernels
+#   faults             a program of faulty kernels, by which the emulator is tested
 #
-# The kernels are a library beside each module: its thread-local memory is the kernels' shared
-# memory and nothing else.
+# Each module's CUDA kernels are in a library of their own, whose thread-local memory is the
+# kernels' static shared memory and nothing else.
 set(emulation ${CMAKE_CURRENT_SOURCE_DIR}/tests/emulation)
 set(emulator ${emulation}/emulator.cpp)
 set_source_files_properties(${cuda_sources} PROPERTIES LANGUAGE CXX
                             COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
-# The functions that these make the compiler call are in races.cpp, not in the compiler's library.
+# The instrumentation of these options calls functions in races.cpp, not a sanitizer's runtime.
 set(watch -fsanitize=thread,alignment -g1)
-# The first fault ends the process. No check of virtual tables: those of PyTorch are not seen.
+# The first error ends the process. Virtual tables are not checked: PyTorch's are not visible.
 set(sanitizers -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all -O0 -g1)
 
 function(mast_ext_emulate target)
@@ -29,7 +30,7 @@ mast_ext_emulate(emulated_kernels)
 mast_ext_add_module(_C)
 target_compile_definitions(_C PRIVATE MAST_EXT_WITHOUT_CPU_KERNELS)
 set(MAST_EXT_ISAS baseline)
-# Which host code names outside the bodies that run_on() leaves out.
+# Host code uses these two outside of the lambdas that run_on() does not instantiate.
 mast_ext_add_cpu_kernels(_C csrc/kernels/common/isa_cpu.cpp csrc/kernels/common/products_cpu.cpp
                          OPTIONS -O0)
 target_link_libraries(_C PRIVATE emulated_kernels)
@@ -55,7 +56,7 @@ mast_ext_add_module(sanitized)
 target_compile_options(sanitized PRIVATE ${sanitizers})
 target_link_options(sanitized PRIVATE ${sanitizers})
 target_link_libraries(sanitized PRIVATE sanitized_kernels)
-# Of the CPU kernels, those that this machine runs, and the dispatcher.
+# Of the CPU kernels only the copy that this machine runs, and the baseline with the dispatcher.
 execute_process(COMMAND ${CMAKE_CXX_COMPILER} -march=native -dM -E -x c++ /dev/null
                 OUTPUT_VARIABLE native)
 if(native MATCHES "__AVX512DQ__")

@@ -1,10 +1,11 @@
-// Finds races of a block's threads for its shared memory, reads of what nobody wrote, and loads and
-// stores that are not aligned as their types ask for.
+// Detects races of a block's threads in shared memory, reads of memory that was not written, and
+// loads and stores that are not aligned as their types require.
 //
-// The kernels are compiled as for ThreadSanitizer and UndefinedBehaviorSanitizer, but the functions
-// that the compiler makes them call are the ones below. Two accesses of different threads to the
-// same place, one of them a store, need a barrier in between: instructions of a warp order nothing.
-// An asynchronous copy stores at any time from its start until it is waited for.
+// The kernels are compiled with the instrumentation of ThreadSanitizer and
+// UndefinedBehaviorSanitizer, but the functions that it calls are the ones below. Two accesses to
+// the same byte by different threads, one of them a store, need a barrier in between; instructions
+// of a warp do not order them. An asynchronous copy may store at any time from its start until it
+// is waited for.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -19,7 +20,7 @@ namespace {
 
 constexpr unsigned kNobody = ~0u, kSeveral = ~1u;
 
-// What a thread does to a place, and where in the code.
+// An access by a thread, and the instruction that makes it.
 struct Access {
   const char* verb;
   unsigned thread;
@@ -27,16 +28,16 @@ struct Access {
 };
 
 struct LastAccess {
-  std::uint64_t interval = 0;  // between which barriers
+  std::uint64_t interval = 0;  // counts the barriers, and starts of blocks, before it
   unsigned thread = kNobody;
   const void* code = nullptr;
 };
 
-// What became of a byte.
-struct Place {
+// The accesses to a byte.
+struct Shadow {
   LastAccess write, read;
-  unsigned copied_by = kNobody;  // the thread whose copy is on its way here
-  std::uint64_t written_by = 0;  // the last block that wrote here
+  unsigned copied_by = kNobody;  // the thread whose copy to this byte is in flight
+  std::uint64_t written_by = 0;  // the last block that wrote the byte
 };
 
 std::string place_in_code(const void* code) {
@@ -55,12 +56,12 @@ std::string place_in_code(const void* code) {
                   place_in_code(before.code).c_str());
 }
 
-// Shared memory of one kind, and what became of it.
-class Watched {
+// Static or dynamic shared memory, with the accesses to each of its bytes.
+class ShadowMemory {
  public:
   void begin(std::span<const std::byte> memory) {
     memory_ = memory;
-    if (places_.size() < memory.size()) places_.resize(memory.size());
+    if (shadows_.size() < memory.size()) shadows_.resize(memory.size());
   }
   void end() { memory_ = {}; }
 
@@ -69,12 +70,12 @@ class Watched {
     const auto at = reinterpret_cast<std::uintptr_t>(address) -
                     reinterpret_cast<std::uintptr_t>(memory_.data());
     if (at >= memory_.size()) return;
-    for (std::size_t i = at; i < std::min(at + bytes, memory_.size()); ++i) body(places_[i]);
+    for (std::size_t i = at; i < std::min(at + bytes, memory_.size()); ++i) body(shadows_[i]);
   }
 
  private:
   std::span<const std::byte> memory_;
-  std::vector<Place> places_;
+  std::vector<Shadow> shadows_;
 };
 
 class Races final : public emulation::Detector {
@@ -96,36 +97,36 @@ class Races final : public emulation::Detector {
   void read(const void* from, std::size_t bytes) override { load(from, bytes, nullptr); }
   void start_copy(const void* to, std::size_t bytes) override {
     store(to, bytes, nullptr);
-    each(to, bytes, [](Place& place) { place.copied_by = emulation::current; });
+    each(to, bytes, [](Shadow& shadow) { shadow.copied_by = emulation::current; });
   }
   void finish_copy(const void* to, std::size_t bytes) override {
-    each(to, bytes, [](Place& place) { place.copied_by = kNobody; });
+    each(to, bytes, [](Shadow& shadow) { shadow.copied_by = kNobody; });
     store(to, bytes, nullptr);
   }
 
   void load(const void* from, std::size_t bytes, const void* code) {
     const Access now{"reads", emulation::current, code};
-    each(from, bytes, [&](Place& place) {
-      check_write(now, place);
-      if (place.written_by != block_) {
+    each(from, bytes, [&](Shadow& shadow) {
+      check_write(now, shadow);
+      if (shadow.written_by != block_) {
         emulation::fail(
             "thread %u reads shared memory that its block has not written yet; see\n  %s",
             now.thread, place_in_code(code).c_str());
       }
-      const bool shares = place.read.interval == interval_ && place.read.thread != now.thread;
-      place.read = {interval_, shares ? kSeveral : now.thread, code};
+      const bool shares = shadow.read.interval == interval_ && shadow.read.thread != now.thread;
+      shadow.read = {interval_, shares ? kSeveral : now.thread, code};
     });
   }
 
   void store(const void* to, std::size_t bytes, const void* code) {
     const Access now{"writes", emulation::current, code};
-    each(to, bytes, [&](Place& place) {
-      check_write(now, place);
-      if (place.read.interval == interval_ && place.read.thread != now.thread) {
-        fail_race(now, "reads", place.read);
+    each(to, bytes, [&](Shadow& shadow) {
+      check_write(now, shadow);
+      if (shadow.read.interval == interval_ && shadow.read.thread != now.thread) {
+        fail_race(now, "reads", shadow.read);
       }
-      place.write = {interval_, now.thread, code};
-      place.written_by = block_;
+      shadow.write = {interval_, now.thread, code};
+      shadow.written_by = block_;
     });
   }
 
@@ -136,18 +137,18 @@ class Races final : public emulation::Detector {
     dynamic_.each(address, bytes, body);
   }
 
-  void check_write(const Access& now, const Place& place) const {
-    if (place.copied_by != kNobody) fail_race(now, "has a copy on its way to", place.write);
-    if (place.write.interval == interval_ && place.write.thread != now.thread) {
-      fail_race(now, "writes", place.write);
+  void check_write(const Access& now, const Shadow& shadow) const {
+    if (shadow.copied_by != kNobody) fail_race(now, "has a copy on its way to", shadow.write);
+    if (shadow.write.interval == interval_ && shadow.write.thread != now.thread) {
+      fail_race(now, "writes", shadow.write);
     }
   }
 
-  Watched static_, dynamic_;
+  ShadowMemory static_, dynamic_;
   std::uint64_t block_ = 0, interval_ = 0;
 } races;
 
-// What the compiler says of an access that is not aligned as its type.
+// What the compiler passes for an access that is not aligned as its type requires.
 struct SourceLocation {
   const char* file;
   std::uint32_t line, column;

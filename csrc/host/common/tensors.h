@@ -14,8 +14,7 @@ namespace mast_ext {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// While an object of this class lives, tensor methods neither record an autograd graph nor apply
-// autocast.
+// While an object of this class lives, tensor methods apply neither autograd nor autocast.
 class PlainTensors {
   const c10::impl::ExcludeDispatchKeyGuard guard_{c10::autograd_dispatch_keyset |
                                                   c10::autocast_dispatch_keyset};

@@ -74,8 +74,7 @@ struct PairInputs {
   }
 };
 
-// The gradients that a backward op returns. Those that are not wanted are empty, and null for the
-// kernel.
+// The gradients that a backward op returns. Unwanted ones are empty, and null for the kernel.
 struct PairGradients {
   Tensor x, y, log_var_x, log_var_y, masks;
 

@@ -8,8 +8,7 @@
 namespace mast_ext {
 namespace {
 
-// The pair inputs and their log-variances, whose last dimension determines the form if it is not
-// given.
+// The pair inputs and their log-variances, whose last dimension tells the form unless it is given.
 struct NllInputs : PairInputs {
   Tensor log_var_x, log_var_y;
   kernels::Variance variance;

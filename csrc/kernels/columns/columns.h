@@ -14,8 +14,7 @@ struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
-// [V, N, D] in one tensor or in two: the views of x, followed by those of y. The last dimension is
-// dense.
+// [V, N, D] in one or two tensors: the views of x, then those of y. The last dimension is dense.
 struct Columns {
   struct List {
     const void* data;
@@ -77,9 +76,9 @@ inline std::int64_t column_blocks(std::int64_t dims) {
   return (dims + kColumnBlock - 1) / kColumnBlock;
 }
 
-// Blocks [begin, end) of views * column_blocks(dim); for dots, of
-// subspaces * views * column_blocks(dims).
+// Blocks [begin, end) of views * column_blocks(dim).
 void column_moments_cpu(const ColumnMoments& p, std::int64_t begin, std::int64_t end);
+// Blocks [begin, end) of subspaces * views * column_blocks(dims).
 void column_dots_cpu(const ColumnDots& p, std::int64_t begin, std::int64_t end);
 // Rows [begin, end) of views * rows.
 void column_tile_cpu(const ColumnTile& p, std::int64_t begin, std::int64_t end);

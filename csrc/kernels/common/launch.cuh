@@ -25,8 +25,7 @@ struct DynamicShared {
 };
 
 // The number of thread blocks that cover `work` items, `per_block` each. A number beyond 32 bits
-// becomes the largest of 32 bits, which no grid may have: the launch fails instead of covering
-// less.
+// becomes the largest of 32 bits, with which a launch fails: no grid may be that large.
 inline unsigned blocks(std::int64_t work, std::int64_t per_block) {
   constexpr std::int64_t kTooMany = std::numeric_limits<unsigned>::max();
   const std::int64_t count = (work + per_block - 1) / per_block;

@@ -1,5 +1,4 @@
-// Vector loads, stores and dot products for rows whose length need not be a multiple of the
-// vector's.
+// Vector loads, stores and dot products for rows of any length.
 #pragma once
 
 #include <algorithm>

@@ -35,8 +35,7 @@ namespace mast_ext::kernels {
 inline constexpr double kSmallestNorm = 1e-8;
 
 // From this temperature up, exp((cos - 1) / temperature) is a normal float for every cosine. Sums
-// of exponentials then subtract the constant 1 / temperature (the fixed shift) instead of a running
-// maximum.
+// then subtract the constant 1 / temperature (the fixed shift) instead of a running maximum.
 inline constexpr double kLeastFixedTemperature = 0.03;
 
 // ---- Rows, both devices
@@ -190,8 +189,7 @@ struct ContrastiveFusedBackward {
   float* dots;           // [slices], written
 };
 
-// For wider embeddings: W rx ry of the rows [first, first + count) of view `view` and of all
-// columns.
+// For wider embeddings: W rx ry of rows [first, first + count) of view `view` and of all columns.
 struct ContrastiveWeights {
   ContrastiveBackward b;
   std::int64_t subspace, view, first, count;

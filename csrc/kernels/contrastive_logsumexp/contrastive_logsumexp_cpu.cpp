@@ -79,8 +79,7 @@ struct TileRow {
 
   A partner_similarity() const { return products[partner] * scale * column_scale[partner]; }
 
-  // `values`, with `otherwise` in the lanes behind the last column and in that of an excluded
-  // positive.
+  // `values`, with `otherwise` in lanes behind the last column and in that of an excluded positive.
   vec<A> kept(vec<A> values, std::int64_t c, A otherwise) const {
     if (left(c) < kLanes<A>) {
       for (std::int64_t i = left(c); i < kLanes<A>; ++i) values[i] = otherwise;

@@ -233,8 +233,7 @@ __device__ __forceinline__ std::int64_t column_block(const Contrastive& p, int k
   return ((k * p.y.views + j) * p.x.views + i) * p.y.rows;
 }
 
-// ---- Products of any depth: a thread block computes a tile, each of its four warps a quarter of
-// it
+// ---- Products of any depth: a thread block computes a tile, each of its four warps a quarter
 
 inline constexpr int kTileThreads = 128;
 

@@ -10,8 +10,7 @@ namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
 namespace {
 
-// Writes the sum of the gradients of a view. Most views were selected once: their gradient is
-// copied.
+// Sums the gradients of a view. Most views were selected once: their gradient is copied.
 template <typename T>
 void add_up(const GatherViewsBackward& p, std::int64_t view, std::int64_t b, T* to) {
   const auto* from = static_cast<const T*>(p.grad.data) + b * p.grad.batch_stride;

@@ -66,8 +66,7 @@ void neighbor_distances_cpu(const NeighborDistances& p, std::int64_t begin, std:
 void nearest_tile_rows_cpu(const NearestTile& p, std::int64_t begin, std::int64_t end);
 void nearest_tile_columns_cpu(const NearestTile& p, std::int64_t begin, std::int64_t end);
 
-// CUDA work space. A thread block compares a tile of rows with one of `splits` shares of the
-// columns.
+// CUDA work space. A thread block compares a tile of rows with one of the splits of the columns.
 struct NearestSplits {
   std::int64_t splits;
   float* cosine;        // [splits, N]

@@ -170,8 +170,7 @@ struct Gradient {
   }
 };
 
-// A thread block per row. It computes G_i twice instead of storing it: for <u_i, G_i>, and for the
-// result.
+// A thread block per row. It computes G_i twice, once for <u_i, G_i>, instead of storing it.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) backward(NearestNeighborDistanceBackward p) {
   const Gradient gradient{p};

@@ -3,8 +3,7 @@
 // Forward: the values of a few rows over a block of D are written to a tile, which is then
 // multiplied by the squared masks in a small matrix product with accumulators for 3 rows x 8 masks
 // in registers. Backward: the masks' gradient is computed from the same tile; the c_d of
-// pair_math.h stay in registers. With one subspace every value is used only once, and the tile is
-// skipped.
+// pair_math.h stay in registers. With one subspace every value is used only once, without a tile.
 #pragma once
 
 #include <algorithm>

@@ -142,8 +142,7 @@ __device__ __forceinline__ void partner_of(const PairRows& rows, std::int32_t vi
   }
 }
 
-// Gradients of embeddings and log-variances. One thread per (image, N elements of D), for all
-// views.
+// Gradients of embeddings and log-variances. One thread per (image, N elements of D) has all views.
 template <typename T, typename Values, int N>
 __global__ void __launch_bounds__(kThreads)
     grad_views(PairSums p, const float* coefficients, PairSumsGrad grad) {

@@ -7,8 +7,7 @@
 // a partial: the largest logit and the sum of exponentials of every row, and the dot product of
 // every pair, over the chunk. Partials are then merged (prototype_cross_entropy_math.h) in a fixed
 // order. The teacher's column sums, for which the logits need not be read again, are kept per
-// group. Shares depend on the sizes alone, so that the results do not depend on the number of
-// threads.
+// group. Shares depend on the sizes alone, so that results do not depend on the threads' number.
 //
 // This is the contract between the host code, which fills in the structs, and the kernels, which
 // read them.
@@ -75,13 +74,11 @@ struct PrototypeCrossEntropyBackward {
   void* grad_student;         // [S, B, C] dense, aligned to 64 bytes
   bool large;                 // grad_student exceeds the caches
 
-  // Whether the CPU writes a float32 gradient by streaming stores, which takes rows of whole
-  // vectors.
+  // Whether the CPU writes a float32 gradient by streaming stores: rows must be whole vectors.
   bool streaming() const { return large && logits.prototypes % 16 == 0; }
 };
 
-// On the CPU a chunk of a row stays in the first-level cache, and 64 shares keep as many threads
-// busy.
+// On the CPU a chunk of a row stays in the first-level cache, and 64 shares occupy 64 threads.
 inline constexpr std::int64_t kPrototypeChunkCpu = 2048;
 inline PrototypeShares prototype_shares_cpu(const PrototypeLogits& p) {
   return {p, kPrototypeChunkCpu, 64};

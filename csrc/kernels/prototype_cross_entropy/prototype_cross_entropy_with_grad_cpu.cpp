@@ -9,8 +9,7 @@ namespace {
 
 using namespace prototype_cpu;
 
-// Rows are prefetched this many chunks ahead. One chunk is too few: the loads would wait for
-// memory.
+// Rows are prefetched this many chunks ahead. With one chunk, loads would wait for memory.
 constexpr std::int64_t kAhead = 2;
 
 // Chunk `chunk` of a row, where chunks beyond the last one continue in the row that is read next.

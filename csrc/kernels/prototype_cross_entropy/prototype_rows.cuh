@@ -79,8 +79,7 @@ struct RawRow {
   __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(values[i]); }
 };
 
-// Prefetches a chunk of a row to the second-level cache. Unlike loads, prefetches in flight take no
-// registers.
+// Prefetches a chunk of a row to the second-level cache, which takes no registers, unlike loads.
 template <typename T, bool kWhole>
 __device__ __forceinline__ void prefetch([[maybe_unused]] const T* row,
                                          [[maybe_unused]] const Columns<T, kWhole>& columns) {

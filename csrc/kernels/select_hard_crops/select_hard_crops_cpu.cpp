@@ -1,6 +1,5 @@
 // Takes a vector of images at a time. The largest n of L terms are those whose rank is below n.
-// Ranks take L^2 / 2 comparisons without a branch, which is faster than sorting for the usual few
-// locals.
+// Ranks take L^2 / 2 comparisons without a branch, which is faster than sorting for few locals.
 #include "kernels/select_hard_crops/select_hard_crops.h"
 
 #include <algorithm>

@@ -4,8 +4,7 @@
 //   sqeuclidean   S[k,i,j,b] = sum_d w_kd (x_ibd - y_jbd)^2                     w = m^2
 //
 // This is the contract between the host code, which fills in the structs, and the kernels, which
-// read them. All tensors are on one device; embeddings may be strided (Views), everything else is
-// dense.
+// read them. All tensors are on one device and, except the embeddings (Views), dense.
 #pragma once
 
 #include <cstdint>
