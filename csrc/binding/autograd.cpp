@@ -34,10 +34,9 @@ bool requires_grad(const Option&) {
 }
 
 // What all derivatives share. `Derivative` has
-//   save(ctx, result, args)  which saves what gradients() needs
-//   gradients(ctx, grads)    which returns the gradients of the inputs, in order; inputs without
-//   one
-//                            have an undefined tensor, or none at the end of the list
+//   save(ctx, result, args)  saves what gradients() needs
+//   gradients(ctx, grads)    returns the gradients of the inputs, in order: undefined tensors for
+//                            inputs without one, which may be omitted at the end
 //   differentiable           the number of results, the first ones, that have a derivative
 template <typename Derivative, typename Op>
 struct Formula;

@@ -15,8 +15,8 @@ using CrossEntropyWithGrad =
     Op<"prototype_cross_entropy_with_grad", decltype(prototype_cross_entropy_with_grad)>;
 
 // Whether to compute a weighted sum and its gradient in one pass over the logits. Not for float16,
-// whose gradients must be scaled before they are rounded, and not while a compiler traces, which
-// fuses other ops with the two passes.
+// whose gradients must be scaled before they are rounded, and not while a compiler traces, since it
+// can fuse other ops with the two passes.
 bool takes_one_pass(const Tensor& student) {
   constexpr std::int64_t kLeastImages = 16;  // fewer are faster in two passes
   const bool traced = student.key_set().has_any(at::kTensorSubclassLike);

@@ -269,8 +269,8 @@ void require(bool ok, const char* format, ...) {
   va_end(arguments);
 }
 
-// Runs the threads of a block. Both kinds of shared memory are poisoned when it starts, and again
-// when it ends. Returns the number of bytes of static memory that are seen to have been written.
+// Runs the threads of a block. Both kinds of shared memory are poisoned before the call, and again
+// at its end. Returns the number of bytes of static memory that are seen to have been written.
 std::size_t run_block(unsigned threads, std::span<std::byte> static_bytes,
                       std::span<std::byte> dynamic_bytes) {
   if (detector != nullptr) detector->begin_block(static_bytes, dynamic_bytes);

@@ -1,5 +1,5 @@
-// The functions that launch kernels. Without nvcc they run a kernel on the tests' emulator of CUDA
-// instead (tests/emulation).
+// The functions that launch all kernels. Compiled without nvcc, they run a kernel on the emulator
+// of the tests instead (tests/emulation).
 #pragma once
 
 #include <cuda_runtime.h>

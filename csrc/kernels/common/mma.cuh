@@ -209,8 +209,8 @@ struct SharedOperand {
   }
 };
 
-// How multiply_matrices() uses 16 x 16 elements of an operand. It determines the order in which
-// load_matrices() loads their four 8x8 matrices.
+// How multiply_matrices() uses 16 x 16 elements of an operand. This determines in which order, and
+// whether transposed, their four 8x8 matrices are loaded.
 enum class Fragment {
   kLeft,       // the fragment `a`: 16 rows of the left factor
   kRight,      // two fragments `b`: the operand's rows are columns of the right factor

@@ -1,5 +1,5 @@
-// Kernels that take one row after the other: inverse norms, and the last step of the backward, from
-// G to the gradients.
+// Kernels that go over the embeddings row by row: inverse norms, and the last step of the backward,
+// from G to the gradients.
 #pragma once
 
 #include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"

@@ -3,8 +3,7 @@
 //   sum_d (C_dd - 1)^2 + lambda sum_{d != e} C_de^2        C = A^T B / N
 //
 // A and B are a and b standardized over the batch. The host code computes the matrix products P by
-// the vendor library; the kernels do the rest. There are two forms, as |A^T B|_F^2 = <A A^T, B
-// B^T>:
+// the vendor library; the kernels do the rest. Two forms, as |A^T B|_F^2 = <A A^T, B B^T>:
 //
 //   direct  P = A^T B           [D, D], whose diagonal is left out
 //   Gram    P = (B B^T, A A^T)  [2, N, N], in this order because the gradients take P_0 A and P_1 B
