@@ -126,7 +126,7 @@ inline T sum_lanes(vec<T> v) {
   return lanes[0];
 }
 
-// x * 2^n, in two multiplications, since 2^n alone is no float where the result is denormal.
+// x * 2^n, in two multiplications, since 2^n alone may be out of a float's range.
 inline vec<float> scale_by_power(vec<float> x, vec<std::int32_t> n) {
   const vec<std::int32_t> half = n >> 1;
   const vec<std::int32_t> low = (half + 127) << 23, high = (n - half + 127) << 23;

@@ -84,7 +84,7 @@ int contrastive_rows_cuda(const ContrastiveRows& p, CUstream_st* stream);
 struct ContrastiveOptions {
   bool has_positive;
   bool exclude_self;      // positives are left out of blocks (i, i)
-  bool exclude_positive;  // and of all blocks
+  bool exclude_positive;  // positives are left out of all blocks
   bool within_views;      // false: blocks (i, i) are left out
 
   MAST_EXT_HD bool excludes(std::int64_t i, std::int64_t j) const {
@@ -166,7 +166,7 @@ struct Contrastive {
 
 struct ContrastiveForward {
   Contrastive p;
-  std::int64_t splits;  // shares of a view's columns, each of which is a thread block's
+  std::int64_t splits;  // shares of a view's columns, one thread block each
   float* partial_max;   // [splits, K, Vx, Vy, N]; unused with the fixed shift
   float* partial_sum;
   float* lse;       // [K, Vx, Vy, N]

@@ -79,7 +79,7 @@ struct RawRow {
   __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(values[i]); }
 };
 
-// Prefetches a chunk of a row to the second-level cache, which takes no registers, unlike loads.
+// Prefetches a chunk of a row to the second-level cache; unlike a load, this takes no registers.
 template <typename T, bool kWhole>
 __device__ __forceinline__ void prefetch([[maybe_unused]] const T* row,
                                          [[maybe_unused]] const Columns<T, kWhole>& columns) {
