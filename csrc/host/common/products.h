@@ -27,25 +27,25 @@ inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool a
     return;
   }
   const std::int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1);
-  const kernels::Product whole{.rows = rows,
-                               .columns = columns,
-                               .depth = depth,
-                               .a = a.const_data_ptr<float>(),
-                               .a_row_stride = a.stride(0),
-                               .a_depth_stride = a.stride(1),
-                               .b = b.const_data_ptr<float>(),
-                               .b_depth_stride = b.stride(0),
-                               .b_column_stride = b.stride(1),
-                               .c = out.mutable_data_ptr<float>(),
-                               .c_stride = out.stride(0),
-                               .add = add};
+  const kernels::MatrixProduct whole{.rows = rows,
+                                     .columns = columns,
+                                     .depth = depth,
+                                     .a = a.const_data_ptr<float>(),
+                                     .a_row_stride = a.stride(0),
+                                     .a_depth_stride = a.stride(1),
+                                     .b = b.const_data_ptr<float>(),
+                                     .b_depth_stride = b.stride(0),
+                                     .b_column_stride = b.stride(1),
+                                     .c = out.mutable_data_ptr<float>(),
+                                     .c_stride = out.stride(0),
+                                     .add = add};
   // Threads divide the longer side of `out`. Each copies the panels of b that it needs.
   const bool by_rows = rows >= columns;
   const std::int64_t unit = by_rows ? kernels::kBlockRows : kernels::kPanelColumns;
   const std::int64_t length = by_rows ? rows : columns;
   const auto share = [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t first = begin * unit, count = std::min(end * unit, length) - first;
-    kernels::Product part = whole;
+    kernels::MatrixProduct part = whole;
     (by_rows ? part.rows : part.columns) = count;
     if (by_rows) {
       part.a += first * part.a_row_stride;

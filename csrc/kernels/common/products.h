@@ -9,7 +9,7 @@ namespace mast_ext::kernels {
 
 // c = a b, or c += a b if `add`, with a [M, K], b [K, N] and c [M, N]. The rows of c are dense; a
 // has one stride of 1, and so has b.
-struct Product {
+struct MatrixProduct {
   std::int64_t rows, columns, depth;  // M, N, K
   const float* a;
   std::int64_t a_row_stride, a_depth_stride;
@@ -29,6 +29,6 @@ inline constexpr std::int64_t kPanelColumns = 32, kBlockRows = 12;
 
 // Computes all of p. Several threads may each compute some rows or columns of one matrix c: the
 // order of summation of an element depends on K alone.
-void product_cpu(const Product& p);
+void product_cpu(const MatrixProduct& p);
 
 }  // namespace mast_ext::kernels

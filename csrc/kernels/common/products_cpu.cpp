@@ -37,7 +37,7 @@ inline void transpose(vec<float> (&rows)[kLanes<float>]) {
 }
 
 // panel[k, j] = b[depth + k, column + j], zero behind the last column.
-void fill_panel(const Product& p, std::int64_t column, std::int64_t depth, std::int64_t count,
+void fill_panel(const MatrixProduct& p, std::int64_t column, std::int64_t depth, std::int64_t count,
                 float* panel) {
   const float* from = p.b + depth * p.b_depth_stride + column * p.b_column_stride;
   const std::int64_t columns = std::min(kPanelColumns, p.columns - column);
@@ -102,7 +102,7 @@ void multiply(const float* a, std::int64_t a_stride, const float* panel, std::in
 }
 
 template <bool kDenseDepth>
-void product(const Product& p) {
+void product(const MatrixProduct& p) {
   const std::int64_t a_stride = kDenseDepth ? p.a_row_stride : p.a_depth_stride;
   float* panel = scratch<float, struct Panel>(kDepth * kPanelColumns);
   for (std::int64_t depth = 0; depth < p.depth; depth += kDepth) {
@@ -129,7 +129,7 @@ void product(const Product& p) {
 
 }  // namespace
 
-void product_cpu(const Product& p) {
+void product_cpu(const MatrixProduct& p) {
   if (p.depth == 0 && !p.add) {
     for (std::int64_t i = 0; i < p.rows; ++i) std::fill_n(p.c + i * p.c_stride, p.columns, 0.0f);
   }
@@ -138,7 +138,7 @@ void product_cpu(const Product& p) {
 
 }  // namespace MAST_EXT_ISA
 
-MAST_EXT_CPU_ENTRY(product_cpu, (const Product& p), (p))
+MAST_EXT_CPU_ENTRY(product_cpu, (const MatrixProduct& p), (p))
 
 #ifdef MAST_EXT_ISA_IS_BASELINE
 bool has_product_cpu() { return isa_in_use() == Isa::kAvx512 && !__builtin_cpu_is("intel"); }

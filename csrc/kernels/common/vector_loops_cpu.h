@@ -4,12 +4,24 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "kernels/common/dtype.h"
 #include "kernels/common/simd.h"
 
 namespace mast_ext::kernels::MAST_EXT_ISA {
+
+// The maximum of no numbers.
+template <typename A>
+inline constexpr A kLowest = -std::numeric_limits<A>::infinity();
+
+// What a sum with this maximum subtracts before exponentials, so that an empty one does not become
+// NaN.
+template <typename A>
+inline vec<A> shift_of_lanes(vec<A> max) {
+  return max == broadcast(kLowest<A>) ? vec<A>{} : max;
+}
 
 // Loads the first `count` elements, at most a whole vector; the remaining lanes are 0.
 template <typename T>

@@ -15,16 +15,8 @@ namespace MAST_EXT_ISA {
 namespace {
 
 template <typename A>
-constexpr A kLowest = -std::numeric_limits<A>::infinity();
-
-template <typename A>
 const A* elements(const void* data) {
   return static_cast<const A*>(data);
-}
-
-template <typename A>
-vec<A> larger(vec<A> a, vec<A> b) {
-  return a > b ? a : b;
 }
 
 template <typename A>
@@ -34,15 +26,9 @@ A largest_lane(vec<A> v) {
   return *std::max_element(lanes, lanes + kLanes<A>);
 }
 
-// What a sum with this maximum subtracts before exponentials: the maximum of an empty sum is -inf.
 template <typename A>
 A shift_of(A max) {
   return max == kLowest<A> ? A{0} : max;
-}
-
-template <typename A>
-vec<A> shift_of(vec<A> max) {
-  return max == broadcast(kLowest<A>) ? vec<A>{} : max;
 }
 
 // The similarities of one row of a tile, a vector at a time.
@@ -127,8 +113,7 @@ void running_max_sums(const ContrastiveTileSums& p, std::int64_t slice) {
       const TileRow<A> row(tile, r);
       for (std::int64_t c = 0; c < tile.columns; c += kLanes<A>) {
         const vec<A> s = row.kept(row.similarity(c), c, kLowest<A>);
-        store_some(column_max + c, larger<A>(s, load_some(column_max + c, row.left(c))),
-                   row.left(c));
+        store_some(column_max + c, larger(s, load_some(column_max + c, row.left(c))), row.left(c));
       }
     }
   }
@@ -136,7 +121,7 @@ void running_max_sums(const ContrastiveTileSums& p, std::int64_t slice) {
     const TileRow<A> row(tile, r);
     vec<A> maxima = broadcast(kLowest<A>);
     for (std::int64_t c = 0; c < tile.columns; c += kLanes<A>) {
-      maxima = larger<A>(row.kept(row.similarity(c), c, kLowest<A>), maxima);
+      maxima = larger(row.kept(row.similarity(c), c, kLowest<A>), maxima);
     }
     A& row_max = static_cast<A*>(p.row_max)[r];
     const A max = std::max(row_max, largest_lane<A>(maxima)), shift = shift_of(max);
@@ -145,7 +130,7 @@ void running_max_sums(const ContrastiveTileSums& p, std::int64_t slice) {
       const vec<A> s = row.similarity(c);
       sum += row.kept(exp(s - shift), c, A{0});
       if constexpr (kColumns) {
-        const vec<A> column_shift = shift_of<A>(load_some(column_max + c, row.left(c)));
+        const vec<A> column_shift = shift_of_lanes<A>(load_some(column_max + c, row.left(c)));
         const vec<A> e = row.kept(exp(s - column_shift), c, A{0});
         store_some(column_sum + c, load_some(column_sum + c, row.left(c)) + e, row.left(c));
       }

@@ -1,7 +1,6 @@
 // The entry points of contrastive_logsumexp on CUDA: choose kernels by dtype and size, and launch
 // them. Grids have one dimension, x, since the others are limited to 65535.
 #include "kernels/common/dtype_cuda.cuh"
-#include "kernels/common/element_grid.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_backward.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_forward.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_rows.cuh"

@@ -18,15 +18,6 @@ namespace {
 
 constexpr double kLeastSum = 1e-30;  // 2^26 terms that underflow do not change a sum this large
 
-template <typename A>
-constexpr A kLowest = -std::numeric_limits<A>::infinity();
-
-// What a sum with this maximum subtracts before exponentials: the maximum of an empty sum is -inf.
-template <typename A>
-vec<A> shift_of(vec<A> max) {
-  return max == broadcast(kLowest<A>) ? vec<A>{} : max;
-}
-
 template <typename T>
 struct Row {
   using A = accum_t<T>;
@@ -116,7 +107,7 @@ void add_rows(const PrototypeColumns& p, std::int64_t n, std::int64_t first, std
     const vec<A> z[] = {rows[R].z(first + c)...}, before = load(to.max + c);
     vec<A> largest = before;
     ((largest = larger(z[R], largest)), ...);
-    const vec<A> shift = shift_of<A>(largest);
+    const vec<A> shift = shift_of_lanes<A>(largest);
     vec<A> e[] = {before - shift, (z[R] - shift)...};
     exp(e);
     vec<A> sum = load(to.sum + c) * e[0];
@@ -142,7 +133,8 @@ void log_columns(const PrototypeColumns& p, std::int64_t first, std::int64_t cou
   for (; n < p.rows; ++n) add_rows<T>(p, n, first, count, sums, std::make_index_sequence<1>());
   A* column = static_cast<A*>(p.column) + first;
   for (std::int64_t c = 0; c < count; c += kLanes<A>) {
-    store_some(column + c, shift_of<A>(load(sums.max + c)) + log(load(sums.sum + c)), count - c);
+    store_some(column + c, shift_of_lanes<A>(load(sums.max + c)) + log(load(sums.sum + c)),
+               count - c);
   }
 }
 

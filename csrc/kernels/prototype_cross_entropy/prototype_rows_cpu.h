@@ -24,9 +24,6 @@ inline constexpr int kTeachers = 4;  // teachers whose dots one pass over a stud
 inline constexpr std::int64_t kSumImages = 32;
 
 template <typename A>
-inline constexpr A kLowest = -std::numeric_limits<A>::infinity();
-
-template <typename A>
 A max_lanes(const vec<A> (&vectors)[kAccumulators]) {
   const vec<A> v = larger(larger(vectors[0], vectors[1]), larger(vectors[2], vectors[3]));
   A most = v[0];
