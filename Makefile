@@ -3,6 +3,7 @@
 # generation of GPUs as well, so that nothing rots uncompiled.
 #
 #   make pretrain [ARGS="--method vicreg"]    make test [ARGS="-k nll"]    make bench    make lint
+#   make docs                                 the site, in build/docs
 #   make gpu-check PYTHON=python3             uses that Python as it is: no .venv, no downloads
 #                                             (ARGS="--steps build sanitizers": .ci/gpu_check.py)
 
@@ -17,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_ARGS ?= -DCMAKE_CUDA_ARCHITECTURES="$(CUDA_ARCHS)"
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: pretrain test lint format bench gpu-check clean
+.PHONY: pretrain test lint format bench docs gpu-check clean
 
 # For the first time: the packages, a minute or two to download; the native code, minutes to compile.
 pretrain: export MAST_EXT_CUDA ?= $(if $(GPU),AUTO,OFF)
@@ -45,6 +46,9 @@ format: .venv/installed
 
 bench: .venv/built-for-gpus
 	python -m pytest benchmarks/ops --benchmark-only $(ARGS)
+
+docs: .venv/built
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 gpu-check:
 	$(PYTHON) .ci/gpu_check.py $(ARGS)
