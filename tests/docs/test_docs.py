@@ -82,7 +82,7 @@ def test_few_blocks_are_not_run():
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:
-    """Calls of the program in a page's shell blocks, without what starts it and without comments."""
+    """Calls of the program in a page's shell blocks, without what starts it."""
     for block in blocks_of(page):
         if block.language != "bash":
             continue
