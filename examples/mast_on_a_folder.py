@@ -1,0 +1,59 @@
+"""MAST on a folder of images: hue is kept in a subspace of its own.
+
+With probability 1/2 the two views of an image have the same hue shift, and are then compared in the
+hue subspace; all others are compared in the joint one. The program `mast-ext pretrain` does this,
+and more (probes, reports, resuming, many processes); this is the bare loop.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from mast_ext.augment import AugmentationRecipe, SharedPolicy, build_loader
+from mast_ext.data import open_source
+from mast_ext.losses import MASTLoss, SubspaceMasks
+from mast_ext.models import BackboneSpec, Projector, forward_views, save_backbone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="folder with images, in folders of classes or without")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--size", type=int, default=32, help="side of a view in pixels")
+    parser.add_argument("--model", default="resnet_small", help="ours, or any ResNet of timm's")
+    parser.add_argument("--out", default="backbone.safetensors", help="where the weights go")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    source = open_source("folder", "train", path=options.data)
+    recipe = AugmentationRecipe(size=options.size, hue=0.5)
+    policy = SharedPolicy(recipe, shared=("hue",), share=0.5)
+    loader = build_loader(source, policy, batch_size=options.batch_size, workers=1)
+
+    spec = BackboneSpec(options.model, small_images=options.size <= 64)
+    backbone = spec.create().to(device)
+    projector = Projector(backbone.num_features, (256, 256, 256)).to(device)
+    loss = MASTLoss(SubspaceMasks(len(policy.subspaces), 256, "blocks")).to(device)
+    parameters = [*backbone.parameters(), *projector.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+
+    for epoch in range(options.epochs):
+        for batch in loader.on(device):
+            features = forward_views(backbone, batch.images)  # [V, B, F]
+            embeddings = projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+            terms = loss(embeddings, batch.pair_subspace.to(device))
+            optimizer.zero_grad()
+            terms.loss.backward()
+            optimizer.step()
+        held = {name: terms.logs[f"invariance/{k}"] for k, name in enumerate(policy.subspaces)}
+        print(
+            f"epoch {epoch}: loss {terms.loss.item():.3f}, invariance",
+            ", ".join(f"{name} {value.item():.3f}" for name, value in held.items()),
+        )
+    save_backbone(backbone, spec, Path(options.out))
+
+
+if __name__ == "__main__":
+    main()
