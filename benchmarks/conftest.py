@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     first: dict[tuple[object, ...], pytest.Item] = {}
     for item in items:
+        assert isinstance(item, pytest.Function)
         others = item.callspec.params.keys() - {"case"}
         kind = [item.callspec.params[name] for name in sorted(others)]
         first.setdefault((item.nodeid.split("[")[0], *kind), item)

@@ -13,7 +13,7 @@ import torch
 from mast_ext.augment import AugmentationRecipe, SharedPolicy, build_loader
 from mast_ext.data import open_source
 from mast_ext.losses import MASTLoss, SubspaceMasks
-from mast_ext.models import BackboneSpec, Projector, forward_views, save_backbone
+from mast_ext.models import BackboneSpec, Projector, create_backbone, forward_views, save_backbone
 
 
 def main() -> None:
@@ -33,8 +33,9 @@ def main() -> None:
     loader = build_loader(source, policy, batch_size=options.batch_size, workers=1)
 
     spec = BackboneSpec(options.model, small_images=options.size <= 64)
-    backbone = spec.create().to(device)
-    projector = Projector(backbone.num_features, (256, 256, 256)).to(device)
+    backbone, num_features = create_backbone(spec.name, spec.small_images)
+    backbone.to(device)
+    projector = Projector(num_features, (256, 256, 256)).to(device)
     loss = MASTLoss(SubspaceMasks(len(policy.subspaces), 256, "blocks")).to(device)
     parameters = [*backbone.parameters(), *projector.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)

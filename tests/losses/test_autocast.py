@@ -4,6 +4,8 @@ Every class and each of its methods against itself in float32, of the same round
 class has to be entered in `CASES`.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,7 +47,7 @@ def rows(views):
 
 
 # By class: how it is made, and a call of it with x and y, [V, B, D].
-CASES = {
+CASES: dict[str, list[tuple[Any, ...]]] = {
     "BarlowTwinsLoss": [
         (BarlowTwinsLoss, lambda loss, x, y: loss(x[0], y[0])),
         (BarlowTwinsLoss, lambda loss, x, y: loss.pair_losses(x)),

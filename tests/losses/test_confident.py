@@ -128,14 +128,14 @@ def assert_as_exact(mine, plain, inputs: list[Tensor], dtype: torch.dtype, devic
         truth = value_and_gradient(plain, rounded.cpu().double())
         found.append([value_and_gradient(loss, rounded) for loss in (mine, plain)] + [truth])
     for part, name in enumerate(("values", "gradients")):
-        ours, theirs, truth = (
+        ours, theirs, exact = (
             torch.cat([case[which][part].flatten() for case in found]) for which in range(3)
         )
-        error, plain_error = (ours - truth).norm(), (theirs - truth).norm()
+        error, plain_error = (ours - exact).norm(), (theirs - exact).norm()
         # A gradient is rounded to the inputs' dtype, by the plain version, too.
         rounding = torch.finfo(dtype if name == "gradients" else torch.float32).eps
-        assert error <= 1.5 * plain_error + rounding * truth.norm(), (
-            f"{name}: error {error / truth.norm():.1e}, plain {plain_error / truth.norm():.1e}"
+        assert error <= 1.5 * plain_error + rounding * exact.norm(), (
+            f"{name}: error {error / exact.norm():.1e}, plain {plain_error / exact.norm():.1e}"
         )
 
 

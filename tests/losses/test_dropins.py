@@ -1,6 +1,7 @@
 """The drop-in classes against lightly 1.6.0, and what goes beyond it."""
 
 import inspect
+from typing import Any
 
 import lightly.loss
 import pytest
@@ -20,7 +21,7 @@ def distance(a, b):
     return (a - b).square().sum(1)
 
 
-ARGUMENTS = {
+ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "VICRegLoss": [
         {},
         {"lambda_param": 3.0, "mu_param": 0.5, "nu_param": 7.0, "eps": 1e-2},

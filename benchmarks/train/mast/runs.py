@@ -42,7 +42,7 @@ def train_all(
     """The run directory of every variant and seed; an interrupted run goes on where it stopped."""
     todo = [(variant, seed) for seed in values.seeds for variant in values.variants]
     with ThreadPoolExecutor(values.jobs) as pool:
-        runs = pool.map(lambda each: _train(*each, values, options), todo)
+        runs = pool.map(lambda each: _train(each[0], each[1], values, options), todo)
         return dict(zip(todo, runs, strict=True))
 
 

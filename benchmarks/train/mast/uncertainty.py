@@ -10,6 +10,7 @@ the object is), and with how far its colours were changed; and the difference th
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def log_variances(run: Path, rows: np.ndarray, source: ShapesSource) -> tuple[Te
     """``[N, K]`` of one augmented view of every image, and the subspaces' names."""
     config = load_config(run)
     restored = restore_checkpoint(run / "checkpoints" / "last.ckpt", config)
-    method = restored.method
+    method: Any = restored.method
     restored.backbone.eval(), method.eval()
     assert source.stacked is not None
     views = render(source.stacked, torch.from_numpy(rows)[None], config.augment)[0]
