@@ -21,6 +21,7 @@ from mast_ext.models import Projector, create_backbone, sync_batch_norm
 
 
 def main() -> None:
+    """Trains, and prints the mean loss of all processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=128, help="of all processes together")

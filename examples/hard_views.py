@@ -14,6 +14,7 @@ from mast_ext.losses import HardViewSelector, NTXentLoss
 
 
 def main() -> None:
+    """Trains, and prints losses and scores."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder with a folder of images per class")
     parser.add_argument("--views", type=int, default=4, help="to choose the two from")

@@ -17,6 +17,7 @@ from mast_ext.models import BackboneSpec, Projector, create_backbone, forward_vi
 
 
 def main() -> None:
+    """Trains, prints the invariance in each subspace, and saves the backbone."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder with images, in folders of classes or without")
     parser.add_argument("--epochs", type=int, default=100)

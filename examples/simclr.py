@@ -33,6 +33,7 @@ class Views:
 
 
 def main() -> None:
+    """Trains, and prints the loss of each epoch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder with a folder of images per class")
     parser.add_argument("--epochs", type=int, default=100)

@@ -327,10 +327,22 @@ def prototype_cross_entropy_with_mean(
 ) -> tuple[Tensor, Tensor]:
     """:func:`prototype_cross_entropy`, and the teacher's mean logits from the same read.
 
+    Args:
+        student: As of that function, like all arguments.
+        teacher: ``[T, B, C]``.
+        student_temperature: Positive.
+        teacher_temperature: Positive.
+        center: ``[C]``, or ``None``.
+        weights: What broadcasts to ``[T, S, B]``, or ``None``.
+
     Returns:
         What that function gives, the same bits as without the mean, and ``[C]``: the raw teacher
         logits' mean over views and images (what a center's moving average is of), in float32
         (float64 for float64 inputs), NaN where ``B = 0``. It has no gradient.
+
+    Raises:
+        ValueError: As of that function.
+        TypeError: As of that function.
     """
     return _prototype_cross_entropy(
         student,

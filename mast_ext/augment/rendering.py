@@ -25,7 +25,13 @@ T = TypeVar("T")
 
 
 class ImageSource(Protocol):
-    """What a loader needs to know of a source of images (`mast_ext.data` has some)."""
+    """What a loader needs to know of a source of images (`mast_ext.data` has some).
+
+    Attributes:
+        sizes: Height and width of every image, ``[N, 2]``.
+        labels: Class ids of every factor, each ``[N]``; empty without labels.
+        stacked: All images, ``[N, 3, H, W]`` uint8, when they are in memory and of one size.
+    """
 
     sizes: np.ndarray
     labels: dict[str, np.ndarray]
@@ -33,7 +39,9 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Tensor: ...
+    def image(self, index: int) -> Tensor:
+        """Image ``index``, ``[3, H, W]`` uint8 RGB."""
+        ...
 
 
 @dataclass
