@@ -6,10 +6,19 @@ import inspect
 import pytest
 
 MODULES = ["functional", "losses", "augment", "data", "models", "methods"]
+
+
+def public_names(module):
+    """Those in ``__all__``, or else those imported ``as`` themselves: of other modules of ours."""
+    if hasattr(module, "__all__"):
+        return module.__all__
+    return [name for name in vars(module) if not name.startswith("_")]
+
+
 NAMES = [
     pytest.param(module, name, id=f"{module}.{name}")
     for module in MODULES
-    for name in importlib.import_module(f"mast_ext.{module}").__all__
+    for name in public_names(importlib.import_module(f"mast_ext.{module}"))
 ]
 
 
