@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> weighted_prototype_cross_entropy(
       student, teacher, center, student_temperature, teacher_temperature, with_mean);
   const auto pairs = cross_entropy.sym_sizes();
   TORCH_CHECK_VALUE(at::is_expandable_to(weights_.sym_sizes(), pairs), "weights must have shape ",
-                    pairs, " or broadcast to it, got ", weights_.sym_sizes());
+                    cross_entropy.sizes(), " or broadcast to it, got ", weights_.sizes());
   const Tensor weights = constant(weights_).expand_symint(pairs).to(cross_entropy.scalar_type());
   // A pair of weight 0 adds nothing, even if its cross entropy is infinite.
   return {cross_entropy.mul(weights).masked_fill(weights.eq(0), 0).sum(), mean};
