@@ -22,6 +22,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="no poison around tensors (tests/ops/conftest.py): a sanitizer watches their bounds",
     )
+    parser.addoption(
+        "--one-layout",
+        action="store_true",
+        help="definitions of operators in one memory layout instead of two (tests/ops/conftest.py)",
+    )
 
 
 def pytest_configure(config):
@@ -33,9 +38,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without a `device` a test is about the CPU: float64 gradients, messages, registration."""
+    """Kernels are exercised by tests of a `device` that are not about how torch calls operators."""
     if config.getoption("--emulated-cuda"):
-        kept = [item for item in items if "device" in item.fixturenames]
+        kept = [
+            item
+            for item in items
+            if "device" in item.fixturenames and not item.get_closest_marker("dispatch")
+        ]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 

@@ -29,8 +29,14 @@ def flat(found):
     return [*results, *gradients.values()]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        *((torch.float32, layout) for layout in LAYOUTS),
+        *((torch.bfloat16, layout) for layout in ("wider rows", "odd address")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_strides(call, dtype, layout, device):
     """Of all tensors that have the dimensions for a layout."""
