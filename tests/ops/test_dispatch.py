@@ -65,7 +65,7 @@ def test_compiles_whole(call, device):
     def step(tensors):
         return call(**{name: t * 2 if name in scaled else t for name, t in tensors.items()})
 
-    torch.compiler.reset()  # it would compile one function for a few calls only
+    torch._dynamo.reset_code_caches()  # of one function they take a few calls only
     scaled = {name for name, t in call.tensors().items() if t.is_floating_point()}
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
     for n, d in ((9, 12), (10, 13)):

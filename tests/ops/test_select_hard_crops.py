@@ -216,6 +216,7 @@ def test_draws_of_more_tuples_than_64_bits_count():
     assert tuples[:, 2:].max() < 208
 
 
+@pytest.mark.dispatch
 def test_a_draw_breaks_a_compiled_graph(device):
     ce = make_ce((4, 5, 2, 6), device)
     generator = torch.Generator()
