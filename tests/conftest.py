@@ -37,6 +37,10 @@ def pytest_configure(config):
         spec.loader.exec_module(sys.modules["mast_ext._C"])
 
 
+def parameter(item, name):
+    return item.callspec.params.get(name) if hasattr(item, "callspec") else None
+
+
 def has_cuda_kernels():
     """Whether there is a GPU, and the installed build is for one."""
     from mast_ext import ops
@@ -49,11 +53,10 @@ def pytest_collection_modifyitems(config, items):
 
     Kernels are exercised by tests of a `device` that are not about how torch calls operators.
     """
-    if not has_cuda_kernels():
-        skip = pytest.mark.skip(reason="needs a GPU and a CUDA build")
-        for item in items:
-            if hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda":
-                item.add_marker(skip)
+    of_gpu = [item for item in items if parameter(item, "device") == "cuda"]
+    if of_gpu and not has_cuda_kernels():
+        for item in of_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU and a CUDA build"))
     if config.getoption("--emulated-cuda"):
         kept = [
             item

@@ -153,17 +153,17 @@ CALLS = [
         },
         {"variance": "subspace"},
     ),
-    Call(  # from Gram matrices, where there are more dimensions than rows
+    Call(  # from Gram matrices, where dimensions are many for the rows
         functional.variance_covariance,
         "Gram",
-        lambda n, d: {"z": (2, n, d)},
-        many=((40, 900),),
+        lambda n, d: {"z": (2, n, 2 * d)},
+        many=((40, 450),),
     ),
     Call(
         functional.variance_covariance,
         "Gram, masks",
-        lambda n, d: {"z": (2, n, d), "masks": (3, d)},
-        many=((40, 900),),
+        lambda n, d: {"z": (2, n, 4 * d), "masks": (2, 4 * d)},
+        many=((40, 225),),
     ),
     Call(
         functional.variance_covariance,
@@ -179,9 +179,9 @@ CALLS = [
     Call(
         functional.cross_correlation_penalty,
         "Gram",
-        lambda n, d: {"a": (n, d), "b": (n, d)},
+        lambda n, d: {"a": (n, 2 * d), "b": (n, 2 * d)},
         {"lambda_": 0.1},
-        many=((40, 900),),
+        many=((40, 450),),
     ),
     Call(
         functional.cross_correlation_penalty,
