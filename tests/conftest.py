@@ -73,6 +73,59 @@ def device(request):
     return torch.device(request.param)
 
 
+def photograph(seed, height, width):
+    """A picture with structure at all scales, and edges, as of a camera."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for scale in (2, 8, 32, 128):
+        shape = (height // scale + 2, width // scale + 2, 3)
+        noise = Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8))
+        total += scale**0.5 * np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
+    rows, columns = np.mgrid[:height, :width]
+    for row, column, radius in generator.uniform(0.1, 0.9, (6, 3)):
+        inside = (rows / height - row) ** 2 + (columns / width - column) ** 2 < radius**2 / 8
+        total[inside] += generator.uniform(-1000, 1000, 3)
+    total -= total.min()
+    return Image.fromarray((total / total.max() * 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """A tar of 24 pictures in folders of three classes, in all kinds of files there are."""
+    import tarfile
+
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photographs")
+    for i in range(24):
+        picture = photograph(i, 200 + 16 * (i % 5), 180 + 40 * (i % 4))
+        exif = Image.Exif()
+        exif[0x0112] = i % 8 + 1  # orientation
+        mode, suffix, options = [
+            ("RGB", "JPEG", {"quality": 90, "exif": exif}),
+            ("RGB", "jpg", {"quality": 75, "progressive": True}),
+            ("CMYK", "jpg", {"quality": 90}),
+            ("L", "jpg", {"quality": 90}),
+            ("I;16", "png", {}),
+            ("P", "png", {}),
+            ("RGBA", "png", {"exif": exif}),
+            ("RGB", "webp", {"quality": 90, "exif": exif}),
+        ][i % 8]
+        if mode == "I;16":
+            picture = picture.convert("L").point(lambda level: 257 * level, "I").convert(mode)
+        path = folder / f"class{i % 3}" / f"{i:02}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        picture.convert(mode).save(path, **options)
+    archive = folder / "photographs.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted(folder.glob("class*/*")):
+            tar.add(path, path.relative_to(folder))
+    return archive
+
+
 def module_in(folder):
     (module,) = folder.glob("_C*.so")
     return module
