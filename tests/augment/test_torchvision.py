@@ -45,7 +45,7 @@ def expected(image, parameters, recipe):
 
 def differences(images, rows, recipe):
     """|ours - torchvision's| of one view per image, in levels."""
-    ours = render(images, rows[None], recipe)[0].round()  # normalisation leaves float noise
+    ours = render(images, rows[None], recipe)[0].round()  # normalization leaves float noise
     theirs = torch.stack([expected(*pair, recipe) for pair in zip(images, rows, strict=True)])
     return (ours - theirs).abs()
 
@@ -102,7 +102,7 @@ OPERATIONS = [  # changes to the neutral row, largest mean and single difference
 def test_operation_agrees_with_torchvision(smooth_images, row, changes, mean, largest):
     images = torch.cat((smooth_images(8, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
     images[6] = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(1))
-    images[7] = images[7, :1]  # grey: its hue is undefined
+    images[7] = images[7, :1]  # gray: its hue is undefined
     difference = differences(images, row(**changes).repeat(9, 1), AugmentationRecipe(**LEVELS))
     assert difference.mean() <= mean
     assert difference.max() <= largest
@@ -146,7 +146,7 @@ def test_whole_recipe_agrees_with_torchvision_on_photographs(photographs, size):
     assert np.quantile(difference, 0.99) <= 3
 
 
-def test_normalisation_is_torchvisions(smooth_images, row):
+def test_normalization_is_torchvisions(smooth_images, row):
     images = smooth_images(3, 32, 32)
     recipe = AugmentationRecipe()
     ours = render(images, row().repeat(1, 3, 1), recipe)[0]

@@ -33,7 +33,7 @@ def assert_nearest(index, x, tolerance=1e-6):
 
 
 def along(index):
-    """The definition beside given neighbours, so that it is theirs the gradient is of."""
+    """The definition beside given neighbors, so that it is theirs the gradient is of."""
 
     def distance(x):
         unit = torch.nn.functional.normalize(x, dim=-1, eps=1e-8)
@@ -110,7 +110,7 @@ def test_duplicates(count, dtype, device):
     assert grad_x[-1].abs().max() > 0.01 / row.norm()
 
 
-def test_of_a_row_that_is_everyones_neighbour(device):
+def test_of_a_row_that_is_everyones_neighbor(device):
     """Its gradient has a term of each, in the order of their index."""
     x = torch.eye(80, 81, device=device) + torch.eye(80, 81, device=device).roll(1, 0) * 0.1
     x[:, 80] = 1
@@ -141,14 +141,14 @@ def test_blank_rows(device):
 def test_non_finite_rows_stay_where_they_are(row, bad, device):
     x = make_rows((150, 12), device)
     others = torch.arange(150, device=device) != row
-    want, neighbours = functional.nearest_neighbor_distance(x[others])
+    want, neighbors = functional.nearest_neighbor_distance(x[others])
     x[row, 5] = bad
     distance, grad_x, index = evaluate(
         functional.nearest_neighbor_distance, x, torch.ones(150, device=device)
     )
     assert distance[row].isnan() and grad_x[row].isnan().any()
     assert index[row] == (row == 0)  # the first other row
-    assert torch.equal(index[others], torch.arange(150, device=device)[others][neighbours])
+    assert torch.equal(index[others], torch.arange(150, device=device)[others][neighbors])
     assert_close(distance[others], want, rtol=1e-5, atol=1e-6)
     finite = others.clone()
     finite[index[row]] = False  # pulled at by the bad row
