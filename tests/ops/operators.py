@@ -117,6 +117,16 @@ def random(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator) -> 
 
 TEMPERATURES = {"student_temperature": 0.5, "teacher_temperature": 0.25}
 
+
+def cosine_pairs(views: int) -> Call:
+    return Call(
+        functional.select_hard_cosine_pairs,
+        f"{views} views",
+        lambda n, d: {"x": (views, n, d), "y": (views, n, d)},
+        many=((500, 64),),
+    )
+
+
 CALLS = [
     Call(functional.subspace_similarity, "", lambda n, d: {"x": (2, n, d)}),
     Call(
@@ -277,15 +287,7 @@ CALLS = [
         lambda n, d: {"pair_losses": (4, 4, n * d), "candidates": (4, 4)},
         many=((300, 70),),
     ),
-    *(
-        Call(  # up to four views have a kernel each
-            functional.select_hard_cosine_pairs,
-            f"{views} views",
-            lambda n, d, views=views: {"x": (views, n, d), "y": (views, n, d)},
-            many=((500, 64),),
-        )
-        for views in (2, 3, 4, 5)
-    ),
+    *(cosine_pairs(views) for views in (2, 3, 4, 5)),  # up to four views have a kernel each
     Call(
         functional.select_hard_cosine_pairs,
         "themselves",

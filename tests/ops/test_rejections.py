@@ -1,5 +1,7 @@
 """Calls that make no sense are refused with a message that names the argument."""
 
+from typing import Any
+
 import pytest
 from torch import Tensor, ones, tensor, zeros
 
@@ -8,7 +10,7 @@ from mast_ext import functional
 NAN, INF = float("nan"), float("inf")
 
 # By function: arguments it accepts, and what it says of changes to them.
-REJECTIONS = {
+REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
     "contrastive_logsumexp": {
         "accepts": {
             "x": ones(2, 3, 5),
@@ -134,14 +136,14 @@ REJECTIONS = {
         },
     },
     "gather_views": {
-        "accepts": {"views": ones(3, 4, 5), "index": zeros(2, 4, dtype=int)},
+        "accepts": {"views": ones(3, 4, 5), "index": zeros(2, 4).long()},
         ValueError: {
             r"views must have shape \[V, B, ...\], got \[3\]": {"views": ones(3)},
             r"index must have shape \[S, 4\] to fit views of shape \[3, 4, 5\], got \[4\]": {
-                "index": zeros(4, dtype=int)
+                "index": zeros(4).long()
             },
             r"index must have shape \[S, 4\] to fit views of shape \[3, 4, 5\], got \[2, 3\]": {
-                "index": zeros(2, 3, dtype=int)
+                "index": zeros(2, 3).long()
             },
             r"index must be in \[0, 3\), the views there are, got 3 at \[1, 2\]": {
                 "index": tensor([[0, 1, 2, 0], [0, 0, 3, 0]])
@@ -231,7 +233,7 @@ REJECTIONS = {
         },
     },
     "select_hard_pairs": {
-        "accepts": {"pair_losses": ones(3, 3, 5), "candidates": ones(3, 3, dtype=bool)},
+        "accepts": {"pair_losses": ones(3, 3, 5), "candidates": ones(3, 3).bool()},
         ValueError: {
             r"pair_losses must have shape \[V, V, B\], got \[3, 4, 5\]": {
                 "pair_losses": ones(3, 4, 5)
@@ -241,11 +243,9 @@ REJECTIONS = {
                 "pair_losses": ones(1, 1, 5),
                 "candidates": None,
             },
-            r"candidates must have shape \[3, 3\], got \[2, 2\]": {
-                "candidates": ones(2, 2, dtype=bool)
-            },
+            r"candidates must have shape \[3, 3\], got \[2, 2\]": {"candidates": ones(2, 2).bool()},
             "candidates must hold a pair of views i < j, got none above the diagonal": {
-                "candidates": ones(3, 3, dtype=bool).tril()
+                "candidates": ones(3, 3).bool().tril()
             },
         },
         TypeError: {
@@ -263,7 +263,7 @@ REJECTIONS = {
             },
             r"y must have shape \[2, 3, 5\], got \[3, 3, 5\]": {"y": ones(3, 3, 5)},
             "eps must be positive, got 0": {"eps": 0.0},
-            "candidates must hold a pair of views": {"candidates": zeros(2, 2, dtype=bool)},
+            "candidates must hold a pair of views": {"candidates": zeros(2, 2).bool()},
         },
         TypeError: {
             "y must be Float like x, got Half": {"y": ones(2, 3, 5).half()},
