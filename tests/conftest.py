@@ -22,6 +22,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="no poison around tensors (tests/ops/conftest.py): a sanitizer watches their bounds",
     )
+    parser.addoption(
+        "--one-layout",
+        action="store_true",
+        help="definitions of operators in one memory layout instead of two (tests/ops/conftest.py)",
+    )
 
 
 def pytest_configure(config):
@@ -32,22 +37,93 @@ def pytest_configure(config):
         spec.loader.exec_module(sys.modules["mast_ext._C"])
 
 
+def parameter(item, name):
+    return item.callspec.params.get(name) if hasattr(item, "callspec") else None
+
+
+def has_cuda_kernels():
+    """Whether there is a GPU, and the installed build is for one."""
+    from mast_ext import ops
+
+    return torch.cuda.is_available() and ops.build_info()["cuda"]
+
+
 def pytest_collection_modifyitems(config, items):
-    """Without a `device` a test is about the CPU: float64 gradients, messages, registration."""
+    """Skips what needs a GPU where there is none, and what needs no emulated kernels beside them.
+
+    Kernels are exercised by tests of a `device` that are not about how torch calls operators.
+    """
+    of_gpu = [item for item in items if parameter(item, "device") == "cuda"]
+    if of_gpu and not has_cuda_kernels():
+        for item in of_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU and a CUDA build"))
     if config.getoption("--emulated-cuda"):
-        kept = [item for item in items if "device" in item.fixturenames]
+        kept = [
+            item
+            for item in items
+            if "device" in item.fixturenames and not item.get_closest_marker("dispatch")
+        ]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request):
-    from mast_ext import ops
-
-    if request.param == "cuda" and not (torch.cuda.is_available() and ops.build_info()["cuda"]):
-        pytest.skip("needs a GPU and a CUDA build")
     torch.manual_seed(0)
     return torch.device(request.param)
+
+
+def photograph(seed, height, width):
+    """A picture with structure at all scales, and edges, as of a camera."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for scale in (2, 8, 32, 128):
+        shape = (height // scale + 2, width // scale + 2, 3)
+        noise = Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8))
+        total += scale**0.5 * np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
+    rows, columns = np.mgrid[:height, :width]
+    for row, column, radius in generator.uniform(0.1, 0.9, (6, 3)):
+        inside = (rows / height - row) ** 2 + (columns / width - column) ** 2 < radius**2 / 8
+        total[inside] += generator.uniform(-1000, 1000, 3)
+    total -= total.min()
+    return Image.fromarray((total / total.max() * 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """A tar of 24 pictures in folders of three classes, in all kinds of files there are."""
+    import tarfile
+
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photographs")
+    for i in range(24):
+        picture = photograph(i, 200 + 16 * (i % 5), 180 + 40 * (i % 4))
+        exif = Image.Exif()
+        exif[0x0112] = i % 8 + 1  # orientation
+        mode, suffix, options = [
+            ("RGB", "JPEG", {"quality": 90, "exif": exif}),
+            ("RGB", "jpg", {"quality": 75, "progressive": True}),
+            ("CMYK", "jpg", {"quality": 90}),
+            ("L", "jpg", {"quality": 90}),
+            ("I;16", "png", {}),
+            ("P", "png", {}),
+            ("RGBA", "png", {"exif": exif}),
+            ("RGB", "webp", {"quality": 90, "exif": exif}),
+        ][i % 8]
+        if mode == "I;16":
+            picture = picture.convert("L").point(lambda level: 257 * level, "I").convert(mode)
+        path = folder / f"class{i % 3}" / f"{i:02}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        picture.convert(mode).save(path, **options)
+    archive = folder / "photographs.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted(folder.glob("class*/*")):
+            tar.add(path, path.relative_to(folder))
+    return archive
 
 
 def module_in(folder):

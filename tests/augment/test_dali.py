@@ -198,7 +198,7 @@ def test_views_of_two_sizes_come_from_one_image(smooth_images, row):
         assert found.mean() <= 0.5  # a view of 12 pixels is border for a good part
 
 
-def test_normalisation(smooth_images, row):
+def test_normalization(smooth_images, row):
     images, rows = smooth_images(4, 32, 32), row().repeat(1, 4, 1)
     recipe = AugmentationRecipe()
     renderer = DaliRenderer(Images(images), policy_of(recipe, None, 1), batch_size=4)

@@ -19,7 +19,6 @@ from mast_ext.data import BadImageError, open_source
 
 pytest.importorskip("nvidia.dali", reason="needs DALI")
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos.tar"
 RECIPE = AugmentationRecipe(size=16, blur=0.5)
 COUNT = 22
 
@@ -115,9 +114,8 @@ def test_same_batches_as_torchvision(sources, name, policy, options):
             assert ((mine - their).abs() * scale).mean() <= 1.5
 
 
-@pytest.mark.skipif(not PHOTOS.exists(), reason="needs ../shared/data/photos.tar")
-def test_photographs_are_within_the_bounds_of_exact_rendering():
-    source = open_source("shards", "train", path=PHOTOS, max_images=12)
+def test_photographs_are_within_the_bounds_of_exact_rendering(photographs):
+    source = open_source("shards", "train", path=photographs, max_images=12)
     recipe = AugmentationRecipe(size=96, blur=0.5, solarize=0.2)
     ours, theirs = (
         next(iter(build(source, recipe=recipe, batch_size=12, backend=backend)))

@@ -206,7 +206,7 @@ def test_share_of_hidden_patches(grid, probability, ratio):
 
 
 def test_masks_are_blocks():
-    """A hidden patch's neighbours are hidden far more often than a random patch is."""
+    """A hidden patch's neighbors are hidden far more often than a random patch is."""
     masks = BlockMasks((14, 14), 1.0, (0.3, 0.3)).draw(0, 0, INDICES, 1)[0]
     beside = masks[:, 1:][masks[:, :-1]].mean(), masks[:, :, 1:][masks[:, :, :-1]].mean()
     assert min(beside) > 0.7

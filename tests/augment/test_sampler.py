@@ -54,7 +54,7 @@ def test_uniforms_are_uniform_and_uncorrelated():
     assert chi_square.max() < 45
     correlation = np.corrcoef(u.T) - np.eye(16)
     assert np.abs(correlation).max() < 0.035
-    assert abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.035  # neighbouring samples
+    assert abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.035  # neighboring samples
 
 
 def test_gates_and_factors_follow_the_recipe():

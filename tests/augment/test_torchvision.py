@@ -1,20 +1,17 @@
 """The renderer gives torchvision's pixels, and the same bits in every circumstance."""
 
 import math
-import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as functional
-from PIL import Image
 
 from mast_ext.augment import AugmentationRecipe, make_policy
 from mast_ext.augment.parameters import COLUMN
 from mast_ext.augment.torchvision import render
+from mast_ext.data import ShardsSource
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos.tar"
 LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # leaves levels in [0, 255]
 EVERYTHING = AugmentationRecipe(blur=0.5, solarize=0.3, **LEVELS)
 
@@ -48,7 +45,7 @@ def expected(image, parameters, recipe):
 
 def differences(images, rows, recipe):
     """|ours - torchvision's| of one view per image, in levels."""
-    ours = render(images, rows[None], recipe)[0].round()  # normalisation leaves float noise
+    ours = render(images, rows[None], recipe)[0].round()  # normalization leaves float noise
     theirs = torch.stack([expected(*pair, recipe) for pair in zip(images, rows, strict=True)])
     return (ours - theirs).abs()
 
@@ -105,7 +102,7 @@ OPERATIONS = [  # changes to the neutral row, largest mean and single difference
 def test_operation_agrees_with_torchvision(smooth_images, row, changes, mean, largest):
     images = torch.cat((smooth_images(8, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
     images[6] = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(1))
-    images[7] = images[7, :1]  # grey: its hue is undefined
+    images[7] = images[7, :1]  # gray: its hue is undefined
     difference = differences(images, row(**changes).repeat(9, 1), AugmentationRecipe(**LEVELS))
     assert difference.mean() <= mean
     assert difference.max() <= largest
@@ -138,24 +135,18 @@ def test_whole_recipe_agrees_with_torchvision(smooth_images, shape):
     assert difference.flatten()[::7].quantile(0.99) <= 2
 
 
-@pytest.mark.skipif(not PHOTOS.exists(), reason=f"needs {PHOTOS.name} in ../shared/data")
 @pytest.mark.parametrize("size", [32, 224])
-def test_whole_recipe_agrees_with_torchvision_on_photographs(size):
-    images = []
-    with tarfile.open(PHOTOS) as archive:
-        while len(images) < 16 and (member := archive.next()):
-            if member.isfile():
-                with Image.open(archive.extractfile(member)) as image:
-                    images.append(functional.pil_to_tensor(image.convert("RGB")))
+def test_whole_recipe_agrees_with_torchvision_on_photographs(photographs, size):
+    source = ShardsSource(photographs, "train", max_images=16)
+    images = [source.image(i) for i in range(16)]
     recipe = AugmentationRecipe(size=size, blur=0.5, solarize=0.1, **LEVELS)
-    sizes = np.array([image.shape[1:] for image in images])
-    plan = make_policy("composed", recipe, views=1).plan(0, 0, np.arange(16), sizes)
+    plan = make_policy("composed", recipe, views=1).plan(0, 0, np.arange(16), source.sizes)
     difference = differences(images, plan.rows[0], recipe)
     assert difference.mean() <= 0.5
     assert np.quantile(difference, 0.99) <= 3
 
 
-def test_normalisation_is_torchvisions(smooth_images, row):
+def test_normalization_is_torchvisions(smooth_images, row):
     images = smooth_images(3, 32, 32)
     recipe = AugmentationRecipe()
     ours = render(images, row().repeat(1, 3, 1), recipe)[0]

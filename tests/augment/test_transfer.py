@@ -209,7 +209,7 @@ def test_all_epochs_have_one_stream(sent, monkeypatch):
     assert made == [DEVICE]
 
 
-def test_pixels_normalised_late_are_those_of_the_renderer(page_locked):
+def test_pixels_normalized_late_are_those_of_the_renderer(page_locked):
     loader = build(policy=make_policy("multi_crop", RECIPE, local_views=2, local_size=8))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (RECIPE.mean, RECIPE.std))
     levels = list(loader._batches(for_gpu=True))

@@ -16,7 +16,7 @@ def train():
 
 
 def shapes_mask(images):
-    """Pixels of the coloured shape on the grey background, [N, H, W]."""
+    """Pixels of the colored shape on the gray background, [N, H, W]."""
     levels = images.float()
     chroma = levels.amax(1) - levels.amin(1)
     return chroma > 40
@@ -64,7 +64,7 @@ def test_factors_are_independent(train):
             assert chi_square < freedom + 5 * (2 * freedom) ** 0.5, (first, second)
 
 
-def test_hue_is_the_colour_of_the_shape(train):
+def test_hue_is_the_color_of_the_shape(train):
     images, mask = train.stacked.double(), shapes_mask(train.stacked)
     red, green, blue = ((images * mask[:, None]).sum((2, 3)) / mask.sum((1, 2))[:, None]).T
     turn = torch.atan2(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * torch.pi)
@@ -120,7 +120,7 @@ def test_rotation_turns_the_shape(train, shape):
         assert (means[rotation] - turned).abs().sum() < 0.6 * itself
 
 
-def test_nearest_neighbour_sees_every_factor_above_chance():
+def test_nearest_neighbor_sees_every_factor_above_chance():
     train, test = open_source("shapes", "train"), open_source("shapes", "test", max_images=300)
     distance = torch.cdist(test.stacked.flatten(1).float(), train.stacked.flatten(1).float())
     nearest = distance.argmin(1).numpy()

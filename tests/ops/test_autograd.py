@@ -1,4 +1,4 @@
-"""What the derivatives of all ops have in common: csrc/binding/autograd.cpp."""
+"""What the derivatives of all operators have in common: csrc/binding/autograd.cpp."""
 
 import gc
 import threading
@@ -6,62 +6,45 @@ import weakref
 
 import pytest
 import torch
+from operators import CALLS
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from mast_ext import functional
+pytestmark = pytest.mark.dispatch
 
-TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.07}
-TEACHER = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
-
-# op(x [2, 16, 4], masks [3, 4]), and whether it uses masks; inputs in between are not given.
-OPS = {
-    "subspace_similarity": (lambda x, masks: functional.subspace_similarity(x, masks=masks), True),
-    "subspace_nll": (
-        lambda x, masks: functional.subspace_nll(x, x.detach(), masks=masks),
-        True,
-    ),
-    "variance_covariance": (lambda x, masks: functional.variance_covariance(x, masks)[1], True),
-    "cross_correlation_penalty": (
-        lambda x, _: functional.cross_correlation_penalty(x[0], x[1], lambda_=0.1),
-        False,
-    ),
-    "contrastive_logsumexp": (
-        lambda x, masks: functional.contrastive_logsumexp(x, masks=masks, temperature=0.5)[0],
-        True,
-    ),
-    "prototype_cross_entropy": (
-        lambda x, _: functional.prototype_cross_entropy(x, TEACHER.to(x), **TEMPERATURES),
-        False,
-    ),
-    "weighted_prototype_cross_entropy": (
-        lambda x, _: functional.prototype_cross_entropy(
-            x, TEACHER.to(x), weights=x.new_tensor([[0.5], [2.0]])[..., None], **TEMPERATURES
-        ),
-        False,
-    ),
-    "nearest_neighbor_distance": (
-        lambda x, _: functional.nearest_neighbor_distance(x[0])[0],
-        False,
-    ),
-    "gather_views": (
-        lambda x, _: functional.gather_views(x, torch.ones(1, 16, device=x.device).long()),
-        False,
-    ),
+# Of every function the call with the most arguments.
+MOST = {
+    call.function.__name__: call
+    for call in sorted(CALLS, key=lambda call: len(call.shapes(1, 1)))
+    if call.differentiable
 }
 
 
-@pytest.fixture(params=OPS)
-def op(request):
-    return OPS[request.param][0]
+@pytest.fixture(params=MOST.values(), ids=str)
+def call(request):
+    return request.param
 
 
 @pytest.fixture
-def inputs(device):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 16, 4, generator=generator).to(device)
-    masks = torch.rand(3, 4, generator=generator).to(device)
-    return x.requires_grad_(), masks.requires_grad_()
+def tensors(call, device):
+    tensors = call.tensors(16, 4, device=device)
+    return {name: t.requires_grad_(name in call.leaves) for name, t in tensors.items()}
+
+
+@pytest.fixture
+def inputs(call, tensors):
+    """The tensors that get a gradient."""
+    return [tensors[name] for name in call.leaves]
+
+
+@pytest.fixture
+def op(call, tensors):
+    """The first result, a function of the inputs."""
+
+    def op(*inputs):
+        return call(**(tensors | dict(zip(call.leaves, inputs, strict=True))))[0]
+
+    return op
 
 
 def gradients(loss, inputs, **options):
@@ -79,14 +62,10 @@ def test_no_graph_where_nothing_needs_it(op, inputs):
         assert_close(result, op(*detached))
 
 
-@pytest.mark.parametrize("name", [name for name, (_, has_masks) in OPS.items() if has_masks])
-def test_one_input_alone(name, inputs):
-    op = OPS[name][0]
-    x, masks = inputs
-    both = gradients(op(x, masks).square().sum(), [x, masks])
-    assert_close(gradients(op(x, masks.detach()).square().sum(), [x])[0], both[0])
-    assert_close(gradients(op(x.detach(), masks).square().sum(), [masks])[0], both[1])
-    assert_close(gradients(op(x, masks).square().sum(), [masks])[0], both[1])
+def test_gradients_asked_for_one_by_one(op, inputs):
+    together = gradients(op(*inputs).square().sum(), inputs)
+    for leaf, grad in zip(inputs, together, strict=True):
+        assert_close(gradients(op(*inputs).square().sum(), [leaf])[0], grad)
 
 
 def test_graph_is_used_once_unless_retained(op, inputs):
@@ -99,14 +78,11 @@ def test_graph_is_used_once_unless_retained(op, inputs):
         gradients(loss, inputs)
 
 
-@pytest.mark.parametrize("name", sorted(OPS.keys() - {"weighted_prototype_cross_entropy"}))
-def test_input_changed_in_place_is_an_error(name, inputs):
-    if name == "gather_views":
-        index = torch.ones(1, 16, device=inputs[0].device).long()
-        loss, changed = functional.gather_views(inputs[0], index).sum(), index
-    else:
-        changed = inputs[0] * 1
-        loss = OPS[name][0](changed, inputs[1]).sum()
+def test_input_changed_in_place_is_an_error(tensors, op, inputs):
+    if "weights" in tensors:
+        pytest.skip("keeps its gradient, and no input")
+    changed = tensors["index"] if "index" in tensors else inputs[0] * 1
+    loss = op(*inputs).sum() if "index" in tensors else op(changed, *inputs[1:]).sum()
     changed.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
@@ -143,7 +119,7 @@ def test_graph_is_freed_without_the_collector(op, inputs):
 
 def test_compiled_autograd(op, inputs):
     want = gradients(op(*inputs).square().sum(), inputs)
-    compiler = torch.compile(backend="aot_eager", fullgraph=True)
+    compiler = torch.compile(backend="eager", fullgraph=True)
     with torch._dynamo.compiled_autograd._enable(compiler):
         op(*inputs).square().sum().backward()
     for t, grad in zip(inputs, want, strict=True):

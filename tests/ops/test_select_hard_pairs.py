@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mast_ext import functional, ops, reference
+from mast_ext import functional, reference
 from mast_ext.losses import NegativeCosineSimilarity
 
 NAN, INF = float("nan"), float("inf")
@@ -122,34 +122,6 @@ def test_permuting_views_permutes_the_choice(device):
     assert torch.equal(score, same)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1),  # B is not the dense dimension
-        lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
-        lambda x: x[..., :1].expand_as(x),
-        lambda x: x[:1].expand_as(x),
-        lambda x: torch.cat([x.flatten(), x.flatten()])[1 : 1 + x.numel()].view_as(x),  # misaligned
-    ],
-)
-def test_strides(layout, device):
-    pair_losses = layout(torch.randn(4, 4, 37, device=device))
-    marks = torch.ones(4, 8, dtype=torch.bool, device=device)[:, ::2]
-    got = functional.select_hard_pairs(pair_losses, candidates=marks)
-    assert_chosen(got, search(pair_losses))
-
-
-def test_has_no_gradient(device):
-    pair_losses = torch.randn(3, 3, 6, device=device, requires_grad=True)
-    x = torch.randn(3, 6, 8, device=device, requires_grad=True)
-    for results in (
-        functional.select_hard_pairs(pair_losses),
-        functional.select_hard_cosine_pairs(x),
-    ):
-        assert not any(result.requires_grad for result in results)
-
-
 def cosine_inputs(shape, device, dtype=torch.float32):
     views, batch, dim, has_targets = shape
     x, y = torch.randn(2, views, batch, dim, device=device).to(dtype)
@@ -211,68 +183,6 @@ def test_cosine_eps(has_targets, device):
     assert_close(got[1], want[1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),  # [B, V, D] in memory
-        lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1),  # D is not the dense dimension
-        lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
-        lambda x: x[:, :1].expand_as(x),
-        lambda x: torch.cat([x.flatten(), x.flatten()])[1 : 1 + x.numel()].view_as(x),  # misaligned
-    ],
-)
-@pytest.mark.parametrize("views", [4, 5])
-def test_cosine_strides(views, layout, device):
-    x, y = cosine_inputs((views, 6, 16, True), device)
-    x, y = layout(x), layout(y)
-    assert_hardest_cosine(functional.select_hard_cosine_pairs(x, y), x, y, 1e-6)
-
-
-def test_same_bits_twice_and_on_any_number_of_threads(device):
-    pair_losses = torch.randn(4, 4, 20000, device=device)
-    x = torch.randn(4, 500, 64, device=device)
-
-    def run():
-        return *functional.select_hard_pairs(pair_losses), *functional.select_hard_cosine_pairs(x)
-
-    threads = torch.get_num_threads()
-    first = run()
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
-        second = run()
-    finally:
-        torch.set_num_threads(threads)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("with_candidates", [False, True])
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_registration(requires_grad, with_candidates, device):
-    candidates = torch.ones(3, 3, dtype=torch.bool, device=device) if with_candidates else None
-    pair_losses = torch.randn(3, 3, 5, device=device, requires_grad=requires_grad)
-    torch.library.opcheck(ops.select_hard_pairs.op, (pair_losses, candidates))
-    x, y = torch.randn(2, 3, 5, 8, device=device)
-    arguments = (x.requires_grad_(requires_grad), y, candidates, 1e-8)
-    torch.library.opcheck(ops.select_hard_cosine_pairs.op, arguments)
-
-
-def test_compiles_whole(device):
-    x = torch.randn(4, 6, 8, device=device, requires_grad=True)
-
-    def step(x):
-        losses = NegativeCosineSimilarity().pair_losses(x)
-        index, score = functional.select_hard_pairs(losses)
-        other, _ = functional.select_hard_cosine_pairs(x.detach() * 2)
-        return functional.gather_views(x, index).square().sum() + losses.sum(), index, other, score
-
-    want = step(x)
-    got = torch.compile(step, fullgraph=True, backend="aot_eager")(x)
-    for a, b in zip(got, want, strict=True):
-        assert_close(a, b)
-    assert_close(torch.autograd.grad(got[0], x), torch.autograd.grad(want[0], x))
-
-
 def test_no_candidate_is_never_out_of_bounds(device):
     """An error where the marks can be looked at; else the first pair, which scores nothing."""
     candidates = torch.zeros(3, 3, dtype=torch.bool, device=device)
@@ -285,85 +195,3 @@ def test_no_candidate_is_never_out_of_bounds(device):
     else:
         assert device.type == "cuda"
         assert index.tolist() == [[0, 0], [1, 1]] and score.isnan().all()
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (
-            {"pair_losses": torch.ones(3, 4, 5)},
-            ValueError,
-            r"pair_losses must have shape \[V, V, B\], got \[3, 4, 5\]",
-        ),
-        (
-            {"pair_losses": torch.ones(3, 3)},
-            ValueError,
-            r"pair_losses must have shape \[V, V, B\], got \[3, 3\]",
-        ),
-        (
-            {"pair_losses": torch.ones(1, 1, 5), "candidates": None},
-            ValueError,
-            r"pair_losses must have 2 to 4096 views to choose a pair from, got shape \[1, 1, 5\]",
-        ),
-        (
-            {"pair_losses": torch.ones(3, 3, 5).long()},
-            TypeError,
-            "pair_losses must be float32, .* got Long",
-        ),
-        (
-            {"candidates": torch.ones(2, 2, dtype=torch.bool)},
-            ValueError,
-            r"candidates must have shape \[3, 3\], got \[2, 2\]",
-        ),
-        ({"candidates": torch.ones(3, 3)}, TypeError, "candidates must be Bool, got Float"),
-        (
-            {"candidates": torch.ones(3, 3, dtype=torch.bool).tril()},
-            ValueError,
-            "candidates must hold a pair of views i < j, got none above the diagonal",
-        ),
-    ],
-)
-def test_rejects(change, error, message):
-    inputs = {
-        "pair_losses": torch.ones(3, 3, 5),
-        "candidates": torch.ones(3, 3, dtype=torch.bool),
-    } | change
-    with pytest.raises(error, match=message):
-        functional.select_hard_pairs(**inputs)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": torch.ones(3, 5)}, ValueError, r"x must have shape \[Vx, B, D\], got \[3, 5\]"),
-        (
-            {"x": torch.ones(1, 3, 5), "y": None},
-            ValueError,
-            r"x must have 2 to 4096 views to choose a pair from, got shape \[1, 3, 5\]",
-        ),
-        (
-            {"y": torch.ones(3, 3, 5)},
-            ValueError,
-            r"y must have shape \[2, 3, 5\], got \[3, 3, 5\]",
-        ),
-        ({"y": torch.ones(2, 3, 5).half()}, TypeError, "y must be Float like x, got Half"),
-        ({"x": torch.ones(2, 3, 5).int()}, TypeError, "x must be float32, .* got Int"),
-        ({"eps": 0.0}, ValueError, "eps must be positive, got 0"),
-        (
-            {"candidates": torch.zeros(2, 2, dtype=torch.bool)},
-            ValueError,
-            "candidates must hold a pair of views",
-        ),
-    ],
-)
-def test_cosine_rejects(change, error, message):
-    inputs = {"x": torch.ones(2, 3, 5), "y": torch.ones(2, 3, 5)} | change
-    with pytest.raises(error, match=message):
-        functional.select_hard_cosine_pairs(**inputs)
-
-
-@pytest.mark.parametrize("device", ["cuda"], indirect=True)
-def test_rejects_other_devices(device):
-    pair_losses = torch.ones(3, 3, 5, device=device)
-    with pytest.raises(ValueError, match="candidates must be on cuda:0 like pair_losses, got cpu"):
-        functional.select_hard_pairs(pair_losses, candidates=torch.ones(3, 3, dtype=torch.bool))

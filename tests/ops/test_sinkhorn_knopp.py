@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mast_ext import functional, ops, reference
+from mast_ext import functional, reference
 
 NAN, INF = float("nan"), float("inf")
 # N, C
@@ -197,103 +197,3 @@ def test_non_finite_samples_are_not_hidden(bad, device):
     logits[4, 7] = bad
     assert functional.prototype_column_logsumexp(logits, temperature=0.1).isnan().all()
     assert functional.sinkhorn_knopp(logits, temperature=0.1).isnan().all()
-
-
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: x.T.contiguous().T,  # C is not the dense dimension
-        lambda x: torch.cat([x, x], -1)[:, : x.shape[1]],
-        lambda x: x[:1].expand_as(x),
-        lambda x: torch.cat([x.flatten(), x.flatten()])[1 : 1 + x.numel()].view_as(x),  # misaligned
-    ],
-)
-def test_strides(layout, device):
-    logits = layout(make_logits((30, 41), device))
-    center = torch.randn(82, device=device)[::2]
-    got = functional.prototype_column_logsumexp(logits, temperature=0.1, center=center)
-    want = functional.prototype_column_logsumexp(
-        logits.contiguous(), temperature=0.1, center=center.contiguous()
-    )
-    assert_close(got, want)
-    assert_close(
-        functional.sinkhorn_knopp(logits, temperature=0.1),
-        functional.sinkhorn_knopp(logits.contiguous(), temperature=0.1),
-    )
-
-
-@pytest.mark.parametrize("shape", [(300, 700), (40, 5000)], ids=str)
-def test_same_bits_twice_and_on_any_number_of_threads(shape, device):
-    logits = make_logits(shape, device)
-    threads = torch.get_num_threads()
-    first = functional.sinkhorn_knopp(logits, temperature=0.05)
-    again = functional.sinkhorn_knopp(logits, temperature=0.05)
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
-        other = functional.sinkhorn_knopp(logits, temperature=0.05)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(first, again) and torch.equal(first, other)
-
-
-def test_has_no_gradient(device):
-    logits = make_logits((6, 5), device).requires_grad_()
-    assert not functional.prototype_column_logsumexp(logits, temperature=0.1).requires_grad
-    assert not functional.sinkhorn_knopp(logits, temperature=0.1).requires_grad
-
-
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("with_center", [False, True])
-@pytest.mark.parametrize("normalize_rows", [False, True])
-def test_registration(normalize_rows, with_center, requires_grad, device):
-    logits = make_logits((6, 5), device).requires_grad_(requires_grad)
-    center = torch.zeros(5, device=device) if with_center else None
-    arguments = (logits, center, 0.1, normalize_rows)
-    torch.library.opcheck(ops.prototype_column_logsumexp.op, arguments)
-
-
-def test_compiles_whole(device):
-    logits = make_logits((2, 8, 12), device)
-
-    def step(logits):
-        return functional.sinkhorn_knopp(logits * 2, temperature=0.1)
-
-    got = torch.compile(step, fullgraph=True, backend="aot_eager")(logits)
-    assert_close(got, step(logits))
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"logits": torch.ones(4)}, ValueError, r"logits must have shape \[N, C\], got \[4\]"),
-        ({"logits": torch.ones(3, 4).long()}, TypeError, "logits must be float32, .* got Long"),
-        ({"temperature": 0.0}, ValueError, "temperature must be positive, got 0"),
-        ({"temperature": NAN}, ValueError, "temperature must be positive, got nan"),
-        ({"center": torch.ones(3)}, ValueError, r"center must have shape \[4\], got \[3\]"),
-        (
-            {"center": torch.ones(4).half()},
-            TypeError,
-            "center must be Float beside Float logits, got Half",
-        ),
-    ],
-)
-def test_column_logsumexp_rejects(change, error, message):
-    arguments = {"logits": torch.ones(3, 4), "temperature": 0.1} | change
-    with pytest.raises(error, match=message):
-        functional.prototype_column_logsumexp(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"logits": torch.ones(4)}, ValueError, r"logits must have shape \[\.\.\., C\], got \[4\]"),
-        ({"logits": torch.ones(3, 4).long()}, TypeError, "logits must be float32, .* got Long"),
-        ({"temperature": -1.0}, ValueError, "temperature must be positive, got -1"),
-        ({"temperature": 0.0, "iterations": 0}, ValueError, "temperature must be positive, got 0"),
-        ({"iterations": -1}, ValueError, "iterations must not be negative, got -1"),
-    ],
-)
-def test_sinkhorn_knopp_rejects(change, error, message):
-    arguments = {"logits": torch.ones(3, 4), "temperature": 0.1} | change
-    with pytest.raises(error, match=message):
-        functional.sinkhorn_knopp(**arguments)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mast_ext import functional, ops, reference
+from mast_ext import functional, reference
 
 # Vx, Vy (None: y is x), B, D, K (None: no masks)
 SHAPES = [
@@ -150,101 +150,3 @@ def test_non_finite_stays_in_its_image(form, device):
             image[0] = False  # a variance belongs to one subspace
         assert got[image].isnan().all()
         assert_close(got[~image], clean[~image], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_same_bits_twice_and_on_any_number_of_threads(form, device):
-    inputs = make_inputs((3, 2, 300, 70, 5), form, device, requires_grad=True)
-
-    def run():
-        nll = functional.subspace_nll(*inputs)
-        return nll, *torch.autograd.grad(nll.square().sum(), inputs)
-
-    threads = torch.get_num_threads()
-    first = run()
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
-        second = run()
-    finally:
-        torch.set_num_threads(threads)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_strides(form, device):
-    inputs = make_inputs((2, 3, 6, 8, 4), form, device)
-    strided = [t.movedim(-1, 0).contiguous().movedim(0, -1) for t in inputs]
-    assert_close(functional.subspace_nll(*strided), functional.subspace_nll(*inputs))
-    transposed = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in inputs[:4]]
-    assert_close(functional.subspace_nll(*transposed, inputs[4]), functional.subspace_nll(*inputs))
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("shape", [(3, None, 2, 5, None), (2, 3, 4, 6, 2)], ids=str)
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_registration(requires_grad, shape, form, device):
-    inputs = make_inputs(shape, form, device, requires_grad=requires_grad)
-    torch.library.opcheck(ops.subspace_nll.op, (*inputs, form))
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_registration_of_backward(form, device):
-    inputs = make_inputs((2, 3, 4, 6, 2), form, device)
-    outputs = ops.subspace_nll.op(*inputs, None)
-    for wanted in ([True] * 5, [False, True, False, False, True]):
-        torch.library.opcheck(
-            ops.subspace_nll.backward_op,
-            (torch.randn_like(outputs[0]), *inputs, *outputs, None, wanted),
-        )
-
-
-def test_compiles_whole(device):
-    inputs = make_inputs((2, 2, 5, 12, 3), "diagonal", device, requires_grad=True)
-
-    def step(*inputs):
-        return functional.subspace_nll(*inputs).sum()
-
-    want = torch.autograd.grad(step(*inputs), inputs)
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    for a, b in zip(torch.autograd.grad(compiled(*inputs), inputs), want, strict=True):
-        assert_close(a, b)
-
-
-def test_second_derivative_is_refused(device):
-    x, log_var, *_ = make_inputs((2, None, 3, 4, None), "diagonal", device, requires_grad=True)
-    (grad,) = torch.autograd.grad(
-        functional.subspace_nll(x, log_var).square().sum(), [x], create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="subspace_nll has no second derivative"):
-        grad.sum().backward()
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (
-            {"log_var_x": torch.ones(2, 3, 4)},
-            ValueError,
-            r"log_var_x must have shape \[2, 3, 5\] .*",
-        ),
-        ({"log_var_x": torch.ones(2, 4, 5)}, ValueError, r"log_var_x must have shape \[2, 3, 5\]"),
-        ({"log_var_x": torch.ones(2, 3, 5).half()}, TypeError, "log_var_x must be Float like x"),
-        ({"log_var_y": None}, ValueError, "log_var_y is missing"),
-        ({"y": None}, ValueError, "log_var_y was given without y"),
-        ({"log_var_y": torch.ones(2, 3, 2)}, ValueError, r"log_var_y must have shape \[2, 3, 5\]"),
-        ({"variance": "full"}, ValueError, "variance must be 'diagonal' or 'subspace', got 'full'"),
-        ({"masks": torch.ones(5, 5)}, ValueError, "variance must be given"),
-        ({"masks": -torch.ones(2, 5)}, ValueError, "masks must be non-negative"),
-    ],
-)
-def test_rejects(change, error, message):
-    inputs = {
-        "x": torch.ones(2, 3, 5),
-        "log_var_x": torch.ones(2, 3, 5),
-        "y": torch.ones(2, 3, 5),
-        "log_var_y": torch.ones(2, 3, 5),
-        "masks": torch.ones(2, 5),
-    } | change
-    with pytest.raises(error, match=message):
-        functional.subspace_nll(**inputs)

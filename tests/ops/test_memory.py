@@ -1,0 +1,72 @@
+"""How much memory operators take, from the peak of a process that does nothing else."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.dispatch,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc"),
+]
+
+PROGRAM = """
+import json
+from pathlib import Path
+
+import torch
+from mast_ext import functional
+
+def memory(kind):
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{kind}:")[1].split()[0]) / 1024
+
+def rise(step, small, large):
+    "What a step with large inputs adds to the memory, in MB, when a small one has loaded all code."
+    step(*small)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = memory("VmHWM")
+    step(*large)
+    return memory("VmHWM") - before
+
+def contrast(x):
+    lse, positive = functional.contrastive_logsumexp(x, temperature=0.1)
+    (lse.sum() - positive.sum()).backward()
+
+def cross_entropy(student, teacher):
+    ce, mean = functional.prototype_cross_entropy_with_mean(
+        student, teacher, student_temperature=0.1, teacher_temperature=0.04
+    )
+    return torch.autograd.grad(ce.sum(), [student])
+
+def logits(*shape):
+    return torch.randn(shape, requires_grad=True), torch.randn(shape)
+
+rises = {
+    "prototype_cross_entropy": rise(cross_entropy, logits(2, 2, 8), logits(2, 32, 65536)),
+    "contrastive_logsumexp": rise(
+        contrast,
+        [torch.randn(2, 8, 128, requires_grad=True)],
+        [torch.randn(2, 4096, 128, requires_grad=True)],
+    ),
+}
+print(json.dumps(rises))
+"""
+
+
+@pytest.fixture(scope="module")
+def rises():
+    out = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    return json.loads(out.stdout)
+
+
+def test_cross_entropy_takes_memory_for_its_gradient_alone(rises):
+    """16 MB; probabilities of one list of views would be as much again."""
+    assert 12 < rises["prototype_cross_entropy"] < 16 + 6
+
+
+def test_contrast_stays_far_below_the_matrix_of_similarities(rises):
+    """Of 8192 rows it would take 256 MB."""
+    assert 4 < rises["contrastive_logsumexp"] < 50

@@ -1,0 +1,340 @@
+"""Calls that make no sense are refused with a message that names the argument."""
+
+from typing import Any
+
+import pytest
+from torch import Tensor, ones, tensor, zeros
+
+from mast_ext import functional
+
+NAN, INF = float("nan"), float("inf")
+
+# By function: arguments it accepts, and what it says of changes to them.
+REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
+    "contrastive_logsumexp": {
+        "accepts": {
+            "x": ones(2, 3, 5),
+            "y": ones(2, 4, 5),
+            "masks": ones(2, 5),
+            "temperature": 0.1,
+        },
+        ValueError: {
+            r"x must have shape \[Vx, N, D\], got \[3, 5\]": {"x": ones(3, 5)},
+            r"y must have shape \[Vy, M, 5\] to fit x of shape \[2, 3, 5\], got \[2, 3, 4\]": {
+                "y": ones(2, 3, 4)
+            },
+            r"masks must have shape \[K, 5\] to fit x of shape \[2, 3, 5\], got \[5\]": {
+                "masks": ones(5)
+            },
+            "masks must be non-negative, got a minimum of -0.5": {
+                "masks": tensor([[1.0, -0.5, 0, 0, 0]])
+            },
+            "temperature must be positive, got 0": {"temperature": 0.0},
+            "temperature must be positive, got -1": {"temperature": tensor(-1.0)},
+            r"temperature must be a number or a scalar tensor, got shape \[2\]": {
+                "temperature": ones(2)
+            },
+            (
+                r"offset must lie between 0 and M - N = 1 for x of shape \[2, 3, 5\] "
+                r"and y of shape \[2, 4, 5\], got 2"
+            ): {"offset": 2},
+            "offset must lie between 0 and M - N = 1 .* got -1": {"offset": -1},
+            "offset must be 0 when y is not given, got 1": {"y": None, "offset": 1},
+            "offset must be 0 when y is not given, got None": {"y": None, "offset": None},
+            "offset must be given with exclude_self or exclude_positive, got None": {
+                "offset": None,
+                "exclude_positive": True,
+            },
+            (
+                "y must have as many views as x, 2, with exclude_self=True or within_views=False, "
+                "got 1"
+            ): {"y": ones(1, 4, 5), "exclude_self": True},
+        },
+        TypeError: {
+            "y must be Float like x, got Half": {"y": ones(2, 3, 5).half()},
+            "x must be float32, .* got Long": {"x": ones(2, 3, 5).long()},
+            "temperature must be Float beside Float embeddings, got Double": {
+                "temperature": tensor(1.0).double()
+            },
+        },
+    },
+    "cross_correlation_penalty": {
+        "accepts": {"a": ones(3, 5), "b": ones(3, 5), "lambda_": 1.0},
+        ValueError: {
+            r"a must have shape \[N, D\] with N >= 2 and D >= 1, got \[5\]": {"a": ones(5)},
+            r"with N >= 2 and D >= 1, got \[1, 5\]": {"a": ones(1, 5)},
+            r"with N >= 2 and D >= 1, got \[3, 0\]": {"a": ones(3, 0)},
+            r"b must have shape \[3, 5\], got \[4, 5\]": {"b": ones(4, 5)},
+            "variant must be 'official' or 'paper', got 'solo'": {"variant": "solo"},
+        },
+        TypeError: {
+            "a must be float32, .* got Int": {"a": ones(3, 5).int()},
+            "b must be Float like a, got Half": {"b": ones(3, 5).half()},
+        },
+    },
+    "variance_covariance": {
+        "accepts": {"z": ones(2, 3, 5)},
+        ValueError: {
+            r"z must have shape \[V, N, D\] with N >= 2 and D >= 1, got \[3, 5\]": {
+                "z": ones(3, 5)
+            },
+            r"with N >= 2 and D >= 1, got \[2, 1, 5\]": {"z": ones(2, 1, 5)},
+            r"with N >= 2 and D >= 1, got \[2, 3, 0\]": {"z": ones(2, 3, 0)},
+            r"masks must have shape \[K, 5\] to fit z of shape \[2, 3, 5\], got \[5\]": {
+                "masks": ones(5)
+            },
+            "masks must be non-negative, got a minimum": {"masks": -ones(2, 5)},
+            "eps must not be negative, got -1": {"eps": -1.0},
+        },
+        TypeError: {
+            "z must be float32, .* got Long": {"z": ones(2, 3, 5).long()},
+            "masks must be Float beside Float embed": {"masks": ones(2, 5).double()},
+        },
+    },
+    "subspace_nll": {
+        "accepts": {
+            "x": ones(2, 3, 5),
+            "log_var_x": ones(2, 3, 5),
+            "y": ones(2, 3, 5),
+            "log_var_y": ones(2, 3, 5),
+            "masks": ones(2, 5),
+        },
+        ValueError: {
+            r"log_var_x must have shape \[2, 3, 5\] .*": {"log_var_x": ones(2, 3, 4)},
+            r"log_var_x must have shape \[2, 3, 5\]": {"log_var_x": ones(2, 4, 5)},
+            "log_var_y is missing": {"log_var_y": None},
+            "log_var_y was given without y": {"y": None},
+            r"log_var_y must have shape \[2, 3, 5\]": {"log_var_y": ones(2, 3, 2)},
+            "variance must be 'diagonal' or 'subspace', got 'full'": {"variance": "full"},
+            "variance must be given": {"masks": ones(5, 5)},
+            "masks must be non-negative": {"masks": -ones(2, 5)},
+        },
+        TypeError: {
+            "log_var_x must be Float like x": {"log_var_x": ones(2, 3, 5).half()},
+        },
+    },
+    "subspace_similarity": {
+        "accepts": {"x": ones(2, 3, 5), "y": ones(2, 3, 5), "masks": ones(2, 5)},
+        ValueError: {
+            r"x must have shape \[Vx, B, D\], got \[3, 5\]": {"x": ones(3, 5)},
+            r"y must have shape \[Vy, 3, 5\] to fit x of shape \[2, 3, 5\], got \[2, 3, 4\]": {
+                "y": ones(2, 3, 4)
+            },
+            r"masks must have shape \[K, 5\] to fit x of shape \[2, 3, 5\], got \[5\]": {
+                "masks": ones(5)
+            },
+            "masks must be non-negative, got a minimum of -0.5": {
+                "masks": tensor([[1.0, -0.5, 0, 0, 0]])
+            },
+            "metric must be 'cosine' or 'sqeuclidean', got 'dot'": {"metric": "dot"},
+            "eps must be positive, got 0": {"eps": 0.0},
+        },
+        TypeError: {
+            "y must be Float like x, got Half": {"y": ones(2, 3, 5).half()},
+            "x must be float32, .* got Long": {"x": ones(2, 3, 5).long()},
+            "masks must be Float beside Float embed": {"masks": ones(2, 5).double()},
+        },
+    },
+    "gather_views": {
+        "accepts": {"views": ones(3, 4, 5), "index": zeros(2, 4).long()},
+        ValueError: {
+            r"views must have shape \[V, B, ...\], got \[3\]": {"views": ones(3)},
+            r"index must have shape \[S, 4\] to fit views of shape \[3, 4, 5\], got \[4\]": {
+                "index": zeros(4).long()
+            },
+            r"index must have shape \[S, 4\] to fit views of shape \[3, 4, 5\], got \[2, 3\]": {
+                "index": zeros(2, 3).long()
+            },
+            r"index must be in \[0, 3\), the views there are, got 3 at \[1, 2\]": {
+                "index": tensor([[0, 1, 2, 0], [0, 0, 3, 0]])
+            },
+            r"index must be in \[0, 3\), the views there are, got -1 at \[0, 1\]": {
+                "index": tensor([[0, -1, 2, 0]])
+            },
+            r"index must be in \[0, 0\), the views there are, got 0 at \[0, 0\]": {
+                "views": ones(0, 4, 5)
+            },
+        },
+        TypeError: {
+            "index must be Long, got Float": {"index": zeros(2, 4)},
+        },
+    },
+    "nearest_neighbor_distance": {
+        "accepts": {"x": ones(3, 4)},
+        ValueError: {
+            r"x must have shape \[N, D\] .* got \[5\]": {"x": ones(5)},
+            r"x must have shape \[N, D\] .* got \[2, 3, 4\]": {"x": ones(2, 3, 4)},
+            r"another row to every row \(N != 1\), got \[1, 4\]": {"x": ones(1, 4)},
+            r"with D >= 1 .* got \[3, 0\]": {"x": ones(3, 0)},
+            "eps must be positive, got 0": {"eps": 0.0},
+        },
+        TypeError: {
+            "x must be float32, .* got Long": {"x": ones(3, 4).long()},
+        },
+    },
+    "prototype_cross_entropy": {
+        "accepts": {
+            "student": ones(2, 3, 5),
+            "teacher": ones(2, 3, 5),
+            "center": ones(5),
+            "student_temperature": 0.1,
+            "teacher_temperature": 0.04,
+        },
+        ValueError: {
+            r"student must have shape \[S, B, C\] with S >= 1 and C >= 1, got \[3, 5\]": {
+                "student": ones(3, 5)
+            },
+            r"student must have .* S >= 1 .* got \[0, 3, 5\]": {"student": ones(0, 3, 5)},
+            r"student must have .* C >= 1, got \[2, 3, 0\]": {"student": ones(2, 3, 0)},
+            (
+                r"teacher must have shape \[T, 3, 5\] with T >= 1 to fit student of shape "
+                r"\[2, 3, 5\], got \[2, 4, 5\]"
+            ): {"teacher": ones(2, 4, 5)},
+            r"teacher must .* got \[2, 3, 6\]": {"teacher": ones(2, 3, 6)},
+            r"teacher must .* got \[0, 3, 5\]": {"teacher": ones(0, 3, 5)},
+            r"center must have shape \[5\], got \[6\]": {"center": ones(6)},
+            r"center must .* got \[1, 1, 5\]": {"center": ones(1, 1, 5)},
+            r"weights must have shape \[2, 2, 3\] or broadcast to it, got \[2, 3, 1\]": {
+                "weights": ones(2, 3, 1)
+            },
+            "student_temperature must be positive and finite, got 0": {"student_temperature": 0.0},
+            "student_temperature must be positive and finite, got nan": {
+                "student_temperature": NAN
+            },
+            "teacher_temperature must be positive and finite, got -0.1": {
+                "teacher_temperature": -0.1
+            },
+            "teacher_temperature must be positive and finite, got inf": {
+                "teacher_temperature": INF
+            },
+        },
+        TypeError: {
+            "student must be float32, .* Long": {"student": ones(2, 3, 5).long()},
+            "teacher must be Float like student, got Half": {"teacher": ones(2, 3, 5).half()},
+            "center must be Float beside Float logits, got Double": {"center": ones(5).double()},
+        },
+    },
+    "select_hard_crops": {
+        "accepts": {"ce": ones(2, 5, 6), "num_locals": 2},
+        ValueError: {
+            r"ce must have shape \[G, G \+ L, B\] with G >= 2, got \[3, 4\]": {"ce": ones(3, 4)},
+            r"with G >= 2, got \[1, 4, 5\]": {"ce": ones(1, 4, 5)},
+            r"with G >= 2, got \[4, 3, 5\]": {"ce": ones(4, 3, 5)},
+            r"ce must .* with G >= 2, got \[4, 3, 5\]": {"ce": ones(4, 3, 5), "limit": 3},
+            r"num_locals must be from 0 to 3, the local crops of ce of shape \[2, 5, 6\], got 4": {
+                "num_locals": 4
+            },
+            "num_locals must be from 0 to 3, .* got -1": {"num_locals": -1},
+            "num_locals must be from 0 to 3, .* got 4": {"num_locals": 4, "limit": 2},
+            "limit must be at least 1 tuple, or None for all of .* got 0": {"limit": 0},
+        },
+        TypeError: {
+            "ce must be float32, .* got Long": {"ce": ones(2, 5, 5).long()},
+        },
+    },
+    "select_hard_pairs": {
+        "accepts": {"pair_losses": ones(3, 3, 5), "candidates": ones(3, 3).bool()},
+        ValueError: {
+            r"pair_losses must have shape \[V, V, B\], got \[3, 4, 5\]": {
+                "pair_losses": ones(3, 4, 5)
+            },
+            r"pair_losses must have shape \[V, V, B\], got \[3, 3\]": {"pair_losses": ones(3, 3)},
+            r"pair_losses must have 2 to 4096 views to choose a pair from, got shape \[1, 1, 5\]": {
+                "pair_losses": ones(1, 1, 5),
+                "candidates": None,
+            },
+            r"candidates must have shape \[3, 3\], got \[2, 2\]": {"candidates": ones(2, 2).bool()},
+            "candidates must hold a pair of views i < j, got none above the diagonal": {
+                "candidates": ones(3, 3).bool().tril()
+            },
+        },
+        TypeError: {
+            "pair_losses must be float32, .* got Long": {"pair_losses": ones(3, 3, 5).long()},
+            "candidates must be Bool, got Float": {"candidates": ones(3, 3)},
+        },
+    },
+    "select_hard_cosine_pairs": {
+        "accepts": {"x": ones(2, 3, 5), "y": ones(2, 3, 5)},
+        ValueError: {
+            r"x must have shape \[Vx, B, D\], got \[3, 5\]": {"x": ones(3, 5)},
+            r"x must have 2 to 4096 views to choose a pair from, got shape \[1, 3, 5\]": {
+                "x": ones(1, 3, 5),
+                "y": None,
+            },
+            r"y must have shape \[2, 3, 5\], got \[3, 3, 5\]": {"y": ones(3, 3, 5)},
+            "eps must be positive, got 0": {"eps": 0.0},
+            "candidates must hold a pair of views": {"candidates": zeros(2, 2).bool()},
+        },
+        TypeError: {
+            "y must be Float like x, got Half": {"y": ones(2, 3, 5).half()},
+            "x must be float32, .* got Int": {"x": ones(2, 3, 5).int()},
+        },
+    },
+    "prototype_column_logsumexp": {
+        "accepts": {"logits": ones(3, 4), "temperature": 0.1},
+        ValueError: {
+            r"logits must have shape \[N, C\], got \[4\]": {"logits": ones(4)},
+            "temperature must be positive, got 0": {"temperature": 0.0},
+            "temperature must be positive, got nan": {"temperature": NAN},
+            r"center must have shape \[4\], got \[3\]": {"center": ones(3)},
+        },
+        TypeError: {
+            "logits must be float32, .* got Long": {"logits": ones(3, 4).long()},
+            "center must be Float beside Float logits, got Half": {"center": ones(4).half()},
+        },
+    },
+    "sinkhorn_knopp": {
+        "accepts": {"logits": ones(3, 4), "temperature": 0.1},
+        ValueError: {
+            r"logits must have shape \[\.\.\., C\], got \[4\]": {"logits": ones(4)},
+            "temperature must be positive, got -1": {"temperature": -1.0},
+            "temperature must be positive, got 0": {"temperature": 0.0, "iterations": 0},
+            "iterations must not be negative, got -1": {"iterations": -1},
+        },
+        TypeError: {
+            "logits must be float32, .* got Long": {"logits": ones(3, 4).long()},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (name, error, message)
+        for name, of_function in REJECTIONS.items()
+        for error in (ValueError, TypeError)
+        for message in of_function.get(error, {})
+    ],
+)
+def test_rejects(name, error, message):
+    of_function = REJECTIONS[name]
+    with pytest.raises(error, match=message):
+        getattr(functional, name)(**(of_function["accepts"] | of_function[error][message]))
+
+
+@pytest.mark.parametrize("name", REJECTIONS)
+def test_accepts_what_the_others_change(name):
+    getattr(functional, name)(**REJECTIONS[name]["accepts"])
+
+
+# What has to lie on the device of which other argument.
+DEVICES = [
+    ("contrastive_logsumexp", "y", "x"),
+    ("subspace_similarity", "masks", "x"),
+    ("prototype_cross_entropy", "teacher", "student"),
+    ("prototype_cross_entropy", "center", "student"),
+    ("select_hard_pairs", "candidates", "pair_losses"),
+    ("gather_views", "index", "views"),
+]
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+@pytest.mark.parametrize(("name", "moved", "other"), DEVICES)
+def test_rejects_tensors_of_two_devices(name, moved, other, device):
+    arguments = {
+        key: value.to(device) if key != moved and isinstance(value, Tensor) else value
+        for key, value in REJECTIONS[name]["accepts"].items()
+    }
+    with pytest.raises(ValueError, match=f"{moved} must be on cuda:0 like {other}, got cpu"):
+        getattr(functional, name)(**arguments)
