@@ -46,9 +46,10 @@ struct Op<op_name, Result_(Args...)> {
 
  private:
   static const c10::TypedOperatorHandle<Result(Args...)>& handle() {
-    static const auto found = c10::Dispatcher::singleton()
-                                  .findSchemaOrThrow(("mast_ext::" + std::string(name)).c_str(), "")
-                                  .template typed<Result(Args...)>();
+    static const auto found =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow(std::string("mast_ext::").append(name).c_str(), "")
+            .template typed<Result(Args...)>();
     return found;
   }
 };
