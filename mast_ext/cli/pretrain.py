@@ -16,8 +16,8 @@ from mast_ext.cli.parser import (
     spelled,
 )
 from mast_ext.train.config import RECIPES, PretrainConfig
-from mast_ext.train.distributed import find_place, launch, require_devices
 from mast_ext.train.evaluation import LINEAR
+from mast_ext.train.launch import find_place, launch, require_devices
 from mast_ext.train.pretrain import pretrain, run_of_checkpoint
 from mast_ext.train.report import tables
 from mast_ext.train.run_directory import RunDirectory

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.gather import all_reduce_logsumexp, start_all_reduce, world_size
+from mast_ext.distributed import all_reduce_logsumexp, start_all_reduce, world_size
 from mast_ext.losses.inputs import require_option
 
 CenterMode = Literal["mean", "sinkhorn"]

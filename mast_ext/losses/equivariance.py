@@ -8,8 +8,8 @@ away, the other views of the same image included: embeddings that ignore the aug
 import torch
 from torch import Tensor, nn
 
+from mast_ext.distributed import require_distributed
 from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
-from mast_ext.losses.gather import require_distributed
 from mast_ext.losses.inputs import (
     Reduction,
     reduce,

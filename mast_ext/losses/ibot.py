@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mast_ext.distributed import all_reduce, world_size
 from mast_ext.losses.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.gather import all_reduce, world_size
 from mast_ext.losses.inputs import Reduction, require_option, require_temperature
 
 Weighting = Literal["image", "token"]

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
-from mast_ext.losses.gather import (
+from mast_ext.distributed import (
     all_gather,
     rank,
     require_distributed,
     require_equal_batches,
     world_size,
 )
+from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.inputs import (
     Reduction,
     reduce,

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.losses.gather import gather_batch, rank, require_distributed
+from mast_ext.distributed import gather_batch, rank, require_distributed
 from mast_ext.losses.inputs import Reduction, reduce, require_option
 
 

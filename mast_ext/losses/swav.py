@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.gather import all_reduce_logsumexp, require_distributed, world_size
+from mast_ext.distributed import all_reduce_logsumexp, require_distributed, world_size
 from mast_ext.losses.inputs import (
     Reduction,
     reduce,

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.gather import gather_batch, require_distributed
+from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.inputs import require_option
 
 Variant = Literal["official", "solo"]

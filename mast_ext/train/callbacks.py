@@ -20,8 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mast_ext.losses.gather import world_size
-from mast_ext.train.distributed import mean_of_numbers, numbers_of_all
+from mast_ext.distributed import world_size
+from mast_ext.train.launch import mean_of_numbers, numbers_of_all
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import write_text
 

@@ -22,9 +22,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mast_ext.losses.gather import rank, world_size
-from mast_ext.train.distributed import numbers_of_all, of_all
+from mast_ext.distributed import rank, world_size
 from mast_ext.train.errors import CheckpointError, Interrupted
+from mast_ext.train.launch import numbers_of_all, of_all
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import RunDirectory
 

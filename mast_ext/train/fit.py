@@ -18,7 +18,7 @@ from torch import nn
 
 from mast_ext.augment import ViewBatch, ViewLoader, build_loader
 from mast_ext.data import Source
-from mast_ext.losses.gather import rank, world_size
+from mast_ext.distributed import rank, world_size
 from mast_ext.methods import METHODS, EquiMod, HardSelection, Method, hard_selection
 from mast_ext.models import (
     BackboneSpec,
@@ -36,9 +36,9 @@ from mast_ext.train.checkpoint import (
     signals_restored,
 )
 from mast_ext.train.config import PretrainConfig, TrainConfig
-from mast_ext.train.distributed import OneOfMany, share_of_batch
 from mast_ext.train.errors import NonFiniteError, RunError
 from mast_ext.train.evaluation import device_named
+from mast_ext.train.launch import OneOfMany, share_of_batch
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import RunDirectory, write_text
 
@@ -170,7 +170,7 @@ def fit(
 ) -> PretrainModule:
     """Trains for ``total_steps`` steps and writes the backbone's weights.
 
-    Of several processes (see `mast_ext.train.distributed`) all call this; the first one writes.
+    Of several processes (see `mast_ext.train.launch`) all call this; the first one writes.
 
     Args:
         config: All settings.

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mast_ext.augment import ViewBatch
-from mast_ext.losses.gather import world_size
+from mast_ext.distributed import world_size
 from mast_ext.methods import HardSelection, Method, encode
 from mast_ext.models import EMATeacher, cosine_momentum, to_channels_last
 from mast_ext.train.config import OptimizerConfig
-from mast_ext.train.distributed import of_all
 from mast_ext.train.errors import NonFiniteError
+from mast_ext.train.launch import of_all
 from mast_ext.train.optimizers import (
     create_optimizer,
     create_schedule,

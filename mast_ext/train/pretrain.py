@@ -14,15 +14,15 @@ from rich.console import Console
 
 from mast_ext.augment import ViewLoader
 from mast_ext.data import Source
-from mast_ext.losses.gather import rank
+from mast_ext.distributed import rank
 from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import PretrainConfig
-from mast_ext.train.distributed import by_first, joined
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation import LabelledImages, Row, chance, device_named, evaluate
 from mast_ext.train.examples import draw_hard_views_of, draw_uncertainty_of
 from mast_ext.train.fit import Networks, build_networks, fit, training_loader
 from mast_ext.train.images import Images, open_images
+from mast_ext.train.launch import by_first, joined
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.report import write_report
 from mast_ext.train.run_directory import RunDirectory

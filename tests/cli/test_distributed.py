@@ -15,8 +15,8 @@ import torch
 import mast_ext
 from mast_ext.cli.pretrain import load_config
 from mast_ext.train.checkpoint import read_checkpoint
-from mast_ext.train.distributed import Place, find_place
 from mast_ext.train.errors import EndedByAnother
+from mast_ext.train.launch import Place, find_place
 
 # By SGD with a small rate: rounding errors stay small (Adam's first steps blow them up).
 OPTIONS = [

@@ -15,14 +15,14 @@ from rich.console import Console
 
 from mast_ext import functional
 from mast_ext.data import open_source
+from mast_ext.distributed import rank
 from mast_ext.losses import HardViewSelector
-from mast_ext.losses.gather import rank
 from mast_ext.methods import EquiModOptions, HardViewOptions
 from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import OptimizerConfig
-from mast_ext.train.distributed import joined
 from mast_ext.train.errors import Interrupted, RunError
 from mast_ext.train.fit import build_networks, fit, training_loader
+from mast_ext.train.launch import joined
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import RunDirectory
 

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mast_ext.losses.gather import host_group
-from mast_ext.train.distributed import by_first, joined, numbers_of_all, of_all
+from mast_ext.distributed import host_group
 from mast_ext.train.errors import RunError
+from mast_ext.train.launch import by_first, joined, numbers_of_all, of_all
 
 PROCESSES = 2
 

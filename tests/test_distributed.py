@@ -14,8 +14,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from mast_ext import losses
+from mast_ext.distributed import gather_batch, require_equal_batches
 from mast_ext.losses.center import Center
-from mast_ext.losses.gather import gather_batch, require_equal_batches
 
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 SUBSPACES = 3

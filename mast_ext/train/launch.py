@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
-from mast_ext.losses.gather import all_gather, host_group, rank, world_size
+from mast_ext.distributed import all_gather, host_group, rank, world_size
 from mast_ext.train.config import TrainConfig
 from mast_ext.train.errors import EndedByAnother, RunError
 
