@@ -17,7 +17,7 @@ from mast_ext.cli.parser import (
 )
 from mast_ext.train.config import RECIPES, PretrainConfig
 from mast_ext.train.evaluation import LINEAR
-from mast_ext.train.launch import find_place, launch, require_devices
+from mast_ext.train.launch import launch, launched_rank, require_devices
 from mast_ext.train.pretrain import pretrain, run_of_checkpoint
 from mast_ext.train.report import tables
 from mast_ext.train.run_directory import RunDirectory
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         config = load_config(resume)
 
     wanted = config.train.devices
-    if wanted > 1 and find_place() is None:
+    if wanted > 1 and launched_rank() is None:
         require_devices(config.train)
         return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)
     outcome = pretrain(config, resume=resume)

@@ -4,7 +4,9 @@ Lightning calls after every part of a step (see `TrainConfig.accumulate`); these
 """
 
 import csv
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mast_ext.distributed import world_size
-from mast_ext.train.launch import mean_of_numbers, numbers_of_all
+from mast_ext.distributed import all_gather_numbers, world_size
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import write_text
 
@@ -114,8 +115,14 @@ def _mean_terms(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     # As one tensor: a GPU is waited for, and once.
     values = torch.stack([torch.stack([x.double() for x in part.values()]) for part in parts])
     rows = [[x * by for x, by in zip(row, scale, strict=True)] for row in values.tolist()]
-    means = mean_of_numbers(numbers_of_all(mean_of_numbers(rows)))
+    means = _column_means(all_gather_numbers(_column_means(rows)))
     return dict(zip(parts[0], means, strict=True))
+
+
+def _column_means(rows: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of every column over those rows that have a number there; NaN if none has."""
+    columns = ([x for x in column if not math.isnan(x)] for column in zip(*rows, strict=True))
+    return [sum(column) / len(column) if column else math.nan for column in columns]
 
 
 class ProgressBar(Callback):

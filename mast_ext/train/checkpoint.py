@@ -22,9 +22,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mast_ext.distributed import rank, world_size
+from mast_ext.distributed import all_gather_numbers, all_gather_object, rank, world_size
 from mast_ext.train.errors import CheckpointError, Interrupted
-from mast_ext.train.launch import numbers_of_all, of_all
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import RunDirectory
 
@@ -141,7 +140,7 @@ class Checkpoints(Callback):
             "format": FORMAT,
             "identity": self.identity,
             "loader": {"seed": self.seed, "epoch": epoch, "step": step},
-            "generators": of_all(_generator_states()),
+            "generators": all_gather_object(_generator_states()),
         }
 
     def on_load_checkpoint(
@@ -178,7 +177,7 @@ class Checkpoints(Callback):
             return
         module = cast(PretrainModule, pl_module)
         module.settle()
-        for losses in zip(*of_all(module.take_losses()), strict=True):
+        for losses in zip(*all_gather_object(module.take_losses()), strict=True):
             self.loss_sum += sum(losses) / len(losses)
         improved = False
         if epoch_ended:
@@ -207,7 +206,7 @@ class Checkpoints(Callback):
             return 0
         now = time.perf_counter()
         own = (now - self._agreed) / (step - self._agreed_step)
-        signals, seconds = zip(*numbers_of_all([float(self.received), own]), strict=True)
+        signals, seconds = zip(*all_gather_numbers([float(self.received), own]), strict=True)
         self._agreed, self._agreed_step = now, step
         self._agree_at = step + max(1, int(AGREE_SECONDS / max(*seconds, 1e-3)))
         return int(max(signals))

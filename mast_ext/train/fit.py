@@ -38,7 +38,7 @@ from mast_ext.train.checkpoint import (
 from mast_ext.train.config import PretrainConfig, TrainConfig
 from mast_ext.train.errors import NonFiniteError, RunError
 from mast_ext.train.evaluation import device_named
-from mast_ext.train.launch import OneOfMany, share_of_batch
+from mast_ext.train.launch import ExternalLaunch, share_of_batch
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import RunDirectory, write_text
 
@@ -279,7 +279,7 @@ def _strategy(train: TrainConfig) -> dict[str, Any]:
         "devices": [torch.cuda.current_device()] if on_gpu else 1,
         "num_nodes": world_size(),
         "strategy": strategy,
-        "plugins": [AtomicCheckpointIO(), OneOfMany()],
+        "plugins": [AtomicCheckpointIO(), ExternalLaunch()],
     }
 
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mast_ext.augment import ViewBatch
-from mast_ext.distributed import world_size
+from mast_ext.distributed import all_gather_object, world_size
 from mast_ext.methods import HardSelection, Method, encode
 from mast_ext.models import EMATeacher, cosine_momentum, to_channels_last
 from mast_ext.train.config import OptimizerConfig
 from mast_ext.train.errors import NonFiniteError
-from mast_ext.train.launch import of_all
 from mast_ext.train.optimizers import (
     create_optimizer,
     create_schedule,
@@ -167,7 +166,7 @@ class PretrainModule(LightningModule):
         All processes do it together; if the loss of some of them was the cause, theirs is told.
         """
         odd_loss = next((loss for loss in numbers.losses if not math.isfinite(loss)), None)
-        told = of_all((odd_loss, torch.cat(numbers.indices).tolist()))
+        told = all_gather_object((odd_loss, torch.cat(numbers.indices).tolist()))
         odd = {rank: loss for rank, (loss, _) in enumerate(told) if loss is not None}
         what = f"the gradient is {numbers.gradient_norm}"
         if odd:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mast_ext.augment import ViewLoader
 from mast_ext.data import Source
-from mast_ext.distributed import rank
+from mast_ext.distributed import rank, run_on_first_rank
 from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError, Interrupted
@@ -22,7 +22,7 @@ from mast_ext.train.evaluation import LabelledImages, Row, chance, device_named,
 from mast_ext.train.examples import draw_hard_views_of, draw_uncertainty_of
 from mast_ext.train.fit import Networks, build_networks, fit, training_loader
 from mast_ext.train.images import Images, open_images
-from mast_ext.train.launch import by_first, joined
+from mast_ext.train.launch import process_group
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.report import write_report
 from mast_ext.train.run_directory import RunDirectory
@@ -99,7 +99,7 @@ def pretrain(
         ValueError: A setting does not fit, or an image cannot be decoded.
         FileNotFoundError: The images' folder does not exist.
     """
-    with joined(config.train.accelerator):
+    with process_group(config.train.accelerator):
         device = device_named(config.train.accelerator)
         first = rank() == 0
         console = (console or Console(stderr=True)) if first else Console(quiet=True)
@@ -121,7 +121,7 @@ def _train_all(
     steps = _equal_forwards(config, built, loaders)
 
     stem = f"{built[0].name}-{config.data.name}"
-    run, checkpoint = by_first(lambda: _open_run(stem, config.out, resume))
+    run, checkpoint = run_on_first_rank(lambda: _open_run(stem, config.out, resume))
     runs = [run, run.baseline()]
     trainings = [
         Training(each, networks, loader, count, place, _last(place))

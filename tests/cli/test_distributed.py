@@ -16,7 +16,7 @@ import mast_ext
 from mast_ext.cli.pretrain import load_config
 from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.errors import EndedByAnother
-from mast_ext.train.launch import Place, find_place
+from mast_ext.train.launch import ProcessRank, launched_rank
 
 # By SGD with a small rate: rounding errors stay small (Adam's first steps blow them up).
 OPTIONS = [
@@ -87,9 +87,9 @@ SLURM_SAYS = {
     ("environment", "place"),
     [
         ({}, None),
-        (TORCHRUN_SAYS, Place(3, 4, 1)),
-        (SLURM_SAYS, Place(5, 6, 2)),
-        ({**SLURM_SAYS, **TORCHRUN_SAYS}, Place(3, 4, 1)),  # torchrun started by srun
+        (TORCHRUN_SAYS, ProcessRank(3, 4, 1)),
+        (SLURM_SAYS, ProcessRank(5, 6, 2)),
+        ({**SLURM_SAYS, **TORCHRUN_SAYS}, ProcessRank(3, 4, 1)),  # torchrun started by srun
         ({**SLURM_SAYS, "SLURM_STEP_NUM_TASKS": "1"}, None),
         ({"SLURM_NTASKS": "6", "SLURM_PROCID": "0"}, None),  # a batch script's own process
     ],
@@ -101,8 +101,8 @@ def test_place_is_found_in_the_environment(monkeypatch, environment, place):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    assert find_place() == place
-    if place == Place(5, 6, 2):
+    assert launched_rank() == place
+    if place == ProcessRank(5, 6, 2):
         assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node07", "18456")
 
 

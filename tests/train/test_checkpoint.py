@@ -124,7 +124,7 @@ class Clock:
         self.seconds, self.signal_at = seconds, signal_at
         self.now, self.step, self.told = 0.0, 0, []
 
-    def numbers_of_all(self, numbers):
+    def all_gather_numbers(self, numbers):
         received, own = numbers
         assert own == pytest.approx(self.seconds[0])
         self.told.append(self.step)
@@ -135,8 +135,8 @@ class Clock:
 def steps_of(monkeypatch, run, clock, steps, every=1000):
     """Ends of steps in the first of two processes; gives those after which it saved."""
     monkeypatch.setattr(checkpoint, "world_size", lambda: 2)
-    monkeypatch.setattr(checkpoint, "numbers_of_all", clock.numbers_of_all)
-    monkeypatch.setattr(checkpoint, "of_all", lambda losses: [losses, losses])
+    monkeypatch.setattr(checkpoint, "all_gather_numbers", clock.all_gather_numbers)
+    monkeypatch.setattr(checkpoint, "all_gather_object", lambda losses: [losses, losses])
     monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: clock.now)
     saved = []
     trainer = SimpleNamespace(

@@ -22,7 +22,7 @@ from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import OptimizerConfig
 from mast_ext.train.errors import Interrupted, RunError
 from mast_ext.train.fit import build_networks, fit, training_loader
-from mast_ext.train.launch import joined
+from mast_ext.train.launch import process_group
 from mast_ext.train.module import PretrainModule
 from mast_ext.train.run_directory import RunDirectory
 
@@ -168,7 +168,7 @@ def train_together(number, folder, tiny, found):
     own, of_first = folder / str(number), folder / "0"
     last = number == PROCESSES - 1
     hard, random = settings(tiny, "simclr+hard"), settings(tiny, "simclr", RANDOM)
-    with joined("cpu"):
+    with process_group("cpu"):
         for name in METHODS:
             found[name] = train(settings(tiny, name), own / name)
         for name, method in TRANSFORMERS.items():
