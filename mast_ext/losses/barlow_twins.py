@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.inputs import require_option
+from mast_ext.losses.common.inputs import require_option
 
 Variant = Literal["official", "paper"]
 

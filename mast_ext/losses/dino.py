@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mast_ext.losses.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.inputs import (
+from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
+from mast_ext.losses.common.inputs import (
     Reduction,
     reduce,
     require_option,

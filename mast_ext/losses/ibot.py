@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext.distributed import all_reduce, world_size
-from mast_ext.losses.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.inputs import Reduction, require_option, require_temperature
+from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
+from mast_ext.losses.common.inputs import Reduction, require_option, require_temperature
 
 Weighting = Literal["image", "token"]
 CenterTokens = Literal["masked", "all"]

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, rank, require_distributed
-from mast_ext.losses.inputs import Reduction, reduce, require_option
+from mast_ext.losses.common.inputs import Reduction, reduce, require_option
 
 
 class KoLeoLoss(nn.Module):

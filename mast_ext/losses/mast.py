@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.distributed import all_reduce, gather_batch, require_distributed, world_size
-from mast_ext.losses.contrast import contrast_views
-from mast_ext.losses.inputs import require_option, require_temperature
+from mast_ext.losses.common.contrast import contrast_views
+from mast_ext.losses.common.inputs import require_option, require_temperature
+from mast_ext.losses.common.view_pairs import nt_xent_pairs
 from mast_ext.losses.masks import SubspaceMasks
-from mast_ext.losses.view_pairs import nt_xent_pairs
 
 Base = Literal["vicreg", "nt_xent"]
 Uncertainty = Literal["none", "subspace", "diagonal"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.distributed import all_reduce_logsumexp, require_distributed, world_size
-from mast_ext.losses.inputs import (
+from mast_ext.losses.common.inputs import (
     Reduction,
     reduce,
     require_option,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
 from mast_ext.losses import InfoNCELoss
-from mast_ext.losses.memory_bank import MemoryBank
+from mast_ext.losses.common.memory_bank import MemoryBank
 from mast_ext.methods.method import GATHER, Method, TeacherSpec
 from mast_ext.models import BatchNormMode, Projector
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
 from mast_ext.losses import NegativeCosineSimilarity
-from mast_ext.losses.view_pairs import mean_over_pairs
+from mast_ext.losses.common.view_pairs import mean_over_pairs
 from mast_ext.methods.method import Method, require_views
 from mast_ext.models import Projector
 

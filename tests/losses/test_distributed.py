@@ -15,7 +15,7 @@ from torch import nn
 
 from mast_ext import losses
 from mast_ext.distributed import gather_batch, require_equal_batches
-from mast_ext.losses.center import Center
+from mast_ext.losses.common.center import Center
 
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 SUBSPACES = 3

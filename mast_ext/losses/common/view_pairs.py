@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext.distributed import require_distributed
-from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
-from mast_ext.losses.inputs import (
+from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
+from mast_ext.losses.common.inputs import (
     Negatives,
     Reduction,
     reduce,

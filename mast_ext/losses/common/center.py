@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.distributed import all_reduce_logsumexp, start_all_reduce, world_size
-from mast_ext.losses.inputs import require_option
+from mast_ext.losses.common.inputs import require_option
 
 CenterMode = Literal["mean", "sinkhorn"]
 CenterUpdate = Literal["now", "deferred"]
