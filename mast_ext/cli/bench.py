@@ -27,7 +27,7 @@ from mast_ext.augment.dali import EncodedImages, is_installed
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.parser import Parser, build, output_console, parse, settings_parser, spelled
 from mast_ext.data import Source, open_source
-from mast_ext.train.run_directory import write_text
+from mast_ext.train.state.run_directory import write_text
 
 RIVAL = "torchvision v2 (PIL), DataLoader"
 """The contestant that the others are compared with."""

@@ -16,11 +16,11 @@ from mast_ext.cli.parser import (
 from mast_ext.cli.pretrain import load_config
 from mast_ext.train.config import EvaluateConfig, PretrainConfig
 from mast_ext.train.errors import RunError
-from mast_ext.train.evaluation import chance, device_named, evaluate
-from mast_ext.train.images import open_images
-from mast_ext.train.report import results, tables
-from mast_ext.train.restore import Restored, restore_backbone, restore_checkpoint
-from mast_ext.train.run_directory import RunDirectory, write_text
+from mast_ext.train.evaluation.evaluate import chance, device_named, evaluate
+from mast_ext.train.evaluation.images import open_images
+from mast_ext.train.report.html import results, tables
+from mast_ext.train.state.restore import Restored, restore_backbone, restore_checkpoint
+from mast_ext.train.state.run_directory import RunDirectory, write_text
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,11 +16,11 @@ from mast_ext.cli.parser import (
     spelled,
 )
 from mast_ext.train.config import RECIPES, PretrainConfig
-from mast_ext.train.evaluation import LINEAR
+from mast_ext.train.evaluation.evaluate import LINEAR
 from mast_ext.train.launch import launch, launched_rank, require_devices
 from mast_ext.train.pretrain import pretrain, run_of_checkpoint
-from mast_ext.train.report import tables
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.report.html import tables
+from mast_ext.train.state.run_directory import RunDirectory
 
 
 def main(arguments: Sequence[str]) -> int:

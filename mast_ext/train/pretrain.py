@@ -15,17 +15,17 @@ from rich.console import Console
 from mast_ext.augment import ViewLoader
 from mast_ext.data import Source
 from mast_ext.distributed import rank, run_on_first_rank
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError, Interrupted
-from mast_ext.train.evaluation import LabelledImages, Row, chance, device_named, evaluate
-from mast_ext.train.examples import draw_hard_views_of, draw_uncertainty_of
-from mast_ext.train.fit import Networks, build_networks, fit, training_loader
-from mast_ext.train.images import Images, open_images
+from mast_ext.train.evaluation.evaluate import LabelledImages, Row, chance, device_named, evaluate
+from mast_ext.train.evaluation.images import Images, open_images
 from mast_ext.train.launch import process_group
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.report import write_report
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.loop.fit import Networks, build_networks, fit, training_loader
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.report.examples import draw_hard_views_of, draw_uncertainty_of
+from mast_ext.train.report.html import write_report
+from mast_ext.train.state.checkpoint import read_checkpoint
+from mast_ext.train.state.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 
 import mast_ext
 from mast_ext.cli.pretrain import load_config
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.errors import EndedByAnother
 from mast_ext.train.launch import ProcessRank, launched_rank
+from mast_ext.train.state.checkpoint import read_checkpoint
 
 # By SGD with a small rate: rounding errors stay small (Adam's first steps blow them up).
 OPTIONS = [

@@ -16,9 +16,9 @@ import mast_ext
 from mast_ext.cli.parser import build
 from mast_ext.cli.pretrain import make_parser
 from mast_ext.models import load_backbone
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.pretrain import baseline_of
+from mast_ext.train.state.checkpoint import read_checkpoint
 
 FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]
 

@@ -26,8 +26,8 @@ from mast_ext.train.config import (
     PretrainConfig,
     TrainConfig,
 )
-from mast_ext.train.fit import build_networks, fit, training_loader
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.loop.fit import build_networks, fit, training_loader
+from mast_ext.train.state.run_directory import RunDirectory
 
 TINY = PretrainConfig(
     data=DataConfig(size=16, max_images=24, max_test_images=12, workers=1),

@@ -4,16 +4,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mast_ext.train import checkpoint
-from mast_ext.train.checkpoint import (
+from mast_ext.train.errors import CheckpointError, Interrupted, RunError
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state import checkpoint
+from mast_ext.train.state.checkpoint import (
     AtomicCheckpointIO,
     Checkpoints,
     read_checkpoint,
     signals_restored,
 )
-from mast_ext.train.errors import CheckpointError, Interrupted, RunError
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.state.run_directory import RunDirectory
 
 
 class Harmful:

@@ -7,9 +7,9 @@ import torch
 
 from mast_ext.data import open_source
 from mast_ext.methods import MASTOptions
-from mast_ext.train import fit
 from mast_ext.train.config import PretrainConfig, TrainConfig
-from mast_ext.train.fit import build_networks, training_loader
+from mast_ext.train.loop import fit
+from mast_ext.train.loop.fit import build_networks, training_loader
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(16, 5), (0.5, 0), (100, 33)])

@@ -18,13 +18,13 @@ from mast_ext.data import open_source
 from mast_ext.distributed import rank
 from mast_ext.losses import HardViewSelector
 from mast_ext.methods import EquiModOptions, HardViewOptions
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import OptimizerConfig
 from mast_ext.train.errors import Interrupted, RunError
-from mast_ext.train.fit import build_networks, fit, training_loader
 from mast_ext.train.launch import process_group
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.loop.fit import build_networks, fit, training_loader
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state.checkpoint import read_checkpoint
+from mast_ext.train.state.run_directory import RunDirectory
 
 PROCESSES = 2
 STEPS = 4

@@ -7,7 +7,7 @@ from mast_ext.data import open_source
 from mast_ext.methods import MAST, MASTOptions
 from mast_ext.models import create_backbone
 from mast_ext.train.config import EvaluationConfig
-from mast_ext.train.evaluation import (
+from mast_ext.train.evaluation.evaluate import (
     LINEAR,
     LabelledImages,
     chance,
@@ -16,7 +16,7 @@ from mast_ext.train.evaluation import (
     protocols,
     subspace_dimensions,
 )
-from mast_ext.train.probes import linear_accuracy
+from mast_ext.train.evaluation.probes import linear_accuracy
 
 RECIPE = AugmentationRecipe(size=16)
 FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]

@@ -8,7 +8,12 @@ import torch
 from mast_ext.augment import AugmentationRecipe, ViewBatch, build_loader
 from mast_ext.data import open_source
 from mast_ext.methods import HardViewOptions
-from mast_ext.train.examples import IMAGES, draw_choice, draw_hard_views_of, draw_uncertainty_of
+from mast_ext.train.report.examples import (
+    IMAGES,
+    draw_choice,
+    draw_hard_views_of,
+    draw_uncertainty_of,
+)
 
 VIEWS, BATCH = 4, 10
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mast_ext.data import open_source
-from mast_ext.train.fit import build_networks, rendering_threads, training_loader
+from mast_ext.train.loop.fit import build_networks, rendering_threads, training_loader
 
 
 @pytest.fixture

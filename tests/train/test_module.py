@@ -8,8 +8,8 @@ import torch
 
 from mast_ext.methods import MoCo, TeacherSpec
 from mast_ext.models import cosine_momentum
-from mast_ext.train.checkpoint import read_checkpoint
-from mast_ext.train.module import PretrainModule
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state.checkpoint import read_checkpoint
 
 METHODS = [
     "simclr",

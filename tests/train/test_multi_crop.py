@@ -13,12 +13,12 @@ from mast_ext.data import open_source
 from mast_ext.methods import METHODS as REGISTRY
 from mast_ext.methods import HardViewOptions
 from mast_ext.models import NormalizedLinear
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import ModelConfig
 from mast_ext.train.errors import Interrupted, RunError
-from mast_ext.train.fit import build_networks, training_loader
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.optimizers import gradient_norm
+from mast_ext.train.loop.fit import build_networks, training_loader
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.loop.optimizers import gradient_norm
+from mast_ext.train.state.checkpoint import read_checkpoint
 
 VIT = {"img_size": 16, "patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 2}
 METHODS = ["dino", "ibot", "dino+hard", "ibot+hard", "dino+equimod", "ibot+equimod+hard"]

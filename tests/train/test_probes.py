@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from mast_ext.train.probes import STRENGTHS, knn_accuracy, linear_accuracy, majority_accuracy
+from mast_ext.train.evaluation.probes import (
+    STRENGTHS,
+    knn_accuracy,
+    linear_accuracy,
+    majority_accuracy,
+)
 
 
 def clusters(count, classes=3, dim=6, noise=0.1, seed=0):

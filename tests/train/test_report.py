@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mast_ext.methods import Subspaces
-from mast_ext.train.evaluation import LINEAR, Row
-from mast_ext.train.report import draw_hard_views, gain_columns, grids, tables, write_report
+from mast_ext.train.evaluation.evaluate import LINEAR, Row
+from mast_ext.train.report.html import draw_hard_views, gain_columns, grids, tables, write_report
 
 NASTY = "<script>alert(1)</script>[bold]"
 MANY = [

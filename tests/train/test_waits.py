@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mast_ext.methods import HardViewOptions
-from mast_ext.train import fit as fitting
-from mast_ext.train.module import PretrainModule
+from mast_ext.train.loop import fit as fitting
+from mast_ext.train.loop.module import PretrainModule
 
 DEVICE = torch.device("meta")
 FIRST, LAST = 2, 5  # steps that are watched, from 0, the last one excluded

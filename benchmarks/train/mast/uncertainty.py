@@ -21,7 +21,7 @@ from mast_ext.augment.torchvision import render
 from mast_ext.cli.pretrain import load_config
 from mast_ext.data import ShapesSource
 from mast_ext.data.shapes import OFFSET, RADII
-from mast_ext.train.restore import restore_checkpoint
+from mast_ext.train.state.restore import restore_checkpoint
 
 SEED, BATCH = 1234, 512
 

@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mast_ext.methods import Subspaces
-from mast_ext.train.evaluation import LINEAR, Row, protocols
-from mast_ext.train.run_directory import write_text
+from mast_ext.train.evaluation.evaluate import LINEAR, Row, protocols
+from mast_ext.train.state.run_directory import write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }

@@ -10,7 +10,7 @@ from torchmetrics.functional import spearman_corrcoef
 
 from mast_ext.augment import AugmentationParameters, AugmentationRecipe, ViewBatch, ViewLoader
 from mast_ext.augment.parameters import COLUMN
-from mast_ext.train.module import PretrainModule
+from mast_ext.train.loop.module import PretrainModule
 
 IMAGES = 8
 BATCHES = 4  # whose views' uncertainty is drawn

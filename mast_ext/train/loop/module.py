@@ -20,14 +20,14 @@ from mast_ext.methods import HardSelection, Method, encode
 from mast_ext.models import EMATeacher, cosine_momentum, to_channels_last
 from mast_ext.train.config import OptimizerConfig
 from mast_ext.train.errors import NonFiniteError
-from mast_ext.train.optimizers import (
+from mast_ext.train.loop.optimizers import (
     create_optimizer,
     create_schedule,
     gradient_norm,
     parameter_groups,
     weight_decay_at,
 )
-from mast_ext.train.readback import Readback, StepNumbers
+from mast_ext.train.loop.readback import Readback, StepNumbers
 
 
 class PretrainModule(LightningModule):

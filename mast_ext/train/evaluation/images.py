@@ -5,8 +5,8 @@ from typing import Literal
 
 from mast_ext.data import Source, open_source
 from mast_ext.train.config import DataConfig
-from mast_ext.train.evaluation import LabelledImages
-from mast_ext.train.probes import FEWEST_IMAGES
+from mast_ext.train.evaluation.evaluate import LabelledImages
+from mast_ext.train.evaluation.probes import FEWEST_IMAGES
 
 _LISTED = 20  # names of skipped images in a note
 

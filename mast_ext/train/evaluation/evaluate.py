@@ -14,7 +14,7 @@ from mast_ext.data import Source
 from mast_ext.methods import Method
 from mast_ext.models import to_channels_last
 from mast_ext.train.config import EvaluationConfig
-from mast_ext.train.probes import knn_accuracy, linear_accuracy, majority_accuracy
+from mast_ext.train.evaluation.probes import knn_accuracy, linear_accuracy, majority_accuracy
 
 LINEAR = "linear probe"
 

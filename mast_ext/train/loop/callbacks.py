@@ -23,8 +23,8 @@ from rich.progress import (
 )
 
 from mast_ext.distributed import all_gather_numbers, world_size
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.run_directory import write_text
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state.run_directory import write_text
 
 
 class MetricsFile:

@@ -24,8 +24,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mast_ext.distributed import all_gather_numbers, all_gather_object, rank, world_size
 from mast_ext.train.errors import CheckpointError, Interrupted
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state.run_directory import RunDirectory
 
 FORMAT = "mast_ext.checkpoint.1"
 

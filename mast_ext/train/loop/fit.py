@@ -27,20 +27,20 @@ from mast_ext.models import (
     save_backbone,
     sync_batch_norm,
 )
-from mast_ext.train.callbacks import Metrics, ProgressBar
-from mast_ext.train.checkpoint import (
+from mast_ext.train.config import PretrainConfig, TrainConfig
+from mast_ext.train.errors import NonFiniteError, RunError
+from mast_ext.train.evaluation.evaluate import device_named
+from mast_ext.train.launch import ExternalLaunch, share_of_batch
+from mast_ext.train.loop.callbacks import Metrics, ProgressBar
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state.checkpoint import (
     AtomicCheckpointIO,
     Checkpoints,
     check_belongs,
     read_checkpoint,
     signals_restored,
 )
-from mast_ext.train.config import PretrainConfig, TrainConfig
-from mast_ext.train.errors import NonFiniteError, RunError
-from mast_ext.train.evaluation import device_named
-from mast_ext.train.launch import ExternalLaunch, share_of_batch
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.run_directory import RunDirectory, write_text
+from mast_ext.train.state.run_directory import RunDirectory, write_text
 
 
 @dataclasses.dataclass(frozen=True)
