@@ -18,7 +18,7 @@ from mast_ext.train.config import EvaluateConfig, PretrainConfig
 from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.evaluate import chance, device_named, evaluate
 from mast_ext.train.evaluation.images import open_images
-from mast_ext.train.report.html import results, tables
+from mast_ext.train.report.tables import results, tables
 from mast_ext.train.state.restore import Restored, restore_backbone, restore_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory, write_text
 

@@ -19,7 +19,7 @@ from mast_ext.train.config import RECIPES, PretrainConfig
 from mast_ext.train.evaluation.evaluate import LINEAR
 from mast_ext.train.launch import launch, launched_rank, require_devices
 from mast_ext.train.pretrain import pretrain, run_of_checkpoint
-from mast_ext.train.report.html import tables
+from mast_ext.train.report.tables import tables
 from mast_ext.train.state.run_directory import RunDirectory
 
 

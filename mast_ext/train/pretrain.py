@@ -22,7 +22,7 @@ from mast_ext.train.evaluation.images import Images, open_images
 from mast_ext.train.launch import process_group
 from mast_ext.train.loop.fit import Networks, build_networks, fit, training_loader
 from mast_ext.train.loop.module import PretrainModule
-from mast_ext.train.report.examples import draw_hard_views_of, draw_uncertainty_of
+from mast_ext.train.report.figures import draw_hard_views_of, draw_uncertainty_of
 from mast_ext.train.report.html import write_report
 from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory

@@ -6,7 +6,9 @@ import torch
 
 from mast_ext.methods import Subspaces
 from mast_ext.train.evaluation.evaluate import LINEAR, Row
-from mast_ext.train.report.html import draw_hard_views, gain_columns, grids, tables, write_report
+from mast_ext.train.report.figures import draw_hard_views, gain_columns
+from mast_ext.train.report.html import write_report
+from mast_ext.train.report.tables import grids, tables
 
 NASTY = "<script>alert(1)</script>[bold]"
 MANY = [

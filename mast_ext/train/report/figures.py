@@ -1,5 +1,6 @@
-"""Pictures of views as the trained networks see them: hard ones, and uncertain ones."""
+"""Figures of a run: of its subspaces, its metrics, and views as the trained networks see them."""
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -10,10 +11,121 @@ from torchmetrics.functional import spearman_corrcoef
 
 from mast_ext.augment import AugmentationParameters, AugmentationRecipe, ViewBatch, ViewLoader
 from mast_ext.augment.parameters import COLUMN
+from mast_ext.methods import Subspaces
 from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.report.tables import percent
 
 IMAGES = 8
 BATCHES = 4  # whose views' uncertainty is drawn
+
+
+def draw_masks(subspaces: Subspaces) -> Figure:
+    """Masks as a picture, ``K`` rows; dimensions sorted by the subspace they belong to most."""
+    masks = subspaces.masks.numpy()
+    order = np.lexsort((-masks.max(0), masks.argmax(0)))
+    figure = Figure(figsize=(9, 1.2 + 0.4 * len(masks)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(masks[:, order], aspect="auto", interpolation="nearest", vmin=0)
+    dims = subspaces.effective_dimensions.tolist()
+    ticks = [f"{name} ({n:.0f})" for name, n in zip(subspaces.names, dims, strict=True)]
+    axes.set_yticks(range(len(ticks)), ticks)
+    axes.set_xlabel("embedding dimension, sorted")
+    axes.set_title("masks (effective dimensions)")
+    figure.colorbar(image)
+    return figure
+
+
+def draw_overlap(subspaces: Subspaces) -> Figure:
+    """The overlap of every pair of subspaces."""
+    overlap, names = subspaces.overlap.numpy(), subspaces.names
+    side = 2.2 + 0.6 * len(names)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(overlap, vmin=0, vmax=1)
+    for (i, j), value in np.ndenumerate(overlap):
+        colour = "black" if value > 0.5 else "white"
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title("overlap of subspaces")
+    figure.colorbar(image)
+    return figure
+
+
+def draw_probes(title: str, heads: Sequence[str], body: Sequence[list]) -> Figure:
+    """One of `grids`' tables of several factors as a picture: what each representation knows."""
+    scores = np.array([[np.nan if cell is None else cell for cell in row[2:]] for row in body])
+    size = (2.5 + 1.1 * len(heads[2:]), 1.2 + 0.4 * len(body))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(scores, aspect="auto", vmin=0, vmax=1)
+    for (i, j), value in np.ndenumerate(scores):
+        colour = "black" if value > 0.5 else "white"
+        axes.text(j, i, percent(value), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(heads) - 2), heads[2:])
+    axes.set_yticks(range(len(body)), [" ".join(row[:2]) for row in body])
+    axes.set_title(title)
+    return figure
+
+
+def draw_losses(curves: dict[str, dict[str, list[float]]]) -> Figure:
+    """The training loss of every model over its epochs."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, columns in curves.items():
+        if columns:
+            axes.plot(columns["epoch"], columns["loss"], label=name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss (of each method: not comparable)")
+    axes.legend()
+    return figure
+
+
+def gain_columns(columns: dict[str, list[float]]) -> dict[str, str]:
+    """Those of EquiMod's gains among the columns of metrics, by augmentation (or ``all``)."""
+    stem = "equivariance_gain"
+    found = {name: name.removeprefix(stem) for name in columns if name.startswith(stem)}
+    return {name: rest.removeprefix("/") or "all" for name, rest in found.items()}
+
+
+def draw_gains(
+    curves: dict[str, dict[str, list[float]]], gains: dict[str, dict[str, str]]
+) -> Figure:
+    """How much nearer EquiMod's predictions come than the plain image, by augmentation."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for model, named in gains.items():
+        for column, augmentation in named.items():
+            width = 2.5 if augmentation == "all" else 1.2
+            label = f"{model}: {augmentation}"
+            axes.plot(curves[model]["epoch"], curves[model][column], label=label, linewidth=width)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("equivariance gain (cosine)")
+    axes.legend()
+    return figure
+
+
+def draw_hard_views(curves: dict[str, dict[str, list[float]]]) -> Figure:
+    """How far apart the chosen pairs' views are, beside the mean pair's (steps that selected)."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, (name, label) in zip(
+        figure.subplots(1, 2),
+        (("iou", "IoU of the crops"), ("color", "distance of colour parameters")),
+        strict=True,
+    ):
+        for model, columns in curves.items():
+            for kind, style in (("", "-"), ("_random", "--")):
+                values = columns.get(f"hard_views/{name}{kind}", [])
+                points = [p for p in zip(columns["epoch"], values, strict=False) if p[1] == p[1]]
+                if points:
+                    text = f"{model}: {'random' if kind else 'chosen'} pairs"
+                    axes.plot(*zip(*points, strict=True), style, label=text)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        if axes.lines:
+            axes.legend()
+    return figure
 
 
 def draw_hard_views_of(module: PretrainModule, loader: ViewLoader) -> Figure | None:

@@ -8,7 +8,7 @@ import torch
 from mast_ext.augment import AugmentationRecipe, ViewBatch, build_loader
 from mast_ext.data import open_source
 from mast_ext.methods import HardViewOptions
-from mast_ext.train.report.examples import (
+from mast_ext.train.report.figures import (
     IMAGES,
     draw_choice,
     draw_hard_views_of,
