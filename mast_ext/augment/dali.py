@@ -111,7 +111,7 @@ class DaliRenderer:
         self.source, self.policy = source, policy
         off: dict[str, Any] = dict.fromkeys(_GATES, 0.0)
         plain = replace(policy.recipe, **off)
-        self._recipes = (*policy.recipes, *([plain] * policy.with_centre))
+        self._recipes = (*policy.recipes, *([plain] * policy.with_center))
         self._files: EncodedImages | None = None  # the source, if its images are decoded by DALI
         if isinstance(source, EncodedImages) and source.stacked is None:
             self._files = source

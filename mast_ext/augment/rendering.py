@@ -71,7 +71,7 @@ class Renderer(Protocol):
 
 def by_size(policy: ViewPolicy, views: Sequence[T]) -> tuple[list[T], list[T]]:
     """Of what there is for every view: that of full-size ones and the centre, and of local ones."""
-    first = policy.num_views() - policy.local_views - policy.with_centre
+    first = policy.num_views() - policy.local_views - policy.with_center
     last = first + policy.local_views
     return [*views[:first], *views[last:]], list(views[first:last])
 

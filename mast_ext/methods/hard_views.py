@@ -27,7 +27,7 @@ from mast_ext.augment import (
 )
 from mast_ext.augment.policies import JOINT, UNUSED
 from mast_ext.losses import HardViewSelector
-from mast_ext.methods.method import Method
+from mast_ext.methods.method import Encoded, Method
 from mast_ext.models import forward_views
 
 COLOUR = slice(GROUPS["color"].start, GROUPS["grayscale"].stop)
@@ -130,8 +130,8 @@ class HardViewPolicy(ViewPolicy):
     """
 
     def __init__(self, pair: ViewPolicy, views: int) -> None:
-        super().__init__(pair.recipe, with_centre=pair.with_centre)
-        found = pair.num_views() - pair.with_centre
+        super().__init__(pair.recipe, with_center=pair.with_center)
+        found = pair.num_views() - pair.with_center
         if found != 2:
             raise ValueError(
                 "hard_views needs a method that trains on two views of an image, got"
@@ -255,7 +255,7 @@ class HardViews(HardSelection):
         self.policy = HardViewPolicy(method.policy(recipe), options.views)
         self.method, self.options = method, options
         self.sizes = () if options.size is None else (options.size,)
-        self.trained = 2 + self.policy.with_centre
+        self.trained = 2 + self.policy.with_center
         self.selector = HardViewSelector(
             options.candidates,
             options.strategy,
@@ -294,7 +294,7 @@ class HardViews(HardSelection):
             targets = None if teacher is None else forward_views(teacher, views)
             if self.options.scorer == "teacher" and targets is not None:
                 return self.method.teacher_pair_losses(targets)
-            return self.method.pair_losses(forward_views(backbone, views), targets)
+            return self.method.pair_losses(Encoded(forward_views(backbone, views), targets))
 
     def _pair(self, batch: ViewBatch, index: Tensor) -> ViewBatch:
         """Views ``index [2, B]`` of every image with their parameters, and the plain view."""
@@ -302,7 +302,7 @@ class HardViews(HardSelection):
         subspace = batch.pair_subspace[first, second, torch.arange(len(first), device=index.device)]
         pairs = batch.pair_subspace.new_full((self.trained, self.trained, len(first)), UNUSED)
         pairs[0, 1] = pairs[1, 0] = subspace
-        if self.policy.with_centre:
+        if self.policy.with_center:
             index = torch.cat((index, torch.full_like(index[:1], len(batch.images) - 1)))
         return replace(
             batch,

@@ -7,23 +7,12 @@ spellings of one `PretrainConfig`.
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mast_ext.augment import AugmentationRecipe
-from mast_ext.methods import (
-    METHODS,
-    BarlowTwinsOptions,
-    BYOLOptions,
-    DINOOptions,
-    EquiModOptions,
-    HardViewOptions,
-    IBOTOptions,
-    MASTOptions,
-    MoCoOptions,
-    SimCLROptions,
-    SimSiamOptions,
-    VICRegOptions,
-)
+from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -211,13 +200,26 @@ class EvaluateConfig:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+def _with_options_of_methods(cls: type[Config]) -> type[Config]:
+    """Adds fields to a class, after ``model``: the options of every method under its name."""
+    annotations = {}
+    for name, kind in cls.__annotations__.items():
+        annotations[name] = kind
+        if name == "model":
+            annotations |= {method: METHODS[method].Options for method in sorted(METHODS)}
+    cls.__annotations__ = annotations
+    for method in METHODS.values():
+        setattr(cls, method.name, field(default_factory=method.Options))
+    return cls
+
+
 @dataclass(frozen=True)
+@_with_options_of_methods
 class PretrainConfig:
-    """Everything that determines a run.
+    """Everything that determines a run. The options of every method are a field of its name.
 
     Attributes:
-        method: ``mast``, ``vicreg``, ``barlow_twins``, ``simclr``, ``moco``, ``byol``,
-            ``simsiam``, ``dino`` or ``ibot``.
+        method: What to train: a method that has options below.
         baseline: A method (without EquiMod or hard views) to train beside it with the same number
             of image forwards, those of hard view selection counted, too; ``none``; or ``auto``: on
             ``shapes`` what the method is to improve on, which is the method itself for one with
@@ -237,15 +239,6 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentationRecipe = RECIPES["shapes"]
     model: ModelConfig = field(default_factory=ModelConfig)
-    mast: MASTOptions = field(default_factory=MASTOptions)
-    vicreg: VICRegOptions = field(default_factory=VICRegOptions)
-    barlow_twins: BarlowTwinsOptions = field(default_factory=BarlowTwinsOptions)
-    simclr: SimCLROptions = field(default_factory=SimCLROptions)
-    moco: MoCoOptions = field(default_factory=MoCoOptions)
-    byol: BYOLOptions = field(default_factory=BYOLOptions)
-    simsiam: SimSiamOptions = field(default_factory=SimSiamOptions)
-    dino: DINOOptions = field(default_factory=DINOOptions)
-    ibot: IBOTOptions = field(default_factory=IBOTOptions)
     equimod: EquiModOptions = field(default_factory=EquiModOptions)
     hard_views: HardViewOptions = field(default_factory=HardViewOptions)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -254,16 +247,17 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        baselines = ("auto", "none", *METHODS)
+            known = ", ".join(sorted(METHODS))
+            raise ValueError(f"method must be one of {known}, got {self.method!r}")
+        baselines = ("auto", "none", *sorted(METHODS))
         if self.baseline not in baselines:
             raise ValueError(
                 f"baseline must be one of {', '.join(baselines)}, got {self.baseline!r}"
             )
         _at_least(self, 0, "seed")
-        if self.mast.aligned_from is None:
-            third = dataclasses.replace(self.mast, aligned_from=round(self.train.epochs / 3))
-            object.__setattr__(self, "mast", third)
+        for name, method in METHODS.items():
+            complete = method.complete(self.options(name), self.train.epochs)
+            object.__setattr__(self, name, complete)
 
     def options(self, method: str) -> Any:
         """The settings of one method."""

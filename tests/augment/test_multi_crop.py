@@ -48,7 +48,7 @@ def make(recipe=RECIPE, **options):
 
 @pytest.mark.parametrize(("full", "local", "centre"), [(2, 3, 0), (2, 3, 1), (4, 0, 1), (1, 6, 0)])
 def test_plan_has_the_promised_form(full, local, centre):
-    policy, plan = make(views=full, local_views=local, with_centre=bool(centre))
+    policy, plan = make(views=full, local_views=local, with_center=bool(centre))
     views = full + local + centre
     assert policy.num_views() == views and policy.local_views == local
     assert len(policy.recipes) == full + local
@@ -103,7 +103,7 @@ def test_asymmetric_blur_and_solarize():
 
 
 def test_mixture_is_standardised():
-    policy, _ = make(asymmetric=True, with_centre=False)
+    policy, _ = make(asymmetric=True, with_center=False)
     indices = np.arange(20000)
     plan = policy.plan(0, 0, indices, np.full((20000, 2), 1000))
     standard = AugmentationParameters(plan.rows).standardised(*policy.recipes).flatten(0, 1)
@@ -123,7 +123,7 @@ def test_one_recipe_is_standardised_as_ever():
 def test_batch_has_views_of_two_sizes(centre):
     source, local = Images(), replace(RECIPE, size=8, crop_scale=(0.05, 0.4))
     policy = make_policy(
-        "multi_crop", RECIPE, local_views=3, local_size=8, masks=MASKS, with_centre=centre
+        "multi_crop", RECIPE, local_views=3, local_size=8, masks=MASKS, with_center=centre
     )
     (batch,) = build_loader(source, policy, batch_size=20)
     assert batch.images.shape == (2 + centre, 20, 3, 16, 16)

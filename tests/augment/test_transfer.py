@@ -47,7 +47,7 @@ class Images:
 
 
 def build(source=None, policy=None, **options):
-    policy = policy or make_policy("composed", RECIPE, with_centre=True)
+    policy = policy or make_policy("composed", RECIPE, with_center=True)
     return build_loader(source or Images(), policy, batch_size=8, shuffle=False, **options)
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, build_loader
-from mast_ext.methods import METHODS, DINOOptions, EquiMod, EquiModOptions, IBOTOptions
+from mast_ext.methods import METHODS, EquiMod, EquiModOptions
+from mast_ext.methods.dino import DINOOptions
+from mast_ext.methods.ibot import IBOTOptions
 from mast_ext.models import EMATeacher, create_backbone
 
 RECIPE = AugmentationRecipe(size=8, crop_scale=(0.4, 1.0))

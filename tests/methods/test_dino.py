@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.functional import log_softmax, softmax
 
 from mast_ext.augment import BlockMasks
-from mast_ext.methods import METHODS, DINOOptions, IBOTOptions, encode
-from mast_ext.methods.ibot import IBOTHead
+from mast_ext.methods import METHODS, Encoded, encode
+from mast_ext.methods.dino import DINOOptions
+from mast_ext.methods.ibot import IBOTHead, IBOTOptions
 from mast_ext.models import NormalizedLinear, PatchLayout, forward_patches, forward_views
 
 LOCALS, IMAGES = 3, 12
@@ -94,7 +95,7 @@ def test_loss_by_hand_and_centre(crops, name):
     encoded = encode(method, backbone, teacher, batch)
     views, patches = torch.zeros(10), torch.zeros(10)
     for _ in range(2):
-        terms = encoded.losses(method, batch)
+        terms = method(encoded, batch)
         student = method.head(encoded.features)
         expected = dino_loss(encoded.targets, student, 0.04, views)
         views = 0.9 * views + 0.1 * encoded.targets.mean((0, 1))
@@ -120,7 +121,7 @@ def test_loss_by_hand_and_centre(crops, name):
 def test_every_parameter_learns(crops, name, equimod, resnet):
     method, backbone, teacher = crops.build(name, equimod=equimod, resnet=resnet)
     batch = crops.batch_of(method.policy(crops.large if resnet else crops.recipe))
-    encode(method, backbone, teacher, batch).losses(method, batch)["loss"].backward()
+    method(encode(method, backbone, teacher, batch), batch)["loss"].backward()
     networks = nn.ModuleList([method, backbone])
     still = [n for n, p in networks.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
@@ -133,7 +134,7 @@ def test_a_batch_without_hidden_patches(crops):
     )
     batch = crops.batch_of(method.policy(crops.recipe))
     assert not batch.masks.any()
-    terms = encode(method, backbone, teacher, batch).losses(method, batch)
+    terms = method(encode(method, backbone, teacher, batch), batch)
     assert terms["patches"] == 0 and terms["loss"].isfinite()
     terms["loss"].backward()
     assert method.token.grad is not None
@@ -145,7 +146,7 @@ def test_weights_of_the_terms(crops, views, patches):
     options = replace(crops.options["ibot"], view_weight=views, patch_weight=patches)
     method, backbone, teacher = crops.build("ibot", options)
     batch = crops.batch_of(method.policy(crops.recipe))
-    terms = encode(method, backbone, teacher, batch).losses(method, batch)
+    terms = method(encode(method, backbone, teacher, batch), batch)
     expected = views * terms["views"] + patches * terms["patches"]
     torch.testing.assert_close(terms["loss"].detach(), expected)
 
@@ -156,11 +157,11 @@ def test_evaluation_leaves_the_centres(crops):
     encoded = encode(method, backbone, teacher, batch)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     method.eval()
-    encoded.losses(method, batch)
+    method(encoded, batch)
     method.train()
-    method.crop_losses(encoded.features, encoded.targets, encoded.patches)
+    method.crop_losses(encoded)
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
-    encoded.losses(method, batch), encoded.losses(method, batch)
+    method(encoded, batch), method(encoded, batch)
     changed = {n for n, value in method.state_dict().items() if not torch.equal(value, before[n])}
     assert {name.split(".")[0] for name in changed} == {"loss", "patch_loss"}
 
@@ -221,11 +222,11 @@ def test_losses_take_the_warmed_temperature(crops, temperature):
     encoded = encode(method, backbone, teacher, batch)
     method.at_step(0, 10)
     scores = method.head(encoded.features)
-    losses = method.crop_losses(encoded.features, encoded.targets)
+    losses = method.crop_losses(encoded)
     expected = cross_entropy(encoded.targets, scores, temperature, torch.zeros(10))
     torch.testing.assert_close(losses, expected)
     expected = dino_loss(encoded.targets, scores, temperature, torch.zeros(10))
-    torch.testing.assert_close(encoded.losses(method, batch)["loss"], expected)
+    torch.testing.assert_close(method(encoded, batch)["loss"], expected)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -287,9 +288,9 @@ def test_masks_fit_the_backbone(crops):
 def test_missing_targets(crops):
     features = torch.randn(5, IMAGES, 8)
     with pytest.raises(ValueError, match="dino needs targets"):
-        crops.build("dino")[0](features, None)
+        crops.build("dino")[0](Encoded(features), None)
     with pytest.raises(ValueError, match="ibot needs patches"):
-        crops.build("ibot")[0](features, None, torch.randn(2, IMAGES, 10))
+        crops.build("ibot")[0](Encoded(features, torch.randn(2, IMAGES, 10)), None)
 
 
 @pytest.mark.parametrize(("options", "values", "message"), OPTIONS_REFUSED)

@@ -5,19 +5,16 @@ from rich.console import Console
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import open_source
-from mast_ext.methods import (
-    BarlowTwinsOptions,
-    BYOLOptions,
-    DINOOptions,
-    EquiModOptions,
-    HardViewOptions,
-    IBOTOptions,
-    MASTOptions,
-    MoCoOptions,
-    SimCLROptions,
-    SimSiamOptions,
-    VICRegOptions,
-)
+from mast_ext.methods import EquiModOptions, HardViewOptions
+from mast_ext.methods.barlow_twins import BarlowTwinsOptions
+from mast_ext.methods.byol import BYOLOptions
+from mast_ext.methods.dino import DINOOptions
+from mast_ext.methods.ibot import IBOTOptions
+from mast_ext.methods.mast import MASTOptions
+from mast_ext.methods.moco import MoCoOptions
+from mast_ext.methods.simclr import SimCLROptions
+from mast_ext.methods.simsiam import SimSiamOptions
+from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.train.config import (
     DataConfig,
     EvaluationConfig,

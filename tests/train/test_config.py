@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mast_ext.data import open_source
-from mast_ext.methods import MASTOptions
+from mast_ext.methods.mast import MASTOptions
 from mast_ext.train.config import PretrainConfig, TrainConfig
 from mast_ext.train.loop import fit
 from mast_ext.train.loop.fit import build_networks, training_loader

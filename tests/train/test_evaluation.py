@@ -4,7 +4,8 @@ from torch import nn
 
 from mast_ext.augment import AugmentationRecipe, evaluation_images
 from mast_ext.data import open_source
-from mast_ext.methods import MAST, MASTOptions
+from mast_ext.methods import MAST
+from mast_ext.methods.mast import MASTOptions
 from mast_ext.models import create_backbone
 from mast_ext.train.config import EvaluationConfig
 from mast_ext.train.evaluation.evaluate import (

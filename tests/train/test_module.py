@@ -80,9 +80,9 @@ def test_networks_see_the_views_the_method_asks_for(train_tiny, short, monkeypat
     seen = []
     original = MoCo.forward
 
-    def look(method, features, batch, targets):
-        seen.append((features, batch, targets))
-        return original(method, features, batch, targets)
+    def look(method, encoded, batch):
+        seen.append((encoded.features, batch, encoded.targets))
+        return original(method, encoded, batch)
 
     def check(module, outputs, batch, batch_idx):
         features, shown, targets = seen[-1]

@@ -89,7 +89,7 @@ class PretrainModule(LightningModule):
             select = self.hard_views.options.selects(step, self.steps_per_epoch)
             batch, chosen = self.hard_views(batch, self.backbone, self.teacher, select=select)
         encoded = encode(self.method, self.backbone, self.teacher, batch)
-        terms = encoded.losses(self.method, batch)
+        terms = self.method(encoded, batch)
         loss = terms["loss"]
         if world_size() > 1:
             # All processes are to see an odd loss of one of them, in their common gradient.

@@ -147,7 +147,7 @@ def draw_hard_views_of(module: PretrainModule, loader: ViewLoader) -> Figure | N
     with torch.no_grad(), torch.random.fork_rng():
         chosen, _ = module.hard_views(batch, module.backbone, module.teacher, select=True)
     policy = module.hard_views.policy
-    views = len(batch.images) - policy.with_centre
+    views = len(batch.images) - policy.with_center
     return draw_choice(batch, chosen, policy.recipe, views=views)
 
 
