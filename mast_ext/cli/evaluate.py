@@ -16,8 +16,9 @@ from mast_ext.cli.parser import (
 from mast_ext.cli.pretrain import load_config
 from mast_ext.train.config import EvaluateConfig, PretrainConfig
 from mast_ext.train.errors import RunError
-from mast_ext.train.evaluation.evaluate import chance, device_named, evaluate
+from mast_ext.train.evaluation.evaluate import chance, evaluate
 from mast_ext.train.evaluation.images import open_images
+from mast_ext.train.launch import resolve_device
 from mast_ext.train.report.tables import results, tables
 from mast_ext.train.state.restore import Restored, restore_backbone, restore_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory, write_text
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     if images is None:
         raise RunError(f"nothing to evaluate by: {opened.why_not}")
     restored = _restore(path, run_config)
-    device = device_named(config.accelerator)
+    device = resolve_device(config.accelerator)
     rows = []
     for name, backbone, method in (
         (restored.name, restored.backbone, restored.method),

@@ -163,6 +163,20 @@ class TrainConfig:
         _at_least(self, 2, "batch_size")
         _at_least(self, 1, "devices", "accumulate", "checkpoint_every", "log_every")
 
+    def share_of_batch(self, processes: int) -> int:
+        """Images per step of each of several processes.
+
+        Raises:
+            ValueError: The batch does not divide into equal parts.
+        """
+        parts = processes * self.accumulate
+        if self.batch_size % parts:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} does not divide into {parts} equal parts"
+                f" (processes: {processes}, train.accumulate: {self.accumulate})"
+            )
+        return self.batch_size // processes
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:

@@ -208,30 +208,30 @@ class ExternalLaunch(ClusterEnvironment):
         return rank()
 
 
+def resolve_device(accelerator: str) -> torch.device:
+    """The device of ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        ValueError: ``cuda`` without a GPU that torch can use.
+    """
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "accelerator cuda needs a GPU that torch can use (mast-ext doctor says why)"
+        )
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(accelerator)
+
+
 def require_devices(train: TrainConfig) -> None:
     """Raises a ValueError unless ``train.devices`` processes can train here."""
-    share_of_batch(train, train.devices)
+    train.share_of_batch(train.devices)
     gpus = torch.cuda.device_count()
     if train.accelerator != "cpu" and torch.cuda.is_available() and train.devices > gpus:
         raise ValueError(
             f"train.devices is {train.devices}, but there are {gpus} GPUs here"
             " (train.accelerator cpu takes none)"
         )
-
-
-def share_of_batch(train: TrainConfig, count: int) -> int:
-    """Images per step of each of ``count`` processes.
-
-    Raises:
-        ValueError: The batch does not divide into equal parts.
-    """
-    parts = count * train.accumulate
-    if train.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size {train.batch_size} does not divide into {parts} equal parts"
-            f" (processes: {count}, train.accumulate: {train.accumulate})"
-        )
-    return train.batch_size // count
 
 
 def launch(module: str, arguments: Sequence[str], count: int) -> int:

@@ -23,7 +23,9 @@ from mast_ext.train.config import (
     PretrainConfig,
     TrainConfig,
 )
-from mast_ext.train.loop.fit import build_networks, fit, training_loader
+from mast_ext.train.loop.fit import Training, fit
+from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.networks import build_networks
 from mast_ext.train.state.run_directory import RunDirectory
 
 TINY = PretrainConfig(
@@ -66,17 +68,10 @@ def train_tiny(tmp_path):
         networks = build_networks(config)
         data = config.data
         source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
-        loader = training_loader(config, networks.method, source)
+        loader = training_loader(config, networks, source)
         run = RunDirectory(tmp_path / name)
         run.path.mkdir(exist_ok=True)
-        return fit(
-            config,
-            networks,
-            loader,
-            run,
-            total_steps=round(config.train.epochs * len(loader)),
-            resume=resume,
-            console=Console(quiet=True),
-        )
+        training = Training(config, networks, loader, round(config.train.epochs * len(loader)))
+        return fit(training, run, resume=resume, console=Console(quiet=True))
 
     return train

@@ -5,14 +5,10 @@ import pytest
 import torch
 
 from mast_ext.train.errors import CheckpointError, Interrupted, RunError
+from mast_ext.train.loop import checkpoints
+from mast_ext.train.loop.checkpoints import Checkpoints, signals_restored
 from mast_ext.train.loop.module import PretrainModule
-from mast_ext.train.state import checkpoint
-from mast_ext.train.state.checkpoint import (
-    AtomicCheckpointIO,
-    Checkpoints,
-    read_checkpoint,
-    signals_restored,
-)
+from mast_ext.train.state.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory
 
 
@@ -134,10 +130,10 @@ class Clock:
 
 def steps_of(monkeypatch, run, clock, steps, every=1000):
     """Ends of steps in the first of two processes; gives those after which it saved."""
-    monkeypatch.setattr(checkpoint, "world_size", lambda: 2)
-    monkeypatch.setattr(checkpoint, "all_gather_numbers", clock.all_gather_numbers)
-    monkeypatch.setattr(checkpoint, "all_gather_object", lambda losses: [losses, losses])
-    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(checkpoints, "world_size", lambda: 2)
+    monkeypatch.setattr(checkpoints, "all_gather_numbers", clock.all_gather_numbers)
+    monkeypatch.setattr(checkpoints, "all_gather_object", lambda losses: [losses, losses])
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: clock.now)
     saved = []
     trainer = SimpleNamespace(
         global_step=0, max_steps=-1, save_checkpoint=lambda path: saved.append(clock.step)

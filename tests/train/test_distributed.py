@@ -21,8 +21,10 @@ from mast_ext.methods import EquiModOptions, HardViewOptions
 from mast_ext.train.config import OptimizerConfig
 from mast_ext.train.errors import Interrupted, RunError
 from mast_ext.train.launch import process_group
-from mast_ext.train.loop.fit import build_networks, fit, training_loader
+from mast_ext.train.loop.fit import Training, fit
+from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.networks import build_networks
 from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory
 
@@ -106,21 +108,14 @@ def train(config, path, resume=None, change=no_action):
     change(networks)
     data = config.data
     source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
-    loader = training_loader(config, networks.method, source)
+    loader = training_loader(config, networks, source)
     run = RunDirectory(path)
     if rank() == 0:
         path.mkdir(parents=True)
     start = copy.deepcopy(networks.backbone.state_dict(prefix="backbone."))
     with recorded_choices() as choices:
-        module = fit(
-            config,
-            networks,
-            loader,
-            run,
-            total_steps=STEPS,
-            resume=resume,
-            console=Console(quiet=True),
-        )
+        training = Training(config, networks, loader, STEPS)
+        module = fit(training, run, resume=resume, console=Console(quiet=True))
     return {"start": start, "weights": module.state_dict(), "choices": choices}
 
 
@@ -314,7 +309,7 @@ def test_all_stop_at_the_loss_of_one(processes, folder, tiny):
     data = tiny.data
     source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
     config = settings(tiny, "simsiam")
-    *_, third = training_loader(config, build_networks(config).method, source)
+    *_, third = training_loader(config, build_networks(config), source)
     assert [int(index) for index in listed] == third.index[4:].tolist()
     last = read_checkpoint(folder / "0" / "odd" / "checkpoints" / "last.ckpt")
     assert last["global_step"] == 2

@@ -10,8 +10,8 @@ import torch
 
 from mast_ext.methods import HardViewOptions, SimSiam
 from mast_ext.models import forward_views
-from mast_ext.train.loop.fit import build_networks
 from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.networks import build_networks
 
 COLUMNS = {
     f"hard_views/{name}" for name in ("margin", "iou", "iou_random", "color", "color_random")

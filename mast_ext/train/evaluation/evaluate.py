@@ -151,21 +151,6 @@ def subspace_dimensions(method: Method) -> dict[str, Tensor]:
     }
 
 
-def device_named(accelerator: str) -> torch.device:
-    """The device of ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
-
-    Raises:
-        ValueError: ``cuda`` without a GPU that torch can use.
-    """
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "accelerator cuda needs a GPU that torch can use (mast-ext doctor says why)"
-        )
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(accelerator)
-
-
 def chance(images: LabelledImages) -> Row:
     """What saying the most frequent class gives."""
     scores = majority_accuracy(images.train_labels, images.test_labels)
