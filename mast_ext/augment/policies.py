@@ -38,7 +38,7 @@ class ViewPlan:
 
     Attributes:
         rows: Augmentation parameters, ``[V, B, P]`` float32 (columns: `parameters.COLUMNS`), of
-            the full-size views, the local ones, and the plain centre view.
+            the full-size views, the local ones, and the plain center view.
         pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64, symmetric, -1 on the
             diagonal and for unused pairs.
         masks: Hidden patches of the full-size views, bool ``[F, B, H, W]``, when the policy masks.
@@ -56,7 +56,7 @@ class ViewPolicy(ABC):
 
     Args:
         recipe: What may be done to a view.
-        with_center: Append the plain centre view (no augmentation, in no pair) as the last view.
+        with_center: Append the plain center view (no augmentation, in no pair) as the last view.
 
     Attributes:
         local_views: How many of the views are local ones; they come behind the full-size views.
@@ -72,7 +72,7 @@ class ViewPolicy(ABC):
 
     @property
     def recipes(self) -> tuple[AugmentationRecipe, ...]:
-        """The recipe of every view but the centre one."""
+        """The recipe of every view but the center one."""
         return (self.recipe,) * self._augmented_views()
 
     @property
@@ -81,7 +81,7 @@ class ViewPolicy(ABC):
         return ("joint", *self.recipe.augmentations)
 
     def num_views(self) -> int:
-        """Views of every image, the centre view included."""
+        """Views of every image, the center view included."""
         return self._augmented_views() + self.with_center
 
     def plan(self, seed: int, epoch: int, indices: ArrayLike, sizes: ArrayLike) -> ViewPlan:
@@ -105,7 +105,7 @@ class ViewPolicy(ABC):
         draw = _Draw(self.recipe, seed, epoch, indices, sizes)
         views, pairs = self._views(draw)
         if self.with_center:
-            views = [*views, sampler.centre_rows(sizes)]
+            views = [*views, sampler.center_rows(sizes)]
         count = len(views)
         pair_subspace = np.full((count, count, len(indices)), UNUSED, np.int64)
         for (i, j), subspace in pairs.items():
@@ -123,7 +123,7 @@ class ViewPolicy(ABC):
 
     @abstractmethod
     def _augmented_views(self) -> int:
-        """Views of every image without the centre view."""
+        """Views of every image without the center view."""
 
     @abstractmethod
     def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], "_Pairs"]:
@@ -139,7 +139,7 @@ class ComposedPolicy(ViewPolicy):
     Args:
         recipe: What may be done to a view.
         views: Number of views, at least 1 (default: ``recipe.views``).
-        with_center: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class FactorizedPolicy(ViewPolicy):
     Args:
         recipe: What may be done to a view; at least one augmentation must be on.
         joint: Add one independent composed view, paired with the anchor in the joint subspace.
-        with_center: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class SampledPolicy(ViewPolicy):
         recipe: What may be done to a view; at least one augmentation must be on if ``joint < 1``.
         n: Views beside the anchor, at least 1.
         joint: Probability of a composed view, in ``[0, 1]``.
-        with_center: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class SharedPolicy(ViewPolicy):
         aligned_pairs: Which pairs may be: those that share one of ``shared`` (``"shared"``), or
             those that do not (``"joint"``).
         aligned_from: The epoch from which any are.
-        with_center: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(
@@ -335,7 +335,7 @@ class MultiCropPolicy(ViewPolicy):
             even full-size views are always blurred, odd ones with probability 0.1 and solarized
             with 0.2, local ones blurred with 0.5.
         masks: Draws the patches of full-size views to hide; None hides none.
-        with_center: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(

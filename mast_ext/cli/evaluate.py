@@ -7,11 +7,11 @@ from pathlib import Path
 from mast_ext.cli.parser import (
     Parser,
     build,
-    first_look,
+    canonical,
     output_console,
     parse,
+    parse_for_defaults,
     settings_parser,
-    spelled,
 )
 from mast_ext.cli.pretrain import load_config
 from mast_ext.train.config import EvaluateConfig, PretrainConfig
@@ -25,8 +25,8 @@ from mast_ext.train.state.run_directory import RunDirectory, write_text
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser, arguments = make_parser(), spelled(arguments)
-    path = Path(first_look(parser, arguments).path)
+    parser, arguments = make_parser(), canonical(arguments)
+    path = Path(parse_for_defaults(parser, arguments).path)
     run_config = None if path.suffix == ".safetensors" else load_config(path)
     if run_config is not None:
         parser.set_defaults(_defaults(run_config))
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     config: EvaluateConfig = build(parser, values, EvaluateConfig, "path", "json")
 
     opened = open_images(config.data)
-    images = opened.labelled
+    images = opened.labeled
     if images is None:
         raise RunError(f"nothing to evaluate by: {opened.why_not}")
     restored = _restore(path, run_config)

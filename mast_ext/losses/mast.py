@@ -57,7 +57,7 @@ class MASTLoss(nn.Module):
     the views of some images share (:class:`mast_ext.augment.SharedPolicy`), which that subspace so
     learns to keep; from a third of the training on, these views are also crops of one place. It
     departs from the paper in that these masks are not learned: learned ones ran to where invariance
-    is cheap, onto few dimensions or to zero. Sharing a whole colour jitter instead of its hue shift
+    is cheap, onto few dimensions or to zero. Sharing a whole color jitter instead of its hue shift
     kept no hue; a subspace for geometry crowded the hue out of its own, and so did sharing hue and
     geometry from the start. The uncertainty of a view knows nothing of how ambiguous its pairs are.
 

@@ -16,7 +16,7 @@ Variant = Literal["official", "solo"]
 
 
 class VICRegLoss(nn.Module):
-    """Variance-invariance-covariance regularisation of two views::
+    """Variance-invariance-covariance regularization of two views::
 
         lambda_param · mean (z_a − z_b)²
           + mu_param · ½ [v(z_a) + v(z_b)]     v(z) = mean_d relu(1 − sqrt(Var_b(z_bd) + eps))

@@ -150,7 +150,7 @@ class DINO(TeacherMethod):
         for module in self.head.modules():
             if isinstance(module, NormalizedLinear):
                 for parameter in module.parameters():
-                    parameter.grad = None  # then the optimiser does not decay it either
+                    parameter.grad = None  # then the optimizer does not decay it either
 
     def _warm(self, start: float, end: float) -> float:
         """A temperature at the current step."""

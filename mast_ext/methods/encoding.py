@@ -1,4 +1,4 @@
-"""What a batch's views become in the student's and the teacher's backbone, for `Method.forward`.
+"""Sends a batch's views through the student's and the teacher's backbone, for `Method.forward`.
 
 Views of one size are one batch to a backbone. The teacher sees full-size views only, and all their
 patches; the student does not see those that the batch's masks hide.

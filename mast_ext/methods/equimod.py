@@ -135,7 +135,7 @@ class EquiMod(_Base):
 
         *_, center = embedded = _apply(self.projector, encoded.features)
         actual = embedded[:-1]
-        parameters = AugmentationParameters(shown.parameters).standardised(*self.recipes)
+        parameters = AugmentationParameters(shown.parameters).standardized(*self.recipes)
         change = _apply(self.encoder, parameters)
         start = center.expand_as(actual)
         predicted = _apply(self.predictor, torch.cat((start, change), dim=-1))

@@ -123,8 +123,8 @@ class HardCrops(HardSelection):
 
     def _chosen(self, batch: ViewBatch, index: Tensor) -> ViewBatch:
         """Views ``index [2 + L, B]`` of every image with all that is theirs, and the plain one."""
-        full, centre = self.policy.views, int(self.policy.with_center)
-        pair, last = index[:2], torch.full_like(index[:centre], len(batch.parameters) - 1)
+        full, center = self.policy.views, int(self.policy.with_center)
+        pair, last = index[:2], torch.full_like(index[:center], len(batch.parameters) - 1)
         local = None
         if batch.local_images is not None and self.locals:
             local = functional.gather_views(batch.local_images, index[2:] - full)

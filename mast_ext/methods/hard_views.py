@@ -1,8 +1,9 @@
-"""Hard view selection around any method: of several views of an image it trains on the hardest two.
+"""Hard view selection for any method: of several views of an image it trains on the hardest two.
 
-Ferreira et al., "Beyond Random Augmentations: Pretraining with Hard Views" (ICLR 2025). Methods
-know nothing of it: they answer `Method.pair_losses`, and see a batch of two views as ever. The
-first two views are those of plain training, so a step that does not select is a plain step.
+Ferreira et al., "Beyond Random Augmentations: Pretraining with Hard Views" (ICLR 2025). A method
+scores pairs of views by `Method.pair_losses` and then trains on a batch of two views as without
+selection. The first two views are those of plain training, so that a step that does not select is
+a step of plain training.
 """
 
 import math
@@ -30,7 +31,7 @@ from mast_ext.losses import HardViewSelector
 from mast_ext.methods.method import Encoded, Method
 from mast_ext.models import forward_views
 
-COLOUR = slice(GROUPS["color"].start, GROUPS["grayscale"].stop)
+COLOR = slice(GROUPS["color"].start, GROUPS["grayscale"].stop)
 
 LOGS = ("margin", "iou", "iou_random", "color", "color_random")
 
@@ -184,7 +185,7 @@ class HardSelection(ABC):
             The batch of as many views as the method trains on, and scalars to log, NaN where
             nothing was selected. ``hard_views/margin`` is how much the loss of what was chosen
             exceeds the mean over all choices; ``iou`` and ``color`` are the overlap of the crops
-            of the chosen pair of full-size views and the distance of their standardised colour
+            of the chosen pair of full-size views and the distance of their standardized color
             parameters, ``…_random`` the same of the mean pair.
         """
 
@@ -205,9 +206,9 @@ class HardSelection(ABC):
             yield
 
     def _differences(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Overlap of crops and distance of colours of pairs ``[2, N, P]``, each ``[N]``."""
+        """Overlap of crops and distance of colors of pairs ``[2, N, P]``, each ``[N]``."""
         parameters = AugmentationParameters(rows)
-        first, second = parameters.standardised(*self.policy.recipes)[..., COLOUR]
+        first, second = parameters.standardized(*self.policy.recipes)[..., COLOR]
         return parameters.crop_iou(0, 1), torch.linalg.vector_norm(first - second, dim=-1)
 
 

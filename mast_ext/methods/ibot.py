@@ -64,7 +64,7 @@ class IBOTHead(DINOHead):
         widths = (num_features, options.head, options.bottleneck, options.prototypes)
         fixed_gain = options.norm_last_layer
         super().__init__(*widths, batch_norm=options.head_batch_norm, fixed_gain=fixed_gain)
-        # Without batch norm: a batch may hide too few patches to normalise by.
+        # Without batch norm: a batch may hide too few patches to normalize by.
         self.patches: DINOHead | None = None
         if not options.shared_head:
             self.patches = DINOHead(*widths, fixed_gain=fixed_gain)

@@ -194,7 +194,7 @@ class Method(nn.Module, ABC):
         return None
 
     def at_step(self, step: int, steps_per_epoch: int) -> None:
-        """Told before every step, counted from 0, for what follows a schedule."""
+        """Called before every step, counted from 0, for schedules."""
 
     def before_update(self) -> None:
         """Called when gradients are there, before they are clipped and weights change."""

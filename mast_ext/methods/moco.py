@@ -1,8 +1,8 @@
 """MoCo: a view is told from a queue of other images' keys, which an EMA teacher makes.
 
 He et al. 2020, with the projector and augmentations of v2 (Chen, Fan et al. 2020). The papers
-shuffle each batch between GPUs, since a query might recognise its key by the batch statistics that
-both were normalised with. One process, and several with synchronised batch norm, have nothing to
+shuffle each batch between GPUs, since a query might recognize its key by the batch statistics that
+both were normalized with. One process, and several with synchronized batch norm, have nothing to
 shuffle between; ``batch_norm="ema"`` rules it out instead.
 """
 

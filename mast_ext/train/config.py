@@ -1,7 +1,7 @@
 """All settings of a run, as frozen dataclasses that check themselves.
 
-The command line, the YAML of `--config` and the `config.yaml` of a run directory are three
-spellings of one `PretrainConfig`.
+The command line, the YAML file of ``--config`` and the ``config.yaml`` of a run directory all
+describe a `PretrainConfig`.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ class DataConfig:
         max_images: Use at most this many training images.
         max_test_images: Use at most this many test images.
         on_bad_image: Stop at an unreadable image, naming it, or skip and count it.
-        workers: Background threads that prepare batches; by default one for every core but one
-            of this process's share, 16 at most, where a GPU trains, and none where the CPU does,
-            whose cores are taken.
+        workers: Background threads that prepare batches; by default none when training
+            on the CPU, which needs its cores itself, and on a GPU one less than this process's
+            share of the cores, 16 at most.
         backend: What renders views: ``torchvision``, ``dali``, or ``auto``: DALI for what only it
             can do (``fused``, ``gpu``), else torchvision, which is faster on a CPU.
-        photometric: ``exact`` changes colours as torchvision does; ``fused`` (of DALI) is another
+        photometric: ``exact`` changes colors as torchvision does; ``fused`` (of DALI) is another
             recipe, faster with DALI: contrast about the middle level, hue turned in YIQ.
         device: Where views are rendered; ``gpu`` decodes there, too.
     """
@@ -64,8 +64,8 @@ class DataConfig:
 
 
 RECIPES = {
-    # Shapes are small and lie in a corner: a smaller crop would often miss them. Any hue, so that
-    # there is a factor which plain invariance has to give up.
+    # Shapes are small and lie in a corner: smaller crops would often miss them. Hues change fully,
+    # so that a method that is invariant to augmentations has to lose one of the factors.
     "shapes": AugmentationRecipe(crop_scale=(0.5, 1.0), hue=0.5),
     **dict.fromkeys(("folder", "shards", "cifar10", "cifar100"), AugmentationRecipe()),
 }
@@ -91,7 +91,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimiser and schedule.
+    """Optimizer and schedule.
 
     Attributes:
         name: ``adamw``, ``sgd`` (momentum 0.9) or ``lars``.
@@ -183,18 +183,18 @@ class EvaluationConfig:
     """What is measured after training.
 
     Attributes:
-        neighbours: Neighbours of the weighted k-NN classifiers.
-        temperature: Temperature of the neighbours' weights.
+        neighbors: Neighbors of the weighted k-NN classifiers.
+        temperature: Temperature of the neighbors' weights.
         batch_size: Images per step of feature extraction.
     """
 
-    neighbours: tuple[int, ...] = (20, 200)
+    neighbors: tuple[int, ...] = (20, 200)
     temperature: float = 0.07
     batch_size: int = 512
 
     def __post_init__(self) -> None:
-        if not self.neighbours or min(self.neighbours) < 1:
-            raise ValueError(f"evaluation.neighbours must be positive, got {self.neighbours}")
+        if not self.neighbors or min(self.neighbors) < 1:
+            raise ValueError(f"evaluation.neighbors must be positive, got {self.neighbors}")
         if not self.temperature > 0:
             raise ValueError(f"evaluation.temperature must be positive, got {self.temperature}")
         _at_least(self, 1, "batch_size")
@@ -242,8 +242,8 @@ class PretrainConfig:
         out: The run directory, which must not exist yet; ``runs/<method>-<data>-<number>`` by
             default.
         augment: By default that of `RECIPES` for the kind of data.
-        equimod: EquiMod around the method, when its weight is above 0.
-        hard_views: Hard view selection around both, when its number of views is above 0.
+        equimod: Wraps the method in EquiMod when its weight is above 0.
+        hard_views: Selects hard views when its number of views is above 0.
     """
 
     method: str = "mast"

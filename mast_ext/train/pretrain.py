@@ -24,7 +24,7 @@ from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import build_networks
-from mast_ext.train.report.figures import draw_hard_views_of, draw_uncertainty_of
+from mast_ext.train.report.figures import draw_hard_view_examples, draw_uncertainty
 from mast_ext.train.report.html import write_report
 from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory
@@ -138,13 +138,13 @@ def _report(
         for training in trainings
     ]
     rows: list[Row] = []
-    if images.labelled is None:
+    if images.labeled is None:
         notes.append(f"nothing was probed: {images.why_not}")
     else:
         _tell(console, "probing")
         measure = partial(
             evaluate,
-            images=images.labelled,
+            images=images.labeled,
             recipe=config.augment,
             config=config.evaluation,
             device=device,
@@ -152,7 +152,7 @@ def _report(
         for training, module in zip(trainings, modules, strict=True):
             rows += measure(training.name, module.backbone, method=module.method)
         rows += measure("untrained", build_networks(config).backbone)
-        rows.append(chance(images.labelled))
+        rows.append(chance(images.labeled))
     report = write_report(
         run.report,
         title=f"{trainings[0].name} on {config.data.name}",
@@ -165,8 +165,8 @@ def _report(
         settings=yaml.safe_dump(config.to_dict(), sort_keys=False),
         notes=notes,
         drawn={
-            "hard_view_examples": draw_hard_views_of(modules[0], trainings[0].loader),
-            "uncertainty": draw_uncertainty_of(modules[0], trainings[0].loader),
+            "hard_view_examples": draw_hard_view_examples(modules[0], trainings[0].loader),
+            "uncertainty": draw_uncertainty(modules[0], trainings[0].loader),
         },
     )
     return Outcome(run, rows, report, notes)

@@ -57,7 +57,7 @@ def test_plan_has_the_promised_form(full, local, centre):
     assert (joint[~torch.eye(full + local, dtype=torch.bool)] == 0).all()
     assert (plan.pair_subspace.diagonal() == -1).all()
     if centre:
-        assert torch.equal(plan.rows[-1], torch.from_numpy(sampler.centre_rows(SIZES)))
+        assert torch.equal(plan.rows[-1], torch.from_numpy(sampler.center_rows(SIZES)))
         assert (plan.pair_subspace[-1] == -1).all()
 
 
@@ -102,21 +102,21 @@ def test_asymmetric_blur_and_solarize():
     assert torch.equal(plan.rows[..., :BLUR], plain.rows[..., :BLUR])
 
 
-def test_mixture_is_standardised():
+def test_mixture_is_standardized():
     policy, _ = make(asymmetric=True, with_center=False)
     indices = np.arange(20000)
     plan = policy.plan(0, 0, indices, np.full((20000, 2), 1000))
-    standard = AugmentationParameters(plan.rows).standardised(*policy.recipes).flatten(0, 1)
+    standard = AugmentationParameters(plan.rows).standardized(*policy.recipes).flatten(0, 1)
     assert standard.mean(0).abs().max() < 0.02
     assert (standard.std(0) - 1).abs().max() < 0.02
 
 
-def test_one_recipe_is_standardised_as_ever():
+def test_one_recipe_is_standardized_as_ever():
     rows = AugmentationParameters(make()[1].rows)
     mean, std = (torch.tensor(v) for v in moments(RECIPE))
     expected = (rows.rows - mean) / torch.where(std > 0, std, torch.ones_like(std))
-    assert torch.equal(rows.standardised(RECIPE, RECIPE), expected)
-    assert torch.equal(rows.standardised(RECIPE), expected)
+    assert torch.equal(rows.standardized(RECIPE, RECIPE), expected)
+    assert torch.equal(rows.standardized(RECIPE), expected)
 
 
 @pytest.mark.parametrize("centre", [False, True])

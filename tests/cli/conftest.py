@@ -6,7 +6,7 @@ from mast_ext.cli.main import main
 
 TINY = [
     *("--train.batch_size=8", "--train.epochs=1", "--train.accelerator=cpu"),
-    *("--train.tensorboard=false", "--augment.size=16", "--evaluation.neighbours=[5]"),
+    *("--train.tensorboard=false", "--augment.size=16", "--evaluation.neighbors=[5]"),
     *("--mast.projector=[16,16]", "--vicreg.projector=[16,16]", "--simclr.projector=[16,16]"),
     *("--moco.projector=[16,16]", "--moco.queue=20", "--equimod.projector=[16,16]"),
     *("--barlow_twins.projector=[16,16]", "--byol.projector=[16,16]", "--byol.predictor=8"),
@@ -45,7 +45,7 @@ def call(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes that differ in colour, 12 training and 4 test images each."""
+    """Two classes that differ in color, 12 training and 4 test images each."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 4)):
         for channel, name in ((0, "<b>red</b>"), (2, "blue")):

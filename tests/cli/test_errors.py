@@ -40,7 +40,7 @@ WRONG = [
     (["pretrain", "--train.accumulate=0"], 1, "accumulate must be at least 1, got 0"),
     (["pretrain", "--train.accumulate=5", *SMALL], 1, "8 does not divide into 5 equal parts"),
     (["pretrain", "--train.batch_size=1"], 1, "batch_size must be at least 2, got 1"),
-    (["pretrain", "--evaluation.neighbours=[]"], 1, "evaluation.neighbours must be positive"),
+    (["pretrain", "--evaluation.neighbors=[]"], 1, "evaluation.neighbors must be positive"),
     (["pretrain", "--mast.share=2", *SMALL], 1, "share must be a probability"),
     *(
         (["pretrain", f"--method={name}", "--augment.views=1", *SMALL], 1, message)

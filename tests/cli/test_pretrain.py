@@ -236,11 +236,11 @@ def test_print_config_of_an_evaluation_shows_the_run(call, tiny, shapes):
     found = yaml.safe_load(out)
     assert status == 0
     assert found["data"]["max_images"] == 24 and found["augment"]["size"] == 16
-    assert found["evaluation"] == {"neighbours": [5], "temperature": 1.0, "batch_size": 512}
+    assert found["evaluation"] == {"neighbors": [5], "temperature": 1.0, "batch_size": 512}
 
 
 def test_folder(call, tiny, folder, tmp_path):
-    """A labelled folder: k-NN and linear rows; names from data are escaped in the report."""
+    """A labeled folder: k-NN and linear rows; names from data are escaped in the report."""
     data = ["--data.name=folder", f"--data.path={folder}"]
     status, out, _ = call("pretrain", *tiny, *data, "--method=mast", "--out=run")
     assert status == 0
@@ -349,7 +349,7 @@ def test_resume_from_a_checkpoint_file_and_of_a_baseline(call, tiny, shapes, tmp
 @pytest.mark.parametrize("what", ["run", "run/checkpoints/last.ckpt", "run/backbone.safetensors"])
 def test_evaluate(call, tiny, shapes, tmp_path, what):
     call("pretrain", *tiny, *shapes, "--baseline=none", "--out=run")
-    options = ["--augment.size=16", *shapes, "--evaluation.neighbours=[5]"]
+    options = ["--augment.size=16", *shapes, "--evaluation.neighbors=[5]"]
     extra = options if what.endswith("safetensors") else []
     status, out, err = call("evaluate", what, "--json=found.json", *extra)
     assert status == 0, err

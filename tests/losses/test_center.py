@@ -1,4 +1,4 @@
-"""The centre against lightly's. Updates that wait for other processes: test_distributed.py."""
+"""The center against lightly's. Updates that wait for other processes: test_distributed.py."""
 
 import copy
 import pickle

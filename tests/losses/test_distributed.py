@@ -225,7 +225,7 @@ def traffic_of_gradients(rank):
 
 
 def pending_updates():
-    """The centre as it lies there after a step, as saved, loaded and copied."""
+    """The center as it lies there after a step, as saved, loaded and copied."""
     found = {}
     for center_update in ("now", "deferred"):
         loss, resumed = (losses.DINOLoss(DIM, center_update=center_update) for _ in range(2))
@@ -262,7 +262,7 @@ def late(directory, rank, world_size):
 
 
 def dead(directory, rank, world_size):
-    """The last process ends between forward and backward, or before a centre moves."""
+    """The last process ends between forward and backward, or before a center moves."""
     join(directory, "dead", rank, world_size)
     center = Center((1, DIM), center_update="deferred")
     views = torch.randn(2, BATCH, DIM, requires_grad=True)

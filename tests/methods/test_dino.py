@@ -88,8 +88,8 @@ def test_networks_see_the_views_that_are_theirs(crops, name, equimod, resnet):
 
 
 @both
-def test_loss_by_hand_and_centre(crops, name):
-    """Two steps: the second one's centre is a moving average of the teacher's scores."""
+def test_loss_by_hand_and_center(crops, name):
+    """Two steps: the second one's center is a moving average of the teacher's scores."""
     method, backbone, teacher = crops.build(name)
     batch = crops.batch_of(method.policy(crops.recipe))
     encoded = encode(method, backbone, teacher, batch)
@@ -151,7 +151,7 @@ def test_weights_of_the_terms(crops, views, patches):
     torch.testing.assert_close(terms["loss"].detach(), expected)
 
 
-def test_evaluation_leaves_the_centres(crops):
+def test_evaluation_leaves_the_centers(crops):
     method, backbone, teacher = crops.build("ibot")
     batch = crops.batch_of(method.policy(crops.recipe))
     encoded = encode(method, backbone, teacher, batch)
@@ -184,7 +184,7 @@ def test_forwards_count_pixels(crops, equimod):
     assert method.forwards(views) == 4 + equimod + LOCALS / 4
 
 
-def test_embedding_is_the_normalised_bottleneck(crops):
+def test_embedding_is_the_normalized_bottleneck(crops):
     method, _, _ = crops.build("dino")
     embedded = method.embed(torch.randn(2, 5, 8))
     assert embedded.shape == (2, 5, 6)
@@ -232,7 +232,7 @@ def test_losses_take_the_warmed_temperature(crops, temperature):
 @pytest.mark.parametrize("shared", [True, False])
 @with_equimod
 def test_prototypes_are_frozen_at_first(crops, shared, equimod):
-    """In both heads: the optimiser does not touch them, weight decay included."""
+    """In both heads: the optimizer does not touch them, weight decay included."""
     options = replace(
         crops.options["ibot"], shared_head=shared, norm_last_layer=False, freeze_last_layer=0.5
     )
@@ -268,7 +268,7 @@ def test_patches_have_their_own_head_or_not(crops, shared):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("patches", [0, 1, 9])
 def test_batch_norm_takes_any_number_of_patches(crops, shared, patches):
-    """A shared head normalises views and patches together."""
+    """A shared head normalizes views and patches together."""
     options = replace(crops.options["ibot"], shared_head=shared, head_batch_norm=True)
     head, views = IBOTHead(8, options), torch.randn(2, 6, 8)
     of_views, of_patches = head.both(views, 5 + torch.randn(patches, 8))

@@ -111,7 +111,7 @@ def test_teacher_of_an_open_slice_sees_no_plain_view(views, monkeypatch):
 
 def by_hand(method, features, batch):
     """Embeddings, predictions and the plain image's embedding, view by view in evaluation mode."""
-    rows = AugmentationParameters(batch.parameters).standardised(RECIPE)
+    rows = AugmentationParameters(batch.parameters).standardized(RECIPE)
     start = method.projector(features[-1])
     actual, predicted = [], []
     for view in range(len(features) - 1):
@@ -156,7 +156,7 @@ def test_gain_of_what_no_view_has():
 
 
 def test_one_batch_to_batch_norm():
-    """The plain view is normalised together with the others."""
+    """The plain view is normalized together with the others."""
     method = build()
     features = torch.randn(3, IMAGES, FEATURES) + torch.tensor([0.0, 0.0, 9.0])[:, None, None]
     seen = []

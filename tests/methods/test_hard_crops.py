@@ -142,7 +142,7 @@ def test_first_views_are_those_of_plain_training(crops, name, equimod):
 @both
 @pytest.mark.parametrize("mode", ["train", "frozen"])
 def test_selection_leaves_no_trace(crops, name, mode):
-    """Not on weights and centres; on running statistics in train mode only."""
+    """Not on weights and centers; on running statistics in train mode only."""
     method, backbone, teacher = crops.build(name, resnet=True)
     hard = HardCrops(method, crops.large, replace(HARD, mode=mode))
     modules = nn.ModuleList([backbone, method, teacher])
@@ -232,9 +232,9 @@ def test_logs_by_hand(crops):
         (chosen.parameters, "", [(0, 1)]),
     ):
         rows = AugmentationParameters(parameters)
-        colours = rows.standardised(*recipes)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
+        colors = rows.standardized(*recipes)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
         iou = torch.stack([rows.crop_iou(i, j) for i, j in which]).mean()
-        color = torch.stack([(colours[i] - colours[j]).norm(dim=-1) for i, j in which]).mean()
+        color = torch.stack([(colors[i] - colors[j]).norm(dim=-1) for i, j in which]).mean()
         torch.testing.assert_close(logs[f"hard_views/iou{suffix}"], iou)
         torch.testing.assert_close(logs[f"hard_views/color{suffix}"], color)
 

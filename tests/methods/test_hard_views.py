@@ -309,15 +309,15 @@ def test_logs_by_hand(name):
     torch.testing.assert_close(logs["hard_views/margin"], margin)
 
     rows = AugmentationParameters(batch.parameters)
-    colours = rows.standardised(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
+    colors = rows.standardized(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
     iou = torch.stack([rows.crop_iou(i, j) for i, j in pairs]).mean(0)
-    color = torch.stack([(colours[i] - colours[j]).norm(dim=-1) for i, j in pairs]).mean(0)
+    color = torch.stack([(colors[i] - colors[j]).norm(dim=-1) for i, j in pairs]).mean(0)
     torch.testing.assert_close(logs["hard_views/iou_random"], iou[free].mean())
     torch.testing.assert_close(logs["hard_views/color_random"], color[free].mean())
     rows = AugmentationParameters(chosen.parameters)
-    colours = rows.standardised(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
+    colors = rows.standardized(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
     torch.testing.assert_close(logs["hard_views/iou"], rows.crop_iou(0, 1)[free].mean())
-    expected = (colours[0] - colours[1]).norm(dim=-1)[free].mean()
+    expected = (colors[0] - colors[1]).norm(dim=-1)[free].mean()
     torch.testing.assert_close(logs["hard_views/color"], expected)
 
 

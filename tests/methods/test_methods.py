@@ -77,7 +77,7 @@ REFUSED = [
     ("mast", MASTOptions(SMALL, base="nt_xent", temperature=0.0), RECIPE, "temperature must be"),
     ("mast", MASTOptions(SMALL, base="nt_xent", uncertainty="diagonal"), RECIPE, "uncertainty"),
     ("mast", MASTOptions(SMALL, policy="sampled", partners=0), RECIPE, "n must be"),
-    ("mast", MASTOptions(SMALL, masks="round"), RECIPE, "parameterisation must be one of"),
+    ("mast", MASTOptions(SMALL, masks="round"), RECIPE, "parameterization must be one of"),
 ]
 
 

@@ -45,7 +45,7 @@ TINY = PretrainConfig(
     train=TrainConfig(
         epochs=8 / 3, batch_size=8, accelerator="cpu", checkpoint_every=2, log_every=1
     ),
-    evaluation=EvaluationConfig(neighbours=(5,)),
+    evaluation=EvaluationConfig(neighbors=(5,)),
 )
 """Eight steps, three to an epoch, of a network of a few thousand weights."""
 

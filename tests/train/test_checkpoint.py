@@ -124,8 +124,8 @@ class Clock:
         received, own = numbers
         assert own == pytest.approx(self.seconds[0])
         self.told.append(self.step)
-        signalled = self.signal_at is not None and self.step >= self.signal_at
-        return [[received, own], [float(signal.SIGTERM if signalled else 0), self.seconds[1]]]
+        signaled = self.signal_at is not None and self.step >= self.signal_at
+        return [[received, own], [float(signal.SIGTERM if signaled else 0), self.seconds[1]]]
 
 
 def steps_of(monkeypatch, run, clock, steps, every=1000):

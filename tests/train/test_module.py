@@ -45,7 +45,7 @@ def weights(*modules):
 
 @pytest.mark.parametrize("end", [0.9, 1.0])
 def test_teacher_follows_every_step(train_tiny, tiny, monkeypatch, end):
-    """By the formula, from the student's first weights on, after the optimiser's step."""
+    """By the formula, from the student's first weights on, after the optimizer's step."""
     own = MoCo.teacher
     monkeypatch.setattr(MoCo, "teacher", lambda self: replace(own(self), final_momentum=end))
     steps, expected = [], []
@@ -70,8 +70,8 @@ def test_teacher_follows_every_step(train_tiny, tiny, monkeypatch, end):
     module = train_tiny(config=config, method="moco")
     assert len(steps) == 8 and steps[0] == pytest.approx(0.9)
     assert not any(p.requires_grad for p in module.teacher.parameters())
-    optimised = {id(p) for g in module.optimizers().param_groups for p in g["params"]}
-    assert optimised.isdisjoint(id(p) for p in module.teacher.parameters())
+    optimized = {id(p) for g in module.optimizers().param_groups for p in g["params"]}
+    assert optimized.isdisjoint(id(p) for p in module.teacher.parameters())
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

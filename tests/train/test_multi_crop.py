@@ -109,7 +109,7 @@ def test_steps_that_do_not_select_are_plain_ones(train_tiny, short, method):
 
 
 def test_prototypes_rest_for_the_first_epoch(train_tiny, vit, monkeypatch):
-    """Though the optimiser would decay them."""
+    """Though the optimizer would decay them."""
     seen = []
 
     def look(module, outputs, batch, batch_idx):

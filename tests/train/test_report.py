@@ -26,10 +26,10 @@ SUBSPACES = Subspaces(
 
 
 def test_a_table_per_protocol():
-    (_, heads, body), (_, _, neighbours) = grids(MANY)
+    (_, heads, body), (_, _, neighbors) = grids(MANY)
     assert heads == ["model", "representation", "hue", NASTY]
     assert body[1] == ["mast", "subspace crop", 0.125, 1.0]
-    assert neighbours == [["mast", "backbone", 0.4, 0]]
+    assert neighbors == [["mast", "backbone", 0.4, 0]]
     assert len(grids(MANY, [LINEAR])) == 1
 
 

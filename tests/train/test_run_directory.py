@@ -78,3 +78,9 @@ def test_files_are_utf_8_in_any_locale(tmp_path):
         [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, **ascii_only}, check=True
     )
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "path: \u03c1\u2212"
+
+
+def test_settings_of_older_runs_keep_their_values(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.config.write_text("seed: 1\nevaluation: {neighbours: [3], temperature: 0.1}\n")
+    assert run.load_config() == {"seed": 1, "evaluation": {"neighbors": [3], "temperature": 0.1}}

@@ -85,7 +85,7 @@ def probe(backbone: torch.nn.Module, made: dict, recipe) -> Accuracies:
         data = (features(backbone, train, recipe), features(backbone, test, recipe))
         labels = ({task: train_labels}, {task: test_labels})
         linear = linear_accuracy(*data, *labels)[task]
-        nearest = knn_accuracy(*data, *labels, neighbours=(NEIGHBOURS,))[NEIGHBOURS][task]
+        nearest = knn_accuracy(*data, *labels, neighbors=(NEIGHBOURS,))[NEIGHBOURS][task]
         found[task] = (linear, nearest)
     return found
 

@@ -68,7 +68,7 @@ def main() -> None:
     parameters = AugmentationParameters(torch.from_numpy(rows)[None])
     crop = parameters.group("crop")[0].numpy()
     grey = parameters.column("grayscale")[0].numpy() > 0
-    standard = parameters.standardised(config.augment)[0, :, 6:10].numpy()
+    standard = parameters.standardized(config.augment)[0, :, 6:10].numpy()
     truths = {
         "crop's area": crop[:, 2] * crop[:, 3],
         "object visible": visible(crop, source.labels),

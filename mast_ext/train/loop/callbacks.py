@@ -1,6 +1,7 @@
-"""What a run tells while it goes: rows of metrics, and a progress bar on a terminal.
+"""What a run reports while it trains: rows of metrics, and a progress bar on a terminal.
 
-Lightning calls after every part of a step (see `TrainConfig.accumulate`); these wait for its end.
+With accumulated gradients Lightning calls after every part of a step (see
+`TrainConfig.accumulate`); the callbacks act after its last part.
 """
 
 import csv
@@ -112,7 +113,7 @@ def _mean_terms(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     """The terms of a step, over its parts and all processes."""
     # Lightning has divided the loss, and it alone, by the number of parts.
     scale = [len(parts) if name == "loss" else 1 for name in parts[0]]
-    # As one tensor: a GPU is waited for, and once.
+    # As one tensor, so that the host waits for a GPU once.
     values = torch.stack([torch.stack([x.double() for x in part.values()]) for part in parts])
     rows = [[x * by for x, by in zip(row, scale, strict=True)] for row in values.tolist()]
     means = _column_means(all_gather_numbers(_column_means(rows)))

@@ -22,10 +22,11 @@ from mast_ext.train.state.checkpoint import (
 from mast_ext.train.state.run_directory import RunDirectory
 
 SEEDS_APART = 1_000_003
-"""Between the seeds of two processes' random numbers (weights, order and views have one seed)."""
+"""Difference of the seeds of two processes' generators. (Weights, order and views do not depend on
+them.)"""
 
 AGREE_SECONDS = 1.0
-"""About how long several processes train before a signal to one of them stops all."""
+"""About how often several processes ask each other whether one has got a signal."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that end training early, with a checkpoint."""
@@ -36,9 +37,9 @@ class Checkpoints(Callback):
 
     Best is the lowest mean training loss of an epoch: there are no labels to judge by.
 
-    Before a checkpoint the processes tell each other their losses, so that they agree on which
-    epoch is the best one; then, and about once a second, whether a signal has come, so that all
-    stop after the same step. One process by itself stops after the step in which it came.
+    Before a checkpoint the processes exchange their losses, so that they agree on the best epoch.
+    Then, and about once a second, they exchange whether a signal has come, so that all stop after
+    the same step. A process that trains by itself stops after the step in which the signal came.
 
     Args:
         run: Where to write.
@@ -90,16 +91,16 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = self._agreed_step = self._agree_at = trainer.global_step
         self._agreed = time.perf_counter()
-        # Not earlier: building data and networks may draw numbers.
+        # Not earlier: building data and networks may draw random numbers.
         if self._generators is not None and rank() < len(self._generators):
             restore_generators(self._generators[rank()])
         elif rank() > 0:  # what is random in training is not to be the same in every process
             seed = (self.seed + SEEDS_APART * rank()) % 2**32
             seed_everything(seed, workers=True, verbose=False)
-        # Instead of Lightning's, set just before, which would stop without a checkpoint.
+        # Replaces the handlers that Lightning has just set, which would stop without a checkpoint.
         with suppress(ValueError):  # handlers can be set in the main thread only
             for number in SIGNALS:
-                signal.signal(number, self._note)
+                signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,7 +125,7 @@ class Checkpoints(Callback):
             improved, self.loss_sum = mean < self.best, 0.0
             self.best = min(mean, self.best)
         if improved:
-            # Best first: a run that dies in between does the epoch's end again.
+            # The best one first: a run that dies in between repeats the end of the epoch.
             trainer.save_checkpoint(self.run.best)
             if trainer.is_global_zero:
                 copy_file(self.run.best, self.run.last)
@@ -150,7 +151,7 @@ class Checkpoints(Callback):
         self._agree_at = step + max(1, int(AGREE_SECONDS / max(*seconds, 1e-3)))
         return int(max(signals))
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """The first signal ends training after the step under way, a second Ctrl-C at once.
 
         A second SIGTERM may be the first one again: clusters and torchrun both send it.
@@ -162,7 +163,7 @@ class Checkpoints(Callback):
 
 @contextmanager
 def signals_restored() -> Iterator[None]:
-    """Gives the handlers of `SIGNALS` back, and tells of a SIGTERM before the first step."""
+    """Restores the handlers of `SIGNALS`; a SIGTERM before the first step is `Interrupted`, too."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield

@@ -46,9 +46,8 @@ def training_loader(config: PretrainConfig, networks: Networks, source: Source) 
 def rendering_threads() -> int:
     """Threads that render while a GPU trains.
 
-    They are this process's share of the cores it may use, as far as torchrun or SLURM says how many
-    processes share them, less one for training; and no more than 16, since each holds a batch in
-    page-locked memory.
+    One less than this process's share of the cores (torchrun or SLURM says how many processes
+    share them), and no more than 16, since each thread holds a batch in page-locked memory.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     beside = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE", "1")
@@ -56,11 +55,10 @@ def rendering_threads() -> int:
 
 
 class BatchStream:
-    """The loader as Lightning sees it: every epoch starts where the trainer's step says, and
-    batches are where the trainer computes.
+    """The batches that Lightning iterates over, on the trainer's device.
 
-    So one number, the trainer's step, decides what comes next, after a resume as before it. Steps
-    come in the parts that gradients are accumulated over.
+    The trainer's step alone says which batch comes next, so that a resumed run goes on with the
+    right one. With accumulated gradients a batch comes in that many parts.
     """
 
     def __init__(self, loader: ViewLoader, trainer: Trainer, parts: int) -> None:
@@ -79,4 +77,5 @@ class BatchStream:
         return {"seed": self.loader.seed, "epoch": epoch, "step": step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing to do: the step is the trainer's. Its presence says that resuming is exact."""
+        """Does nothing: the trainer's step says where to start. Without it Lightning would warn
+        that resuming is not exact."""

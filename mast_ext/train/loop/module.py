@@ -138,7 +138,7 @@ class PretrainModule(LightningModule):
         self.teacher.update(nn.Sequential(self.backbone, spec.head), momentum)
 
     def settle(self) -> None:
-        """Waits for the numbers of all steps done, as is due before their weights are saved.
+        """Reads and checks the numbers of all steps done, as has to be before weights are saved.
 
         Raises:
             NonFiniteError: A loss or gradient is NaN or infinite.
@@ -173,9 +173,10 @@ class PretrainModule(LightningModule):
             self._read_losses.append(self.last_loss)
 
     def _stop(self, numbers: StepNumbers) -> NoReturn:
-        """Stops before weights are saved, so that the last checkpoint stays a good one.
+        """Ends the run before weights are saved, so that the last checkpoint stays a good one.
 
-        All processes do it together; if the loss of some of them was the cause, theirs is told.
+        All processes see the same gradient and get here together. The message names the loss of
+        those processes where it was not finite, if there are any, and the samples they had.
         """
         odd_loss = next((loss for loss in numbers.losses if not math.isfinite(loss)), None)
         told = all_gather_object((odd_loss, torch.cat(numbers.indices).tolist()))

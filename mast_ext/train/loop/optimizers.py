@@ -1,4 +1,4 @@
-"""Optimisers, parameter groups and the learning-rate schedule."""
+"""Optimizers, parameter groups and the learning-rate schedule."""
 
 import math
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ def parameter_groups(
 
 
 def create_optimizer(groups: list[dict], config: OptimizerConfig, batch_size: int) -> Optimizer:
-    """The optimiser with the peak learning rate ``lr * batch_size / 256`` (Goyal et al. 2017).
+    """The optimizer with the peak learning rate ``lr * batch_size / 256`` (Goyal et al. 2017).
 
     LARS (You et al. 2017) scales the rate of every weight by ``1e-3 ‖w‖ / (‖g‖ + decay ‖w‖)``;
     what does not decay (biases, norms, masks) is left to plain SGD with momentum, as SimCLR,
@@ -40,7 +40,7 @@ def create_optimizer(groups: list[dict], config: OptimizerConfig, batch_size: in
 
     Args:
         groups: What `parameter_groups` gives.
-        config: Optimiser and rate.
+        config: Optimizer and rate.
         batch_size: Images per step.
     """
     lr = config.lr * batch_size / 256

@@ -43,8 +43,8 @@ def draw_overlap(subspaces: Subspaces) -> Figure:
     axes = figure.subplots()
     image = axes.imshow(overlap, vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(overlap):
-        colour = "black" if value > 0.5 else "white"
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
+        color = "black" if value > 0.5 else "white"
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_title("overlap of subspaces")
@@ -60,8 +60,8 @@ def draw_probes(title: str, heads: Sequence[str], body: Sequence[list]) -> Figur
     axes = figure.subplots()
     axes.imshow(scores, aspect="auto", vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(scores):
-        colour = "black" if value > 0.5 else "white"
-        axes.text(j, i, percent(value), ha="center", va="center", color=colour)
+        color = "black" if value > 0.5 else "white"
+        axes.text(j, i, percent(value), ha="center", va="center", color=color)
     axes.set_xticks(range(len(heads) - 2), heads[2:])
     axes.set_yticks(range(len(body)), [" ".join(row[:2]) for row in body])
     axes.set_title(title)
@@ -99,7 +99,7 @@ def draw_gains(
             width = 2.5 if augmentation == "all" else 1.2
             label = f"{model}: {augmentation}"
             axes.plot(curves[model]["epoch"], curves[model][column], label=label, linewidth=width)
-    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.axhline(0, color="gray", linewidth=0.8)
     axes.set_xlabel("epoch")
     axes.set_ylabel("equivariance gain (cosine)")
     axes.legend()
@@ -111,7 +111,7 @@ def draw_hard_views(curves: dict[str, dict[str, list[float]]]) -> Figure:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     for axes, (name, label) in zip(
         figure.subplots(1, 2),
-        (("iou", "IoU of the crops"), ("color", "distance of colour parameters")),
+        (("iou", "IoU of the crops"), ("color", "distance of color parameters")),
         strict=True,
     ):
         for model, columns in curves.items():
@@ -128,7 +128,7 @@ def draw_hard_views(curves: dict[str, dict[str, list[float]]]) -> Figure:
     return figure
 
 
-def draw_hard_views_of(module: PretrainModule, loader: ViewLoader) -> Figure | None:
+def draw_hard_view_examples(module: PretrainModule, loader: ViewLoader) -> Figure | None:
     """Full-size views of the first images of an epoch, the chosen two of each image framed.
 
     Args:
@@ -148,10 +148,10 @@ def draw_hard_views_of(module: PretrainModule, loader: ViewLoader) -> Figure | N
         chosen, _ = module.hard_views(batch, module.backbone, module.teacher, select=True)
     policy = module.hard_views.policy
     views = len(batch.images) - policy.with_center
-    return draw_choice(batch, chosen, policy.recipe, views=views)
+    return draw_chosen_views(batch, chosen, policy.recipe, views=views)
 
 
-def draw_choice(
+def draw_chosen_views(
     batch: ViewBatch, chosen: ViewBatch, recipe: AugmentationRecipe, *, views: int
 ) -> Figure:
     """A picture of the first ``views`` views of a batch's first images, a row per image.
@@ -182,9 +182,9 @@ def draw_choice(
     return figure
 
 
-def draw_uncertainty_of(module: PretrainModule, loader: ViewLoader) -> Figure | None:
+def draw_uncertainty(module: PretrainModule, loader: ViewLoader) -> Figure | None:
     """Log-variances of the first views of an epoch, against how much of the image a view's crop
-    shows and how far its colours were changed, with Spearman's correlation.
+    shows and how far its colors were changed, with Spearman's correlation.
 
     Args:
         module: What was trained. Its networks are in evaluation mode afterwards.
@@ -212,10 +212,10 @@ def draw_uncertainty_of(module: PretrainModule, loader: ViewLoader) -> Figure | 
     log_vars = torch.cat(found)
     parameters = AugmentationParameters(torch.cat(rows)[None])
     changes = slice(COLUMN["brightness"], COLUMN["hue"] + 1)  # without jitter's gate
-    colours = parameters.standardised(*loader.policy.recipes[:1])[..., changes]
+    colors = parameters.standardized(*loader.policy.recipes[:1])[..., changes]
     strengths = {
         "area of the crop": parameters.group("crop")[0, :, 2:].prod(-1),
-        "change of colour (standard deviations)": colours[0].norm(dim=-1),
+        "change of color (standard deviations)": colors[0].norm(dim=-1),
     }
     size = (3.2 * len(strengths), 0.6 + 2.2 * len(subspaces.names))
     figure = Figure(figsize=size, layout="constrained")

@@ -1,6 +1,6 @@
 """Checkpoints: written in one step, read without running code, refused when they are not ours.
 
-A checkpoint is Lightning's (weights, optimiser, schedule, loops) with a section ``mast_ext`` that
+A checkpoint is Lightning's (weights, optimizer, schedule, loops) with a section ``mast_ext`` that
 says which run it belongs to, where in the data it stands, and the state of every random number
 generator of every process. The first process writes; all of them must see the file to resume.
 """
