@@ -1,7 +1,15 @@
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+import mast_ext
 from mast_ext.cli.main import main
 
 TINY = [
@@ -39,6 +47,42 @@ def call(capsys, tmp_path, monkeypatch):
             status = exit.code
         captured = capsys.readouterr()
         return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts Python as a process of its own in a folder, an empty one by default."""
+
+    @contextmanager
+    def run(*arguments, folder=tmp_path, **variables):
+        environment = {**os.environ, "PYTHONPATH": str(Path(mast_ext.__file__).parents[1])}
+        environment |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1", **variables}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, *map(str, arguments)]
+        with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
+            yield process
+
+    return run
+
+
+@pytest.fixture
+def stop_at(start, tmp_path):
+    """Runs the program until a step (from 0) begins in all its processes, and sends it a signal."""
+
+    def run(step, number, *arguments, processes=1, name="run"):
+        package = Path(mast_ext.__file__).parents[1]
+        path = os.pathsep.join([str(Path(__file__).parent / "pause"), str(package)])
+        folder = tmp_path / f"{name}-paused"
+        folder.mkdir()
+        program = ["-m", "mast_ext.cli.main", *arguments, f"--out={tmp_path / name}"]
+        with start(*program, folder=folder, PAUSE_AT=str(step), PYTHONPATH=path) as process:
+            while len(list(folder.glob("paused-*"))) < processes and process.poll() is None:
+                time.sleep(0.005)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
 
     return run
 

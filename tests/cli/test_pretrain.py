@@ -1,18 +1,11 @@
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-import mast_ext
 from mast_ext.cli.parser import build
 from mast_ext.cli.pretrain import make_parser
 from mast_ext.models import load_backbone
@@ -47,7 +40,7 @@ def test_default_run(call, tiny, shapes, tmp_path):
     assert err.splitlines()[0] == "training mast: 3 steps, 48 image forwards"
     assert "\x1b" not in err  # no progress bar outside of a terminal
 
-    for place in (run, run / "baseline"):
+    for part in (run, run / "baseline"):
         names = {path.name for path in place.iterdir()}
         assert {"config.yaml", "metrics.csv", "checkpoints", "backbone.safetensors"} <= names
     pictures = sorted(path.name for path in (run / "report").glob("*.png"))
@@ -274,46 +267,31 @@ def test_bad_image_skipped_and_counted(call, tiny, folder):
     assert status == 0 and "1 unreadable images skipped in train" in out
 
 
-def stop_by(number, options, folder, name):
-    """Starts a run as a process of its own and signals it once it has a checkpoint."""
-    command = [sys.executable, "-m", "mast_ext.cli.main", "pretrain", *options, f"--out={name}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(mast_ext.__file__).parents[1])}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
-        last = folder / name / "checkpoints" / "last.ckpt"
-        while not last.exists() and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=120)
-    return process.returncode, err
-
-
-def test_killed_processes_resume_to_the_same_bits(call, tiny, shapes, tmp_path):
-    options = [*tiny, *shapes, "--train.epochs=10", "--train.checkpoint_every=2"]
-    signals = {"killed": signal.SIGKILL, "stopped": signal.SIGTERM}
-    with ThreadPoolExecutor() as pool:
-        jobs = {
-            name: pool.submit(stop_by, number, options, tmp_path, name)
-            for name, number in signals.items()
-        }
+@pytest.mark.parametrize(
+    ("number", "done"), [(signal.SIGKILL, 4), (signal.SIGTERM, 5)], ids=["killed", "stopped"]
+)
+def test_ended_processes_resume_to_the_same_bits(
+    call, stop_at, tiny, shapes, tmp_path, number, done
+):
+    """A signal in the fifth step: the run has a checkpoint of four steps, and writes one of five
+    if the signal lets it."""
+    options = [*tiny, *shapes, "--train.epochs=2", "--train.checkpoint_every=2"]
+    status, _, err = stop_at(4, number, "pretrain", *options)
+    run = tmp_path / "run"
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == done
+    if number == signal.SIGTERM:
+        assert status == 128 + signal.SIGTERM
+        expected = "stopped by signal 15 after step 5: go on with mast-ext pretrain"
+        assert err.splitlines()[-1] == f"mast-ext: {expected} --resume {run}"
+    else:
+        assert status == -signal.SIGKILL
+    status, _, err = call("pretrain", "--resume=run")
+    assert status == 0 and err.startswith("resuming mast: 6 steps")
     assert call("pretrain", *options, "--out=whole")[0] == 0
-    for name, number in signals.items():
-        status, err = jobs[name].result()
-        done = read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["global_step"]
-        assert done < 30
-        if number == signal.SIGKILL:
-            assert status == -signal.SIGKILL
-        else:
-            assert status == 128 + signal.SIGTERM
-            expected = f"stopped by signal 15 after step {done}: go on with mast-ext pretrain"
-            assert err.splitlines()[-1] == f"mast-ext: {expected} --resume {name}"
-        status, _, err = call("pretrain", f"--resume={name}")
-        assert status == 0 and err.startswith("resuming mast: 30 steps")
-        for part in (".", "baseline"):
-            assert_same_bits(weights(tmp_path / name / part), weights(tmp_path / "whole" / part))
-        tables = [tmp_path / run / "report" / "results.json" for run in (name, "whole")]
-        assert tables[0].read_text() == tables[1].read_text()
+    for part in (".", "baseline"):
+        assert_same_bits(weights(run / part), weights(tmp_path / "whole" / part))
+    tables = [tmp_path / name / "report" / "results.json" for name in ("run", "whole")]
+    assert tables[0].read_text() == tables[1].read_text()
 
 
 def test_evaluate_leaves_the_teacher_aside(call, tiny, shapes, tmp_path):
