@@ -22,6 +22,7 @@ from mast_ext.methods.method import Encoded as Encoded
 from mast_ext.methods.method import HiddenPatches as HiddenPatches
 from mast_ext.methods.method import Method as Method
 from mast_ext.methods.method import Subspaces as Subspaces
+from mast_ext.methods.method import TeacherMethod as TeacherMethod
 from mast_ext.methods.method import TeacherSpec as TeacherSpec
 from mast_ext.methods.moco import MoCo as MoCo
 from mast_ext.methods.simclr import SimCLR as SimCLR

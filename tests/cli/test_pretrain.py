@@ -40,8 +40,8 @@ def test_default_run(call, tiny, shapes, tmp_path):
     assert err.splitlines()[0] == "training mast: 3 steps, 48 image forwards"
     assert "\x1b" not in err  # no progress bar outside of a terminal
 
-    for part in (run, run / "baseline"):
-        names = {path.name for path in place.iterdir()}
+    for each in (run, run / "baseline"):
+        names = {path.name for path in each.iterdir()}
         assert {"config.yaml", "metrics.csv", "checkpoints", "backbone.safetensors"} <= names
     pictures = sorted(path.name for path in (run / "report").glob("*.png"))
     assert pictures == ["loss.png", "masks.png", "overlap.png", "probes.png"]

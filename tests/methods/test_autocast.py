@@ -9,23 +9,15 @@ import torch
 
 from mast_ext.methods import METHODS, HardViewOptions, Method, encode, hard_selection
 from mast_ext.methods.barlow_twins import BarlowTwinsOptions
-from mast_ext.methods.byol import BYOLOptions
 from mast_ext.methods.mast import MASTOptions
 from mast_ext.methods.moco import MoCoOptions
-from mast_ext.methods.simclr import SimCLROptions
-from mast_ext.methods.simsiam import SimSiamOptions
-from mast_ext.methods.vicreg import VICRegOptions
 
 SMALL = (12, 8)  # projector
 OPTIONS = {
     "barlow_twins": BarlowTwinsOptions(SMALL, redundancy=1.0, chunks=3),
-    "byol": BYOLOptions(SMALL, 5),
     "mast": MASTOptions(SMALL, shared=("crop", "hue"), masks="balanced", sparsity=1.0),
     "moco": MoCoOptions(SMALL, queue=30, symmetric=True),
-    "simclr": SimCLROptions(SMALL),
-    "simsiam": SimSiamOptions(SMALL, 5),
-    "vicreg": VICRegOptions(SMALL),
-}  # those of dino and ibot are in conftest.py
+}  # by default those of conftest.py
 
 
 def answer_in_bfloat16(network, kept, answers):

@@ -77,8 +77,3 @@ def test_queue_stays_in_evaluation():
 def test_momentum_is_constant():
     spec = build(momentum=0.9).teacher()
     assert (spec.momentum, spec.final_momentum) == (0.9, 0.9)
-
-
-def test_needs_its_teacher():
-    with pytest.raises(ValueError, match="moco needs targets"):
-        build()(Encoded(torch.randn(1, BATCH, 5)), batch_of())

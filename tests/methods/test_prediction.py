@@ -93,10 +93,3 @@ def test_barlow_twins_judges_chunks_by_their_loss(chunks):
         for i, j in combinations(range(4), 2):
             expected = method.loss(z[i, part], z[j, part]).expand(len(part))
             torch.testing.assert_close(found[i, j, part], expected)
-
-
-def test_methods_need_their_teacher():
-    method = build(BYOL, BYOLOptions((8, DIM), 9))
-    for call in (lambda encoded: method(encoded, None), method.pair_losses):
-        with pytest.raises(ValueError, match="byol needs targets"):
-            call(Encoded(features_of(2)))

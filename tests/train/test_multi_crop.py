@@ -22,7 +22,8 @@ from mast_ext.train.networks import build_networks
 from mast_ext.train.state.checkpoint import read_checkpoint
 
 VIT = {"img_size": 16, "patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 2}
-METHODS = ["dino", "ibot", "dino+hard", "ibot+hard", "dino+equimod", "ibot+equimod+hard"]
+METHODS = [name for name in sorted(REGISTRY) if REGISTRY[name].multi_crop]
+METHODS += [f"{name}+hard" for name in METHODS] + ["dino+equimod", "ibot+equimod+hard"]
 
 
 @pytest.fixture
