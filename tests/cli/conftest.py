@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,22 @@ from PIL import Image
 
 import mast_ext
 from mast_ext.cli.main import main
+from mast_ext.methods import METHODS
 
 TINY = [
     *("--train.batch_size=8", "--train.epochs=1", "--train.accelerator=cpu"),
     *("--train.tensorboard=false", "--augment.size=16", "--evaluation.neighbors=[5]"),
-    *("--mast.projector=[16,16]", "--vicreg.projector=[16,16]", "--simclr.projector=[16,16]"),
-    *("--moco.projector=[16,16]", "--moco.queue=20", "--equimod.projector=[16,16]"),
-    *("--barlow_twins.projector=[16,16]", "--byol.projector=[16,16]", "--byol.predictor=8"),
-    *("--simsiam.projector=[16,16]", "--simsiam.predictor=8"),
+    "--equimod.projector=[16,16]",
     "--model.timm_args={channels: [8,8,8,16], stem_width: 4}",
+]
+
+
+SMALL = {"projector": "[16,16]", "predictor": "8", "queue": "20"}
+TINY += [
+    f"--{name}.{field.name}={SMALL[field.name]}"
+    for name, method in METHODS.items()
+    for field in fields(method.Options)
+    if field.name in SMALL
 ]
 
 

@@ -1,20 +1,11 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from rich.console import Console
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import open_source
-from mast_ext.methods import EquiModOptions, HardViewOptions
-from mast_ext.methods.barlow_twins import BarlowTwinsOptions
-from mast_ext.methods.byol import BYOLOptions
-from mast_ext.methods.dino import DINOOptions
-from mast_ext.methods.ibot import IBOTOptions
-from mast_ext.methods.mast import MASTOptions
-from mast_ext.methods.moco import MoCoOptions
-from mast_ext.methods.simclr import SimCLROptions
-from mast_ext.methods.simsiam import SimSiamOptions
-from mast_ext.methods.vicreg import VICRegOptions
+from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
 from mast_ext.train.config import (
     DataConfig,
     EvaluationConfig,
@@ -28,19 +19,29 @@ from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.networks import build_networks
 from mast_ext.train.state.run_directory import RunDirectory
 
+SMALL = {
+    "projector": (16, 16),
+    "predictor": 8,
+    "queue": 20,
+    "prototypes": 12,
+    "head": (16,),
+    "bottleneck": 8,
+    "local_views": 2,
+    "local_size": 8,
+}
+
+
+def small_options(method):
+    """Options with which a method is small, as far as it has them."""
+    known = {field.name for field in fields(method.Options)}
+    return method.Options(**{name: value for name, value in SMALL.items() if name in known})
+
+
 TINY = PretrainConfig(
     data=DataConfig(size=16, max_images=24, max_test_images=12, workers=1),
     augment=AugmentationRecipe(size=16, crop_scale=(0.5, 1.0)),
     model=ModelConfig(timm_args={"channels": [8, 8, 8, 16], "stem_width": 4}),
-    mast=MASTOptions(projector=(16, 16)),
-    vicreg=VICRegOptions(projector=(16, 16)),
-    simclr=SimCLROptions(projector=(16, 16)),
-    moco=MoCoOptions(projector=(16, 16), queue=20),
-    barlow_twins=BarlowTwinsOptions(projector=(16, 16)),
-    byol=BYOLOptions(projector=(16, 16), predictor=8),
-    simsiam=SimSiamOptions(projector=(16, 16), predictor=8),
-    dino=DINOOptions(12, (16,), 8, local_views=2, local_size=8),
-    ibot=IBOTOptions(12, (16,), 8, local_views=2, local_size=8),
+    **{name: small_options(method) for name, method in METHODS.items()},
     optimizer=OptimizerConfig(warmup=0.5),
     train=TrainConfig(
         epochs=8 / 3, batch_size=8, accelerator="cpu", checkpoint_every=2, log_every=1
