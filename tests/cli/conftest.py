@@ -37,9 +37,21 @@ def tiny():
     return list(TINY)
 
 
+SHAPES = ["--data.size=16", "--data.max_images=24", "--data.max_test_images=12"]
+
+
 @pytest.fixture
 def shapes():
-    return ["--data.size=16", "--data.max_images=24", "--data.max_test_images=12"]
+    return list(SHAPES)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The directory of a small run of MAST without a baseline, to be read only."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    options = [*TINY, *SHAPES, "--method=mast", "--baseline=none", f"--out={run}"]
+    assert main(["pretrain", *options]) == 0
+    return run
 
 
 @pytest.fixture

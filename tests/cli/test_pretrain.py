@@ -223,9 +223,8 @@ def test_augmentations_follow_the_data(call, tmp_path, options, crop_scale):
     assert status == 0 and yaml.safe_load(out)["augment"]["crop_scale"] == crop_scale
 
 
-def test_print_config_of_an_evaluation_shows_the_run(call, tiny, shapes):
-    call("pretrain", *tiny, *shapes, "--baseline=none", "--out=run")
-    status, out, _ = call("evaluate", "run", "--print_config", "--evaluation.temperature=1")
+def test_print_config_of_an_evaluation_shows_the_run(call, trained):
+    status, out, _ = call("evaluate", trained, "--print_config", "--evaluation.temperature=1")
     found = yaml.safe_load(out)
     assert status == 0
     assert found["data"]["max_images"] == 24 and found["augment"]["size"] == 16
@@ -324,14 +323,13 @@ def test_resume_from_a_checkpoint_file_and_of_a_baseline(call, tiny, shapes, tmp
     assert_same_bits(before[1], weights(tmp_path / "run" / "baseline"))
 
 
-@pytest.mark.parametrize("what", ["run", "run/checkpoints/last.ckpt", "run/backbone.safetensors"])
-def test_evaluate(call, tiny, shapes, tmp_path, what):
-    call("pretrain", *tiny, *shapes, "--baseline=none", "--out=run")
+@pytest.mark.parametrize("what", [".", "checkpoints/last.ckpt", "backbone.safetensors"])
+def test_evaluate(call, trained, shapes, tmp_path, what):
     options = ["--augment.size=16", *shapes, "--evaluation.neighbors=[5]"]
     extra = options if what.endswith("safetensors") else []
-    status, out, err = call("evaluate", what, "--json=found.json", *extra)
+    status, out, err = call("evaluate", trained / what, "--json=found.json", *extra)
     assert status == 0, err
     assert "k-NN 5: accuracy (%) of every factor" in out
     found = json.loads((tmp_path / "found.json").read_text())["rows"]
-    trained = json.loads((tmp_path / "run" / "report" / "results.json").read_text())["rows"]
+    trained = json.loads((trained / "report" / "results.json").read_text())["rows"]
     assert found[0]["accuracy"] == trained[0]["accuracy"]
