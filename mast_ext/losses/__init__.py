@@ -1,8 +1,8 @@
 """Objectives as modules: MAST's own, and drop-ins for lightly's classes.
 
-Every objective is a small algebra on the operators of `mast_ext.functional`. Those on pairs of views
-also answer ``pair_losses(views) -> [V, V, B]``, the loss of every pair of views of every image, and
-those on crops of two sizes (DINO, SwaV) ``crop_losses``: hard views are chosen by them.
+Every objective is a small algebra on the operators of `mast_ext.functional`. Those on pairs of
+views also answer ``pair_losses(views) -> [V, V, B]``, the loss of every pair of views of every
+image, and those on crops of two sizes (DINO, SwaV) ``crop_losses``: hard views are chosen by them.
 
 Autocast does not make a loss less accurate: the operators sum in float32, and the matrix products
 that torch computes around them are excluded from autocast. (On a GPU, inputs in bfloat16 are

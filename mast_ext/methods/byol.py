@@ -1,4 +1,4 @@
-"""BYOL: every view predicts what an EMA teacher says of the others (Grill et al. 2020)."""
+"""BYOL: every view predicts an EMA teacher's embeddings of the others (Grill et al. 2020)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

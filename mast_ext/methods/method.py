@@ -165,7 +165,7 @@ class Method(nn.Module, ABC):
             encoded: Features and targets of all V views.
 
         Returns:
-            ``[V, V, B]``: what the loss says of view ``i`` with view ``j`` (see the ``pair_losses``
+            ``[V, V, B]``: the loss of view ``i`` with view ``j`` (see the ``pair_losses``
             of the method's objective).
         """
 
@@ -232,7 +232,7 @@ class Method(nn.Module, ABC):
 
 
 class TeacherMethod(Method):
-    """A method whose student learns what an EMA teacher says of the views.
+    """A method whose student learns from an EMA teacher's embeddings of the views.
 
     A subclass sets ``teacher_spec``.
     """

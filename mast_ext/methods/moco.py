@@ -1,4 +1,4 @@
-"""MoCo: a view is told from a queue of other images' keys, which an EMA teacher makes.
+"""MoCo: a view has to be told apart from a queue of other images' keys, made by an EMA teacher.
 
 He et al. 2020, with the projector and augmentations of v2 (Chen, Fan et al. 2020). The papers
 shuffle each batch between GPUs, since a query might recognize its key by the batch statistics that

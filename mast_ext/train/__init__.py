@@ -12,7 +12,7 @@
 A step, in the order in which things happen (`loop.module` has 2 to 8 as one function):
 
 1. `loop.loader.BatchStream` gives the batch that belongs to the trainer's step.
-2. Methods with a schedule are told the step.
+2. The method learns the step (`Method.at_step`), for schedules.
 3. Hard view selection, if it is on, chooses views.
 4. Views go through the student's and the teacher's backbone, and the method says the loss.
 5. Backward pass. (With ``train.accumulate`` 2 to 5 are repeated for every part of the batch.)

@@ -245,7 +245,7 @@ def launch(module: str, arguments: Sequence[str], count: int) -> int:
 
     Returns:
         0 when all succeeded, else the status of the first one that did not (128 + n for one that
-        signal n ended, here or there). What went wrong is told by it.
+        signal n ended, here or there). That process has reported what went wrong.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -58,7 +58,7 @@ def pretrain(
     Args:
         config: All settings; of a resumed run, those of its ``config.yaml``.
         resume: A run directory, or a checkpoint in one, to go on with.
-        console: Where progress is told (standard error by default).
+        console: Where progress is reported (standard error by default).
 
     Returns:
         What was found; None in a process that is not the first one.

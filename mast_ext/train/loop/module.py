@@ -179,12 +179,12 @@ class PretrainModule(LightningModule):
         those processes where it was not finite, if there are any, and the samples they had.
         """
         odd_loss = next((loss for loss in numbers.losses if not math.isfinite(loss)), None)
-        told = all_gather_object((odd_loss, torch.cat(numbers.indices).tolist()))
-        odd = {rank: loss for rank, (loss, _) in enumerate(told) if loss is not None}
+        every = all_gather_object((odd_loss, torch.cat(numbers.indices).tolist()))
+        odd = {rank: loss for rank, (loss, _) in enumerate(every) if loss is not None}
         what = f"the gradient is {numbers.gradient_norm}"
         if odd:
             first = min(odd)
             where = f" on rank {first}" if world_size() > 1 else ""
             what = f"the loss{where} is {odd[first]}"
-        indices = [i for r, (_, own) in enumerate(told) if not odd or r in odd for i in own]
+        indices = [i for r, (_, own) in enumerate(every) if not odd or r in odd for i in own]
         raise NonFiniteError(what, numbers.step, indices, late=self._readback.late)

@@ -17,7 +17,7 @@ def parameter_groups(
 ) -> list[dict]:
     """Two groups: weights, which decay, and the rest, which does not.
 
-    Biases and norms are told by having one axis; ``exempt`` names others (masks).
+    Biases and norms are recognized by their single axis; ``exempt`` names others (masks).
     """
     exempt = set(exempt)
     decay: list[nn.Parameter] = []
@@ -49,7 +49,7 @@ def create_optimizer(groups: list[dict], config: OptimizerConfig, batch_size: in
     if config.name == "sgd":
         return SGD(groups, lr=lr, momentum=0.9)
     decays, rest = groups
-    # timm adapts what decays; told, it does so at weight decay 0 as well.
+    # timm adapts the rate of weights that decay; `always_adapt` also does at weight decay 0.
     return Lars([{**decays, "always_adapt": True}, rest], lr=lr, momentum=0.9, trust_coeff=1e-3)
 
 
