@@ -17,6 +17,8 @@ from mast_ext import losses
 from mast_ext.distributed import gather_batch, require_equal_batches
 from mast_ext.losses.common.center import Center
 
+pytestmark = pytest.mark.distributed
+
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 SUBSPACES = 3
 BANK = 25  # rows; wraps around in the second of two steps

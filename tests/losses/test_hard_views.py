@@ -321,6 +321,7 @@ def select_on_rank(rank, world_size, directory):
     torch.save(found, f"{directory}/{rank}.pt")
 
 
+@pytest.mark.distributed
 def test_processes_choose_as_one(tmp_path):
     world_size = 2
     mp.spawn(select_on_rank, (world_size, str(tmp_path)), nprocs=world_size)

@@ -18,6 +18,8 @@ from mast_ext.distributed import (
 from mast_ext.train.errors import RunError
 from mast_ext.train.launch import process_group
 
+pytestmark = pytest.mark.distributed
+
 PROCESSES = 2
 
 # What every process sees: the GPUs' UUIDs, and the one it is to take.
