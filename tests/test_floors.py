@@ -16,6 +16,7 @@ FLOORS = [
     {"_C"},
     {"ops"},
     {"functional"},
+    {"distributed"},
     {"losses", "augment", "data", "models"},
     {"methods"},
     {"train"},
@@ -111,7 +112,7 @@ def test_only_ops_knows_the_dispatcher(path):
 def test_optional_packages_stay_where_they_belong(path):
     names = {name.split(".")[0] for name in imports_of(path)} - set(sys.stdlib_module_names)
     part = path.relative_to(PACKAGE).parts[0]
-    if part in ("__init__.py", "functional.py", "reference.py", "ops", "losses"):
+    if part in ("__init__.py", "functional.py", "reference.py", "distributed.py", "ops", "losses"):
         assert names <= CORE_PACKAGES
     if path.relative_to(PACKAGE).as_posix() not in ("augment/dali.py", "augment/dali_graph.py"):
         assert "nvidia" not in names

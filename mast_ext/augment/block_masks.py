@@ -1,4 +1,4 @@
-"""Block masks: which patches of a view are hidden from the student (masked image modelling).
+"""Block masks: which patches of a view are hidden from the student (masked image modeling).
 
 Blockwise masking of BEiT (Bao et al. 2022), with the random ratio of iBOT (Zhou et al. 2022).
 Drawn like augmentation parameters: a view's mask is a function of (seed, epoch, sample, view), and

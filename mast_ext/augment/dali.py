@@ -5,9 +5,9 @@ and go in with the pixels, so that they cannot drift apart. What DALI does alone
 work: while the caller has one batch, the next is rendered and the files of the one after are read.
 
 ``photometric="exact"`` gives torchvision's pixels (mean difference of a whole view about a fifth
-of a level). ``"fused"`` changes colours by one operator, which is faster, but another recipe:
-contrast is changed about level 128 instead of the mean grey, and the hue is turned in YIQ
-instead of HSV, so the same parameters give other colours of the same strength.
+of a level). ``"fused"`` changes colors by one operator, which is faster, but another recipe:
+contrast is changed about level 128 instead of the mean gray, and the hue is turned in YIQ
+instead of HSV, so the same parameters give other colors of the same strength.
 
 Files are decoded by DALI where it makes of them what Pillow does; others go in as pixels. DALI's
 messages do not say which file is at fault, so a batch that fails, or has images of other sizes than
@@ -36,7 +36,7 @@ from mast_ext.augment.recipe import AugmentationRecipe
 from mast_ext.augment.rendering import ImageSource, Indices, Plan, Rendered, by_size, empty
 
 PHOTOMETRIC = ("exact", "fused")
-"""Ways of changing colours."""
+"""Ways of changing colors."""
 
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")  # JPEG, PNG, WebP, BMP
 _PNG_BITS = 24  # position of the number of bits of a channel
@@ -111,7 +111,7 @@ class DaliRenderer:
         self.source, self.policy = source, policy
         off: dict[str, Any] = dict.fromkeys(_GATES, 0.0)
         plain = replace(policy.recipe, **off)
-        self._recipes = (*policy.recipes, *([plain] * policy.with_centre))
+        self._recipes = (*policy.recipes, *([plain] * policy.with_center))
         self._files: EncodedImages | None = None  # the source, if its images are decoded by DALI
         if isinstance(source, EncodedImages) and source.stacked is None:
             self._files = source

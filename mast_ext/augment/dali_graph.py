@@ -41,7 +41,7 @@ def input_names(recipe: AugmentationRecipe, photometric: str) -> tuple[str, ...]
     the other inputs are the columns of their names, but:
 
     * the hue's shift is in sixths of a turn (``exact``) or in degrees (``fused``);
-    * in fused mode, ``colored`` is whether there is jitter or grey, and grey is a saturation of 0.
+    * in fused mode, ``colored`` is whether there is jitter or gray, and gray is a saturation of 0.
     """
     changes = {
         "crop": (),
@@ -71,7 +71,7 @@ def build_graph(
     The input ``image`` is ``[n]`` uint8 (an encoded file) or ``[H, W, 3]`` uint8.
 
     Args:
-        recipes: What may be done to every view, its size and normalisation.
+        recipes: What may be done to every view, its size and normalization.
         encoded: Whether images come as files.
         photometric: ``exact`` or ``fused``, see `mast_ext.augment.dali`.
         gpu: Whether to decode (files: by ``mixed``) and render on the GPU.
@@ -126,7 +126,7 @@ def _view(
     if "jitter" in p:
         view = _jitter(view, p, gpu)
     if "grayscale" in p:
-        view = _to_grey(view, p["grayscale"])
+        view = _to_gray(view, p["grayscale"])
     if "blur" in p:
         view = _blur(view, p["blur"], p["sigma"])
     if "solarize" in p:
@@ -143,7 +143,7 @@ def _view(
 
 
 def _fused_color(view: Node, p: dict[str, Node]) -> Node:
-    """Jitter and grey in one operator: contrast about 128, hue turned in YIQ."""
+    """Jitter and gray in one operator: contrast about 128, hue turned in YIQ."""
     if p["colored"]:
         view = fn.color_twist(
             view,
@@ -166,8 +166,8 @@ def _jitter(view: Node, p: dict[str, Node], gpu: bool) -> Node:
 
 
 def _contrast(view: Node, contrast: Node, gpu: bool) -> Node:
-    """Contrast about the mean grey."""
-    mean = fn.reductions.mean(_grey(view))
+    """Contrast about the mean gray."""
+    mean = fn.reductions.mean(_gray(view))
     if gpu:  # where what an operator is told must not depend on pixels
         view = math.clamp(view * contrast + (1.0 - contrast) * mean, 0.0, 255.0)
         return fn.cast(math.floor(view), dtype=types.UINT8)
@@ -177,20 +177,20 @@ def _contrast(view: Node, contrast: Node, gpu: bool) -> Node:
 
 
 def _saturate(view: Node, saturation: Node) -> Node:
-    """Levels mixed with their grey, float32."""
-    view = view * saturation + _grey(view) * (1.0 - saturation)
+    """Levels mixed with their gray, float32."""
+    view = view * saturation + _gray(view) * (1.0 - saturation)
     return math.floor(math.max(math.min(view, 255.0), 0.0))
 
 
-def _grey(view: Node) -> Node:
+def _gray(view: Node) -> Node:
     """Luma (ITU-R 601-2) truncated to levels, ``[S, S, 1]`` uint8."""
     return fn.coord_transform(view, M=[0.2989, 0.587, 0.114], T=[255 * _DOWN], dtype=types.UINT8)
 
 
-def _to_grey(view: Node, applied: Node) -> Node:
+def _to_gray(view: Node, applied: Node) -> Node:
     if applied:
-        grey = _grey(view)
-        view = fn.cat(grey, grey, grey, axis=2)
+        gray = _gray(view)
+        view = fn.cat(gray, gray, gray, axis=2)
     return view
 
 

@@ -37,18 +37,18 @@ class ViewBatch:
     """Views of a batch of images, and how they were made.
 
     Parameters and pairs are of all views, in this order: the full-size ones, L local ones, and the
-    plain centre view where there is one. V counts them all.
+    plain center view where there is one. V counts them all.
 
     Attributes:
-        images: Normalised full-size views (the centre view is one), ``[V − L, B, 3, S, S]``
+        images: Normalized full-size views (the center view is one), ``[V − L, B, 3, S, S]``
             float32; on the way to a GPU (see `ViewLoader.on`) perhaps their levels, uint8.
         parameters: Augmentation parameters, ``[V, B, P]`` float32.
         pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64.
         index: Sample indices in the source, ``[B]`` int64.
         labels: Class ids of every factor, each ``[B]`` int64.
-        local_images: Normalised local views, ``[L, B, 3, s, s]`` float32; None when there are
+        local_images: Normalized local views, ``[L, B, 3, s, s]`` float32; None when there are
             none.
-        masks: Patches to hide of the full-size views but the centre one, bool ``[F, B, H, W]``;
+        masks: Patches to hide of the full-size views but the center one, bool ``[F, B, H, W]``;
             None when the policy masks none.
         hidden: Where these patches are, to be replaced together with ``masks``; None when there are
             no masks, or when it is to be looked for in them.
@@ -80,8 +80,8 @@ class ViewBatch:
 
         self._map(record)
 
-    def normalised(self, mean: Tensor, std: Tensor) -> "ViewBatch":
-        """The batch with images of levels normalised, those that are so already as they are.
+    def normalized(self, mean: Tensor, std: Tensor) -> "ViewBatch":
+        """The batch with images of levels normalized, those that are so already as they are.
 
         In the operations of the CPU's renderer, each rounded by itself as there: the pixels are
         the same.
@@ -190,7 +190,7 @@ class ViewLoader:
 
         To a GPU they are copied one ahead, on a stream of their own (see
         `mast_ext.augment.transfer`), as levels where the renderer has them, which are a quarter of
-        the bytes; they are normalised there. `state_dict` counts a batch when its copy begins.
+        the bytes; they are normalized there. `state_dict` counts a batch when its copy begins.
         """
         device = torch.device(device)
         if device.type == "cpu":
@@ -202,7 +202,7 @@ class ViewLoader:
         if self._stream is None or self._stream.device != device:
             self._stream = CopyStream(device)  # one for all epochs, whose memory it so uses again
         for batch in copied_ahead(self._batches(for_gpu=True), self._stream):
-            yield batch.normalised(mean, std)
+            yield batch.normalized(mean, std)
 
     def _batches(self, *, for_gpu: bool) -> Iterator[ViewBatch]:
         start, self._resume_at = self._resume_at, 0
@@ -357,7 +357,7 @@ def evaluation_images(
     std: tuple[float, float, float],
     batch_size: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Plain centre views of all images in order, for feature extraction.
+    """Plain center views of all images in order, for feature extraction.
 
     Args:
         source: Where the images come from.
@@ -367,7 +367,7 @@ def evaluation_images(
         batch_size: Images in a batch, at least 1; the last one may be smaller.
 
     Yields:
-        Normalised images ``[B, 3, size, size]`` float32 and their indices ``[B]`` int64.
+        Normalized images ``[B, 3, size, size]`` float32 and their indices ``[B]`` int64.
     """
     from mast_ext.augment.torchvision import render
 
@@ -375,7 +375,7 @@ def evaluation_images(
     recipe = AugmentationRecipe(size=size, mean=mean, std=std)
     for start in range(0, len(source), batch_size):
         indices = np.arange(start, min(start + batch_size, len(source)))
-        rows = torch.from_numpy(sampler.centre_rows(source.sizes[indices]))[None]
+        rows = torch.from_numpy(sampler.center_rows(source.sizes[indices]))[None]
         yield render(images_of(source, indices), rows, recipe)[0], torch.from_numpy(indices)
 
 

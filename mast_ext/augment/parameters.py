@@ -2,7 +2,7 @@
 
 A row says everything about one view of one image; samplers write rows, renderers and encoders of
 parameters read them. Neutral values (factor 1, shift 0, sigma 0) stand where an operation was not
-applied, so a row can be read without looking at its gates. The constants that standardise rows
+applied, so a row can be read without looking at its gates. The constants that standardize rows
 follow from the recipe by integration, none is measured.
 """
 
@@ -46,7 +46,7 @@ SHAREABLE = {
     "blur": ("blur", "sigma"),
 }
 """What two views of an image may have in common, and the columns that have to agree for it: equal
-hue shifts are no common hue where one of the views is grey."""
+hue shifts are no common hue where one of the views is gray."""
 
 NEUTRAL = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """The row of an image that nothing was done to."""
@@ -91,18 +91,18 @@ class AugmentationParameters:
             raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {name!r}")
         return self.rows[..., GROUPS[name]]
 
-    def standardised(self, *recipes: AugmentationRecipe) -> Tensor:
+    def standardized(self, *recipes: AugmentationRecipe) -> Tensor:
         """Rows with mean 0 and variance 1 under the recipe's own distribution, ``[V, B, P]``.
 
         The constants are those of a composed view of a large square image (see `moments`). A
-        column that the recipe never changes is only centred, so it becomes 0.
+        column that the recipe never changes is only centered, so it becomes 0.
 
         Args:
             *recipes: What the views were made with. Of several recipes, say those of every view,
                 the distribution is the mixture: the same parameters are the same numbers in all
                 views.
         """
-        shift, scale = _standardisation(recipes, self.rows.device, self.rows.dtype)
+        shift, scale = _standardization(recipes, self.rows.device, self.rows.dtype)
         return (self.rows - shift) / scale
 
     def crop_iou(self, i: int, j: int) -> Tensor:
@@ -120,7 +120,7 @@ class AugmentationParameters:
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _standardisation(
+def _standardization(
     recipes: tuple[AugmentationRecipe, ...], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Shift and scale of every column, ``[P]``; kept, as a copy to a GPU is waited for."""

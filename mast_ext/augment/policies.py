@@ -38,7 +38,7 @@ class ViewPlan:
 
     Attributes:
         rows: Augmentation parameters, ``[V, B, P]`` float32 (columns: `parameters.COLUMNS`), of
-            the full-size views, the local ones, and the plain centre view.
+            the full-size views, the local ones, and the plain center view.
         pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64, symmetric, -1 on the
             diagonal and for unused pairs.
         masks: Hidden patches of the full-size views, bool ``[F, B, H, W]``, when the policy masks.
@@ -56,7 +56,7 @@ class ViewPolicy(ABC):
 
     Args:
         recipe: What may be done to a view.
-        with_centre: Append the plain centre view (no augmentation, in no pair) as the last view.
+        with_center: Append the plain center view (no augmentation, in no pair) as the last view.
 
     Attributes:
         local_views: How many of the views are local ones; they come behind the full-size views.
@@ -66,13 +66,13 @@ class ViewPolicy(ABC):
     local_views: int = 0
     local_recipe: AugmentationRecipe | None = None
 
-    def __init__(self, recipe: AugmentationRecipe, *, with_centre: bool = False) -> None:
+    def __init__(self, recipe: AugmentationRecipe, *, with_center: bool = False) -> None:
         self.recipe = recipe
-        self.with_centre = with_centre
+        self.with_center = with_center
 
     @property
     def recipes(self) -> tuple[AugmentationRecipe, ...]:
-        """The recipe of every view but the centre one."""
+        """The recipe of every view but the center one."""
         return (self.recipe,) * self._augmented_views()
 
     @property
@@ -81,8 +81,8 @@ class ViewPolicy(ABC):
         return ("joint", *self.recipe.augmentations)
 
     def num_views(self) -> int:
-        """Views of every image, the centre view included."""
-        return self._augmented_views() + self.with_centre
+        """Views of every image, the center view included."""
+        return self._augmented_views() + self.with_center
 
     def plan(self, seed: int, epoch: int, indices: ArrayLike, sizes: ArrayLike) -> ViewPlan:
         """Draws the views of a batch.
@@ -104,8 +104,8 @@ class ViewPolicy(ABC):
             )
         draw = _Draw(self.recipe, seed, epoch, indices, sizes)
         views, pairs = self._views(draw)
-        if self.with_centre:
-            views = [*views, sampler.centre_rows(sizes)]
+        if self.with_center:
+            views = [*views, sampler.center_rows(sizes)]
         count = len(views)
         pair_subspace = np.full((count, count, len(indices)), UNUSED, np.int64)
         for (i, j), subspace in pairs.items():
@@ -123,7 +123,7 @@ class ViewPolicy(ABC):
 
     @abstractmethod
     def _augmented_views(self) -> int:
-        """Views of every image without the centre view."""
+        """Views of every image without the center view."""
 
     @abstractmethod
     def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], "_Pairs"]:
@@ -139,13 +139,13 @@ class ComposedPolicy(ViewPolicy):
     Args:
         recipe: What may be done to a view.
         views: Number of views, at least 1 (default: ``recipe.views``).
-        with_centre: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(
-        self, recipe: AugmentationRecipe, *, views: int | None = None, with_centre: bool = False
+        self, recipe: AugmentationRecipe, *, views: int | None = None, with_center: bool = False
     ) -> None:
-        super().__init__(recipe, with_centre=with_centre)
+        super().__init__(recipe, with_center=with_center)
         self.views = check_integer("views", recipe.views if views is None else views, 1)
 
     def _augmented_views(self) -> int:
@@ -166,13 +166,13 @@ class FactorizedPolicy(ViewPolicy):
     Args:
         recipe: What may be done to a view; at least one augmentation must be on.
         joint: Add one independent composed view, paired with the anchor in the joint subspace.
-        with_centre: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(
-        self, recipe: AugmentationRecipe, *, joint: bool = False, with_centre: bool = False
+        self, recipe: AugmentationRecipe, *, joint: bool = False, with_center: bool = False
     ) -> None:
-        super().__init__(recipe, with_centre=with_centre)
+        super().__init__(recipe, with_center=with_center)
         _require_augmentations("factorized", recipe)
         self.joint = joint
 
@@ -204,7 +204,7 @@ class SampledPolicy(ViewPolicy):
         recipe: What may be done to a view; at least one augmentation must be on if ``joint < 1``.
         n: Views beside the anchor, at least 1.
         joint: Probability of a composed view, in ``[0, 1]``.
-        with_centre: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(
@@ -213,9 +213,9 @@ class SampledPolicy(ViewPolicy):
         *,
         n: int = 1,
         joint: float = 0.5,
-        with_centre: bool = False,
+        with_center: bool = False,
     ) -> None:
-        super().__init__(recipe, with_centre=with_centre)
+        super().__init__(recipe, with_center=with_center)
         self.n = check_integer("n", n, 1)
         self.joint = check_number("joint", joint, 0, 1, "a probability in [0, 1]")
         if self.joint < 1:
@@ -258,7 +258,7 @@ class SharedPolicy(ViewPolicy):
         aligned_pairs: Which pairs may be: those that share one of ``shared`` (``"shared"``), or
             those that do not (``"joint"``).
         aligned_from: The epoch from which any are.
-        with_centre: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(
@@ -270,9 +270,9 @@ class SharedPolicy(ViewPolicy):
         aligned: float = 0.0,
         aligned_pairs: AlignedPairs = "joint",
         aligned_from: int = 0,
-        with_centre: bool = False,
+        with_center: bool = False,
     ) -> None:
-        super().__init__(recipe, with_centre=with_centre)
+        super().__init__(recipe, with_center=with_center)
         for name in shared:
             if name not in SHAREABLE:
                 raise ValueError(f"shared must name {', '.join(SHAREABLE)}, got {name!r}")
@@ -335,7 +335,7 @@ class MultiCropPolicy(ViewPolicy):
             even full-size views are always blurred, odd ones with probability 0.1 and solarized
             with 0.2, local ones blurred with 0.5.
         masks: Draws the patches of full-size views to hide; None hides none.
-        with_centre: Append the plain centre view.
+        with_center: Append the plain center view.
     """
 
     def __init__(
@@ -348,9 +348,9 @@ class MultiCropPolicy(ViewPolicy):
         local_scale: tuple[float, float] = (0.05, 0.4),
         asymmetric: bool = False,
         masks: BlockMasks | None = None,
-        with_centre: bool = False,
+        with_center: bool = False,
     ) -> None:
-        super().__init__(recipe, with_centre=with_centre)
+        super().__init__(recipe, with_center=with_center)
         self.views = check_integer("views", recipe.views if views is None else views, 1)
         self.local_views = check_integer("local_views", local_views, 0)
         check_integer("local_size", local_size, 1)

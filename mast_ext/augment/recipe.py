@@ -17,12 +17,12 @@ AUGMENTATIONS = ("crop", "flip", "color", "grayscale", "blur", "solarize")
 
 @dataclass(frozen=True)
 class AugmentationRecipe:
-    """Probabilities, ranges and normalisation of one kind of view.
+    """Probabilities, ranges and normalization of one kind of view.
 
     Strengths follow torchvision: a brightness strength ``s`` means a factor drawn from
     ``[max(0, 1 - s), 1 + s]``, a hue strength ``h`` a shift from ``[-h, h]`` turns. Operations are
     applied in the order crop, flip, brightness, contrast, saturation, hue, grayscale, blur,
-    solarize, normalise.
+    solarize, normalize.
 
     Attributes:
         size: Side of the square view in pixels, at least 1.
@@ -35,10 +35,10 @@ class AugmentationRecipe:
         contrast: Strength of the contrast change, at least 0.
         saturation: Strength of the saturation change, at least 0.
         hue: Strength of the hue change in turns, in ``[0, 0.5]``.
-        grayscale: Probability of conversion to grey.
+        grayscale: Probability of conversion to gray.
         blur: Probability of a Gaussian blur.
         blur_sigma: Range of the blur's standard deviation in pixels of the view, positive.
-        solarize: Probability of solarisation (pixels at or above the threshold are inverted).
+        solarize: Probability of solarization (pixels at or above the threshold are inverted).
         solarize_threshold: Level from which pixels are inverted, an integer in ``[0, 255]``.
         mean: Mean of each channel, of pixels in ``[0, 1]`` (default: ImageNet's).
         std: Standard deviation of each channel, positive (default: ImageNet's).
@@ -75,7 +75,7 @@ class AugmentationRecipe:
         for name in ("brightness", "contrast", "saturation"):
             strength = getattr(self, name)
             check_number(name, strength, 0, math.inf, "a finite strength of at least 0")
-        check_number("hue", self.hue, 0, 0.5, "a strength in [0, 0.5] (turns of the colour circle)")
+        check_number("hue", self.hue, 0, 0.5, "a strength in [0, 0.5] (turns of the color circle)")
         self._check_range("crop_scale", 1.0)
         self._check_range("crop_ratio", math.inf)
         self._check_range("blur_sigma", math.inf)
@@ -100,7 +100,7 @@ class AugmentationRecipe:
         return tuple(name for name in AUGMENTATIONS if on[name])
 
     def varies(self, name: str) -> bool:
-        """Whether views differ by an augmentation, by one factor of the colour jitter, or by their
+        """Whether views differ by an augmentation, by one factor of the color jitter, or by their
         ``geometry`` (crop or flip)."""
         if name == "geometry":
             return self.varies("crop") or self.varies("flip")

@@ -51,9 +51,9 @@ class Rendered:
     Attributes:
         indices: Samples in the source, ``[B]`` int64.
         plan: How their views are made.
-        images: Normalised full-size views, the centre view last, ``[V − L, B, 3, S, S]`` float32;
+        images: Normalized full-size views, the center view last, ``[V − L, B, 3, S, S]`` float32;
             or their levels, uint8.
-        local_images: Normalised local views, ``[L, B, 3, s, s]`` float32, if there are any; or
+        local_images: Normalized local views, ``[L, B, 3, s, s]`` float32, if there are any; or
             their levels.
     """
 
@@ -72,14 +72,14 @@ class Renderer(Protocol):
         """Batches in the order of ``parts``; leaving the iteration early ends the work on them.
 
         Those ``for_gpu`` lie in page-locked memory, unless they are on a GPU already, and may be
-        levels in place of normalised pixels.
+        levels in place of normalized pixels.
         """
         ...
 
 
 def by_size(policy: ViewPolicy, views: Sequence[T]) -> tuple[list[T], list[T]]:
-    """Of what there is for every view: that of full-size ones and the centre, and of local ones."""
-    first = policy.num_views() - policy.local_views - policy.with_centre
+    """Of what there is for every view: that of full-size ones and the center, and of local ones."""
+    first = policy.num_views() - policy.local_views - policy.with_center
     last = first + policy.local_views
     return [*views[:first], *views[last:]], list(views[first:last])
 

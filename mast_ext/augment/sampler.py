@@ -2,7 +2,7 @@
 
 Every random number is a hash of (seed, epoch, sample index, stream, position): splitmix64 started
 from a key that mixes the first four. So a sample's parameters depend neither on the batch it is
-in, nor on its neighbours, the number of ranks or threads, and a run is resumed with three integers.
+in, nor on its neighbors, the number of ranks or threads, and a run is resumed with three integers.
 Every column has its own position, so switching an augmentation on does not change another's draw.
 
 Source of the hash: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
@@ -48,8 +48,8 @@ def permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return np.argsort(keys(seed, epoch, np.arange(length), stream=-1), kind="stable")
 
 
-def centre_rows(sizes: ArrayLike) -> NDArray[np.float32]:
-    """Rows of the plain centre view (largest central square, nothing else), ``[B, P]`` float32.
+def center_rows(sizes: ArrayLike) -> NDArray[np.float32]:
+    """Rows of the plain center view (largest central square, nothing else), ``[B, P]`` float32.
 
     Args:
         sizes: Height and width of every image, ``[B, 2]`` integers.
@@ -81,7 +81,7 @@ def composed_rows(
         indices: Sample indices in the source, ``[B]`` integers.
         sizes: Height and width of every image, ``[B, 2]`` integers.
         view: Stream of the draw; views of different streams are independent.
-        jittered: Whose colours are changed, ``[B]``; drawn by default.
+        jittered: Whose colors are changed, ``[B]``; drawn by default.
 
     Returns:
         ``[B, P]`` float32.
@@ -157,7 +157,7 @@ def _crop(
 ) -> NDArray[np.float64]:
     """Relative boxes ``[B, 4]`` (y, x, h, w), drawn as ``RandomResizedCrop.get_params`` does."""
     if "crop" not in recipe.augmentations:
-        return centre_rows(sizes)[:, GROUPS["crop"]].astype(np.float64)
+        return center_rows(sizes)[:, GROUPS["crop"]].astype(np.float64)
     height, width = sizes[:, :1], sizes[:, 1:]
     low, high = recipe.crop_scale
     log_low, log_high = np.log(recipe.crop_ratio)
@@ -186,7 +186,7 @@ def _crop(
 def _color(
     recipe: AugmentationRecipe, u: NDArray[np.float64], applied: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Gate and factors of the colour jitter, ``[B, 5]``; neutral where it is not applied."""
+    """Gate and factors of the color jitter, ``[B, 5]``; neutral where it is not applied."""
     values = np.tile(np.array(NEUTRAL[GROUPS["color"]]), (len(u), 1))
     if "color" not in recipe.augmentations:
         return values

@@ -47,11 +47,11 @@ def render(
     Args:
         images: uint8 RGB images, ``[B, 3, H, W]``, or a sequence of B tensors ``[3, H, W]``.
         rows: Augmentation parameters, ``[V, B, P]`` float32.
-        recipe: Size of the views, solarisation threshold and normalisation.
-        for_gpu: Leaves normalisation to the GPU that the views are to be copied to.
+        recipe: Size of the views, solarization threshold and normalization.
+        for_gpu: Leaves normalization to the GPU that the views are to be copied to.
 
     Returns:
-        Normalised views, ``[V, B, 3, S, S]`` float32; those ``for_gpu`` are levels, uint8 in
+        Normalized views, ``[V, B, 3, S, S]`` float32; those ``for_gpu`` are levels, uint8 in
         page-locked memory.
 
     Raises:
@@ -74,7 +74,7 @@ def render(
                 levels = _geometry(stack[part], chosen, recipe.size)
                 _photometry(levels, chosen, recipe)
                 if not for_gpu:
-                    _normalise(levels, recipe)
+                    _normalize(levels, recipe)
                 out[view, members[part]] = levels
     return result
 
@@ -205,7 +205,7 @@ def _bands(weights: NDArray[np.float32]) -> Iterator[tuple[slice, slice]]:
 
 
 def _photometry(levels: Levels, rows: Rows, recipe: AugmentationRecipe) -> None:
-    """Jitter, grey, blur and solarize of ``levels`` ``[N, 3, S, S]``, in place."""
+    """Jitter, gray, blur and solarize of ``levels`` ``[N, 3, S, S]``, in place."""
     applied = rows > 0.5
     jittered = applied[:, COLUMN["jitter"]]
     shifted = jittered & (rows[:, COLUMN["hue"]] != 0)
@@ -213,7 +213,7 @@ def _photometry(levels: Levels, rows: Rows, recipe: AugmentationRecipe) -> None:
     operations: tuple[tuple[NDArray[np.bool_], Callable[[Levels, Rows], None]], ...] = (
         (jittered, _jitter),
         (shifted, _shift_hue),
-        (applied[:, COLUMN["grayscale"]], _to_grey),
+        (applied[:, COLUMN["grayscale"]], _to_gray),
         (blurred, _blur),
         (applied[:, COLUMN["solarize"]], lambda part, _: _solarize(part, recipe)),
     )
@@ -228,7 +228,7 @@ def _photometry(levels: Levels, rows: Rows, recipe: AugmentationRecipe) -> None:
 
 
 def _jitter(levels: Levels, rows: Rows) -> None:
-    """Brightness, contrast (about the mean grey) and saturation; truncated to levels each time."""
+    """Brightness, contrast (about the mean gray) and saturation; truncated to levels each time."""
     brightness, contrast, saturation = (
         rows[:, COLUMN[name], None, None, None] for name in ("brightness", "contrast", "saturation")
     )
@@ -237,30 +237,30 @@ def _jitter(levels: Levels, rows: Rows) -> None:
     np.floor(levels, out=levels)
 
     # A sum of integers in float64 is exact; the mean is rounded once.
-    mean = _grey(levels).mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64)
+    mean = _gray(levels).mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64)
     levels *= contrast
     levels += (1 - contrast) * mean.astype(np.float32)
     np.clip(levels, 0, 255, out=levels)
     np.floor(levels, out=levels)
 
-    grey = _grey(levels)
-    grey *= 1 - saturation
+    gray = _gray(levels)
+    gray *= 1 - saturation
     levels *= saturation
-    levels += grey
+    levels += gray
     np.clip(levels, 0, 255, out=levels)
     np.floor(levels, out=levels)
 
 
-def _grey(levels: Levels) -> Levels:
+def _gray(levels: Levels) -> Levels:
     """Luma (ITU-R 601-2) truncated to levels, ``[N, 1, S, S]``."""
-    grey = levels[:, 0:1] * 0.2989
-    grey += levels[:, 1:2] * 0.587
-    grey += levels[:, 2:3] * 0.114
-    return np.floor(grey, out=grey)
+    gray = levels[:, 0:1] * 0.2989
+    gray += levels[:, 1:2] * 0.587
+    gray += levels[:, 2:3] * 0.114
+    return np.floor(gray, out=gray)
 
 
-def _to_grey(levels: Levels, rows: Rows) -> None:
-    levels[:] = _grey(levels)
+def _to_gray(levels: Levels, rows: Rows) -> None:
+    levels[:] = _gray(levels)
 
 
 def _shift_hue(levels: Levels, rows: Rows) -> None:
@@ -331,7 +331,7 @@ def _solarize(levels: Levels, recipe: AugmentationRecipe) -> None:
     np.copyto(levels, 255 - levels, where=levels >= recipe.solarize_threshold)
 
 
-def _normalise(levels: Levels, recipe: AugmentationRecipe) -> None:
+def _normalize(levels: Levels, recipe: AugmentationRecipe) -> None:
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (recipe.mean, recipe.std))
     levels /= 255
     levels -= mean

@@ -1,4 +1,4 @@
-"""What is wrong with a command line. Apart from `main`, which may run under another name."""
+"""Errors of a command line. Not in `main`: run as a program its classes are ``__main__``'s."""
 
 
 class UsageError(Exception):

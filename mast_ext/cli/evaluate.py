@@ -7,25 +7,26 @@ from pathlib import Path
 from mast_ext.cli.parser import (
     Parser,
     build,
-    first_look,
+    canonical,
     output_console,
     parse,
+    parse_for_defaults,
     settings_parser,
-    spelled,
 )
 from mast_ext.cli.pretrain import load_config
 from mast_ext.train.config import EvaluateConfig, PretrainConfig
 from mast_ext.train.errors import RunError
-from mast_ext.train.evaluation import chance, device_named, evaluate
-from mast_ext.train.images import open_images
-from mast_ext.train.report import results, tables
-from mast_ext.train.restore import Restored, restore_backbone, restore_checkpoint
-from mast_ext.train.run_directory import RunDirectory, write_text
+from mast_ext.train.evaluation.evaluate import chance, evaluate
+from mast_ext.train.evaluation.images import open_images
+from mast_ext.train.launch import resolve_device
+from mast_ext.train.report.tables import results, tables
+from mast_ext.train.state.restore import Restored, restore_backbone, restore_checkpoint
+from mast_ext.train.state.run_directory import RunDirectory, write_text
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser, arguments = make_parser(), spelled(arguments)
-    path = Path(first_look(parser, arguments).path)
+    parser, arguments = make_parser(), canonical(arguments)
+    path = Path(parse_for_defaults(parser, arguments).path)
     run_config = None if path.suffix == ".safetensors" else load_config(path)
     if run_config is not None:
         parser.set_defaults(_defaults(run_config))
@@ -33,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     config: EvaluateConfig = build(parser, values, EvaluateConfig, "path", "json")
 
     opened = open_images(config.data)
-    images = opened.labelled
+    images = opened.labeled
     if images is None:
         raise RunError(f"nothing to evaluate by: {opened.why_not}")
     restored = _restore(path, run_config)
-    device = device_named(config.accelerator)
+    device = resolve_device(config.accelerator)
     rows = []
     for name, backbone, method in (
         (restored.name, restored.backbone, restored.method),

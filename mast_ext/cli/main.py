@@ -1,4 +1,4 @@
-"""Entry point: finds the command, and turns what a user can mend into one sentence.
+"""Entry point: finds the command, and turns errors that a user can mend into one sentence.
 
 Commands are imported when they are called, so that ``doctor`` works with whatever is installed.
 """
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(str(error), 2)
     except Exception as error:
-        if _is_told_elsewhere(error):
+        if _is_reported_elsewhere(error):
             return 1
         if os.environ.get("MAST_EXT_DEBUG") or not _is_for_users(error):
             raise
@@ -75,13 +75,13 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def _is_for_users(error: Exception) -> bool:
-    """Errors that speak of settings, files and data; the rest are our bugs and keep a traceback."""
+    """Errors of settings, files and data. The others are bugs of ours and keep their traceback."""
     run_error = sys.modules.get("mast_ext.train.errors")
     own = (run_error.RunError,) if run_error is not None else ()
     return isinstance(error, (ValueError, OSError, ModuleNotFoundError, *own))
 
 
-def _is_told_elsewhere(error: Exception) -> bool:
+def _is_reported_elsewhere(error: Exception) -> bool:
     """Whether this process ends because of another one, which says what was wrong."""
     errors = sys.modules.get("mast_ext.train.errors")
     return errors is not None and isinstance(error, errors.EndedByAnother)

@@ -40,10 +40,11 @@ def settings_parser(command: str, description: str, settings: type) -> Parser:
     return parser
 
 
-def spelled(arguments: Sequence[str]) -> list[str]:
-    """A command line with option names as they are: ``--hard-views 4`` is ``--hard_views.views``.
+def canonical(arguments: Sequence[str]) -> list[str]:
+    """A command line with the full names of its options.
 
-    Dashes in a name are as good as underscores, and a number for `hard_views` is that of views.
+    Names may be written with dashes for underscores, and ``--hard-views 4`` is short for
+    ``--hard_views.views 4``.
     """
     words: list[str] = []
     for word in arguments:
@@ -58,14 +59,16 @@ def spelled(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def first_look(parser: Parser, arguments: Sequence[str]) -> Namespace:
-    """Values of a command line whose defaults are yet to be set by what they say."""
+def parse_for_defaults(parser: Parser, arguments: Sequence[str]) -> Namespace:
+    """Values of a command line, read to find the defaults that depend on some of them."""
     return parser.parse_args([a for a in arguments if not _prints(a)])
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> Namespace:
-    """Values of a command line. `--print_config` comes last: jsonargparse would print what it has
-    read up to there."""
+    """Values of a command line.
+
+    ``--print_config`` is moved to the end: jsonargparse prints what it has read before it.
+    """
     return parser.parse_args(sorted(arguments, key=_prints))
 
 
@@ -80,8 +83,8 @@ def build(parser: Parser, values: Namespace, settings: type, *others: str) -> An
     return settings(**fields)
 
 
-def given(arguments: Sequence[str], but: Sequence[str]) -> list[str]:
-    """Options on a command line, except those named in ``but``."""
+def options_in(arguments: Sequence[str], *, but: Sequence[str]) -> list[str]:
+    """Names of the options on a command line, except those in ``but``."""
     options = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
     return [option for option in options if option not in but]
 

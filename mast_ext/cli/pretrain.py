@@ -8,38 +8,38 @@ from mast_ext.cli.errors import UsageError
 from mast_ext.cli.parser import (
     Parser,
     build,
-    first_look,
-    given,
+    canonical,
+    options_in,
     output_console,
     parse,
+    parse_for_defaults,
     settings_parser,
-    spelled,
 )
 from mast_ext.train.config import RECIPES, PretrainConfig
-from mast_ext.train.distributed import find_place, launch, require_devices
-from mast_ext.train.evaluation import LINEAR
+from mast_ext.train.evaluation.evaluate import LINEAR
+from mast_ext.train.launch import launch, launched_rank, require_devices
 from mast_ext.train.pretrain import pretrain, run_of_checkpoint
-from mast_ext.train.report import tables
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.report.tables import tables
+from mast_ext.train.state.run_directory import RunDirectory
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser, arguments = make_parser(), spelled(arguments)
+    parser, arguments = make_parser(), canonical(arguments)
     # The kind of data decides what is done to it unless options say otherwise.
-    recipe = RECIPES[first_look(parser, arguments).data.name]
+    recipe = RECIPES[parse_for_defaults(parser, arguments).data.name]
     parser.set_defaults({"augment": asdict(recipe)})
     values = parse(parser, arguments)
     resume = None if values.resume is None else Path(values.resume)
     if resume is None:
         config = build(parser, values, PretrainConfig, "resume")
     else:
-        extra = given(arguments, ["--resume"])
+        extra = options_in(arguments, but=["--resume"])
         if extra:
             raise UsageError(f"--resume takes the settings of the run: leave out {extra[0]}")
         config = load_config(resume)
 
     wanted = config.train.devices
-    if wanted > 1 and find_place() is None:
+    if wanted > 1 and launched_rank() is None:
         require_devices(config.train)
         return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)
     outcome = pretrain(config, resume=resume)

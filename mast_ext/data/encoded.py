@@ -325,7 +325,7 @@ def _decode(file: ImageFile) -> NDArray[np.uint8]:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits by its upper eight, as Pillow has colours; it would clip this at 255."""
+    """Gray of 16 bits by its upper eight, as Pillow has colors; it would clip this at 255."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     levels = np.asarray(image)

@@ -1,10 +1,10 @@
 """Procedural images with known factors: nothing to download, everything to probe.
 
-One coloured shape on a grey background. Six factors are drawn independently and are the labels:
+One colored shape on a gray background. Six factors are drawn independently and are the labels:
 shape, hue, size, position, rotation, texture. No shape has a rotational symmetry, so the rotation
 is defined for all of them. Brightness, saturation, the exact position, size and angle, and the
 background vary too and are not labels. Shapes are signed distance functions, evaluated at pixel
-centres in batches: the distance to the outline gives the coverage of a pixel without supersampling.
+centers in batches: the distance to the outline gives the coverage of a pixel without supersampling.
 """
 
 import math
@@ -34,7 +34,7 @@ RADII = (0.16, 0.21, 0.27)
 """Radius of the shape by the class of its size, relative to the image's side."""
 
 OFFSET = 0.19
-"""Of a quadrant's centre from the image's, along either axis, relative to the side."""
+"""Of a quadrant's center from the image's, along either axis, relative to the side."""
 
 _STRIPES, _CHECKS = 0.14, 0.2  # periods of the textures, relative to the image's side
 _CHUNK = 256  # images rendered at a time, so that intermediates stay in the cache
@@ -113,8 +113,8 @@ class _Draw:
 def _render(labels: dict[str, NDArray[np.int64]], draw: _Draw, size: int) -> NDArray[np.uint8]:
     """Images ``[N, 3, size, size]`` uint8. Lengths are relative to the image's side."""
     right, below = labels["position"] % 2, labels["position"] // 2
-    centre_x = 0.5 + OFFSET * (2 * right - 1) + draw.uniform(-0.05, 0.05)
-    centre_y = 0.5 + OFFSET * (2 * below - 1) + draw.uniform(-0.05, 0.05)
+    center_x = 0.5 + OFFSET * (2 * right - 1) + draw.uniform(-0.05, 0.05)
+    center_y = 0.5 + OFFSET * (2 * below - 1) + draw.uniform(-0.05, 0.05)
     radius = np.take(RADII, labels["size"]) * draw.uniform(0.95, 1.05)
     angle = labels["rotation"] * (math.pi / 2) + draw.uniform(-0.2, 0.2)
     hue = labels["hue"] / len(CLASSES["hue"]) + draw.uniform(-0.02, 0.02)
@@ -134,8 +134,8 @@ def _render(labels: dict[str, NDArray[np.int64]], draw: _Draw, size: int) -> NDA
         for start in range(0, len(members), _CHUNK):
             at = members[start : start + _CHUNK]
             pick = _Picker(at)
-            dx = columns - pick(centre_x)
-            dy = rows - pick(centre_y)
+            dx = columns - pick(center_x)
+            dy = rows - pick(center_y)
             # The image turned back and scaled, so that the shape has radius 1 and points up.
             u = (pick(cos) * dx + pick(sin) * dy) / pick(radius)
             v = (pick(cos) * dy - pick(sin) * dx) / pick(radius)
@@ -216,6 +216,6 @@ _DISTANCES: tuple[Callable[[Field, Field], Field], ...] = (
 
 
 def _hsv_to_rgb(hue: Field, saturation: Field, value: Field) -> Field:
-    """Colours ``[3, N]`` in ``[0, 1]``."""
+    """Colors ``[3, N]`` in ``[0, 1]``."""
     sextant = (hue * 6 + np.array([5, 3, 1], np.float32)[:, None]) % 6
     return value - value * saturation * np.clip(np.minimum(sextant, 4 - sextant), 0, 1)

@@ -70,7 +70,7 @@ class ShardsSource(EncodedSource):
         skip = on_bad_image == "skip"
         archives, own = _archives(Path(path), split)
         samples, unusable = _samples(archives, skip)
-        labelled = any(sample.label is not None for sample in samples)
+        labeled = any(sample.label is not None for sample in samples)
         names = _class_names(samples)
         if names and split == "test" and own:
             train, _ = _samples(_archives(Path(path), "train")[0], skip=True)
@@ -82,7 +82,7 @@ class ShardsSource(EncodedSource):
 
         good: list[_Sample] = []
         for sample in samples:
-            problem = sample.problem(labelled, names)
+            problem = sample.problem(labeled, names)
             if problem and not skip:
                 raise BadImageError(f"{sample}: {problem}")
             if problem:
@@ -93,7 +93,7 @@ class ShardsSource(EncodedSource):
             raise ValueError(f"no usable samples in the {split} split of {path}")
         labels: dict[str, NDArray[np.int64]] = {}
         classes: dict[str, list[str]] = {}
-        if labelled:
+        if labeled:
             ids = np.array([_class_id(sample.label, names) for sample in good], np.int64)
             labels = {"class": ids}
             classes = {"class": list(names) or [str(i) for i in range(ids.max() + 1)]}
@@ -126,7 +126,7 @@ class _Sample:
     def __str__(self) -> str:
         return f"sample {self.key} in {self.archive}"
 
-    def problem(self, labelled: bool, names: Mapping[str, int]) -> str:
+    def problem(self, labeled: bool, names: Mapping[str, int]) -> str:
         """Why the sample cannot be used; empty if it can."""
         if not self.images:
             return f"it has no image ({', '.join(SUFFIXES)})"
@@ -137,7 +137,7 @@ class _Sample:
             return "the archive ends before the sample does"
         if self.bad_label:
             return self.bad_label
-        if labelled and self.label is None:
+        if labeled and self.label is None:
             return "it has no label, as others have"
         if isinstance(self.label, int) and (names or not 0 <= self.label < _MOST_CLASSES):
             wrong = "is a number, others are names" if names else "is out of range"

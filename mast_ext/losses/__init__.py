@@ -1,11 +1,12 @@
 """Objectives as modules: MAST's own, and drop-ins for lightly's classes.
 
-Every objective is a small algebra on the operators of `mast_ext.functional`, and also answers
-``pair_losses(views) -> [V, V, B]``: what it says about every pair of views of every image.
+Every objective is a small algebra on the operators of `mast_ext.functional`. Those on pairs of
+views also answer ``pair_losses(views) -> [V, V, B]``, the loss of every pair of views of every
+image, and those on crops of two sizes (DINO, SwaV) ``crop_losses``: hard views are chosen by them.
 
-None is rounded further under autocast: the operators sum in float32, and what is left to torch
-around them is not matrix products, or is shielded from it. (On a GPU bfloat16 inputs are multiplied
-as bfloat16, as they are.)
+Autocast does not make a loss less accurate: the operators sum in float32, and the matrix products
+that torch computes around them are excluded from autocast. (On a GPU, inputs in bfloat16 are
+multiplied as bfloat16.)
 """
 
 from mast_ext.losses.barlow_twins import BarlowTwinsLoss

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.gather import gather_batch, require_distributed
-from mast_ext.losses.inputs import require_option
+from mast_ext.distributed import gather_batch, require_distributed
+from mast_ext.losses.common.inputs import require_option
 
 Variant = Literal["official", "paper"]
 
@@ -17,15 +17,15 @@ class BarlowTwinsLoss(nn.Module):
 
         Σ_d (1 − C_dd)² + lambda_param · Σ_{d≠e} C_de²       C = norm(z_a)ᵀ norm(z_b) / B
 
-    where ``norm`` standardises every dimension over the batch. Values equal those of lightly 1.6.0
+    where ``norm`` standardizes every dimension over the batch. Values equal those of lightly 1.6.0
     to float32 accuracy; the loss of 16-bit inputs is float32.
 
     Args:
         lambda_param: Weight of the off-diagonal entries.
-        gather_distributed: Takes the batch of all processes as one, standardisation included
-            (lightly standardises every process's batch by itself and averages ``C``). Processes
+        gather_distributed: Takes the batch of all processes as one, standardization included
+            (lightly standardizes every process's batch by itself and averages ``C``). Processes
             must have batches of equal size.
-        variant: ``"official"`` standardises as batch norm does, with the biased variance plus 1e-5
+        variant: ``"official"`` standardizes as batch norm does, with the biased variance plus 1e-5
             (the authors' code, lightly); ``"paper"`` divides by the unbiased standard deviation
             (the paper's pseudo-code).
 
@@ -68,12 +68,12 @@ class BarlowTwinsLoss(nn.Module):
         """What the loss says about every pair of views of every image.
 
         The loss is a function of the batch's correlations and has no exact share per image. By
-        default this is half the squared distance of the standardised embeddings, whose mean over
+        default this is half the squared distance of the standardized embeddings, whose mean over
         images is ``Σ_d (1 − C_dd)``: what the diagonal term pulls on.
 
         With ``chunks`` the batch is cut into that many parts, as in the published code of Ferreira
         et al. 2025: the images of a part share the loss of the part as if it were the batch. No
-        ``D×D`` matrix is formed: with ``A, B`` the standardised views of ``b`` images,
+        ``D×D`` matrix is formed: with ``A, B`` the standardized views of ``b`` images,
         ``Σ_de C_de² = ⟨A·Aᵀ, B·Bᵀ⟩ / b²``, so that one ``b×b`` Gram matrix per view serves all
         pairs.
 
@@ -91,7 +91,7 @@ class BarlowTwinsLoss(nn.Module):
         wide = views.double() if views.dtype == torch.float64 else views.float()
         if chunks is None:
             batch = gather_batch(wide, 1) if self.gather_distributed else wide
-            normal = self._standardise(wide, batch)
+            normal = self._standardize(wide, batch)
             return functional.subspace_similarity(normal, metric="sqeuclidean")[0] / 2
         if not 1 <= chunks <= wide.shape[1] // 2:
             raise ValueError(
@@ -104,7 +104,7 @@ class BarlowTwinsLoss(nn.Module):
     def _chunk_losses(self, views: Tensor) -> Tensor:
         """The losses of a chunk's views ``[V, b, D]``, given to each image: ``[V, V, b]``."""
         count = views.shape[1]
-        normal = self._standardise(views, views)
+        normal = self._standardize(views, views)
         grams = _Gram.apply(normal)
         total = torch.stack([(grams * gram).sum((1, 2)) for gram in grams]) / count**2
         diagonal = torch.stack([(normal * view).mean(1) for view in normal])  # C_dd: [V, V, D]
@@ -112,7 +112,7 @@ class BarlowTwinsLoss(nn.Module):
         loss = (1 - diagonal).square().sum(-1) + self.lambda_param * off_diagonal
         return loss.unsqueeze(-1).expand(-1, -1, count)
 
-    def _standardise(self, views: Tensor, batch: Tensor) -> Tensor:
+    def _standardize(self, views: Tensor, batch: Tensor) -> Tensor:
         """Views ``[V, b, D]`` by the mean and variance of every dimension over a batch of them."""
         official = self.variant == "official"
         variance = batch.var(1, keepdim=True, unbiased=not official)

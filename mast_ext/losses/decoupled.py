@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mast_ext.losses.contrast import gather_last
-from mast_ext.losses.gather import world_size
-from mast_ext.losses.inputs import Negatives, Reduction
-from mast_ext.losses.view_pairs import ViewPairLoss
+from mast_ext.distributed import world_size
+from mast_ext.losses.common.contrast import gather_last
+from mast_ext.losses.common.inputs import Negatives, Reduction
+from mast_ext.losses.common.view_pairs import ViewPairLoss
 
 
 class DCLLoss(ViewPairLoss):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mast_ext.losses.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.inputs import (
+from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
+from mast_ext.losses.common.inputs import (
     Reduction,
     reduce,
     require_option,
@@ -22,14 +22,14 @@ class DINOLoss(Center):
         loss      = mean over images b and pairs t ≠ s of CE[t,s,b]
 
     Views are told apart by their number: the first views of the student must be those of the
-    teacher, in its order (Caron et al. 2021, eq. 3; the centre: eq. 4). A loss is computed with the
-    centre of the batches before. No tensor of probabilities is made.
+    teacher, in its order (Caron et al. 2021, eq. 3; the center: eq. 4). A loss is computed with the
+    center of the batches before. No tensor of probabilities is made.
 
-    Values, the centre and its place in ``state_dict`` (for which the loss is itself a `Center`)
+    Values, the center and its place in ``state_dict`` (for which the loss is itself a `Center`)
     equal those of lightly 1.6.0 to float32 accuracy, with these differences: 16-bit logits work and
     give a float32 loss, the teacher gets no gradient, and a temperature below 0 is an error.
 
-    When processes train together, the centre and Sinkhorn-Knopp's sums are those of the global
+    When processes train together, the center and Sinkhorn-Knopp's sums are those of the global
     batch. torch.compile compiles anew for every temperature.
 
     Args:
@@ -39,11 +39,11 @@ class DINOLoss(Center):
         warmup_teacher_temp_epochs: Epochs over which ``τ_t`` goes linearly from the one to the
             other.
         student_temp: ``τ_s``.
-        center_momentum: Weight of the past in the centre.
+        center_momentum: Weight of the past in the center.
         center_mode: ``"mean"``, or ``"sinkhorn"``: the teacher's probabilities are the assignments
             of three Sinkhorn-Knopp iterations over all its views (Oquab et al. 2024), and the
-            moving centre is neither used nor changed.
-        center_update: ``"now"``, or ``"deferred"`` to let the centre's sum over processes overlap
+            moving center is neither used nor changed.
+        center_update: ``"now"``, or ``"deferred"`` to let the center's sum over processes overlap
             the backward pass; see `Center`. Losses and checkpoints are the same.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per image.
 
@@ -80,7 +80,7 @@ class DINOLoss(Center):
 
     @property
     def center_momentum(self) -> float:
-        """Weight of the past in the centre."""
+        """Weight of the past in the center."""
         return self.momentum
 
     @center_momentum.setter
@@ -96,7 +96,7 @@ class DINOLoss(Center):
         *,
         update_center: bool = True,
     ) -> Tensor:
-        """The loss of a batch; moves the centre afterwards.
+        """The loss of a batch; moves the center afterwards.
 
         Args:
             teacher_out: Logits of the teacher's views, ``[T, B, C]`` or a list of ``[B, C]``
@@ -105,7 +105,7 @@ class DINOLoss(Center):
                 views first.
             teacher_temp: ``τ_t``; takes precedence over ``epoch``.
             epoch: Epoch from 0, by which ``τ_t`` follows its schedule.
-            update_center: False leaves the centre.
+            update_center: False leaves the center.
 
         Returns:
             A scalar, or ``[B]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
@@ -158,7 +158,7 @@ class DINOLoss(Center):
 
         Returns:
             ``CE [G, G+L, B]``, float32 (float64 for float64 inputs), a crop with itself included.
-            The centre is used, and left as it is.
+            The center is used, and left as it is.
 
         Raises:
             ValueError: A shape does not fit, a temperature is not positive, or the epoch is
@@ -176,7 +176,7 @@ class DINOLoss(Center):
         )
 
     def update_center(self, teacher_out: Tensor) -> None:
-        """Moves the centre towards the mean of the teacher's logits ``[T, B, C]``."""
+        """Moves the center towards the mean of the teacher's logits ``[T, B, C]``."""
         self.update(teacher_out)
 
     def teacher_temperature(

@@ -8,16 +8,16 @@ away, the other views of the same image included: embeddings that ignore the aug
 import torch
 from torch import Tensor, nn
 
-from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
-from mast_ext.losses.gather import require_distributed
-from mast_ext.losses.inputs import (
+from mast_ext.distributed import require_distributed
+from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
+from mast_ext.losses.common.inputs import (
     Reduction,
     reduce,
     require_option,
     require_temperature,
     require_views,
 )
-from mast_ext.losses.view_pairs import both_ways
+from mast_ext.losses.common.view_pairs import both_ways
 
 
 class EquivarianceLoss(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.inputs import require_option, require_temperature
+from mast_ext.losses.common.inputs import require_option, require_temperature
 
 Candidates = Literal["all", "anchor", "even_odd"]
 Strategy = Literal["argmax", "softmax"]

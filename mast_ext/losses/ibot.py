@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mast_ext.losses.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.gather import all_reduce, world_size
-from mast_ext.losses.inputs import Reduction, require_option, require_temperature
+from mast_ext.distributed import all_reduce, world_size
+from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
+from mast_ext.losses.common.inputs import Reduction, require_option, require_temperature
 
 Weighting = Literal["image", "token"]
 CenterTokens = Literal["masked", "all"]
@@ -20,14 +20,14 @@ class IBOTPatchLoss(nn.Module):
         loss = mean over images of the mean of CE_n over the image's masked tokens n
 
     (Zhou et al. 2022). An image without a masked token counts as one of loss 0. A batch
-    without any gives loss 0 and a gradient of 0, and leaves the centre. The loss is computed with
-    the centre of the batches before. No tensor of probabilities is made.
+    without any gives loss 0 and a gradient of 0, and leaves the center. The loss is computed with
+    the center of the batches before. No tensor of probabilities is made.
 
-    Values, the centre and ``state_dict`` equal those of lightly 1.6.0 to float32 accuracy, with
+    Values, the center and ``state_dict`` equal those of lightly 1.6.0 to float32 accuracy, with
     these differences: 16-bit logits work and give a float32 loss, the teacher gets no gradient, and
     a temperature below 0 is an error.
 
-    When processes train together, the centre is that of the tokens of all of them, whose numbers
+    When processes train together, the center is that of the tokens of all of them, whose numbers
     may differ (lightly averages the processes' means).
 
     Args:
@@ -36,11 +36,11 @@ class IBOTPatchLoss(nn.Module):
         student_temp: ``τ_s``.
         center_mode: ``"mean"``, or ``"sinkhorn"``: the teacher's probabilities are the assignments
             of three Sinkhorn-Knopp iterations over its masked tokens (Oquab et al. 2024), and the
-            moving centre is neither used nor changed.
-        center_momentum: Weight of the past in the centre.
-        center_update: ``"now"``, or ``"deferred"`` to let the centre's sum over processes overlap
+            moving center is neither used nor changed.
+        center_momentum: Weight of the past in the center.
+        center_update: ``"now"``, or ``"deferred"`` to let the center's sum over processes overlap
             the backward pass; see `Center`. Losses and checkpoints are the same.
-        center_tokens: The centre is the mean of the ``"masked"`` tokens (DINOv2, lightly), or of
+        center_tokens: The center is the mean of the ``"masked"`` tokens (DINOv2, lightly), or of
             ``"all"`` (iBOT's authors): ``teacher_out`` then has to hold all.
         weighting: Every ``"image"`` counts the same, however many tokens it has masked, or every
             masked ``"token"``.
@@ -87,7 +87,7 @@ class IBOTPatchLoss(nn.Module):
         *,
         update_center: bool = True,
     ) -> Tensor:
-        """The loss of a batch; moves the centre afterwards.
+        """The loss of a batch; moves the center afterwards.
 
         Args:
             teacher_out: The teacher's logits of the masked tokens, ``[P, C]`` in the order of the
@@ -96,7 +96,7 @@ class IBOTPatchLoss(nn.Module):
             student_out: The student's logits of the masked tokens, ``[P, C]``.
             mask: bool ``[B, H, W]``, set for ``P`` tokens.
             teacher_temp: ``τ_t`` of this batch.
-            update_center: False leaves the centre.
+            update_center: False leaves the center.
 
         Returns:
             A scalar, or ``[B]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
@@ -148,7 +148,7 @@ class IBOTPatchLoss(nn.Module):
 
         Returns:
             ``[...]``, float32 (float64 for float64 inputs); 0 for an image without a masked token.
-            The centre is used, and left as it is.
+            The center is used, and left as it is.
 
         Raises:
             ValueError: A shape does not fit, or a temperature is not positive.

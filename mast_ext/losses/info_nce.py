@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
-from mast_ext.losses.gather import (
+from mast_ext.distributed import (
     all_gather,
     rank,
     require_distributed,
     require_equal_batches,
     world_size,
 )
-from mast_ext.losses.inputs import (
+from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
+from mast_ext.losses.common.inputs import (
     Reduction,
     reduce,
     require_alike,
@@ -22,7 +22,7 @@ from mast_ext.losses.inputs import (
     require_temperature,
     require_views,
 )
-from mast_ext.losses.view_pairs import both_ways
+from mast_ext.losses.common.view_pairs import both_ways
 
 LOWEST_LEARNED = 0.01
 

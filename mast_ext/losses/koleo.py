@@ -4,26 +4,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.losses.gather import gather_batch, rank, require_distributed
-from mast_ext.losses.inputs import Reduction, reduce, require_option
+from mast_ext.distributed import gather_batch, rank, require_distributed
+from mast_ext.losses.common.inputs import Reduction, reduce, require_option
 
 
 class KoLeoLoss(nn.Module):
-    r"""Spreads embeddings over the sphere, by the distance of each to its nearest neighbour::
+    r"""Spreads embeddings over the sphere, by the distance of each to its nearest neighbor::
 
         loss = − mean_n log(‖x̂_n − x̂_nn(n) + eps‖_p + eps)       x̂ = x / max(‖x‖₂, eps)
 
     The Kozachenko-Leonenko estimate of the embeddings' entropy (Sablayrolles et al. 2019); DINOv2
-    (Oquab et al. 2024) adds it per global crop. The neighbour is the one of largest cosine, found
-    without an ``N × N`` matrix. A single embedding is its own neighbour and gets no gradient.
+    (Oquab et al. 2024) adds it per global crop. The neighbor is the one of largest cosine, found
+    without an ``N × N`` matrix. A single embedding is its own neighbor and gets no gradient.
 
     Values equal those of lightly 1.6.0 to float32 accuracy; 16-bit embeddings are compared, and the
     loss returned, in float32, so that it stays finite for duplicates.
 
     Args:
-        p: The norm of the distance to the neighbour.
+        p: The norm of the distance to the neighbor.
         eps: Smallest norm to divide by, and what keeps the logarithm finite; above 0.
-        gather_distributed: Neighbours are sought among the embeddings of all processes, whose
+        gather_distributed: Neighbors are sought among the embeddings of all processes, whose
             batches must be of equal size.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per embedding.
 

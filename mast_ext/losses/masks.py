@@ -1,7 +1,7 @@
 """Learnable masks that pick a subspace of the embedding for every augmentation.
 
 "MAST: Masked Augmentation Subspace Training" (Huang et al., ICLR 2023) learns such masks; its
-parameterisation is not public, so the ones here are ours. What matters is the *budget*: a mask that
+parameterization is not public, so the ones here are ours. What matters is the *budget*: a mask that
 may concentrate shrinks to the one or two dimensions that are easiest to make invariant. The
 default gives every subspace and every dimension the same budget; so do fixed blocks.
 """
@@ -12,14 +12,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-Parameterisation = Literal["balanced", "softmax", "sigmoid", "relu", "blocks", "ones"]
+Parameterization = Literal["balanced", "softmax", "sigmoid", "relu", "blocks", "ones"]
 
 
 class SubspaceMasks(nn.Module):
     """Masks ``[K, D]`` of ``K`` subspaces of an embedding of ``D`` dimensions.
 
     An operator multiplies embeddings by the mask ``m``, so a squared distance is weighted with
-    ``w = m²``. The parameterisations, of the learned ``logits [K, D]``:
+    ``w = m²``. The parameterizations, of the learned ``logits [K, D]``:
 
     * ``balanced``: ``w`` is the matrix nearest to ``exp(logits)`` (in relative entropy) with
       ``Σ_d w_kd = D`` for every subspace and ``Σ_k w_kd = K`` for every dimension: Sinkhorn
@@ -38,14 +38,14 @@ class SubspaceMasks(nn.Module):
     Args:
         subspaces: ``K``, at least 1.
         dim: ``D``, at least 1.
-        parameterisation: One of the above.
+        parameterization: One of the above.
         spread: Standard deviation of the initial logits; 0 makes all subspaces alike, and then
             only their data can tell them apart.
         iterations: Sinkhorn iterations (``balanced`` only).
         generator: Source of the initial logits; torch's global one by default.
 
     Raises:
-        ValueError: A number is out of range or the parameterisation is unknown.
+        ValueError: A number is out of range or the parameterization is unknown.
     """
 
     fixed: Tensor
@@ -55,7 +55,7 @@ class SubspaceMasks(nn.Module):
         self,
         subspaces: int,
         dim: int,
-        parameterisation: Parameterisation = "balanced",
+        parameterization: Parameterization = "balanced",
         *,
         spread: float = 1.0,
         iterations: int = 10,
@@ -65,23 +65,23 @@ class SubspaceMasks(nn.Module):
         for name, value in (("subspaces", subspaces), ("dim", dim), ("iterations", iterations)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if parameterisation not in get_args(Parameterisation):
+        if parameterization not in get_args(Parameterization):
             raise ValueError(
-                f"parameterisation must be one of {', '.join(get_args(Parameterisation))}, "
-                f"got {parameterisation!r}"
+                f"parameterization must be one of {', '.join(get_args(Parameterization))}, "
+                f"got {parameterization!r}"
             )
-        if parameterisation == "blocks" and dim < subspaces:
+        if parameterization == "blocks" and dim < subspaces:
             raise ValueError(f"dim must be at least {subspaces}, one per subspace, got {dim}")
         if not spread >= 0:
             raise ValueError(f"spread must not be negative, got {spread}")
         self.subspaces = subspaces
         self.dim = dim
-        self.parameterisation = parameterisation
+        self.parameterization = parameterization
         self.spread = spread
         self.iterations = iterations
-        if parameterisation in ("blocks", "ones"):
+        if parameterization in ("blocks", "ones"):
             fixed = torch.ones(subspaces, dim)
-            if parameterisation == "blocks":
+            if parameterization == "blocks":
                 fixed = _blocks(subspaces, dim)
             self.register_buffer("fixed", fixed, persistent=False)
             self.register_parameter("logits", None)
@@ -95,7 +95,7 @@ class SubspaceMasks(nn.Module):
             return
         with torch.no_grad():
             self.logits.normal_(std=self.spread, generator=generator)
-            if self.parameterisation == "relu":
+            if self.parameterization == "relu":
                 self.logits.add_(1).abs_()
 
     def forward(self) -> Tensor:
@@ -104,11 +104,11 @@ class SubspaceMasks(nn.Module):
             return self.fixed.to(torch.promote_types(self.fixed.dtype, torch.float32))
         # Not what `module.half()` made of the parameters: budgets are sums over all dimensions.
         logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
-        if self.parameterisation == "balanced":
+        if self.parameterization == "balanced":
             return (self._log_balanced(logits) / 2).exp()
-        if self.parameterisation == "softmax":
+        if self.parameterization == "softmax":
             return ((logits.log_softmax(1) + math.log(self.dim)) / 2).exp()
-        return logits.sigmoid() if self.parameterisation == "sigmoid" else logits.relu()
+        return logits.sigmoid() if self.parameterization == "sigmoid" else logits.relu()
 
     def _log_balanced(self, logits: Tensor) -> Tensor:
         """``log w``: each iteration fixes the subspaces' sums, then the dimensions' sums."""
@@ -136,9 +136,9 @@ class SubspaceMasks(nn.Module):
         return (weights[:, None] * weights).sum(-1)
 
     def extra_repr(self) -> str:
-        text = f"{self.subspaces}, {self.dim}, {self.parameterisation!r}, spread={self.spread:g}"
+        text = f"{self.subspaces}, {self.dim}, {self.parameterization!r}, spread={self.spread:g}"
         return text + (
-            f", iterations={self.iterations}" if self.parameterisation == "balanced" else ""
+            f", iterations={self.iterations}" if self.parameterization == "balanced" else ""
         )
 
 

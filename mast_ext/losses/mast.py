@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.contrast import contrast_views
-from mast_ext.losses.gather import all_reduce, gather_batch, require_distributed, world_size
-from mast_ext.losses.inputs import require_option, require_temperature
+from mast_ext.distributed import all_reduce, gather_batch, require_distributed, world_size
+from mast_ext.losses.common.contrast import contrast_views
+from mast_ext.losses.common.inputs import require_option, require_temperature
+from mast_ext.losses.common.view_pairs import nt_xent_pairs
 from mast_ext.losses.masks import SubspaceMasks
-from mast_ext.losses.view_pairs import nt_xent_pairs
 
 Base = Literal["vicreg", "nt_xent"]
 Uncertainty = Literal["none", "subspace", "diagonal"]
@@ -57,7 +57,7 @@ class MASTLoss(nn.Module):
     the views of some images share (:class:`mast_ext.augment.SharedPolicy`), which that subspace so
     learns to keep; from a third of the training on, these views are also crops of one place. It
     departs from the paper in that these masks are not learned: learned ones ran to where invariance
-    is cheap, onto few dimensions or to zero. Sharing a whole colour jitter instead of its hue shift
+    is cheap, onto few dimensions or to zero. Sharing a whole color jitter instead of its hue shift
     kept no hue; a subspace for geometry crowded the hue out of its own, and so did sharing hue and
     geometry from the start. The uncertainty of a view knows nothing of how ambiguous its pairs are.
 

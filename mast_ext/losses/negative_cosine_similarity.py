@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.inputs import Reduction, reduce, require_option
+from mast_ext.losses.common.inputs import Reduction, reduce, require_option
 
 
 class NegativeCosineSimilarity(nn.Module):

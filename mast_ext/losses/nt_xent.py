@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mast_ext import functional
-from mast_ext.losses.contrast import positive_cross_entropy
-from mast_ext.losses.inputs import Negatives, Reduction, reduce, require_alike, require_views
-from mast_ext.losses.memory_bank import MemoryBank
-from mast_ext.losses.view_pairs import ViewPairLoss
+from mast_ext.losses.common.contrast import positive_cross_entropy
+from mast_ext.losses.common.inputs import Negatives, Reduction, reduce, require_alike, require_views
+from mast_ext.losses.common.memory_bank import MemoryBank
+from mast_ext.losses.common.view_pairs import ViewPairLoss
 
 
 class NTXentLoss(ViewPairLoss):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.gather import all_reduce_logsumexp, require_distributed, world_size
-from mast_ext.losses.inputs import (
+from mast_ext.distributed import all_reduce_logsumexp, require_distributed, world_size
+from mast_ext.losses.common.inputs import (
     Reduction,
     reduce,
     require_option,
@@ -140,7 +140,7 @@ class SwaVLoss(nn.Module):
         )
 
     def _center(self, crop: Tensor, queue: Tensor | None) -> Tensor:
-        """What centring turns a softmax over ``crop [B, C]`` into its codes."""
+        """What centering turns a softmax over ``crop [B, C]`` into its codes."""
         merges = self.sinkhorn_gather_distributed and world_size() > 1
         return functional.sinkhorn_knopp(
             crop if queue is None else torch.cat((crop, queue.detach())),

@@ -9,14 +9,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.gather import gather_batch, require_distributed
-from mast_ext.losses.inputs import require_option
+from mast_ext.distributed import gather_batch, require_distributed
+from mast_ext.losses.common.inputs import require_option
 
 Variant = Literal["official", "solo"]
 
 
 class VICRegLoss(nn.Module):
-    """Variance-invariance-covariance regularisation of two views::
+    """Variance-invariance-covariance regularization of two views::
 
         lambda_param · mean (z_a − z_b)²
           + mu_param · ½ [v(z_a) + v(z_b)]     v(z) = mean_d relu(1 − sqrt(Var_b(z_bd) + eps))

@@ -1,63 +1,30 @@
-"""Pretraining methods: where views, heads and losses meet. A new method is one entry here."""
+"""Pretraining methods: where views, heads and losses meet.
 
-from mast_ext.methods.barlow_twins import BarlowTwins, BarlowTwinsOptions
-from mast_ext.methods.byol import BYOL, BYOLOptions
-from mast_ext.methods.dino import DINO, DINOOptions
-from mast_ext.methods.encoding import Encoded, encode
-from mast_ext.methods.equimod import EquiMod, EquiModOptions
-from mast_ext.methods.hard_crops import HardCrops, hard_selection
-from mast_ext.methods.hard_views import (
-    HardSelection,
-    HardViewOptions,
-    HardViewPolicy,
-    HardViews,
-)
-from mast_ext.methods.ibot import IBOT, IBOTOptions
-from mast_ext.methods.mast import MAST, MASTOptions
-from mast_ext.methods.method import HiddenPatches, Method, Subspaces, TeacherSpec
-from mast_ext.methods.moco import MoCo, MoCoOptions
-from mast_ext.methods.simclr import SimCLR, SimCLROptions
-from mast_ext.methods.simsiam import SimSiam, SimSiamOptions
-from mast_ext.methods.vicreg import VICReg, VICRegOptions
+Every method is a file and a line here: `mast_ext.methods.method` says how to write one.
+"""
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (MAST, VICReg, BarlowTwins, SimCLR, MoCo, BYOL, SimSiam, DINO, IBOT)
-}
-"""Every method by its name. `EquiMod` and `HardViews` go around any of them."""
-
-__all__ = [
-    "BYOL",
-    "DINO",
-    "IBOT",
-    "METHODS",
-    "MAST",
-    "BYOLOptions",
-    "BarlowTwins",
-    "BarlowTwinsOptions",
-    "DINOOptions",
-    "Encoded",
-    "EquiMod",
-    "EquiModOptions",
-    "HardCrops",
-    "HardSelection",
-    "HardViewOptions",
-    "HardViewPolicy",
-    "HardViews",
-    "HiddenPatches",
-    "IBOTOptions",
-    "MASTOptions",
-    "Method",
-    "MoCo",
-    "MoCoOptions",
-    "SimCLR",
-    "SimCLROptions",
-    "SimSiam",
-    "SimSiamOptions",
-    "Subspaces",
-    "TeacherSpec",
-    "VICReg",
-    "VICRegOptions",
-    "encode",
-    "hard_selection",
-]
+from mast_ext.methods.barlow_twins import BarlowTwins as BarlowTwins
+from mast_ext.methods.byol import BYOL as BYOL
+from mast_ext.methods.dino import DINO as DINO
+from mast_ext.methods.encoding import encode as encode
+from mast_ext.methods.equimod import EquiMod as EquiMod
+from mast_ext.methods.equimod import EquiModOptions as EquiModOptions
+from mast_ext.methods.hard_crops import HardCrops as HardCrops
+from mast_ext.methods.hard_crops import hard_selection as hard_selection
+from mast_ext.methods.hard_views import HardSelection as HardSelection
+from mast_ext.methods.hard_views import HardViewOptions as HardViewOptions
+from mast_ext.methods.hard_views import HardViewPolicy as HardViewPolicy
+from mast_ext.methods.hard_views import HardViews as HardViews
+from mast_ext.methods.ibot import IBOT as IBOT
+from mast_ext.methods.mast import MAST as MAST
+from mast_ext.methods.method import METHODS as METHODS
+from mast_ext.methods.method import Encoded as Encoded
+from mast_ext.methods.method import HiddenPatches as HiddenPatches
+from mast_ext.methods.method import Method as Method
+from mast_ext.methods.method import Subspaces as Subspaces
+from mast_ext.methods.method import TeacherMethod as TeacherMethod
+from mast_ext.methods.method import TeacherSpec as TeacherSpec
+from mast_ext.methods.moco import MoCo as MoCo
+from mast_ext.methods.simclr import SimCLR as SimCLR
+from mast_ext.methods.simsiam import SimSiam as SimSiam
+from mast_ext.methods.vicreg import VICReg as VICReg

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import BarlowTwinsLoss
-from mast_ext.methods.method import GATHER, Method, require_views
+from mast_ext.methods.method import GATHER, Encoded, Method, register, require_views
 from mast_ext.models import Projector
 
 
@@ -37,6 +37,7 @@ class BarlowTwinsOptions:
             raise ValueError(f"barlow_twins.chunks must be at least 0, got {self.chunks}")
 
 
+@register
 class BarlowTwins(Method):
     """Independent views of an image; the loss is the mean over all pairs of views.
 
@@ -61,15 +62,10 @@ class BarlowTwins(Method):
         self.loss = BarlowTwinsLoss(options.redundancy, GATHER)
         self.chunks = options.chunks or None
 
-    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
-        return make_policy("composed", recipe)
-
-    def forward(
-        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        views = self.embed(features)
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
+        views = self.embed(encoded.features)
         pairs = [self.loss(views[i], views[j]) for i, j in combinations(range(len(views)), 2)]
         return {"loss": torch.stack(pairs).mean()}
 
-    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        return self.loss.pair_losses(self.embed(features), chunks=self.chunks)
+    def pair_losses(self, encoded: Encoded) -> Tensor:
+        return self.loss.pair_losses(self.embed(encoded.features), chunks=self.chunks)

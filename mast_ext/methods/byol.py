@@ -1,14 +1,14 @@
-"""BYOL: every view predicts what an EMA teacher says of the others (Grill et al. 2020)."""
+"""BYOL: every view predicts an EMA teacher's embeddings of the others (Grill et al. 2020)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import NegativeCosineSimilarity
-from mast_ext.losses.view_pairs import mean_over_pairs
-from mast_ext.methods.method import Method, TeacherSpec, require_views
+from mast_ext.losses.common.view_pairs import mean_over_pairs
+from mast_ext.methods.method import Encoded, TeacherMethod, TeacherSpec, register, require_views
 from mast_ext.models import BatchNormMode, Projector
 
 
@@ -33,7 +33,8 @@ class BYOLOptions:
     batch_norm: BatchNormMode = "own"
 
 
-class BYOL(Method):
+@register
+class BYOL(TeacherMethod):
     """Negative cosine similarity of a view's prediction to the teacher's embedding of another.
 
     The loss is the mean over all ordered pairs of views. With two views it is the paper's
@@ -59,30 +60,20 @@ class BYOL(Method):
         dim = self.projector.dim
         self.predictor = Projector(dim, (options.predictor, dim))
         self.loss = NegativeCosineSimilarity()
-        self._teacher = TeacherSpec(
+        self.teacher_spec = TeacherSpec(
             self.projector,
             views=slice(None),
             momentum=options.momentum,
             batch_norm=options.batch_norm,
         )
 
-    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
-        return make_policy("composed", recipe)
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
+        return {"loss": mean_over_pairs(self.pair_losses(encoded)).mean()}
 
-    def teacher(self) -> TeacherSpec:
-        return self._teacher
-
-    def forward(
-        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return {"loss": mean_over_pairs(self.pair_losses(features, targets)).mean()}
-
-    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        if targets is None:
-            raise ValueError("byol needs targets, the embeddings of its teacher")
-        embedded = self.embed(features)
+    def pair_losses(self, encoded: Encoded) -> Tensor:
+        embedded = self.embed(encoded.features)
         predicted = self.predictor(embedded.flatten(0, 1)).view_as(embedded)
-        return self.loss.pair_losses(predicted, targets)
+        return self.loss.pair_losses(predicted, self.targets_of(encoded))
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
         return self.loss.pair_losses(targets)

@@ -1,4 +1,5 @@
-"""DINO: every view of an image is to say of prototypes what an EMA teacher says of two large ones.
+"""DINO: an EMA teacher assigns two large views of an image to prototypes; the student is to give
+every view of that image, small ones too, the same assignment.
 
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers" (ICCV 2021).
 """
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, BlockMasks, MultiCropPolicy, ViewBatch
 from mast_ext.losses import DINOLoss
-from mast_ext.methods.method import HiddenPatches, Method, TeacherSpec, require_views
+from mast_ext.methods.method import Encoded, TeacherMethod, TeacherSpec, register, require_views
 from mast_ext.models import BatchNormMode, DINOHead, NormalizedLinear
 
 
@@ -78,7 +79,8 @@ class DINOOptions:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
-class DINO(Method):
+@register
+class DINO(TeacherMethod):
     """Cross-entropy of every student view to every full-size view of the teacher but itself.
 
     Args:
@@ -110,7 +112,7 @@ class DINO(Method):
             center_mode=options.center_mode,
             center_update="deferred",
         )
-        self._teacher = TeacherSpec(
+        self.teacher_spec = TeacherSpec(
             self.head,
             views=slice(0, recipe.views),
             momentum=options.momentum,
@@ -139,9 +141,6 @@ class DINO(Method):
             masks=self.masks,
         )
 
-    def teacher(self) -> TeacherSpec:
-        return self._teacher
-
     def at_step(self, step: int, steps_per_epoch: int) -> None:
         self._epoch = step / steps_per_epoch
 
@@ -151,7 +150,7 @@ class DINO(Method):
         for module in self.head.modules():
             if isinstance(module, NormalizedLinear):
                 for parameter in module.parameters():
-                    parameter.grad = None  # then the optimiser does not decay it either
+                    parameter.grad = None  # then the optimizer does not decay it either
 
     def _warm(self, start: float, end: float) -> float:
         """A temperature at the current step."""
@@ -167,31 +166,23 @@ class DINO(Method):
     def embed(self, features: Tensor) -> Tensor:
         return self.head.embed(features)
 
-    def forward(
-        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return {"loss": self._view_loss(self.head(features), targets)}
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
+        return {"loss": self._view_loss(self.head(encoded.features), encoded)}
 
-    def _view_loss(self, scores: Tensor, targets: Tensor | None) -> Tensor:
+    def _view_loss(self, scores: Tensor, encoded: Encoded) -> Tensor:
         return self.loss(
-            self._require(targets),
+            self.targets_of(encoded),
             scores,
             teacher_temp=self.teacher_temperature,
             update_center=self.training,
         )
 
-    def crop_losses(
-        self, features: Tensor, targets: Tensor, patches: HiddenPatches | None = None
-    ) -> Tensor:
-        return self._crop_losses(self.head(features), targets)
+    def crop_losses(self, encoded: Encoded) -> Tensor:
+        return self._crop_losses(self.head(encoded.features), encoded)
 
-    def _crop_losses(self, scores: Tensor, targets: Tensor) -> Tensor:
+    def _crop_losses(self, scores: Tensor, encoded: Encoded) -> Tensor:
+        targets = self.targets_of(encoded)
         return self.loss.crop_losses(targets, scores, teacher_temp=self.teacher_temperature)
 
-    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        return self.crop_losses(features, self._require(targets)).transpose(0, 1)
-
-    def _require(self, targets: Tensor | None) -> Tensor:
-        if targets is None:
-            raise ValueError(f"{self.name} needs targets, what its teacher says of the views")
-        return targets
+    def pair_losses(self, encoded: Encoded) -> Tensor:
+        return self.crop_losses(encoded).transpose(0, 1)

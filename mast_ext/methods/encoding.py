@@ -1,39 +1,17 @@
-"""What a batch's views become in the student's and the teacher's backbone, for `Method.forward`.
+"""Sends a batch's views through the student's and the teacher's backbone, for `Method.forward`.
 
 Views of one size are one batch to a backbone. The teacher sees full-size views only, and all their
 patches; the student does not see those that the batch's masks hide.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mast_ext.augment import HiddenPlaces, ViewBatch
-from mast_ext.methods.method import HiddenPatches, Method
+from mast_ext.methods.method import Encoded, HiddenPatches, Method
 from mast_ext.models import EMATeacher, forward_patches, forward_views
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A batch's views in the backbones.
-
-    Attributes:
-        features: The student's features of the full-size views that the method wants, of the
-            local ones, and of the plain centre view, ``[V, B, F]``.
-        targets: The teacher's embeddings, ``[T, B, D]``; None without a teacher.
-        patches: The hidden patches, of a method that hides some.
-    """
-
-    features: Tensor
-    targets: Tensor | None
-    patches: HiddenPatches | None = None
-
-    def losses(self, method: Method, batch: ViewBatch) -> dict[str, Tensor]:
-        """What the method says of the batch."""
-        hidden = () if self.patches is None else (self.patches,)
-        return method(self.features, batch, self.targets, *hidden)
 
 
 def encode(
@@ -43,7 +21,7 @@ def encode(
     batch: ViewBatch,
     *,
     taught: slice | None = None,
-    with_centre: bool | None = None,
+    with_center: bool | None = None,
 ) -> Encoded:
     """Sends a batch's views through the backbones.
 
@@ -54,14 +32,14 @@ def encode(
             `EMATeacher` of the backbone and a head.
         batch: The views.
         taught: Which full-size views the teacher embeds; by default those that the method wants.
-        with_centre: Whether the last full-size view is the plain one; by default as the method
+        with_center: Whether the last full-size view is the plain one; by default as the method
             wants it.
     """
     spec, token = method.teacher(), method.hidden_token()
     if taught is None:
         taught = slice(None) if spec is None else spec.views
-    if with_centre is None:
-        with_centre = method.with_centre
+    if with_center is None:
+        with_center = method.with_center
     images, masks = batch.images[method.student_views], batch.masks
 
     student = places = None
@@ -75,7 +53,7 @@ def encode(
         places = _hidden_places(batch.hidden, masks)
         student = _patches_at(found, places)
     if batch.local_images is not None:
-        full = len(features) - with_centre
+        full = len(features) - with_center
         local = forward_views(backbone, batch.local_images)
         features = torch.cat((features[:full], local, features[full:]))
 

@@ -7,6 +7,7 @@ lies. The wrapped method sees neither the plain image nor these heads.
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from mast_ext.augment import (
     ViewPolicy,
 )
 from mast_ext.losses import EquivarianceLoss
-from mast_ext.methods.method import GATHER, HiddenPatches, Method, Subspaces, TeacherSpec
+from mast_ext.methods.method import GATHER, Encoded, Method, TeacherSpec
 from mast_ext.models import Projector
 
 
@@ -51,8 +52,18 @@ class EquiModOptions:
             raise ValueError(f"equimod.parameters must be at least 1, got {self.parameters}")
 
 
-class EquiMod(Method):
+# EquiMod is used as a method, but does not inherit from `Method`: its defaults would hide what the
+# wrapped method answers (see `EquiMod.__getattr__`).
+if TYPE_CHECKING:
+    _Base = Method
+else:
+    _Base = nn.Module
+
+
+class EquiMod(_Base):
     """A method's loss plus ``weight`` times the equivariance loss.
+
+    It is used as the wrapped method is, which answers for all that it does not define itself.
 
     Its logs beside the method's own: the method's loss under the method's name, ``equivariance``
     (the loss before its weight), and the gain ``cos(y, ŷ) − cos(y, y₀)``: how much nearer the
@@ -62,7 +73,7 @@ class EquiMod(Method):
     flipped does not count for the flip), NaN when the batch has none.
 
     Args:
-        base: The method to go around.
+        base: The method to wrap.
         num_features: Width of the backbone's features.
         recipe: The augmentations.
         options: See `EquiModOptions`.
@@ -72,7 +83,8 @@ class EquiMod(Method):
     """
 
     Options = EquiModOptions
-    with_centre = True
+    student_views = slice(None)
+    with_center = True
 
     def __init__(
         self,
@@ -88,8 +100,6 @@ class EquiMod(Method):
         self.recipes = base.policy(recipe).recipes
         on = {name for each in self.recipes for name in each.augmentations}
         self.augmentations = tuple(name for name in AUGMENTATIONS if name in on)
-        self.local_views, self.local_share = base.local_views, base.local_share
-        self.multi_crop = base.multi_crop
         # Single layers behind the projector, so that it has to make the change a simple one.
         self.projector = Projector(num_features, options.projector, last_norm=True)
         dim = self.projector.dim
@@ -102,7 +112,7 @@ class EquiMod(Method):
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
         policy = self.base.policy(recipe)
-        policy.with_centre = True
+        policy.with_center = True
         return policy
 
     def teacher(self) -> TeacherSpec | None:
@@ -113,28 +123,22 @@ class EquiMod(Method):
         views = len(self.recipes) - self.local_views
         return replace(spec, views=slice(*spec.views.indices(views)))
 
-    def forward(
-        self,
-        features: Tensor,
-        batch: ViewBatch,
-        targets: Tensor | None = None,
-        patches: HiddenPatches | None = None,
-    ) -> dict[str, Tensor]:
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
         shown = replace(
             batch,
             images=batch.images[:-1],
             parameters=batch.parameters[:-1],
             pair_subspace=batch.pair_subspace[:-1, :-1],
         )
-        hidden = () if patches is None else (patches,)
-        terms = self.base(features[:-1][self.base.student_views], shown, targets, *hidden)
+        own = replace(encoded, features=encoded.features[:-1][self.base.student_views])
+        terms = self.base(own, shown)
 
-        *_, centre = embedded = _apply(self.projector, features)
+        *_, center = embedded = _apply(self.projector, encoded.features)
         actual = embedded[:-1]
-        parameters = AugmentationParameters(shown.parameters).standardised(*self.recipes)
-        encoded = _apply(self.encoder, parameters)
-        start = centre.expand_as(actual)
-        predicted = _apply(self.predictor, torch.cat((start, encoded), dim=-1))
+        parameters = AugmentationParameters(shown.parameters).standardized(*self.recipes)
+        change = _apply(self.encoder, parameters)
+        start = center.expand_as(actual)
+        predicted = _apply(self.predictor, torch.cat((start, change), dim=-1))
         equivariance = self.loss(actual, predicted)
         return {
             **terms,
@@ -144,37 +148,22 @@ class EquiMod(Method):
             **self._gains(actual, predicted, start, batch.parameters),
         }
 
-    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        return self.base.pair_losses(features, targets)
+    def pair_losses(self, encoded: Encoded) -> Tensor:
+        return self.base.pair_losses(encoded)
 
-    def crop_losses(
-        self, features: Tensor, targets: Tensor, patches: HiddenPatches | None = None
-    ) -> Tensor:
-        return self.base.crop_losses(features, targets, patches)
-
-    def hidden_token(self) -> Tensor | None:
-        return self.base.hidden_token()
-
-    def at_step(self, step: int, steps_per_epoch: int) -> None:
-        self.base.at_step(step, steps_per_epoch)
-
-    def before_update(self) -> None:
-        self.base.before_update()
-
-    def teacher_pair_losses(self, targets: Tensor) -> Tensor:
-        return self.base.teacher_pair_losses(targets)
-
-    def embed(self, features: Tensor) -> Tensor:
-        return self.base.embed(features)
-
-    def subspaces(self) -> Subspaces | None:
-        return self.base.subspaces()
-
-    def uncertainty(self, features: Tensor) -> Tensor | None:
-        return self.base.uncertainty(features)
+    forwards = Method.forwards  # by this class's views and teacher
 
     def no_weight_decay(self) -> set[str]:
         return {f"base.{name}" for name in self.base.no_weight_decay()}
+
+    def __getattr__(self, name: str) -> Any:
+        """What this class does not have: a submodule, or else the wrapped method's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "base" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.base, name)
 
     @torch.no_grad()
     def _gains(

@@ -84,7 +84,7 @@ class HardCrops(HardSelection):
 
     def forwards(self, steps: int, steps_per_epoch: int) -> float:
         selecting = self.options.selections(steps, steps_per_epoch)
-        trained = self.method.forwards(2 + self.locals + self.policy.with_centre)
+        trained = self.method.forwards(2 + self.locals + self.policy.with_center)
         looked_at = 2 * self.policy.views + self.policy.local_views * self.method.local_share
         return steps * trained + selecting * looked_at
 
@@ -116,17 +116,15 @@ class HardCrops(HardSelection):
             local = None if local is None else scaled_down(local, self.sizes[1])
         shown = replace(batch, images=images, local_images=local)
         with self._selecting(batch.images.device.type, backbone, self.method, teacher):
-            found = encode(
-                self.method, backbone, teacher, shown, taught=slice(None), with_centre=False
+            encoded = encode(
+                self.method, backbone, teacher, shown, taught=slice(None), with_center=False
             )
-            if found.targets is None:
-                raise ValueError(f"{self.method.name} needs its teacher to choose hard views by")
-            return self.method.crop_losses(found.features, found.targets, found.patches)
+            return self.method.crop_losses(encoded)
 
     def _chosen(self, batch: ViewBatch, index: Tensor) -> ViewBatch:
         """Views ``index [2 + L, B]`` of every image with all that is theirs, and the plain one."""
-        full, centre = self.policy.views, int(self.policy.with_centre)
-        pair, last = index[:2], torch.full_like(index[:centre], len(batch.parameters) - 1)
+        full, center = self.policy.views, int(self.policy.with_center)
+        pair, last = index[:2], torch.full_like(index[:center], len(batch.parameters) - 1)
         local = None
         if batch.local_images is not None and self.locals:
             local = functional.gather_views(batch.local_images, index[2:] - full)

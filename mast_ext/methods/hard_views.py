@@ -1,8 +1,9 @@
-"""Hard view selection around any method: of several views of an image it trains on the hardest two.
+"""Hard view selection for any method: of several views of an image it trains on the hardest two.
 
-Ferreira et al., "Beyond Random Augmentations: Pretraining with Hard Views" (ICLR 2025). Methods
-know nothing of it: they answer `Method.pair_losses`, and see a batch of two views as ever. The
-first two views are those of plain training, so a step that does not select is a plain step.
+Ferreira et al., "Beyond Random Augmentations: Pretraining with Hard Views" (ICLR 2025). A method
+scores pairs of views by `Method.pair_losses` and then trains on a batch of two views as without
+selection. The first two views are those of plain training, so that a step that does not select is
+a step of plain training.
 """
 
 import math
@@ -27,10 +28,10 @@ from mast_ext.augment import (
 )
 from mast_ext.augment.policies import JOINT, UNUSED
 from mast_ext.losses import HardViewSelector
-from mast_ext.methods.method import Method
+from mast_ext.methods.method import Encoded, Method
 from mast_ext.models import forward_views
 
-COLOUR = slice(GROUPS["color"].start, GROUPS["grayscale"].stop)
+COLOR = slice(GROUPS["color"].start, GROUPS["grayscale"].stop)
 
 LOGS = ("margin", "iou", "iou_random", "color", "color_random")
 
@@ -130,8 +131,8 @@ class HardViewPolicy(ViewPolicy):
     """
 
     def __init__(self, pair: ViewPolicy, views: int) -> None:
-        super().__init__(pair.recipe, with_centre=pair.with_centre)
-        found = pair.num_views() - pair.with_centre
+        super().__init__(pair.recipe, with_center=pair.with_center)
+        found = pair.num_views() - pair.with_center
         if found != 2:
             raise ValueError(
                 "hard_views needs a method that trains on two views of an image, got"
@@ -184,7 +185,7 @@ class HardSelection(ABC):
             The batch of as many views as the method trains on, and scalars to log, NaN where
             nothing was selected. ``hard_views/margin`` is how much the loss of what was chosen
             exceeds the mean over all choices; ``iou`` and ``color`` are the overlap of the crops
-            of the chosen pair of full-size views and the distance of their standardised colour
+            of the chosen pair of full-size views and the distance of their standardized color
             parameters, ``…_random`` the same of the mean pair.
         """
 
@@ -205,9 +206,9 @@ class HardSelection(ABC):
             yield
 
     def _differences(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Overlap of crops and distance of colours of pairs ``[2, N, P]``, each ``[N]``."""
+        """Overlap of crops and distance of colors of pairs ``[2, N, P]``, each ``[N]``."""
         parameters = AugmentationParameters(rows)
-        first, second = parameters.standardised(*self.policy.recipes)[..., COLOUR]
+        first, second = parameters.standardized(*self.policy.recipes)[..., COLOR]
         return parameters.crop_iou(0, 1), torch.linalg.vector_norm(first - second, dim=-1)
 
 
@@ -255,7 +256,7 @@ class HardViews(HardSelection):
         self.policy = HardViewPolicy(method.policy(recipe), options.views)
         self.method, self.options = method, options
         self.sizes = () if options.size is None else (options.size,)
-        self.trained = 2 + self.policy.with_centre
+        self.trained = 2 + self.policy.with_center
         self.selector = HardViewSelector(
             options.candidates,
             options.strategy,
@@ -294,7 +295,7 @@ class HardViews(HardSelection):
             targets = None if teacher is None else forward_views(teacher, views)
             if self.options.scorer == "teacher" and targets is not None:
                 return self.method.teacher_pair_losses(targets)
-            return self.method.pair_losses(forward_views(backbone, views), targets)
+            return self.method.pair_losses(Encoded(forward_views(backbone, views), targets))
 
     def _pair(self, batch: ViewBatch, index: Tensor) -> ViewBatch:
         """Views ``index [2, B]`` of every image with their parameters, and the plain view."""
@@ -302,7 +303,7 @@ class HardViews(HardSelection):
         subspace = batch.pair_subspace[first, second, torch.arange(len(first), device=index.device)]
         pairs = batch.pair_subspace.new_full((self.trained, self.trained, len(first)), UNUSED)
         pairs[0, 1] = pairs[1, 0] = subspace
-        if self.policy.with_centre:
+        if self.policy.with_center:
             index = torch.cat((index, torch.full_like(index[:1], len(batch.images) - 1)))
         return replace(
             batch,

@@ -1,4 +1,5 @@
-"""iBOT: DINO, and the student says of patches that it cannot see what the teacher says of them.
+"""iBOT: DINO, and the student predicts what the teacher, which sees all patches, says of those that
+are hidden from the student.
 
 Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer" (ICLR 2022).
 """
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from mast_ext.augment import AugmentationRecipe, BlockMasks, ViewBatch
 from mast_ext.losses import IBOTPatchLoss
 from mast_ext.methods.dino import DINO, DINOOptions
-from mast_ext.methods.method import HiddenPatches, Method
+from mast_ext.methods.method import Encoded, HiddenPatches, Method, register
 from mast_ext.models import DINOHead, PatchLayout, patch_layout
 
 
@@ -63,7 +64,7 @@ class IBOTHead(DINOHead):
         widths = (num_features, options.head, options.bottleneck, options.prototypes)
         fixed_gain = options.norm_last_layer
         super().__init__(*widths, batch_norm=options.head_batch_norm, fixed_gain=fixed_gain)
-        # Without batch norm: a batch may hide too few patches to normalise by.
+        # Without batch norm: a batch may hide too few patches to normalize by.
         self.patches: DINOHead | None = None
         if not options.shared_head:
             self.patches = DINOHead(*widths, fixed_gain=fixed_gain)
@@ -81,6 +82,7 @@ class IBOTHead(DINOHead):
         return of_views.unflatten(0, (views, batch)), of_patches
 
 
+@register
 class IBOT(DINO):
     """DINO's loss, in which full-size views are masked, plus that of the hidden patches.
 
@@ -141,16 +143,10 @@ class IBOT(DINO):
         """The teacher's temperature for patches at the current step."""
         return self._warm(self.options.warmup_patch_temperature, self.options.patch_temperature)
 
-    def forward(
-        self,
-        features: Tensor,
-        batch: ViewBatch,
-        targets: Tensor | None = None,
-        patches: HiddenPatches | None = None,
-    ) -> dict[str, Tensor]:
-        hidden = self._require_patches(patches)
-        scores, patch_scores = self.head.both(features, hidden.student)
-        views = self._view_loss(scores, targets)
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
+        hidden = self._patches_of(encoded)
+        scores, patch_scores = self.head.both(encoded.features, hidden.student)
+        views = self._view_loss(scores, encoded)
         loss = self.patch_loss(
             hidden.teacher,
             patch_scores,
@@ -165,17 +161,15 @@ class IBOT(DINO):
             "patches": loss.detach(),
         }
 
-    def crop_losses(
-        self, features: Tensor, targets: Tensor, patches: HiddenPatches | None = None
-    ) -> Tensor:
+    def crop_losses(self, encoded: Encoded) -> Tensor:
         """See `Method.crop_losses`. A tuple's sum is what its loss is, but for a factor.
 
         The loss of a tuple is the mean of ``2 + 2 L`` terms of views plus the mean of two terms of
         patches; so a full-size view's patches stand with ``1 + L`` in its column.
         """
-        hidden = self._require_patches(patches)
-        scores, patch_scores = self.head.both(features, hidden.student)
-        losses = self.options.view_weight * self._crop_losses(scores, targets)
+        hidden = self._patches_of(encoded)
+        scores, patch_scores = self.head.both(encoded.features, hidden.student)
+        losses = self.options.view_weight * self._crop_losses(scores, encoded)
         own = self.patch_loss.patch_losses(
             hidden.teacher,
             patch_scores,
@@ -186,7 +180,7 @@ class IBOT(DINO):
         losses[:, : len(own)] += weight * own
         return losses
 
-    def _require_patches(self, patches: HiddenPatches | None) -> HiddenPatches:
-        if patches is None:
+    def _patches_of(self, encoded: Encoded) -> HiddenPatches:
+        if encoded.patches is None:
             raise ValueError("ibot needs patches, what both networks say of hidden ones")
-        return patches
+        return encoded.patches

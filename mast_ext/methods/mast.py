@@ -1,22 +1,29 @@
-"""MAST: one embedding, a learnable mask per augmentation, invariance inside every mask.
+"""MAST: one embedding, a mask for every subspace of it, and invariance inside every mask.
 
 After Huang et al., "MAST: Masked Augmentation Subspace Training" (ICLR 2023), whose equations are
-not public: the definition is ours (see `mast_ext.losses.MASTLoss`). Subspace 0 is the joint one,
-of pairs whose views were drawn independently; subspace k belongs to pairs that have the k-th shared
-thing in common, which it so learns to keep (or, of the older policies, to pairs that differ by the
-recipe's k-th augmentation alone).
+not public: the definition is ours (see `mast_ext.losses.MASTLoss`). Subspace 0, the joint one,
+compares pairs whose views were drawn independently. With the policy ``shared`` subspace k compares
+pairs that have the k-th entry of ``shared`` in common, and so learns to keep it; with ``sampled``
+and ``factorized`` pairs that differ by the recipe's k-th augmentation alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.augment import (
+    AugmentationRecipe,
+    FactorizedPolicy,
+    SampledPolicy,
+    SharedPolicy,
+    ViewBatch,
+    ViewPolicy,
+)
 from mast_ext.augment.policies import JOINT, AlignedPairs
 from mast_ext.losses import MASTLoss, SubspaceMasks
-from mast_ext.methods.method import GATHER, Method, Subspaces
+from mast_ext.methods.method import GATHER, Encoded, Method, Subspaces, register
 from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.models import LogVarianceHead, Projector
 
@@ -79,6 +86,7 @@ class MASTOptions:
     sparsity: float = 0.0
 
 
+@register
 class MAST(Method):
     """Masked augmentation subspaces.
 
@@ -121,11 +129,16 @@ class MAST(Method):
             outputs = dim if options.uncertainty == "diagonal" else len(self.subspace_names)
             self.log_variance = LogVarianceHead(num_features, outputs)
 
+    @classmethod
+    def complete(cls, options: MASTOptions, epochs: float) -> MASTOptions:
+        if options.aligned_from is not None:
+            return options
+        return replace(options, aligned_from=round(epochs / 3))
+
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
-        if self.options.policy == "shared":
-            options = self.options
-            return make_policy(
-                "shared",
+        options = self.options
+        if options.policy == "shared":
+            return SharedPolicy(
                 recipe,
                 shared=options.shared,
                 share=options.share,
@@ -133,21 +146,21 @@ class MAST(Method):
                 aligned_pairs=options.aligned_pairs,
                 aligned_from=options.aligned_from or 0,
             )
-        if self.options.policy == "factorized":
-            return make_policy("factorized", recipe, joint=self.options.joint > 0)
-        return make_policy("sampled", recipe, n=self.options.partners, joint=self.options.joint)
+        if options.policy == "factorized":
+            return FactorizedPolicy(recipe, joint=options.joint > 0)
+        return SampledPolicy(recipe, n=options.partners, joint=options.joint)
 
-    def forward(
-        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
+        features = encoded.features
         terms = self.loss(self.embed(features), batch.pair_subspace, self._log_var(features))
         logs = dict(terms.logs)
         for k, name in enumerate(self.subspace_names):
             logs[f"invariance/{name}"] = logs.pop(f"invariance/{k}")
         return {"loss": terms.loss, **logs}
 
-    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        # Of independent views, which is what is chosen among: pairs of the joint subspace.
+    def pair_losses(self, encoded: Encoded) -> Tensor:
+        # Views to choose from are drawn independently: their pairs belong to the joint subspace.
+        features = encoded.features
         return self.loss.pair_losses(self.embed(features), self._log_var(features), subspace=JOINT)
 
     def _log_var(self, features: Tensor) -> Tensor | None:

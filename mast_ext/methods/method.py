@@ -1,18 +1,21 @@
 """What a pretraining method is: a view policy, heads on the backbone's features, and a loss.
 
 A method owns no backbone: features come from outside, so that the same backbone can be trained,
-probed and saved without it. So it owns no teacher either: it says which one it wants, and whoever
-trains it keeps that teacher. It holds no arithmetic of a loss: that is `mast_ext.losses`.
+probed and saved without it. So it owns no teacher either: a `TeacherMethod` says which one it
+wants, and the training loop keeps that teacher. The arithmetic of losses is in `mast_ext.losses`.
+
+A new method is a file with a class that `register` names, and its import in
+``mast_ext/methods/__init__.py``. Its ``Options`` become options of the program by that name.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch.distributed
 from torch import Tensor, nn
 
-from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy
+from mast_ext.augment import AugmentationRecipe, ComposedPolicy, ViewBatch, ViewPolicy
 from mast_ext.models import BatchNormMode
 
 GATHER = torch.distributed.is_available()
@@ -76,6 +79,22 @@ class HiddenPatches:
     masks: Tensor
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What the networks say of a batch's views (see `mast_ext.methods.encode`).
+
+    Attributes:
+        features: The backbone's features of the full-size views that the method wants, then of
+            the local views, then of the plain center view, ``[V, B, F]``.
+        targets: The teacher's embeddings, ``[T, B, D]`` without gradient; None without a teacher.
+        patches: The hidden patches, for a method that hides some.
+    """
+
+    features: Tensor
+    targets: Tensor | None = None
+    patches: HiddenPatches | None = None
+
+
 class Method(nn.Module, ABC):
     """Base class of the methods.
 
@@ -84,13 +103,14 @@ class Method(nn.Module, ABC):
 
     Attributes:
         name: What the method is called in settings, tables and checkpoints.
+        Options: Its settings.
         projector: What `embed` applies.
         student_views: Which of the batch's full-size views `forward` wants features of.
         local_views: How many local views it wants; their features follow those of the full-size
             views.
         local_share: Pixels of a local view by those of a full-size one.
         multi_crop: Whether hard views are chosen by `crop_losses` rather than `pair_losses`.
-        with_centre: Whether the plain centre view comes last.
+        with_center: Whether the last full-size view is the plain center view.
     """
 
     name: str
@@ -101,7 +121,7 @@ class Method(nn.Module, ABC):
     local_views: int = 0
     local_share: float = 1.0
     multi_crop: bool = False
-    with_centre: bool = False
+    with_center: bool = False
 
     @classmethod
     def create(
@@ -114,75 +134,70 @@ class Method(nn.Module, ABC):
         """
         return cls(num_features, recipe, options)  # type: ignore[call-arg]
 
-    @abstractmethod
+    @classmethod
+    def complete(cls, options: Any, epochs: float) -> Any:
+        """The options, with those filled in that by default follow from a run's epochs."""
+        return options
+
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
-        """Which views of an image the method trains on."""
+        """Which views of an image the method trains on; by default ``recipe.views`` independent
+        ones."""
+        return ComposedPolicy(recipe)
 
     @abstractmethod
-    def forward(
-        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
         """The training loss of a batch.
 
         Args:
-            features: The backbone's features of the views ``student_views``, ``[V, B, F]``.
+            encoded: What the networks say of the views: features of those in ``student_views``,
+                targets of those that `teacher` names.
             batch: All views.
-            targets: The teacher's embeddings of the views that `teacher` names, ``[T, B, D]``
-                without gradient; None for a method without a teacher.
 
         Returns:
             ``"loss"``, a scalar with gradient, and detached scalars to log.
         """
 
     @abstractmethod
-    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
+    def pair_losses(self, encoded: Encoded) -> Tensor:
         """How hard every pair of views of every image is, for hard view selection.
 
         Args:
-            features: The backbone's features of all views, ``[V, B, F]``.
-            targets: The teacher's embeddings of all views, ``[V, B, D]``; None for a method
-                without a teacher.
+            encoded: Features and targets of all V views.
 
         Returns:
-            ``[V, V, B]``: what the loss says of view ``i`` with view ``j`` (see the ``pair_losses``
+            ``[V, V, B]``: the loss of view ``i`` with view ``j`` (see the ``pair_losses``
             of the method's objective).
         """
 
-    def crop_losses(
-        self, features: Tensor, targets: Tensor, patches: HiddenPatches | None = None
-    ) -> Tensor:
+    def crop_losses(self, encoded: Encoded) -> Tensor:
         """How hard every student view is for every teacher view, for hard crops (`multi_crop`).
 
         Args:
-            features: The backbone's features of G full-size and L local views, ``[G + L, B, F]``.
-            targets: The teacher's embeddings of the full-size views, ``[G, B, D]``.
-            patches: Hidden patches of the full-size views, for a method that hides some.
+            encoded: Features of G full-size and L local views, targets of the G full-size views,
+                and the hidden patches of these for a method that hides some.
 
         Returns:
             ``[G, G + L, B]``, as ``functional.select_hard_crops`` takes them.
         """
         raise ValueError(f"{self.name} does not train on crops of several sizes")
 
-    def hidden_token(self) -> Tensor | None:
-        """What stands for hidden patches (see `mast_ext.models.patches`); None hides none.
-
-        `forward` of a method that hides patches gets its `HiddenPatches` as a fourth argument.
-        """
+    def teacher(self) -> TeacherSpec | None:
+        """The teacher to train with; None for a method without one."""
         return None
-
-    def at_step(self, step: int, steps_per_epoch: int) -> None:
-        """Told before every step, counted from 0, for what follows a schedule."""
-
-    def before_update(self) -> None:
-        """Called when gradients are there, before they are clipped and weights change."""
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
         """Like `pair_losses`, by the teacher's embeddings ``[V, B, D]`` alone."""
         raise ValueError(f"{self.name} has no teacher")
 
-    def teacher(self) -> TeacherSpec | None:
-        """The teacher to train with; None for a method without one."""
+    def hidden_token(self) -> Tensor | None:
+        """What stands for hidden patches (see `mast_ext.models.patches`); None hides none."""
         return None
+
+    def at_step(self, step: int, steps_per_epoch: int) -> None:
+        """Called before every step, counted from 0, for schedules."""
+
+    def before_update(self) -> None:
+        """Called when gradients are there, before they are clipped and weights change."""
 
     def forwards(self, views: int) -> float:
         """How many of an image's ``views`` views go through a backbone in a step.
@@ -214,6 +229,40 @@ class Method(nn.Module, ABC):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that must not decay, beside biases and norms."""
         return set()
+
+
+class TeacherMethod(Method):
+    """A method whose student learns from an EMA teacher's embeddings of the views.
+
+    A subclass sets ``teacher_spec``.
+    """
+
+    teacher_spec: TeacherSpec
+
+    def teacher(self) -> TeacherSpec:
+        return self.teacher_spec
+
+    def targets_of(self, encoded: Encoded) -> Tensor:
+        """The teacher's embeddings.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if encoded.targets is None:
+            raise ValueError(f"{self.name} needs targets, the embeddings of its teacher")
+        return encoded.targets
+
+
+METHODS: dict[str, type[Method]] = {}
+"""Every method by its name. `EquiMod` and hard view selection go around any of them."""
+
+MethodType = TypeVar("MethodType", bound=type[Method])
+
+
+def register(method: MethodType) -> MethodType:
+    """Class decorator: the method can be trained by its name."""
+    METHODS[method.name] = method
+    return method
 
 
 def require_views(method: str, recipe: AugmentationRecipe) -> None:

@@ -1,8 +1,8 @@
-"""MoCo: a view is told from a queue of other images' keys, which an EMA teacher makes.
+"""MoCo: a view has to be told apart from a queue of other images' keys, made by an EMA teacher.
 
 He et al. 2020, with the projector and augmentations of v2 (Chen, Fan et al. 2020). The papers
-shuffle each batch between GPUs, since a query might recognise its key by the batch statistics that
-both were normalised with. One process, and several with synchronised batch norm, have nothing to
+shuffle each batch between GPUs, since a query might recognize its key by the batch statistics that
+both were normalized with. One process, and several with synchronized batch norm, have nothing to
 shuffle between; ``batch_norm="ema"`` rules it out instead.
 """
 
@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import InfoNCELoss
-from mast_ext.losses.memory_bank import MemoryBank
-from mast_ext.methods.method import GATHER, Method, TeacherSpec
+from mast_ext.losses.common.memory_bank import MemoryBank
+from mast_ext.methods.method import GATHER, Encoded, TeacherMethod, TeacherSpec, register
 from mast_ext.models import BatchNormMode, Projector
 
 
@@ -45,7 +45,8 @@ class MoCoOptions:
     batch_norm: BatchNormMode = "own"
 
 
-class MoCo(Method):
+@register
+class MoCo(TeacherMethod):
     """The first view as the query, the second one as its key.
 
     Args:
@@ -72,7 +73,7 @@ class MoCo(Method):
             raise ValueError(f"moco.queue must hold at least 1 key, got {options.queue}")
         self.queue = MemoryBank((options.queue, self.projector.dim), GATHER)
         self.loss = InfoNCELoss(options.temperature)
-        self._teacher = TeacherSpec(
+        self.teacher_spec = TeacherSpec(
             self.projector,
             views=slice(0 if options.symmetric else 1, 2),
             momentum=options.momentum,
@@ -80,18 +81,8 @@ class MoCo(Method):
             batch_norm=options.batch_norm,
         )
 
-    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
-        return make_policy("composed", recipe)
-
-    def teacher(self) -> TeacherSpec:
-        return self._teacher
-
-    def forward(
-        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        if targets is None:
-            raise ValueError("moco needs targets, the embeddings of its teacher")
-        queries = self.embed(features)
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
+        queries, targets = self.embed(encoded.features), self.targets_of(encoded)
         # A copy: the backward pass needs these negatives, not those that replace them below.
         negatives = self.queue.bank.clone()
         keys = targets.flip(0)  # of the other view, when there are two
@@ -100,10 +91,8 @@ class MoCo(Method):
             self.queue.update(keys.flatten(0, 1))
         return {"loss": torch.stack(losses).mean()}
 
-    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        if targets is None:
-            raise ValueError("moco needs targets, the embeddings of its teacher")
-        queries = self.embed(features)
+    def pair_losses(self, encoded: Encoded) -> Tensor:
+        queries, targets = self.embed(encoded.features), self.targets_of(encoded)
         both = self.loss.pair_losses(torch.cat((queries, targets)), self.queue.bank)
         return both[: len(queries), len(queries) :]
 

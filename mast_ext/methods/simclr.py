@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import NTXentLoss
-from mast_ext.methods.method import GATHER, Method, require_views
+from mast_ext.methods.method import GATHER, Encoded, Method, register, require_views
 from mast_ext.models import Projector
 
 
@@ -29,6 +29,7 @@ class SimCLROptions:
     negatives: Literal["pairs", "all_views"] = "pairs"
 
 
+@register
 class SimCLR(Method):
     """Independent views of an image, contrasted by NT-Xent.
 
@@ -54,13 +55,8 @@ class SimCLR(Method):
             options.temperature, gather_distributed=GATHER, negatives=options.negatives
         )
 
-    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
-        return make_policy("composed", recipe)
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
+        return {"loss": self.loss(*self.embed(encoded.features))}
 
-    def forward(
-        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return {"loss": self.loss(*self.embed(features))}
-
-    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        return self.loss.pair_losses(self.embed(features))
+    def pair_losses(self, encoded: Encoded) -> Tensor:
+        return self.loss.pair_losses(self.embed(encoded.features))

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mast_ext.augment import AugmentationRecipe, ViewBatch, ViewPolicy, make_policy
+from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import NegativeCosineSimilarity
-from mast_ext.losses.view_pairs import mean_over_pairs
-from mast_ext.methods.method import Method, require_views
+from mast_ext.losses.common.view_pairs import mean_over_pairs
+from mast_ext.methods.method import Encoded, Method, register, require_views
 from mast_ext.models import Projector
 
 
@@ -28,6 +28,7 @@ class SimSiamOptions:
     predictor: int = 128
 
 
+@register
 class SimSiam(Method):
     """Negative cosine similarity of a view's prediction to another view's embedding.
 
@@ -56,15 +57,10 @@ class SimSiam(Method):
         self.predictor = Projector(dim, (options.predictor, dim))
         self.loss = NegativeCosineSimilarity()
 
-    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
-        return make_policy("composed", recipe)
+    def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
+        return {"loss": mean_over_pairs(self.pair_losses(encoded)).mean()}
 
-    def forward(
-        self, features: Tensor, batch: ViewBatch, targets: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return {"loss": mean_over_pairs(self.pair_losses(features)).mean()}
-
-    def pair_losses(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        embedded = self.embed(features)
+    def pair_losses(self, encoded: Encoded) -> Tensor:
+        embedded = self.embed(encoded.features)
         predicted = self.predictor(embedded.flatten(0, 1)).view_as(embedded)
         return self.loss.pair_losses(predicted, embedded.detach())

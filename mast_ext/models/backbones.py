@@ -82,7 +82,7 @@ class BackboneSpec:
 def create_backbone(
     name: str, small_images: bool = False, **timm_args: Any
 ) -> tuple[nn.Module, int]:
-    """A randomly initialised backbone and its number of features.
+    """A randomly initialized backbone and its number of features.
 
     Args:
         name: A timm model's name, or one made for small images on a CPU: ``resnet_small``, a

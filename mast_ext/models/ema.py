@@ -21,9 +21,9 @@ class EMATeacher(nn.Module):
 
     Args:
         student: The module to copy, weights included, and to follow.
-        batch_norm: What batch norm does in the teacher. ``"own"``: it normalises with the
+        batch_norm: What batch norm does in the teacher. ``"own"``: it normalizes with the
             statistics of the teacher's own batch and keeps its own running averages of them
-            (BYOL, Grill et al. 2020; MoCo v3, Chen et al. 2021). ``"ema"``: it normalises with
+            (BYOL, Grill et al. 2020; MoCo v3, Chen et al. 2021). ``"ema"``: it normalizes with
             the student's running averages, which the teacher follows as it follows parameters
             (EMAN, Cai et al. 2021), so that what it says of an image does not depend on the
             others of its batch.

@@ -2,7 +2,7 @@
 
 A vision transformer's patches are its tokens, and a hidden one is a learned token in place of the
 patch's embedding (iBOT, Zhou et al. 2022). In a convolutional network they are the cells of the
-last feature map, and a hidden one is a learned colour in place of its pixels. What is learned for
+last feature map, and a hidden one is a learned color in place of its pixels. What is learned for
 hidden patches belongs to whoever trains: the backbone stays as timm makes it.
 """
 
@@ -22,7 +22,7 @@ class PatchLayout:
 
     Attributes:
         grid: Height and width of an image in patches.
-        token_dim: Width of what stands for a hidden patch: the embedding's, or 3 colours.
+        token_dim: Width of what stands for a hidden patch: the embedding's, or 3 colors.
     """
 
     grid: tuple[int, int]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 class NormalizedLinear(nn.Module):
     """A linear layer without bias whose weights have a norm of their own parameter.
 
-    ``[N, D] -> [N, C]``, ``y_c = gain_c · ⟨x, w_c / ‖w_c‖⟩`` (weight normalisation, Salimans &
+    ``[N, D] -> [N, C]``, ``y_c = gain_c · ⟨x, w_c / ‖w_c‖⟩`` (weight normalization, Salimans &
     Kingma 2016). For rows of norm 1 and a gain of 1 the outputs are cosines.
 
     Args:
@@ -36,13 +36,13 @@ class NormalizedLinear(nn.Module):
 class DINOHead(nn.Module):
     """A perceptron to rows of norm 1, and their scores under every prototype.
 
-    ``[..., F] -> [..., C]``: linear layers with GELU between them, L2 normalisation, and a
+    ``[..., F] -> [..., C]``: linear layers with GELU between them, L2 normalization, and a
     `NormalizedLinear`.
 
     Args:
         num_features: Width of the input ``F``.
         hidden: Width of every hidden layer (the paper's are 2048, 2048).
-        bottleneck: Width of the normalised rows (the paper's is 256).
+        bottleneck: Width of the normalized rows (the paper's is 256).
         prototypes: Number of prototypes ``C`` (the paper's is 65536).
         batch_norm: Batch norm behind every hidden layer, as the authors take for ResNets.
         fixed_gain: See `NormalizedLinear`; the prototypes then have norm 1, which is more stable.
@@ -81,7 +81,7 @@ class DINOHead(nn.Module):
         self.prototypes = NormalizedLinear(bottleneck, prototypes, fixed_gain=fixed_gain)
 
     def embed(self, features: Tensor) -> Tensor:
-        """The normalised rows, ``[..., F] -> [..., bottleneck]``."""
+        """The normalized rows, ``[..., F] -> [..., bottleneck]``."""
         rows = self.layers(features.flatten(0, -2))
         return F.normalize(rows, dim=-1).unflatten(0, features.shape[:-1])
 

@@ -4,14 +4,12 @@ torch's SyncBatchNorm works on GPUs alone. On the CPU two sums over processes pe
 so that what is true of distributed training there is true here, and can be tested.
 """
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from mast_ext.distributed import is_initialized, sum_over_processes
 
 
 def sync_batch_norm(network: nn.Module, device: torch.device | str) -> nn.Module:
@@ -38,7 +36,7 @@ class _SyncBatchNormOnCPU(_BatchNorm):
     """What any batch norm is made into: no state of its own."""
 
     def forward(self, input: Tensor) -> Tensor:
-        together = self.training and dist.is_initialized()
+        together = self.training and is_initialized()
         out = self._over_processes(input) if together else super().forward(input)
         for follower in ("drop", "act"):  # timm's batch norms have them
             out = getattr(self, follower, nn.Identity())(out)
@@ -52,14 +50,14 @@ class _SyncBatchNormOnCPU(_BatchNorm):
         shape = [1, -1] + [1] * (input.ndim - 2)
         wide = input.to(torch.promote_types(input.dtype, torch.float32))
         own = wide.new_full((1,), input.numel() // input.shape[1])  # others may have more or fewer
-        sums = _SumOverProcesses.apply(torch.cat((wide.sum(axes), own)))
+        sums = sum_over_processes(torch.cat((wide.sum(axes), own)))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        centred = wide - mean.view(shape)
-        variance = _SumOverProcesses.apply(centred.square().sum(axes)) / count
+        centered = wide - mean.view(shape)
+        variance = sum_over_processes(centered.square().sum(axes)) / count
         if self.track_running_stats:
             self._follow(mean.detach(), variance.detach() * count / (count - 1).clamp_min(1))
-        out = centred * (variance + self.eps).rsqrt().view(shape)
+        out = centered * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(input.dtype)
@@ -73,18 +71,3 @@ class _SyncBatchNormOnCPU(_BatchNorm):
         weight = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
         self.running_mean.lerp_(mean.to(self.running_mean), weight)
         self.running_var.lerp_(variance.to(self.running_var), weight)
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.clone()
-        dist.all_reduce(grad)
-        return grad

@@ -1,1 +1,27 @@
-"""The training side: settings, a Lightning module, checkpoints, evaluation and the report."""
+"""The training side: from settings to a run directory with weights, probes and a report.
+
+``config``      all settings of a run
+``launch``      processes that train together, and on which device
+``networks``    what is trained: backbone, method, hard views
+``loop/``       the training loop: views, step, metrics, when to save
+``state/``      what is on disk: run directory, checkpoints, networks restored from them
+``evaluation/`` features of labeled images, and probes of them
+``report/``     tables, figures, HTML
+``pretrain``    the program: train, train the baseline, measure, report
+
+A step, in the order in which things happen (`loop.module` has 2 to 8 as one function):
+
+1. `loop.loader.BatchStream` gives the batch that belongs to the trainer's step.
+2. The method learns the step (`Method.at_step`), for schedules.
+3. Hard view selection, if it is on, chooses views.
+4. Views go through the student's and the teacher's backbone, and the method says the loss.
+5. Backward pass. (With ``train.accumulate`` 2 to 5 are repeated for every part of the batch.)
+6. Weight decay of the step; the gradient's norm; a loss or gradient that is not finite ends the run
+   here (on a GPU one step later, see `loop.readback`), before weights are saved.
+7. The gradient is clipped, and the optimizer moves the weights.
+8. The teacher follows the student.
+9. The learning rate moves.
+10. A row of metrics, if one is due (`loop.callbacks.Metrics`).
+11. A checkpoint, if one is due or a signal has come, which ends the run (`loop.checkpoints`).
+12. The progress bar moves.
+"""

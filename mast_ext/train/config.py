@@ -1,29 +1,18 @@
 """All settings of a run, as frozen dataclasses that check themselves.
 
-The command line, the YAML of `--config` and the `config.yaml` of a run directory are three
-spellings of one `PretrainConfig`.
+The command line, the YAML file of ``--config`` and the ``config.yaml`` of a run directory all
+describe a `PretrainConfig`.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mast_ext.augment import AugmentationRecipe
-from mast_ext.methods import (
-    METHODS,
-    BarlowTwinsOptions,
-    BYOLOptions,
-    DINOOptions,
-    EquiModOptions,
-    HardViewOptions,
-    IBOTOptions,
-    MASTOptions,
-    MoCoOptions,
-    SimCLROptions,
-    SimSiamOptions,
-    VICRegOptions,
-)
+from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -42,12 +31,12 @@ class DataConfig:
         max_images: Use at most this many training images.
         max_test_images: Use at most this many test images.
         on_bad_image: Stop at an unreadable image, naming it, or skip and count it.
-        workers: Background threads that prepare batches; by default one for every core but one
-            of this process's share, 16 at most, where a GPU trains, and none where the CPU does,
-            whose cores are taken.
+        workers: Background threads that prepare batches; by default none when training
+            on the CPU, which needs its cores itself, and on a GPU one less than this process's
+            share of the cores, 16 at most.
         backend: What renders views: ``torchvision``, ``dali``, or ``auto``: DALI for what only it
             can do (``fused``, ``gpu``), else torchvision, which is faster on a CPU.
-        photometric: ``exact`` changes colours as torchvision does; ``fused`` (of DALI) is another
+        photometric: ``exact`` changes colors as torchvision does; ``fused`` (of DALI) is another
             recipe, faster with DALI: contrast about the middle level, hue turned in YIQ.
         device: Where views are rendered; ``gpu`` decodes there, too.
     """
@@ -75,8 +64,8 @@ class DataConfig:
 
 
 RECIPES = {
-    # Shapes are small and lie in a corner: a smaller crop would often miss them. Any hue, so that
-    # there is a factor which plain invariance has to give up.
+    # Shapes are small and lie in a corner: smaller crops would often miss them. Hues change fully,
+    # so that a method that is invariant to augmentations has to lose one of the factors.
     "shapes": AugmentationRecipe(crop_scale=(0.5, 1.0), hue=0.5),
     **dict.fromkeys(("folder", "shards", "cifar10", "cifar100"), AugmentationRecipe()),
 }
@@ -102,7 +91,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimiser and schedule.
+    """Optimizer and schedule.
 
     Attributes:
         name: ``adamw``, ``sgd`` (momentum 0.9) or ``lars``.
@@ -174,24 +163,38 @@ class TrainConfig:
         _at_least(self, 2, "batch_size")
         _at_least(self, 1, "devices", "accumulate", "checkpoint_every", "log_every")
 
+    def share_of_batch(self, processes: int) -> int:
+        """Images per step of each of several processes.
+
+        Raises:
+            ValueError: The batch does not divide into equal parts.
+        """
+        parts = processes * self.accumulate
+        if self.batch_size % parts:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} does not divide into {parts} equal parts"
+                f" (processes: {processes}, train.accumulate: {self.accumulate})"
+            )
+        return self.batch_size // processes
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured after training.
 
     Attributes:
-        neighbours: Neighbours of the weighted k-NN classifiers.
-        temperature: Temperature of the neighbours' weights.
+        neighbors: Neighbors of the weighted k-NN classifiers.
+        temperature: Temperature of the neighbors' weights.
         batch_size: Images per step of feature extraction.
     """
 
-    neighbours: tuple[int, ...] = (20, 200)
+    neighbors: tuple[int, ...] = (20, 200)
     temperature: float = 0.07
     batch_size: int = 512
 
     def __post_init__(self) -> None:
-        if not self.neighbours or min(self.neighbours) < 1:
-            raise ValueError(f"evaluation.neighbours must be positive, got {self.neighbours}")
+        if not self.neighbors or min(self.neighbors) < 1:
+            raise ValueError(f"evaluation.neighbors must be positive, got {self.neighbors}")
         if not self.temperature > 0:
             raise ValueError(f"evaluation.temperature must be positive, got {self.temperature}")
         _at_least(self, 1, "batch_size")
@@ -211,13 +214,26 @@ class EvaluateConfig:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+def _with_options_of_methods(cls: type[Config]) -> type[Config]:
+    """Adds fields to a class, after ``model``: the options of every method under its name."""
+    annotations = {}
+    for name, kind in cls.__annotations__.items():
+        annotations[name] = kind
+        if name == "model":
+            annotations |= {method: METHODS[method].Options for method in sorted(METHODS)}
+    cls.__annotations__ = annotations
+    for method in METHODS.values():
+        setattr(cls, method.name, field(default_factory=method.Options))
+    return cls
+
+
 @dataclass(frozen=True)
+@_with_options_of_methods
 class PretrainConfig:
-    """Everything that determines a run.
+    """Everything that determines a run. The options of every method are a field of its name.
 
     Attributes:
-        method: ``mast``, ``vicreg``, ``barlow_twins``, ``simclr``, ``moco``, ``byol``,
-            ``simsiam``, ``dino`` or ``ibot``.
+        method: What to train: a method that has options below.
         baseline: A method (without EquiMod or hard views) to train beside it with the same number
             of image forwards, those of hard view selection counted, too; ``none``; or ``auto``: on
             ``shapes`` what the method is to improve on, which is the method itself for one with
@@ -226,8 +242,8 @@ class PretrainConfig:
         out: The run directory, which must not exist yet; ``runs/<method>-<data>-<number>`` by
             default.
         augment: By default that of `RECIPES` for the kind of data.
-        equimod: EquiMod around the method, when its weight is above 0.
-        hard_views: Hard view selection around both, when its number of views is above 0.
+        equimod: Wraps the method in EquiMod when its weight is above 0.
+        hard_views: Selects hard views when its number of views is above 0.
     """
 
     method: str = "mast"
@@ -237,15 +253,6 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentationRecipe = RECIPES["shapes"]
     model: ModelConfig = field(default_factory=ModelConfig)
-    mast: MASTOptions = field(default_factory=MASTOptions)
-    vicreg: VICRegOptions = field(default_factory=VICRegOptions)
-    barlow_twins: BarlowTwinsOptions = field(default_factory=BarlowTwinsOptions)
-    simclr: SimCLROptions = field(default_factory=SimCLROptions)
-    moco: MoCoOptions = field(default_factory=MoCoOptions)
-    byol: BYOLOptions = field(default_factory=BYOLOptions)
-    simsiam: SimSiamOptions = field(default_factory=SimSiamOptions)
-    dino: DINOOptions = field(default_factory=DINOOptions)
-    ibot: IBOTOptions = field(default_factory=IBOTOptions)
     equimod: EquiModOptions = field(default_factory=EquiModOptions)
     hard_views: HardViewOptions = field(default_factory=HardViewOptions)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -254,16 +261,17 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        baselines = ("auto", "none", *METHODS)
+            known = ", ".join(sorted(METHODS))
+            raise ValueError(f"method must be one of {known}, got {self.method!r}")
+        baselines = ("auto", "none", *sorted(METHODS))
         if self.baseline not in baselines:
             raise ValueError(
                 f"baseline must be one of {', '.join(baselines)}, got {self.baseline!r}"
             )
         _at_least(self, 0, "seed")
-        if self.mast.aligned_from is None:
-            third = dataclasses.replace(self.mast, aligned_from=round(self.train.epochs / 3))
-            object.__setattr__(self, "mast", third)
+        for name, method in METHODS.items():
+            complete = method.complete(self.options(name), self.train.epochs)
+            object.__setattr__(self, name, complete)
 
     def options(self, method: str) -> Any:
         """The settings of one method."""

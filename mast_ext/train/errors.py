@@ -1,4 +1,4 @@
-"""What can go wrong with a run and is told to the user in one sentence, without a traceback."""
+"""Errors of a run that the program reports in one sentence, without a traceback."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ class CheckpointError(RunError):
 
 
 class EndedByAnother(RunError):
-    """This process ends because another one of the run failed, which tells why."""
+    """This process ends because another one of the run failed, which reports why."""
 
     def __init__(self) -> None:
         super().__init__("another process of the run failed")

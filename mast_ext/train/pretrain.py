@@ -5,6 +5,7 @@ Everything that can be wrong with settings and data is found before the run dire
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,52 +13,21 @@ import yaml
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
-from mast_ext.augment import ViewLoader
 from mast_ext.data import Source
-from mast_ext.losses.gather import rank
-from mast_ext.train.checkpoint import read_checkpoint
+from mast_ext.distributed import rank, run_on_first_rank
 from mast_ext.train.config import PretrainConfig
-from mast_ext.train.distributed import by_first, joined
 from mast_ext.train.errors import CheckpointError, Interrupted
-from mast_ext.train.evaluation import LabelledImages, Row, chance, device_named, evaluate
-from mast_ext.train.examples import draw_hard_views_of, draw_uncertainty_of
-from mast_ext.train.fit import Networks, build_networks, fit, training_loader
-from mast_ext.train.images import Images, open_images
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.report import write_report
-from mast_ext.train.run_directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training of a run: the method's own, or its baseline.
-
-    Attributes:
-        config: Its settings, but for the epochs of a baseline.
-        networks: What is trained.
-        loader: Its views.
-        steps: How many steps it takes.
-        run: Where its files are.
-        resume: A checkpoint to go on from.
-    """
-
-    config: PretrainConfig
-    networks: Networks
-    loader: ViewLoader
-    steps: int
-    run: RunDirectory
-    resume: Path | None
-
-    @property
-    def name(self) -> str:
-        """The method's."""
-        return self.networks.name
-
-    @property
-    def forwards(self) -> int:
-        """Images that go through the backbone, or its teacher, in all processes together."""
-        images = self.config.train.batch_size * self.networks.forwards(self.loader, self.steps)
-        return round(images)
+from mast_ext.train.evaluation.evaluate import Row, chance, evaluate
+from mast_ext.train.evaluation.images import Images, open_images
+from mast_ext.train.launch import process_group, resolve_device
+from mast_ext.train.loop.fit import Training, fit
+from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.networks import build_networks
+from mast_ext.train.report.figures import draw_hard_view_examples, draw_uncertainty
+from mast_ext.train.report.html import write_report
+from mast_ext.train.state.checkpoint import read_checkpoint
+from mast_ext.train.state.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -88,7 +58,7 @@ def pretrain(
     Args:
         config: All settings; of a resumed run, those of its ``config.yaml``.
         resume: A run directory, or a checkpoint in one, to go on with.
-        console: Where progress is told (standard error by default).
+        console: Where progress is reported (standard error by default).
 
     Returns:
         What was found; None in a process that is not the first one.
@@ -99,42 +69,49 @@ def pretrain(
         ValueError: A setting does not fit, or an image cannot be decoded.
         FileNotFoundError: The images' folder does not exist.
     """
-    with joined(config.train.accelerator):
-        device = device_named(config.train.accelerator)
+    with process_group(config.train.accelerator):
+        device = resolve_device(config.train.accelerator)
         first = rank() == 0
         console = (console or Console(stderr=True)) if first else Console(quiet=True)
-        opened = open_images(config.data)
-        run, trainings, modules = _train_all(config, opened.train, resume, console)
-    return _report(config, opened, run, trainings, modules, device, console) if first else None
+        images = open_images(config.data)
+        trainings = plan(config, images.train)
+        run, modules = _train_all(config, trainings, resume, console)
+    return _report(config, images, run, trainings, modules, device, console) if first else None
+
+
+def plan(config: PretrainConfig, source: Source) -> list[Training]:
+    """The method's training and its baseline's, which has as many image forwards.
+
+    Raises:
+        ValueError: A setting does not fit.
+    """
+    configs = [config, *baseline_of(config)]
+    networks = [build_networks(each) for each in configs]
+    loaders = [training_loader(*each, source) for each in zip(configs, networks, strict=True)]
+    steps = max(1, round(config.train.epochs * len(loaders[0])))
+    forwards = networks[0].forwards(loaders[0], steps)
+    trainings = [Training(config, networks[0], loaders[0], steps)]
+    for baseline, its_networks, loader in zip(configs[1:], networks[1:], loaders[1:], strict=True):
+        steps = max(1, round(forwards / its_networks.forwards(loader, 1)))
+        trainings.append(Training(baseline, its_networks, loader, steps))
+    return trainings
 
 
 def _train_all(
-    config: PretrainConfig, source: Source, resume: Path | None, console: Console
-) -> tuple[RunDirectory, list[Training], list[PretrainModule]]:
-    """The method and its baseline."""
-    configs = [config, *baseline_of(config)]
-    built = [build_networks(each) for each in configs]
-    loaders = [
-        training_loader(each, networks.method, source)
-        for each, networks in zip(configs, built, strict=True)
-    ]
-    steps = _equal_forwards(config, built, loaders)
-
-    stem = f"{built[0].name}-{config.data.name}"
-    run, checkpoint = by_first(lambda: _open_run(stem, config.out, resume))
+    config: PretrainConfig, trainings: list[Training], resume: Path | None, console: Console
+) -> tuple[RunDirectory, list[PretrainModule]]:
+    """Trains one after the other in a run directory, new or resumed."""
+    stem = f"{trainings[0].name}-{config.data.name}"
+    run, checkpoint = run_on_first_rank(lambda: _open_run(stem, config.out, resume))
     runs = [run, run.baseline()]
-    trainings = [
-        Training(each, networks, loader, count, place, _last(place))
-        for each, networks, loader, count, place in zip(
-            configs, built, loaders, steps, runs, strict=False
-        )
-    ]
-    if checkpoint is not None:
-        trainings[0] = replace(trainings[0], resume=checkpoint)
+    checkpoints = [each.last if each.last.exists() else None for each in runs]
+    checkpoints[0] = checkpoint or checkpoints[0]
     if resume is None and rank() == 0:
         run.save_config(config.to_dict())
     try:
-        modules = [_train(training, console) for training in trainings]
+        modules = [
+            _train(*each, console) for each in zip(trainings, runs, checkpoints, strict=False)
+        ]
     except BaseException as error:
         if resume is not None or run.last.exists():
             if isinstance(error, Interrupted):
@@ -142,12 +119,12 @@ def _train_all(
         elif rank() == 0:
             run.remove()
         raise
-    return run, trainings, modules
+    return run, modules
 
 
 def _report(
     config: PretrainConfig,
-    opened: Images,
+    images: Images,
     run: RunDirectory,
     trainings: list[Training],
     modules: list[PretrainModule],
@@ -155,31 +132,41 @@ def _report(
     console: Console,
 ) -> Outcome:
     """Probes what was trained and writes the report."""
-    images, notes = opened.labelled, list(opened.notes)
+    notes = list(images.notes)
     notes += [
         f"{training.name}: {training.steps} steps, {training.forwards:,} image forwards"
         for training in trainings
     ]
-
     rows: list[Row] = []
-    if images is None:
-        notes.append(f"nothing was probed: {opened.why_not}")
+    if images.labeled is None:
+        notes.append(f"nothing was probed: {images.why_not}")
     else:
         _tell(console, "probing")
+        measure = partial(
+            evaluate,
+            images=images.labeled,
+            recipe=config.augment,
+            config=config.evaluation,
+            device=device,
+        )
         for training, module in zip(trainings, modules, strict=True):
-            rows += _measure(training.name, module, images, config, device)
-        rows += [*_untrained(config, images, device), chance(images)]
+            rows += measure(training.name, module.backbone, method=module.method)
+        rows += measure("untrained", build_networks(config).backbone)
+        rows.append(chance(images.labeled))
     report = write_report(
         run.report,
         title=f"{trainings[0].name} on {config.data.name}",
         rows=rows,
         subspaces=modules[0].method.subspaces(),
-        metrics={training.name: training.run.metrics for training in trainings},
+        metrics={
+            training.name: each.metrics
+            for training, each in zip(trainings, (run, run.baseline()), strict=False)
+        },
         settings=yaml.safe_dump(config.to_dict(), sort_keys=False),
         notes=notes,
         drawn={
-            "hard_view_examples": draw_hard_views_of(modules[0], trainings[0].loader),
-            "uncertainty": draw_uncertainty_of(modules[0], trainings[0].loader),
+            "hard_view_examples": draw_hard_view_examples(modules[0], trainings[0].loader),
+            "uncertainty": draw_uncertainty(modules[0], trainings[0].loader),
         },
     )
     return Outcome(run, rows, report, notes)
@@ -197,16 +184,6 @@ def baseline_of(config: PretrainConfig) -> list[PretrainConfig]:
     plain = replace(config.equimod, weight=0.0)
     hard_views = replace(config.hard_views, views=0)
     return [replace(config, method=method, equimod=plain, hard_views=hard_views, baseline="none")]
-
-
-def _equal_forwards(
-    config: PretrainConfig, built: list[Networks], loaders: list[ViewLoader]
-) -> list[int]:
-    """Steps of each training: the first as the epochs say, the others with as many forwards."""
-    steps = max(1, round(config.train.epochs * len(loaders[0])))
-    total = built[0].forwards(loaders[0], steps)
-    others = zip(built[1:], loaders[1:], strict=True)
-    return [steps, *(max(1, round(total / each.forwards(loader, 1))) for each, loader in others)]
 
 
 def _open_run(stem: str, out: str | None, resume: Path | None) -> tuple[RunDirectory, Path | None]:
@@ -232,68 +209,23 @@ def run_of_checkpoint(path: Path) -> Path:
     return folder
 
 
-def _last(run: RunDirectory) -> Path | None:
-    return run.last if run.last.exists() else None
-
-
-def _train(training: Training, console: Console) -> PretrainModule:
-    start = "resuming" if training.resume else "training"
+def _train(
+    training: Training, run: RunDirectory, checkpoint: Path | None, console: Console
+) -> PretrainModule:
+    start = "resuming" if checkpoint else "training"
     steps = f"{training.steps} steps, {training.forwards:,} image forwards"
     _tell(console, f"{start} {training.name}: {steps}")
     if rank() == 0:
-        training.run.checkpoints.mkdir(parents=True, exist_ok=True)
-        if not training.run.config.exists():
-            training.run.save_config(_alone(training).to_dict())
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not run.config.exists():
+            # A baseline's directory is a run of its own, whose epochs follow from its steps.
+            train = replace(training.config.train, epochs=training.steps / len(training.loader))
+            run.save_config(replace(training.config, train=train).to_dict())
     seed_everything(training.config.seed, workers=True, verbose=False)
     began = time.perf_counter()
-    module = fit(
-        training.config,
-        training.networks,
-        training.loader,
-        training.run,
-        total_steps=training.steps,
-        resume=training.resume,
-        console=console,
-    )
+    module = fit(training, run, resume=checkpoint, console=console)
     _tell(console, f"{training.name} took {time.perf_counter() - began:.0f} s")
     return module
-
-
-def _alone(training: Training) -> PretrainConfig:
-    """The settings with which a baseline is a run of its own."""
-    train = replace(training.config.train, epochs=training.steps / len(training.loader))
-    return replace(training.config, train=train)
-
-
-def _measure(
-    name: str,
-    module: PretrainModule,
-    images: LabelledImages,
-    config: PretrainConfig,
-    device: torch.device,
-) -> list[Row]:
-    return evaluate(
-        name,
-        module.backbone,
-        images,
-        config.augment,
-        config.evaluation,
-        method=module.method,
-        device=device,
-    )
-
-
-def _untrained(config: PretrainConfig, images: LabelledImages, device: torch.device) -> list[Row]:
-    """The backbone with the weights that training began with."""
-    backbone = build_networks(config).backbone
-    return evaluate(
-        "untrained",
-        backbone,
-        images,
-        config.augment,
-        config.evaluation,
-        device=device,
-    )
 
 
 def _tell(console: Console, text: str) -> None:

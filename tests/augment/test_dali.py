@@ -38,7 +38,7 @@ def policy_of(recipe, local, views):
         recipes=(recipe,) * (views - local_views) + (local,) * local_views,
         local_recipe=local,
         local_views=local_views,
-        with_centre=False,
+        with_center=False,
         num_views=lambda: views,
     )
 
@@ -169,8 +169,8 @@ def test_fused_jitter_is_as_strong_as_exact(smooth_images):
 POLICIES = [
     ("composed", {"views": 2}, (32, 32)),
     ("composed", {"views": 2}, (90, 70)),
-    ("factorized", {"with_centre": True}, (40, 30)),
-    ("sampled", {"with_centre": True}, (90, 90)),
+    ("factorized", {"with_center": True}, (40, 30)),
+    ("sampled", {"with_center": True}, (90, 90)),
 ]
 
 

@@ -87,8 +87,8 @@ def visited(loader):
 
 POLICIES = [
     ("composed", {"views": 1}),
-    ("sampled", {"with_centre": True}),
-    ("multi_crop", {"views": 2, "local_views": 2, "local_size": 8, "with_centre": True}),
+    ("sampled", {"with_center": True}),
+    ("multi_crop", {"views": 2, "local_views": 2, "local_size": 8, "with_center": True}),
 ]
 
 

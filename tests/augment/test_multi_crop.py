@@ -48,7 +48,7 @@ def make(recipe=RECIPE, **options):
 
 @pytest.mark.parametrize(("full", "local", "centre"), [(2, 3, 0), (2, 3, 1), (4, 0, 1), (1, 6, 0)])
 def test_plan_has_the_promised_form(full, local, centre):
-    policy, plan = make(views=full, local_views=local, with_centre=bool(centre))
+    policy, plan = make(views=full, local_views=local, with_center=bool(centre))
     views = full + local + centre
     assert policy.num_views() == views and policy.local_views == local
     assert len(policy.recipes) == full + local
@@ -57,7 +57,7 @@ def test_plan_has_the_promised_form(full, local, centre):
     assert (joint[~torch.eye(full + local, dtype=torch.bool)] == 0).all()
     assert (plan.pair_subspace.diagonal() == -1).all()
     if centre:
-        assert torch.equal(plan.rows[-1], torch.from_numpy(sampler.centre_rows(SIZES)))
+        assert torch.equal(plan.rows[-1], torch.from_numpy(sampler.center_rows(SIZES)))
         assert (plan.pair_subspace[-1] == -1).all()
 
 
@@ -102,28 +102,28 @@ def test_asymmetric_blur_and_solarize():
     assert torch.equal(plan.rows[..., :BLUR], plain.rows[..., :BLUR])
 
 
-def test_mixture_is_standardised():
-    policy, _ = make(asymmetric=True, with_centre=False)
+def test_mixture_is_standardized():
+    policy, _ = make(asymmetric=True, with_center=False)
     indices = np.arange(20000)
     plan = policy.plan(0, 0, indices, np.full((20000, 2), 1000))
-    standard = AugmentationParameters(plan.rows).standardised(*policy.recipes).flatten(0, 1)
+    standard = AugmentationParameters(plan.rows).standardized(*policy.recipes).flatten(0, 1)
     assert standard.mean(0).abs().max() < 0.02
     assert (standard.std(0) - 1).abs().max() < 0.02
 
 
-def test_one_recipe_is_standardised_as_ever():
+def test_one_recipe_is_standardized_as_ever():
     rows = AugmentationParameters(make()[1].rows)
     mean, std = (torch.tensor(v) for v in moments(RECIPE))
     expected = (rows.rows - mean) / torch.where(std > 0, std, torch.ones_like(std))
-    assert torch.equal(rows.standardised(RECIPE, RECIPE), expected)
-    assert torch.equal(rows.standardised(RECIPE), expected)
+    assert torch.equal(rows.standardized(RECIPE, RECIPE), expected)
+    assert torch.equal(rows.standardized(RECIPE), expected)
 
 
 @pytest.mark.parametrize("centre", [False, True])
 def test_batch_has_views_of_two_sizes(centre):
     source, local = Images(), replace(RECIPE, size=8, crop_scale=(0.05, 0.4))
     policy = make_policy(
-        "multi_crop", RECIPE, local_views=3, local_size=8, masks=MASKS, with_centre=centre
+        "multi_crop", RECIPE, local_views=3, local_size=8, masks=MASKS, with_center=centre
     )
     (batch,) = build_loader(source, policy, batch_size=20)
     assert batch.images.shape == (2 + centre, 20, 3, 16, 16)

@@ -58,11 +58,11 @@ def test_moments_are_those_of_the_sampler(changes):
 
 
 @pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES)
-def test_standardised_rows_have_mean_0_and_variance_1(changes):
+def test_standardized_rows_have_mean_0_and_variance_1(changes):
     recipe = AugmentationRecipe(**changes)
     count = 20_000
     rows = sampler.composed_rows(recipe, 0, 0, np.arange(count), np.full((count, 2), 4000), 0)
-    standard = AugmentationParameters(torch.from_numpy(rows)[None]).standardised(recipe)[0]
+    standard = AugmentationParameters(torch.from_numpy(rows)[None]).standardized(recipe)[0]
     changing = rows.std(0) > 1e-6
     torch.testing.assert_close(standard.mean(0), torch.zeros(14), atol=0.04, rtol=0)
     torch.testing.assert_close(

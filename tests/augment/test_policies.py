@@ -14,14 +14,14 @@ SIZES = np.full((200, 2), 32)
 VIEW_COUNTS = [
     ("composed", {}, 2),
     ("composed", {"views": 4}, 4),
-    ("composed", {"views": 3, "with_centre": True}, 4),
+    ("composed", {"views": 3, "with_center": True}, 4),
     ("factorized", {}, 7),
     ("factorized", {"joint": True}, 8),
-    ("factorized", {"joint": True, "with_centre": True}, 9),
+    ("factorized", {"joint": True, "with_center": True}, 9),
     ("sampled", {}, 2),
-    ("sampled", {"n": 3, "with_centre": True}, 5),
+    ("sampled", {"n": 3, "with_center": True}, 5),
     ("shared", {}, 2),
-    ("shared", {"shared": ["geometry", "hue"], "share": 0.9, "with_centre": True}, 3),
+    ("shared", {"shared": ["geometry", "hue"], "share": 0.9, "with_center": True}, 3),
 ]
 
 
@@ -63,7 +63,7 @@ def test_epochs_and_seeds_differ(name, options, views):
     policy, plan = make(name, **options)
     for seed, epoch in ((0, 1), (1, 0)):
         other = policy.plan(seed, epoch, INDICES, SIZES)
-        augmented = slice(0, views - policy.with_centre)
+        augmented = slice(0, views - policy.with_center)
         assert (other.rows != plan.rows)[augmented].any(-1).float().mean() > 0.95
 
 
@@ -165,7 +165,7 @@ def test_pairs_are_aligned_from_their_epoch_on():
 
 @pytest.mark.parametrize("name", ["composed", "factorized", "sampled", "shared"])
 def test_centre_view_is_plain_and_in_no_pair(name):
-    policy = make_policy(name, EVERYTHING, with_centre=True)
+    policy = make_policy(name, EVERYTHING, with_center=True)
     plan = policy.plan(0, 0, [5, 9], [[32, 32], [20, 40]])
     assert plan.rows[-1].tolist() == [
         [0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0],

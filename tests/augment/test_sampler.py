@@ -161,4 +161,4 @@ def test_permutation_is_keyed_and_complete():
 
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match=r"sizes must be \[B, 2\]"):
-        sampler.centre_rows(np.zeros((3, 2), int))
+        sampler.center_rows(np.zeros((3, 2), int))

@@ -47,7 +47,7 @@ class Images:
 
 
 def build(source=None, policy=None, **options):
-    policy = policy or make_policy("composed", RECIPE, with_centre=True)
+    policy = policy or make_policy("composed", RECIPE, with_center=True)
     return build_loader(source or Images(), policy, batch_size=8, shuffle=False, **options)
 
 
@@ -215,10 +215,10 @@ def test_pixels_normalized_late_are_those_of_the_renderer(page_locked):
     levels = list(loader._batches(for_gpu=True))
     for batch, want in zip(levels, build(policy=loader.policy), strict=True):
         assert batch.images.dtype == batch.local_images.dtype == torch.uint8
-        found = batch.normalised(mean, std)
+        found = batch.normalized(mean, std)
         torch.testing.assert_close(found.images, want.images, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(found.local_images, want.local_images, rtol=1e-6, atol=1e-6)
-        assert found.normalised(mean, std).images is found.images  # pixels stay as they are
+        assert found.normalized(mean, std).images is found.images  # pixels stay as they are
 
 
 def test_on_the_cpu_batches_are_those_of_the_loader():

@@ -1,17 +1,33 @@
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+import mast_ext
 from mast_ext.cli.main import main
+from mast_ext.methods import METHODS
 
 TINY = [
     *("--train.batch_size=8", "--train.epochs=1", "--train.accelerator=cpu"),
-    *("--train.tensorboard=false", "--augment.size=16", "--evaluation.neighbours=[5]"),
-    *("--mast.projector=[16,16]", "--vicreg.projector=[16,16]", "--simclr.projector=[16,16]"),
-    *("--moco.projector=[16,16]", "--moco.queue=20", "--equimod.projector=[16,16]"),
-    *("--barlow_twins.projector=[16,16]", "--byol.projector=[16,16]", "--byol.predictor=8"),
-    *("--simsiam.projector=[16,16]", "--simsiam.predictor=8"),
+    *("--train.tensorboard=false", "--augment.size=16", "--evaluation.neighbors=[5]"),
+    "--equimod.projector=[16,16]",
     "--model.timm_args={channels: [8,8,8,16], stem_width: 4}",
+]
+
+
+SMALL = {"projector": "[16,16]", "predictor": "8", "queue": "20"}
+TINY += [
+    f"--{name}.{field.name}={SMALL[field.name]}"
+    for name, method in METHODS.items()
+    for field in fields(method.Options)
+    if field.name in SMALL
 ]
 
 
@@ -21,9 +37,21 @@ def tiny():
     return list(TINY)
 
 
+SHAPES = ["--data.size=16", "--data.max_images=24", "--data.max_test_images=12"]
+
+
 @pytest.fixture
 def shapes():
-    return ["--data.size=16", "--data.max_images=24", "--data.max_test_images=12"]
+    return list(SHAPES)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The directory of a small run of MAST without a baseline, to be read only."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    options = [*TINY, *SHAPES, "--method=mast", "--baseline=none", f"--out={run}"]
+    assert main(["pretrain", *options]) == 0
+    return run
 
 
 @pytest.fixture
@@ -44,8 +72,44 @@ def call(capsys, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def start(tmp_path):
+    """Starts Python as a process of its own in a folder, an empty one by default."""
+
+    @contextmanager
+    def run(*arguments, folder=tmp_path, **variables):
+        environment = {**os.environ, "PYTHONPATH": str(Path(mast_ext.__file__).parents[1])}
+        environment |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1", **variables}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, *map(str, arguments)]
+        with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
+            yield process
+
+    return run
+
+
+@pytest.fixture
+def stop_at(start, tmp_path):
+    """Runs the program until a step (from 0) begins in all its processes, and sends it a signal."""
+
+    def run(step, number, *arguments, processes=1, name="run"):
+        package = Path(mast_ext.__file__).parents[1]
+        path = os.pathsep.join([str(Path(__file__).parent / "pause"), str(package)])
+        folder = tmp_path / f"{name}-paused"
+        folder.mkdir()
+        program = ["-m", "mast_ext.cli.main", *arguments, f"--out={tmp_path / name}"]
+        with start(*program, folder=folder, PAUSE_AT=str(step), PYTHONPATH=path) as process:
+            while len(list(folder.glob("paused-*"))) < processes and process.poll() is None:
+                time.sleep(0.005)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture
 def folder(tmp_path):
-    """Two classes that differ in colour, 12 training and 4 test images each."""
+    """Two classes that differ in color, 12 training and 4 test images each."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 4)):
         for channel, name in ((0, "<b>red</b>"), (2, "blue")):

@@ -4,72 +4,57 @@ import csv
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
-import mast_ext
 from mast_ext.cli.pretrain import load_config
-from mast_ext.train.checkpoint import read_checkpoint
-from mast_ext.train.distributed import Place, find_place
 from mast_ext.train.errors import EndedByAnother
+from mast_ext.train.launch import ProcessRank, launched_rank
+from mast_ext.train.state.checkpoint import read_checkpoint
 
 # By SGD with a small rate: rounding errors stay small (Adam's first steps blow them up).
 OPTIONS = [
-    *("--method=simclr", "--hard-views=4", "--baseline=vicreg", "--train.epochs=4"),
+    *("--method=simclr", "--hard-views=4", "--baseline=vicreg", "--train.epochs=2"),
     *("--optimizer.name=sgd", "--optimizer.lr=0.001", "--train.checkpoint_every=2"),
 ]
 PROGRAM = ["-m", "mast_ext.cli.main", "pretrain"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
 
 
-def start(arguments, folder):
-    environment = {**os.environ, "PYTHONPATH": str(Path(mast_ext.__file__).parents[1])}
-    environment |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment, **pipes)
-
-
 def weights(run):
     return read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
 
 
-def test_stops_and_goes_on_as_one_process_would(call, tiny, shapes, tmp_path):
+@pytest.mark.distributed
+def test_stops_and_goes_on_as_one_process_would(call, start, stop_at, tiny, shapes, tmp_path):
     """Started by the program itself, stopped by a signal, resumed by torchrun."""
     options = [*tiny, *shapes, *OPTIONS]
-    with start([*PROGRAM, *options, "--train.devices=2", "--out=run"], tmp_path) as process:
-        assert call("pretrain", *options, "--out=whole")[0] == 0  # meanwhile, by itself
-        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-        while not last.exists() and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=120)
-    done = read_checkpoint(last)["global_step"]
-    if done < 12:  # else the signal came between the trainings
-        assert (process.returncode, out) == (128 + signal.SIGTERM, ""), err
-        *_, message = err.splitlines()
-        assert message.startswith(f"mast-ext: stopped by signal 15 after step {done}: go on with")
-        assert err.count("mast-ext:") == 1
+    two = ["pretrain", *options, "--train.devices=2"]
+    status, out, err = stop_at(3, signal.SIGTERM, *two, processes=2)
+    assert (status, out) == (128 + signal.SIGTERM, ""), err
+    *_, message = err.splitlines()
+    assert message.startswith("mast-ext: stopped by signal 15 after step 4: go on with")
+    assert err.count("mast-ext:") == 1
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 4
 
-    with start([*TORCHRUN, *PROGRAM, "--resume=run"], tmp_path) as process:
+    with start(*TORCHRUN, *PROGRAM, "--resume=run") as process:
         out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.count("run directory: run") == 1 and out.count("untrained") == 1
-    assert "simclr+hard: 12 steps, 576 image forwards" in out
-    for place in (".", "baseline"):
-        found, want = weights(tmp_path / "run" / place), weights(tmp_path / "whole" / place)
+    assert "simclr+hard: 6 steps, 288 image forwards" in out
+    assert call("pretrain", *options, "--out=whole")[0] == 0
+    for part in (".", "baseline"):
+        found, want = weights(run / part), weights(whole / part)
         assert found.keys() == want.keys()
         for name, value in want.items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
-        with (tmp_path / "run" / place / "metrics.csv").open(newline="") as file:
+        with (run / part / "metrics.csv").open(newline="") as file:
             steps = [row["step"] for row in csv.DictReader(file)]
         assert steps == sorted(set(steps), key=int)
-    assert (tmp_path / "run" / "report" / "report.html").exists()
-    assert load_config(tmp_path / "run").train.devices == 2
+    assert (run / "report" / "report.html").exists()
+    assert load_config(run).train.devices == 2
 
 
 TORCHRUN_SAYS = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
@@ -84,25 +69,25 @@ SLURM_SAYS = {
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "expected"),
     [
         ({}, None),
-        (TORCHRUN_SAYS, Place(3, 4, 1)),
-        (SLURM_SAYS, Place(5, 6, 2)),
-        ({**SLURM_SAYS, **TORCHRUN_SAYS}, Place(3, 4, 1)),  # torchrun started by srun
+        (TORCHRUN_SAYS, ProcessRank(3, 4, 1)),
+        (SLURM_SAYS, ProcessRank(5, 6, 2)),
+        ({**SLURM_SAYS, **TORCHRUN_SAYS}, ProcessRank(3, 4, 1)),  # torchrun started by srun
         ({**SLURM_SAYS, "SLURM_STEP_NUM_TASKS": "1"}, None),
         ({"SLURM_NTASKS": "6", "SLURM_PROCID": "0"}, None),  # a batch script's own process
     ],
 )
-def test_place_is_found_in_the_environment(monkeypatch, environment, place):
+def test_rank_is_read_from_the_environment(monkeypatch, environment, expected):
     ours = {*TORCHRUN_SAYS, *SLURM_SAYS, "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT"}
     for name in ours:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    assert find_place() == place
-    if place == Place(5, 6, 2):
+    assert launched_rank() == expected
+    if expected == ProcessRank(5, 6, 2):
         assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node07", "18456")
 
 
@@ -129,8 +114,8 @@ def test_says_when_the_others_cannot_be_met(call, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         port = str(taken.getsockname()[1])
-        place = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        os.environ.update(place)
+        rank = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update(rank)
         status, _, err = call("pretrain", "--train.accelerator=cpu")
     assert status == 1
     assert err.startswith(f"mast-ext: rank 0 of 4 does not meet the others at localhost:{port}")

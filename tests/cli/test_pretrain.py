@@ -1,24 +1,17 @@
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-import mast_ext
 from mast_ext.cli.parser import build
 from mast_ext.cli.pretrain import make_parser
 from mast_ext.models import load_backbone
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.pretrain import baseline_of
+from mast_ext.train.state.checkpoint import read_checkpoint
 
 FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]
 
@@ -47,8 +40,8 @@ def test_default_run(call, tiny, shapes, tmp_path):
     assert err.splitlines()[0] == "training mast: 3 steps, 48 image forwards"
     assert "\x1b" not in err  # no progress bar outside of a terminal
 
-    for place in (run, run / "baseline"):
-        names = {path.name for path in place.iterdir()}
+    for each in (run, run / "baseline"):
+        names = {path.name for path in each.iterdir()}
         assert {"config.yaml", "metrics.csv", "checkpoints", "backbone.safetensors"} <= names
     pictures = sorted(path.name for path in (run / "report").glob("*.png"))
     assert pictures == ["loss.png", "masks.png", "overlap.png", "probes.png"]
@@ -230,17 +223,16 @@ def test_augmentations_follow_the_data(call, tmp_path, options, crop_scale):
     assert status == 0 and yaml.safe_load(out)["augment"]["crop_scale"] == crop_scale
 
 
-def test_print_config_of_an_evaluation_shows_the_run(call, tiny, shapes):
-    call("pretrain", *tiny, *shapes, "--baseline=none", "--out=run")
-    status, out, _ = call("evaluate", "run", "--print_config", "--evaluation.temperature=1")
+def test_print_config_of_an_evaluation_shows_the_run(call, trained):
+    status, out, _ = call("evaluate", trained, "--print_config", "--evaluation.temperature=1")
     found = yaml.safe_load(out)
     assert status == 0
     assert found["data"]["max_images"] == 24 and found["augment"]["size"] == 16
-    assert found["evaluation"] == {"neighbours": [5], "temperature": 1.0, "batch_size": 512}
+    assert found["evaluation"] == {"neighbors": [5], "temperature": 1.0, "batch_size": 512}
 
 
 def test_folder(call, tiny, folder, tmp_path):
-    """A labelled folder: k-NN and linear rows; names from data are escaped in the report."""
+    """A labeled folder: k-NN and linear rows; names from data are escaped in the report."""
     data = ["--data.name=folder", f"--data.path={folder}"]
     status, out, _ = call("pretrain", *tiny, *data, "--method=mast", "--out=run")
     assert status == 0
@@ -274,46 +266,31 @@ def test_bad_image_skipped_and_counted(call, tiny, folder):
     assert status == 0 and "1 unreadable images skipped in train" in out
 
 
-def stop_by(number, options, folder, name):
-    """Starts a run as a process of its own and signals it once it has a checkpoint."""
-    command = [sys.executable, "-m", "mast_ext.cli.main", "pretrain", *options, f"--out={name}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(mast_ext.__file__).parents[1])}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
-        last = folder / name / "checkpoints" / "last.ckpt"
-        while not last.exists() and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=120)
-    return process.returncode, err
-
-
-def test_killed_processes_resume_to_the_same_bits(call, tiny, shapes, tmp_path):
-    options = [*tiny, *shapes, "--train.epochs=10", "--train.checkpoint_every=2"]
-    signals = {"killed": signal.SIGKILL, "stopped": signal.SIGTERM}
-    with ThreadPoolExecutor() as pool:
-        jobs = {
-            name: pool.submit(stop_by, number, options, tmp_path, name)
-            for name, number in signals.items()
-        }
+@pytest.mark.parametrize(
+    ("number", "done"), [(signal.SIGKILL, 4), (signal.SIGTERM, 5)], ids=["killed", "stopped"]
+)
+def test_ended_processes_resume_to_the_same_bits(
+    call, stop_at, tiny, shapes, tmp_path, number, done
+):
+    """A signal in the fifth step: the run has a checkpoint of four steps, and writes one of five
+    if the signal lets it."""
+    options = [*tiny, *shapes, "--train.epochs=2", "--train.checkpoint_every=2"]
+    status, _, err = stop_at(4, number, "pretrain", *options)
+    run = tmp_path / "run"
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == done
+    if number == signal.SIGTERM:
+        assert status == 128 + signal.SIGTERM
+        expected = "stopped by signal 15 after step 5: go on with mast-ext pretrain"
+        assert err.splitlines()[-1] == f"mast-ext: {expected} --resume {run}"
+    else:
+        assert status == -signal.SIGKILL
+    status, _, err = call("pretrain", "--resume=run")
+    assert status == 0 and err.startswith("resuming mast: 6 steps")
     assert call("pretrain", *options, "--out=whole")[0] == 0
-    for name, number in signals.items():
-        status, err = jobs[name].result()
-        done = read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["global_step"]
-        assert done < 30
-        if number == signal.SIGKILL:
-            assert status == -signal.SIGKILL
-        else:
-            assert status == 128 + signal.SIGTERM
-            expected = f"stopped by signal 15 after step {done}: go on with mast-ext pretrain"
-            assert err.splitlines()[-1] == f"mast-ext: {expected} --resume {name}"
-        status, _, err = call("pretrain", f"--resume={name}")
-        assert status == 0 and err.startswith("resuming mast: 30 steps")
-        for part in (".", "baseline"):
-            assert_same_bits(weights(tmp_path / name / part), weights(tmp_path / "whole" / part))
-        tables = [tmp_path / run / "report" / "results.json" for run in (name, "whole")]
-        assert tables[0].read_text() == tables[1].read_text()
+    for part in (".", "baseline"):
+        assert_same_bits(weights(run / part), weights(tmp_path / "whole" / part))
+    tables = [tmp_path / name / "report" / "results.json" for name in ("run", "whole")]
+    assert tables[0].read_text() == tables[1].read_text()
 
 
 def test_evaluate_leaves_the_teacher_aside(call, tiny, shapes, tmp_path):
@@ -346,14 +323,13 @@ def test_resume_from_a_checkpoint_file_and_of_a_baseline(call, tiny, shapes, tmp
     assert_same_bits(before[1], weights(tmp_path / "run" / "baseline"))
 
 
-@pytest.mark.parametrize("what", ["run", "run/checkpoints/last.ckpt", "run/backbone.safetensors"])
-def test_evaluate(call, tiny, shapes, tmp_path, what):
-    call("pretrain", *tiny, *shapes, "--baseline=none", "--out=run")
-    options = ["--augment.size=16", *shapes, "--evaluation.neighbours=[5]"]
+@pytest.mark.parametrize("what", [".", "checkpoints/last.ckpt", "backbone.safetensors"])
+def test_evaluate(call, trained, shapes, tmp_path, what):
+    options = ["--augment.size=16", *shapes, "--evaluation.neighbors=[5]"]
     extra = options if what.endswith("safetensors") else []
-    status, out, err = call("evaluate", what, "--json=found.json", *extra)
+    status, out, err = call("evaluate", trained / what, "--json=found.json", *extra)
     assert status == 0, err
     assert "k-NN 5: accuracy (%) of every factor" in out
     found = json.loads((tmp_path / "found.json").read_text())["rows"]
-    trained = json.loads((tmp_path / "run" / "report" / "results.json").read_text())["rows"]
+    trained = json.loads((trained / "report" / "results.json").read_text())["rows"]
     assert found[0]["accuracy"] == trained[0]["accuracy"]

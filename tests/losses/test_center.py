@@ -1,4 +1,4 @@
-"""The centre against lightly's. Updates that wait for other processes: test_gather.py."""
+"""The center against lightly's. Updates that wait for other processes: test_distributed.py."""
 
 import copy
 import pickle
@@ -8,7 +8,7 @@ import torch
 from lightly.models.modules.center import Center as LightlyCenter
 from torch.testing import assert_close
 
-from mast_ext.losses.center import Center
+from mast_ext.losses.common.center import Center
 
 SIZES = [((1, 1, 7), (2, 5, 7)), ((1, 7), (5, 7)), ((1, 3, 7), (5, 3, 7)), ((1, 1), (4, 6))]
 

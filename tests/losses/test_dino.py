@@ -115,7 +115,7 @@ def test_the_center_moves_only_when_told(device):
 
 
 def test_gradient_sees_the_center_of_its_forward_pass(device):
-    """A second step moves the centre before the first goes backward."""
+    """A second step moves the center before the first goes backward."""
     first, second = make_logits((2, 3, 4, 9), device), make_logits((2, 3, 4, 9), device)
     want = loss_and_gradient(losses.DINOLoss(9).to(device), *first)[1]
     loss = losses.DINOLoss(9).to(device)

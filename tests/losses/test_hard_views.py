@@ -46,7 +46,7 @@ def of_vicreg(x, y, i, j, b):
 
 
 def of_barlow(x, y, i, j, b):
-    """An image's part of the diagonal: dimensions standardised over the batch of each view."""
+    """An image's part of the diagonal: dimensions standardized over the batch of each view."""
     a, c = ((z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() for z in (x[i], x[j]))
     return (a[b] - c[b]).square().sum() / 2
 
@@ -321,6 +321,7 @@ def select_on_rank(rank, world_size, directory):
     torch.save(found, f"{directory}/{rank}.pt")
 
 
+@pytest.mark.distributed
 def test_processes_choose_as_one(tmp_path):
     world_size = 2
     mp.spawn(select_on_rank, (world_size, str(tmp_path)), nprocs=world_size)

@@ -63,7 +63,7 @@ def test_equals_lightly_step_by_step(arguments, device):
 @pytest.mark.parametrize("weighting", ["image", "token"])
 @pytest.mark.parametrize("center_mode", ["mean", "sinkhorn"])
 def test_without_a_masked_token(center_mode, weighting, center_tokens, device):
-    """Loss 0, gradient 0; the centre of masked tokens stays."""
+    """Loss 0, gradient 0; the center of masked tokens stays."""
     options = {"weighting": weighting, "center_tokens": center_tokens, "center_mode": center_mode}
     loss = losses.IBOTPatchLoss(PROTOTYPES, **options).to(device)
     teacher, _, mask = make_batch(device, 0.0)

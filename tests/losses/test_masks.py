@@ -6,20 +6,20 @@ from torch.testing import assert_close
 
 from mast_ext.losses import SubspaceMasks
 
-PARAMETERISATIONS = ["balanced", "softmax", "sigmoid", "relu"]
+PARAMETERIZATIONS = ["balanced", "softmax", "sigmoid", "relu"]
 SIZES = [(1, 7), (4, 256), (7, 33), (12, 5)]
 
 
-def make(subspaces, dim, parameterisation, **options):
+def make(subspaces, dim, parameterization, **options):
     return SubspaceMasks(
-        subspaces, dim, parameterisation, generator=torch.Generator().manual_seed(0), **options
+        subspaces, dim, parameterization, generator=torch.Generator().manual_seed(0), **options
     )
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_masks_are_non_negative_and_differ(size, parameterisation):
-    masks = make(*size, parameterisation)()
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_masks_are_non_negative_and_differ(size, parameterization):
+    masks = make(*size, parameterization)()
     assert masks.shape == size and masks.dtype == torch.float32
     assert masks.isfinite().all() and (masks >= 0).all() and (masks.sum(1) > 0).all()
     if size[0] > 1:
@@ -62,9 +62,9 @@ def test_softmax_budget(size):
     assert_close(weights.sum(1), torch.full((size[0],), float(size[1])), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_gradients(parameterisation):
-    masks = make(3, 5, parameterisation).double()
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_gradients(parameterization):
+    masks = make(3, 5, parameterization).double()
 
     def values(logits):
         return torch.func.functional_call(masks, {"logits": logits})
@@ -72,7 +72,7 @@ def test_gradients(parameterisation):
     assert torch.autograd.gradcheck(values, (masks.logits.detach().requires_grad_(),))
 
 
-def test_initialisation_follows_the_generator():
+def test_initialization_follows_the_generator():
     first, again = make(3, 4, "balanced"), make(3, 4, "balanced")
     assert torch.equal(first.logits, again.logits)
     other = SubspaceMasks(3, 4, generator=torch.Generator().manual_seed(1))
@@ -83,9 +83,9 @@ def test_initialisation_follows_the_generator():
     assert torch.equal(by_default, SubspaceMasks(3, 4).logits)
 
 
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_l1_is_the_mean(parameterisation):
-    masks = make(3, 40, parameterisation)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_l1_is_the_mean(parameterization):
+    masks = make(3, 40, parameterization)
     assert_close(masks.l1(), masks().sum() / (3 * 40))
     masks.l1().backward()
     assert masks.logits.grad.abs().sum() > 0
@@ -173,7 +173,7 @@ def test_representation():
         ({"subspaces": 0}, "subspaces must be at least 1, got 0"),
         ({"dim": -2}, "dim must be at least 1, got -2"),
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
-        ({"parameterisation": "hard"}, "parameterisation must be one of balanced, .*got 'hard'"),
+        ({"parameterization": "hard"}, "parameterization must be one of balanced, .*got 'hard'"),
         ({"spread": -1.0}, "spread must not be negative, got -1"),
         ({"spread": float("nan")}, "spread must not be negative, got nan"),
     ],

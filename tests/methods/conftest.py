@@ -1,6 +1,6 @@
 """Tiny methods with their networks and batches, for the tests beside this file."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,26 +9,38 @@ import torch
 from torch import nn
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch, build_loader
-from mast_ext.methods import METHODS, DINOOptions, EquiMod, EquiModOptions, IBOTOptions
+from mast_ext.methods import METHODS, EquiMod, EquiModOptions
 from mast_ext.models import EMATeacher, create_backbone
 
 RECIPE = AugmentationRecipe(size=8, crop_scale=(0.4, 1.0))
 LARGE = replace(RECIPE, size=32)
 IMAGES, LOCALS, PROTOTYPES = 12, 3, 10
 SMALL = {
+    "projector": (12, 8),
+    "predictor": 5,
+    "queue": 30,
     "prototypes": PROTOTYPES,
     "head": (12,),
     "bottleneck": 6,
     "momentum": 0.9,
     "teacher_temperature": 0.04,
     "head_batch_norm": False,
-}
-VIEWS = {"local_views": LOCALS, "local_size": 4}
-OPTIONS = {
-    "dino": DINOOptions(**SMALL, **VIEWS),
-    "ibot": IBOTOptions(**SMALL, **VIEWS, patch_temperature=0.04, mask_ratio=(0.2, 0.5)),
+    "local_views": LOCALS,
+    "local_size": 4,
+    "patch_temperature": 0.04,
+    "mask_ratio": (0.2, 0.5),
 }
 TRANSFORMER = {"img_size": 8, "patch_size": 2, "depth": 1, "embed_dim": 8, "num_heads": 2}
+
+
+def small_options(name):
+    """Options of any method with which it is small, as far as it has them."""
+    kind = METHODS[name].Options
+    known = {field.name for field in fields(kind)}
+    return kind(**{option: value for option, value in SMALL.items() if option in known})
+
+
+OPTIONS = {name: small_options(name) for name in METHODS}
 
 
 class Images:

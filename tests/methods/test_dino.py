@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.functional import log_softmax, softmax
 
 from mast_ext.augment import BlockMasks
-from mast_ext.methods import METHODS, DINOOptions, IBOTOptions, encode
-from mast_ext.methods.ibot import IBOTHead
+from mast_ext.methods import METHODS, Encoded, encode
+from mast_ext.methods.dino import DINOOptions
+from mast_ext.methods.ibot import IBOTHead, IBOTOptions
 from mast_ext.models import NormalizedLinear, PatchLayout, forward_patches, forward_views
 
 LOCALS, IMAGES = 3, 12
@@ -87,14 +88,14 @@ def test_networks_see_the_views_that_are_theirs(crops, name, equimod, resnet):
 
 
 @both
-def test_loss_by_hand_and_centre(crops, name):
-    """Two steps: the second one's centre is a moving average of the teacher's scores."""
+def test_loss_by_hand_and_center(crops, name):
+    """Two steps: the second one's center is a moving average of the teacher's scores."""
     method, backbone, teacher = crops.build(name)
     batch = crops.batch_of(method.policy(crops.recipe))
     encoded = encode(method, backbone, teacher, batch)
     views, patches = torch.zeros(10), torch.zeros(10)
     for _ in range(2):
-        terms = encoded.losses(method, batch)
+        terms = method(encoded, batch)
         student = method.head(encoded.features)
         expected = dino_loss(encoded.targets, student, 0.04, views)
         views = 0.9 * views + 0.1 * encoded.targets.mean((0, 1))
@@ -120,7 +121,7 @@ def test_loss_by_hand_and_centre(crops, name):
 def test_every_parameter_learns(crops, name, equimod, resnet):
     method, backbone, teacher = crops.build(name, equimod=equimod, resnet=resnet)
     batch = crops.batch_of(method.policy(crops.large if resnet else crops.recipe))
-    encode(method, backbone, teacher, batch).losses(method, batch)["loss"].backward()
+    method(encode(method, backbone, teacher, batch), batch)["loss"].backward()
     networks = nn.ModuleList([method, backbone])
     still = [n for n, p in networks.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
@@ -133,7 +134,7 @@ def test_a_batch_without_hidden_patches(crops):
     )
     batch = crops.batch_of(method.policy(crops.recipe))
     assert not batch.masks.any()
-    terms = encode(method, backbone, teacher, batch).losses(method, batch)
+    terms = method(encode(method, backbone, teacher, batch), batch)
     assert terms["patches"] == 0 and terms["loss"].isfinite()
     terms["loss"].backward()
     assert method.token.grad is not None
@@ -145,22 +146,22 @@ def test_weights_of_the_terms(crops, views, patches):
     options = replace(crops.options["ibot"], view_weight=views, patch_weight=patches)
     method, backbone, teacher = crops.build("ibot", options)
     batch = crops.batch_of(method.policy(crops.recipe))
-    terms = encode(method, backbone, teacher, batch).losses(method, batch)
+    terms = method(encode(method, backbone, teacher, batch), batch)
     expected = views * terms["views"] + patches * terms["patches"]
     torch.testing.assert_close(terms["loss"].detach(), expected)
 
 
-def test_evaluation_leaves_the_centres(crops):
+def test_evaluation_leaves_the_centers(crops):
     method, backbone, teacher = crops.build("ibot")
     batch = crops.batch_of(method.policy(crops.recipe))
     encoded = encode(method, backbone, teacher, batch)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     method.eval()
-    encoded.losses(method, batch)
+    method(encoded, batch)
     method.train()
-    method.crop_losses(encoded.features, encoded.targets, encoded.patches)
+    method.crop_losses(encoded)
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
-    encoded.losses(method, batch), encoded.losses(method, batch)
+    method(encoded, batch), method(encoded, batch)
     changed = {n for n, value in method.state_dict().items() if not torch.equal(value, before[n])}
     assert {name.split(".")[0] for name in changed} == {"loss", "patch_loss"}
 
@@ -183,7 +184,7 @@ def test_forwards_count_pixels(crops, equimod):
     assert method.forwards(views) == 4 + equimod + LOCALS / 4
 
 
-def test_embedding_is_the_normalised_bottleneck(crops):
+def test_embedding_is_the_normalized_bottleneck(crops):
     method, _, _ = crops.build("dino")
     embedded = method.embed(torch.randn(2, 5, 8))
     assert embedded.shape == (2, 5, 6)
@@ -221,17 +222,17 @@ def test_losses_take_the_warmed_temperature(crops, temperature):
     encoded = encode(method, backbone, teacher, batch)
     method.at_step(0, 10)
     scores = method.head(encoded.features)
-    losses = method.crop_losses(encoded.features, encoded.targets)
+    losses = method.crop_losses(encoded)
     expected = cross_entropy(encoded.targets, scores, temperature, torch.zeros(10))
     torch.testing.assert_close(losses, expected)
     expected = dino_loss(encoded.targets, scores, temperature, torch.zeros(10))
-    torch.testing.assert_close(encoded.losses(method, batch)["loss"], expected)
+    torch.testing.assert_close(method(encoded, batch)["loss"], expected)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 @with_equimod
 def test_prototypes_are_frozen_at_first(crops, shared, equimod):
-    """In both heads: the optimiser does not touch them, weight decay included."""
+    """In both heads: the optimizer does not touch them, weight decay included."""
     options = replace(
         crops.options["ibot"], shared_head=shared, norm_last_layer=False, freeze_last_layer=0.5
     )
@@ -267,7 +268,7 @@ def test_patches_have_their_own_head_or_not(crops, shared):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("patches", [0, 1, 9])
 def test_batch_norm_takes_any_number_of_patches(crops, shared, patches):
-    """A shared head normalises views and patches together."""
+    """A shared head normalizes views and patches together."""
     options = replace(crops.options["ibot"], shared_head=shared, head_batch_norm=True)
     head, views = IBOTHead(8, options), torch.randn(2, 6, 8)
     of_views, of_patches = head.both(views, 5 + torch.randn(patches, 8))
@@ -287,9 +288,9 @@ def test_masks_fit_the_backbone(crops):
 def test_missing_targets(crops):
     features = torch.randn(5, IMAGES, 8)
     with pytest.raises(ValueError, match="dino needs targets"):
-        crops.build("dino")[0](features, None)
+        crops.build("dino")[0](Encoded(features), None)
     with pytest.raises(ValueError, match="ibot needs patches"):
-        crops.build("ibot")[0](features, None, torch.randn(2, IMAGES, 10))
+        crops.build("ibot")[0](Encoded(features, torch.randn(2, IMAGES, 10)), None)
 
 
 @pytest.mark.parametrize(("options", "values", "message"), OPTIONS_REFUSED)

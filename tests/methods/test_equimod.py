@@ -6,16 +6,12 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from mast_ext.augment import COLUMNS, AugmentationParameters, AugmentationRecipe, ViewBatch
-from mast_ext.methods import (
-    METHODS,
-    BYOLOptions,
-    EquiMod,
-    EquiModOptions,
-    MASTOptions,
-    MoCoOptions,
-    SimCLROptions,
-    VICRegOptions,
-)
+from mast_ext.methods import METHODS, Encoded, EquiMod, EquiModOptions
+from mast_ext.methods.byol import BYOLOptions
+from mast_ext.methods.mast import MASTOptions
+from mast_ext.methods.moco import MoCoOptions
+from mast_ext.methods.simclr import SimCLROptions
+from mast_ext.methods.vicreg import VICRegOptions
 
 RECIPE = AugmentationRecipe(size=8)
 IMAGES, FEATURES = 24, 6
@@ -60,7 +56,7 @@ def test_loss_is_the_sum_and_reaches_every_parameter(name, options, views):
     batch = batch_of(method)
     assert len(batch.images) == views + 1
     features = torch.randn(views + 1, IMAGES, FEATURES, requires_grad=True)
-    terms = method(features, batch, targets_of(method, batch))
+    terms = method(Encoded(features, targets_of(method, batch)), batch)
     expected = terms[name] + 0.5 * terms["equivariance"]
     torch.testing.assert_close(terms["loss"].detach(), expected)
     assert [key for key, value in terms.items() if value.requires_grad] == ["loss"]
@@ -76,13 +72,13 @@ def test_base_sees_no_plain_view(name, options, views, monkeypatch):
     batch, seen = batch_of(method), []
     features = torch.randn(views + 1, IMAGES, FEATURES)
 
-    def look(features, batch, targets):
-        seen.append((features, batch, targets))
-        return {"loss": features.sum(), "log": torch.zeros(())}
+    def look(encoded, batch):
+        seen.append((encoded.features, batch, encoded.targets))
+        return {"loss": encoded.features.sum(), "log": torch.zeros(())}
 
     monkeypatch.setattr(method.base, "forward", look)
     targets = targets_of(method, batch)
-    assert "log" in method(features, batch, targets)
+    assert "log" in method(Encoded(features, targets), batch)
     ((shown, hidden, passed),) = seen
     assert torch.equal(shown, features[:views][method.base.student_views])
     assert torch.equal(hidden.images, batch.images[:views])
@@ -115,7 +111,7 @@ def test_teacher_of_an_open_slice_sees_no_plain_view(views, monkeypatch):
 
 def by_hand(method, features, batch):
     """Embeddings, predictions and the plain image's embedding, view by view in evaluation mode."""
-    rows = AugmentationParameters(batch.parameters).standardised(RECIPE)
+    rows = AugmentationParameters(batch.parameters).standardized(RECIPE)
     start = method.projector(features[-1])
     actual, predicted = [], []
     for view in range(len(features) - 1):
@@ -129,7 +125,7 @@ def test_loss_and_gains_by_hand():
     """Loss and gains of predictions that belong to their own view's parameters."""
     method = build().eval()
     batch, features = batch_of(method), torch.randn(3, IMAGES, FEATURES)
-    terms = method(features, batch)
+    terms = method(Encoded(features), batch)
     actual, predicted, start = by_hand(method, features, batch)
 
     rows = normalize(torch.cat((actual, predicted)).flatten(0, 1), dim=1)
@@ -154,18 +150,18 @@ def test_gain_of_what_no_view_has():
     method = build()
     batch = batch_of(method)
     batch.parameters[..., COLUMNS.index("flip")] = 0
-    terms = method(torch.randn(3, IMAGES, FEATURES), batch)
+    terms = method(Encoded(torch.randn(3, IMAGES, FEATURES)), batch)
     assert math.isnan(terms["equivariance_gain/flip"])
     assert not math.isnan(terms["equivariance_gain"])
 
 
 def test_one_batch_to_batch_norm():
-    """The plain view is normalised together with the others."""
+    """The plain view is normalized together with the others."""
     method = build()
     features = torch.randn(3, IMAGES, FEATURES) + torch.tensor([0.0, 0.0, 9.0])[:, None, None]
     seen = []
     method.projector.register_forward_hook(lambda module, args, out: seen.append(out))
-    method(features, batch_of(method))
+    method(Encoded(features), batch_of(method))
     assert len(seen) == 1 and len(seen[0]) == 3 * IMAGES
 
 

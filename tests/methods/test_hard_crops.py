@@ -9,15 +9,8 @@ import torch
 from torch import nn
 
 from mast_ext.augment import COLUMNS, AugmentationParameters
-from mast_ext.methods import (
-    HardCrops,
-    HardViewOptions,
-    HardViews,
-    SimCLROptions,
-    encode,
-    hard_selection,
-)
-from mast_ext.methods.simclr import SimCLR
+from mast_ext.methods import HardCrops, HardViewOptions, HardViews, encode, hard_selection
+from mast_ext.methods.simclr import SimCLR, SimCLROptions
 
 GLOBALS, CANDIDATES, LOCALS, IMAGES = 4, 5, 3, 12
 HARD = HardViewOptions(GLOBALS, local_views=CANDIDATES, mode="frozen")
@@ -89,7 +82,7 @@ def test_choice_is_the_tuple_with_the_highest_training_loss(crops, name, equimod
             )
             with torch.no_grad():
                 encoded = encode(base, backbone, teacher, one)
-                losses.append(encoded.losses(base, one)["loss"])
+                losses.append(base(encoded, one)["loss"])
         a, b, *local = tuples[int(torch.stack(losses).argmax())]
         shown = chosen.images[:2, image]
         assert torch.equal(shown, batch.images[[a, b], image])
@@ -130,7 +123,7 @@ def test_everything_of_a_view_stays_together(crops, name, equimod):
     # As a plain batch of the method: it trains on what was chosen.
     plain = crops.batch_of(hard.method.policy(crops.recipe))
     assert torch.equal(chosen.pair_subspace, plain.pair_subspace)
-    encode(hard.method, backbone, teacher, chosen).losses(hard.method, chosen)["loss"].backward()
+    hard.method(encode(hard.method, backbone, teacher, chosen), chosen)["loss"].backward()
 
 
 @both
@@ -149,7 +142,7 @@ def test_first_views_are_those_of_plain_training(crops, name, equimod):
 @both
 @pytest.mark.parametrize("mode", ["train", "frozen"])
 def test_selection_leaves_no_trace(crops, name, mode):
-    """Not on weights and centres; on running statistics in train mode only."""
+    """Not on weights and centers; on running statistics in train mode only."""
     method, backbone, teacher = crops.build(name, resnet=True)
     hard = HardCrops(method, crops.large, replace(HARD, mode=mode))
     modules = nn.ModuleList([backbone, method, teacher])
@@ -210,7 +203,7 @@ def test_weights_keep_their_gradients_under_autocast(crops):
     with torch.autocast("cpu", torch.bfloat16):
         chosen, _ = hard(crops.batch_of(hard.policy), backbone, teacher, select=True)
         encoded = encode(hard.method, backbone, teacher, chosen)
-        encoded.losses(hard.method, chosen)["loss"].backward()
+        hard.method(encoded, chosen)["loss"].backward()
     parameters = [*backbone.parameters(), *hard.method.parameters()]
     assert all(p.grad is not None and p.grad.any() for p in parameters)
 
@@ -222,7 +215,7 @@ def test_logs_by_hand(crops):
     backbone.eval()
     with torch.no_grad():
         encoded = encode(hard.method, backbone, teacher, batch, taught=slice(None))
-        losses = hard.method.crop_losses(encoded.features, encoded.targets)
+        losses = hard.method.crop_losses(encoded)
     subsets = list(combinations(range(GLOBALS, GLOBALS + CANDIDATES), LOCALS))
     scores = torch.stack(
         [
@@ -239,9 +232,9 @@ def test_logs_by_hand(crops):
         (chosen.parameters, "", [(0, 1)]),
     ):
         rows = AugmentationParameters(parameters)
-        colours = rows.standardised(*recipes)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
+        colors = rows.standardized(*recipes)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
         iou = torch.stack([rows.crop_iou(i, j) for i, j in which]).mean()
-        color = torch.stack([(colours[i] - colours[j]).norm(dim=-1) for i, j in which]).mean()
+        color = torch.stack([(colors[i] - colors[j]).norm(dim=-1) for i, j in which]).mean()
         torch.testing.assert_close(logs[f"hard_views/iou{suffix}"], iou)
         torch.testing.assert_close(logs[f"hard_views/color{suffix}"], color)
 

@@ -7,20 +7,14 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from mast_ext.augment import COLUMNS, AugmentationParameters, AugmentationRecipe, ViewBatch
-from mast_ext.methods import (
-    METHODS,
-    BarlowTwinsOptions,
-    BYOLOptions,
-    EquiMod,
-    EquiModOptions,
-    HardViewOptions,
-    HardViews,
-    MASTOptions,
-    MoCoOptions,
-    SimCLROptions,
-    SimSiamOptions,
-    VICRegOptions,
-)
+from mast_ext.methods import METHODS, Encoded, EquiMod, EquiModOptions, HardViewOptions, HardViews
+from mast_ext.methods.barlow_twins import BarlowTwinsOptions
+from mast_ext.methods.byol import BYOLOptions
+from mast_ext.methods.mast import MASTOptions
+from mast_ext.methods.moco import MoCoOptions
+from mast_ext.methods.simclr import SimCLROptions
+from mast_ext.methods.simsiam import SimSiamOptions
+from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.models import EMATeacher, forward_views
 
 RECIPE = AugmentationRecipe(size=8)
@@ -287,7 +281,7 @@ def test_weights_keep_their_gradients_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         chosen, _ = hard_views(batch_of(hard_views), backbone, None, select=True)
         features = forward_views(backbone, chosen.images)
-        hard_views.method(features, chosen)["loss"].backward()
+        hard_views.method(Encoded(features), chosen)["loss"].backward()
     parameters = [*backbone.parameters(), *hard_views.method.parameters()]
     assert all(p.grad is not None and p.grad.any() for p in parameters)
 
@@ -308,22 +302,22 @@ def test_logs_by_hand(name):
     free = batch.pair_subspace[0, 1] == 0
     with torch.no_grad():
         features = forward_views(networks[0], batch.images)
-        losses = hard_views.method.pair_losses(features)
+        losses = hard_views.method.pair_losses(Encoded(features))
     pairs = list(combinations(range(VIEWS), 2))
     scores = torch.stack([(losses[i, j] + losses[j, i]) / 2 for i, j in pairs])
     margin = (scores.amax(0) - scores.mean(0))[free].mean()
     torch.testing.assert_close(logs["hard_views/margin"], margin)
 
     rows = AugmentationParameters(batch.parameters)
-    colours = rows.standardised(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
+    colors = rows.standardized(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
     iou = torch.stack([rows.crop_iou(i, j) for i, j in pairs]).mean(0)
-    color = torch.stack([(colours[i] - colours[j]).norm(dim=-1) for i, j in pairs]).mean(0)
+    color = torch.stack([(colors[i] - colors[j]).norm(dim=-1) for i, j in pairs]).mean(0)
     torch.testing.assert_close(logs["hard_views/iou_random"], iou[free].mean())
     torch.testing.assert_close(logs["hard_views/color_random"], color[free].mean())
     rows = AugmentationParameters(chosen.parameters)
-    colours = rows.standardised(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
+    colors = rows.standardized(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
     torch.testing.assert_close(logs["hard_views/iou"], rows.crop_iou(0, 1)[free].mean())
-    expected = (colours[0] - colours[1]).norm(dim=-1)[free].mean()
+    expected = (colors[0] - colors[1]).norm(dim=-1)[free].mean()
     torch.testing.assert_close(logs["hard_views/color"], expected)
 
 

@@ -5,16 +5,14 @@ import torch
 from torch.nn.functional import normalize
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
-from mast_ext.methods import (
-    METHODS,
-    BarlowTwinsOptions,
-    BYOLOptions,
-    MASTOptions,
-    MoCoOptions,
-    SimCLROptions,
-    SimSiamOptions,
-    VICRegOptions,
-)
+from mast_ext.methods import METHODS, Encoded
+from mast_ext.methods.barlow_twins import BarlowTwinsOptions
+from mast_ext.methods.byol import BYOLOptions
+from mast_ext.methods.mast import MASTOptions
+from mast_ext.methods.moco import MoCoOptions
+from mast_ext.methods.simclr import SimCLROptions
+from mast_ext.methods.simsiam import SimSiamOptions
+from mast_ext.methods.vicreg import VICRegOptions
 
 RECIPE = AugmentationRecipe(size=8)
 PLAIN = AugmentationRecipe(size=8, crop_scale=(1, 1), flip=0, jitter=0, grayscale=0)
@@ -79,7 +77,7 @@ REFUSED = [
     ("mast", MASTOptions(SMALL, base="nt_xent", temperature=0.0), RECIPE, "temperature must be"),
     ("mast", MASTOptions(SMALL, base="nt_xent", uncertainty="diagonal"), RECIPE, "uncertainty"),
     ("mast", MASTOptions(SMALL, policy="sampled", partners=0), RECIPE, "n must be"),
-    ("mast", MASTOptions(SMALL, masks="round"), RECIPE, "parameterisation must be one of"),
+    ("mast", MASTOptions(SMALL, masks="round"), RECIPE, "parameterization must be one of"),
 ]
 
 
@@ -116,7 +114,7 @@ def test_loss_reaches_features_and_every_parameter(name, options, recipe, views)
     method = build(name, options, recipe)
     features, batch = views_of(method, recipe)
     assert len(batch.images) == method.policy(recipe).num_views() == views
-    terms = method(features, batch, targets_of(method, batch))
+    terms = method(Encoded(features, targets_of(method, batch)), batch)
     assert terms["loss"].shape == () and torch.isfinite(terms["loss"])
     assert not any(value.requires_grad for key, value in terms.items() if key != "loss")
     terms["loss"].backward()
@@ -157,7 +155,7 @@ def test_vicreg_is_the_mean_over_pairs_of_views():
     features, batch = views_of(method, AugmentationRecipe(size=8, views=3))
     z = method.embed(features)
     pairs = [method.loss(z[i], z[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-    assert torch.allclose(method(features, batch)["loss"], sum(pairs) / 3)
+    assert torch.allclose(method(Encoded(features), batch)["loss"], sum(pairs) / 3)
     assert method.subspaces() is None
 
 
@@ -176,7 +174,7 @@ def test_simclr_is_nt_xent_of_all_views(negatives):
         logits = z[i] @ rows.T / 0.3
         logits[torch.arange(40), anchors] = -torch.inf
         losses.append(logits.logsumexp(1) - (z[i] * z[j]).sum(1) / 0.3)
-    assert torch.allclose(method(features, batch)["loss"], torch.stack(losses).mean())
+    assert torch.allclose(method(Encoded(features), batch)["loss"], torch.stack(losses).mean())
 
 
 @pytest.mark.parametrize(
@@ -189,7 +187,7 @@ def test_simclr_is_nt_xent_of_all_views(negatives):
 def test_mast_subspaces_and_logs(options, names):
     method = build("mast", options, RECIPE)
     features, batch = views_of(method, RECIPE, images=200)
-    terms = method(features, batch)
+    terms = method(Encoded(features), batch)
     assert {f"invariance/{name}" for name in names} <= terms.keys()
     found, count = method.subspaces(), len(names)
     assert found.names == names
@@ -207,7 +205,8 @@ def test_mast_subspaces_and_logs(options, names):
 )
 def test_mast_is_a_weighted_sum_of_what_it_logs(options, weight):
     method = build("mast", options, RECIPE)
-    terms = method(*views_of(method, RECIPE))
+    features, batch = views_of(method, RECIPE)
+    terms = method(Encoded(features), batch)
     expected = weight * terms["invariance"]
     if options.base == "vicreg":
         expected = expected + 25 * terms["variance"] + terms["covariance"]
@@ -219,7 +218,7 @@ def test_mast_reads_only_used_pairs():
     method = build("mast", MASTOptions(SMALL), RECIPE).eval()
     features, batch = views_of(method, RECIPE)
     batch.pair_subspace = torch.full_like(batch.pair_subspace, -1)
-    assert method(features, batch)["invariance"] == 0
+    assert method(Encoded(features), batch)["invariance"] == 0
 
 
 def test_masks_do_not_decay():
@@ -264,12 +263,12 @@ def test_pair_losses_are_those_of_training_on_the_pair(name, options):
     method = build(name, options, RECIPE).eval()
     features = torch.randn(4, 10, 6)
     targets = torch.randn(4, 10, 8) if method.teacher() else None
-    losses = method.pair_losses(features, targets)
+    losses = method.pair_losses(Encoded(features, targets))
     assert losses.shape == (4, 4, 10)
     for i, j in ((0, 1), (1, 3), (0, 2)):
         pair = [i, j]
         taught = None if targets is None else targets[pair]
-        expected = method(features[pair], None, taught)["loss"]
+        expected = method(Encoded(features[pair], taught), None)["loss"]
         torch.testing.assert_close((losses[i, j] + losses[j, i]).mean() / 2, expected)
 
 
@@ -284,7 +283,7 @@ def test_pair_losses_are_those_of_training_on_the_pair(name, options):
 def test_pair_losses_are_the_invariance_terms(name, options):
     method = build(name, options, RECIPE).eval()
     features = torch.randn(3, 10, 6)
-    losses, z = method.pair_losses(features), method.embed(features)
+    losses, z = method.pair_losses(Encoded(features)), method.embed(features)
     if name == "mast":  # of independent views, whose pairs are those of the joint subspace
         joint = (z[0, :, :4] - z[2, :, :4]).square().mean()
         torch.testing.assert_close(losses[0, 2].mean(), 5 * joint)
@@ -298,9 +297,9 @@ def test_pair_losses_are_the_invariance_terms(name, options):
 def test_mast_judges_pairs_by_their_uncertainty(uncertainty):
     method = build("mast", MASTOptions(SMALL, uncertainty=uncertainty), RECIPE).eval()
     features = torch.randn(3, 10, 6)
-    before = method.pair_losses(features)
+    before = method.pair_losses(Encoded(features))
     torch.nn.init.constant_(method.log_variance.linear.bias, 2.0)
-    assert not torch.allclose(before, method.pair_losses(features))
+    assert not torch.allclose(before, method.pair_losses(Encoded(features)))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -308,7 +307,7 @@ def test_moco_pair_losses_are_queries_against_keys(symmetric):
     method = build("moco", MoCoOptions(SMALL, queue=9, symmetric=symmetric), RECIPE)
     features, targets = torch.randn(3, 10, 6), torch.randn(3, 10, 8)
     queue, queries = method.queue.bank.clone(), method.embed(features)
-    losses = method.pair_losses(features, targets)
+    losses = method.pair_losses(Encoded(features, targets))
     for i in range(3):
         for j in range(3):
             expected = method.loss(queries[i], targets[j], queue)

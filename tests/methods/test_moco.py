@@ -3,7 +3,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
-from mast_ext.methods import MoCo, MoCoOptions
+from mast_ext.methods import Encoded, MoCo
+from mast_ext.methods.moco import MoCoOptions
 
 BATCH, DIM = 6, 4
 
@@ -30,7 +31,7 @@ def test_loss_is_that_of_finding_the_key_among_the_queue(symmetric):
     features = torch.randn(1 + symmetric, BATCH, 5, requires_grad=True)
     targets = torch.randn(1 + symmetric, BATCH, DIM)
     queue = method.queue.bank.clone()
-    loss = method(features, batch_of(), targets)["loss"]
+    loss = method(Encoded(features, targets), batch_of())["loss"]
     queries = method.embed(features)
     if symmetric:
         pairs = [(queries[0], targets[1]), (queries[1], targets[0])]
@@ -60,7 +61,7 @@ def test_queue_holds_the_last_keys():
     for _ in range(3):
         targets = torch.randn(1, BATCH, DIM)
         seen.append(normalize(targets[0], dim=1))
-        method(torch.randn(1, BATCH, 5), batch_of(), targets)
+        method(Encoded(torch.randn(1, BATCH, 5), targets), batch_of())
     bank = method.queue.bank
     torch.testing.assert_close(bank, torch.cat((seen[2], seen[1][:4])))
     assert {"queue.bank", "queue.bank_ptr"} <= method.state_dict().keys()
@@ -69,15 +70,10 @@ def test_queue_holds_the_last_keys():
 def test_queue_stays_in_evaluation():
     method = build().eval()
     before = method.queue.bank.clone()
-    method(torch.randn(1, BATCH, 5), batch_of(), torch.randn(1, BATCH, DIM))
+    method(Encoded(torch.randn(1, BATCH, 5), torch.randn(1, BATCH, DIM)), batch_of())
     assert torch.equal(before, method.queue.bank)
 
 
 def test_momentum_is_constant():
     spec = build(momentum=0.9).teacher()
     assert (spec.momentum, spec.final_momentum) == (0.9, 0.9)
-
-
-def test_needs_its_teacher():
-    with pytest.raises(ValueError, match="moco needs targets"):
-        build()(torch.randn(1, BATCH, 5), batch_of())

@@ -65,7 +65,7 @@ def test_it_is_apart_from_the_student(student):
 
 
 def test_own_batch_norm(student):
-    """Normalises by its batch, and averages its own batches, not the student's."""
+    """Normalizes by its batch, and averages its own batches, not the student's."""
     teacher = EMATeacher(student, batch_norm="own").train()
     x = torch.randn(16, 4)
     hidden = student[0](x)
@@ -81,7 +81,7 @@ def test_own_batch_norm(student):
 
 
 def test_ema_batch_norm(student):
-    """Normalises by averages of the student's, whatever else is in the batch."""
+    """Normalizes by averages of the student's, whatever else is in the batch."""
     teacher = EMATeacher(student, batch_norm="ema").train()
     student(torch.randn(16, 4) + 5)
     teacher.update(student, 0.75)

@@ -46,7 +46,7 @@ def test_gain(fixed):
         with torch.no_grad():
             layer.gain.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
         torch.testing.assert_close(layer(x), before * layer.gain)
-        assert layer.gain.ndim == 1  # the optimiser takes it for what does not decay
+        assert layer.gain.ndim == 1  # the optimizer takes it for what does not decay
     layer(x).square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
 

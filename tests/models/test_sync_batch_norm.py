@@ -1,4 +1,4 @@
-"""Synchronised batch norm on the CPU (over two processes: tests/train/test_distributed.py)."""
+"""Synchronized batch norm on the CPU (over two processes: tests/train/test_distributed.py)."""
 
 import copy
 

@@ -1,23 +1,11 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from rich.console import Console
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import open_source
-from mast_ext.methods import (
-    BarlowTwinsOptions,
-    BYOLOptions,
-    DINOOptions,
-    EquiModOptions,
-    HardViewOptions,
-    IBOTOptions,
-    MASTOptions,
-    MoCoOptions,
-    SimCLROptions,
-    SimSiamOptions,
-    VICRegOptions,
-)
+from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
 from mast_ext.train.config import (
     DataConfig,
     EvaluationConfig,
@@ -26,27 +14,39 @@ from mast_ext.train.config import (
     PretrainConfig,
     TrainConfig,
 )
-from mast_ext.train.fit import build_networks, fit, training_loader
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.loop.fit import Training, fit
+from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.networks import build_networks
+from mast_ext.train.state.run_directory import RunDirectory
+
+SMALL = {
+    "projector": (16, 16),
+    "predictor": 8,
+    "queue": 20,
+    "prototypes": 12,
+    "head": (16,),
+    "bottleneck": 8,
+    "local_views": 2,
+    "local_size": 8,
+}
+
+
+def small_options(method):
+    """Options with which a method is small, as far as it has them."""
+    known = {field.name for field in fields(method.Options)}
+    return method.Options(**{name: value for name, value in SMALL.items() if name in known})
+
 
 TINY = PretrainConfig(
     data=DataConfig(size=16, max_images=24, max_test_images=12, workers=1),
     augment=AugmentationRecipe(size=16, crop_scale=(0.5, 1.0)),
     model=ModelConfig(timm_args={"channels": [8, 8, 8, 16], "stem_width": 4}),
-    mast=MASTOptions(projector=(16, 16)),
-    vicreg=VICRegOptions(projector=(16, 16)),
-    simclr=SimCLROptions(projector=(16, 16)),
-    moco=MoCoOptions(projector=(16, 16), queue=20),
-    barlow_twins=BarlowTwinsOptions(projector=(16, 16)),
-    byol=BYOLOptions(projector=(16, 16), predictor=8),
-    simsiam=SimSiamOptions(projector=(16, 16), predictor=8),
-    dino=DINOOptions(12, (16,), 8, local_views=2, local_size=8),
-    ibot=IBOTOptions(12, (16,), 8, local_views=2, local_size=8),
+    **{name: small_options(method) for name, method in METHODS.items()},
     optimizer=OptimizerConfig(warmup=0.5),
     train=TrainConfig(
         epochs=8 / 3, batch_size=8, accelerator="cpu", checkpoint_every=2, log_every=1
     ),
-    evaluation=EvaluationConfig(neighbours=(5,)),
+    evaluation=EvaluationConfig(neighbors=(5,)),
 )
 """Eight steps, three to an epoch, of a network of a few thousand weights."""
 
@@ -69,17 +69,10 @@ def train_tiny(tmp_path):
         networks = build_networks(config)
         data = config.data
         source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
-        loader = training_loader(config, networks.method, source)
+        loader = training_loader(config, networks, source)
         run = RunDirectory(tmp_path / name)
         run.path.mkdir(exist_ok=True)
-        return fit(
-            config,
-            networks,
-            loader,
-            run,
-            total_steps=round(config.train.epochs * len(loader)),
-            resume=resume,
-            console=Console(quiet=True),
-        )
+        training = Training(config, networks, loader, round(config.train.epochs * len(loader)))
+        return fit(training, run, resume=resume, console=Console(quiet=True))
 
     return train

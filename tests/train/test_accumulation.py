@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mast_ext.methods import VICRegOptions
+from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.train.config import OptimizerConfig
 from mast_ext.train.errors import Interrupted, RunError
-from mast_ext.train.module import PretrainModule
+from mast_ext.train.loop.module import PretrainModule
 
 
 def with_parts(config, parts, **train):

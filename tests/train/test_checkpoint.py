@@ -4,16 +4,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mast_ext.train import checkpoint
-from mast_ext.train.checkpoint import (
-    AtomicCheckpointIO,
-    Checkpoints,
-    read_checkpoint,
-    signals_restored,
-)
 from mast_ext.train.errors import CheckpointError, Interrupted, RunError
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.loop import checkpoints
+from mast_ext.train.loop.checkpoints import Checkpoints, signals_restored
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state.checkpoint import AtomicCheckpointIO, read_checkpoint
+from mast_ext.train.state.run_directory import RunDirectory
 
 
 class Harmful:
@@ -124,20 +120,20 @@ class Clock:
         self.seconds, self.signal_at = seconds, signal_at
         self.now, self.step, self.told = 0.0, 0, []
 
-    def numbers_of_all(self, numbers):
+    def all_gather_numbers(self, numbers):
         received, own = numbers
         assert own == pytest.approx(self.seconds[0])
         self.told.append(self.step)
-        signalled = self.signal_at is not None and self.step >= self.signal_at
-        return [[received, own], [float(signal.SIGTERM if signalled else 0), self.seconds[1]]]
+        signaled = self.signal_at is not None and self.step >= self.signal_at
+        return [[received, own], [float(signal.SIGTERM if signaled else 0), self.seconds[1]]]
 
 
 def steps_of(monkeypatch, run, clock, steps, every=1000):
     """Ends of steps in the first of two processes; gives those after which it saved."""
-    monkeypatch.setattr(checkpoint, "world_size", lambda: 2)
-    monkeypatch.setattr(checkpoint, "numbers_of_all", clock.numbers_of_all)
-    monkeypatch.setattr(checkpoint, "of_all", lambda losses: [losses, losses])
-    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(checkpoints, "world_size", lambda: 2)
+    monkeypatch.setattr(checkpoints, "all_gather_numbers", clock.all_gather_numbers)
+    monkeypatch.setattr(checkpoints, "all_gather_object", lambda losses: [losses, losses])
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: clock.now)
     saved = []
     trainer = SimpleNamespace(
         global_step=0, max_steps=-1, save_checkpoint=lambda path: saved.append(clock.step)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from mast_ext.data import open_source
-from mast_ext.methods import MASTOptions
-from mast_ext.train import fit
+from mast_ext.methods.mast import MASTOptions
 from mast_ext.train.config import PretrainConfig, TrainConfig
-from mast_ext.train.fit import build_networks, training_loader
+from mast_ext.train.loop import loader
+from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.networks import build_networks
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(16, 5), (0.5, 0), (100, 33)])
@@ -28,12 +29,12 @@ def test_an_epoch_that_is_given_stays():
 @pytest.mark.parametrize(("workers", "cpu", "cuda"), [(None, 0, 1), (0, 0, 0), (3, 3, 3)])
 def test_data_workers_leave_a_training_cpu_its_cores(tiny, workers, cpu, cuda, monkeypatch):
     config = replace(tiny, data=replace(tiny.data, workers=workers))
-    method = build_networks(config).method
+    networks = build_networks(config)
     source = open_source("shapes", "train", size=16, max_images=24)
     given = []
-    monkeypatch.setattr(fit, "build_loader", lambda *_, workers, **__: given.append(workers))
-    training_loader(config, method, source)
+    monkeypatch.setattr(loader, "build_loader", lambda *_, workers, **__: given.append(workers))
+    training_loader(config, networks, source)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = replace(config, train=replace(config.train, accelerator="cuda"))
-    training_loader(config, method, source)
+    training_loader(config, networks, source)
     assert given == [cpu, cuda]

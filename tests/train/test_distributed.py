@@ -2,9 +2,11 @@
 
 import copy
 import csv
+import io
 import os
 import signal
 import socket
+import traceback
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,26 +17,31 @@ from rich.console import Console
 
 from mast_ext import functional
 from mast_ext.data import open_source
+from mast_ext.distributed import rank
 from mast_ext.losses import HardViewSelector
-from mast_ext.losses.gather import rank
+from mast_ext.methods import METHODS as REGISTRY
 from mast_ext.methods import EquiModOptions, HardViewOptions
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import OptimizerConfig
-from mast_ext.train.distributed import joined
 from mast_ext.train.errors import Interrupted, RunError
-from mast_ext.train.fit import build_networks, fit, training_loader
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.run_directory import RunDirectory
+from mast_ext.train.launch import process_group
+from mast_ext.train.loop.fit import Training, fit
+from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.networks import build_networks
+from mast_ext.train.state.checkpoint import read_checkpoint
+from mast_ext.train.state.run_directory import RunDirectory
+
+pytestmark = pytest.mark.distributed
 
 PROCESSES = 2
 STEPS = 4
 TINY_TRANSFORMER = {"img_size": 16, "patch_size": 4, "depth": 1, "embed_dim": 24}
 
-# Of all methods, with batch norm in backbone and heads; the queue of MoCo wraps around.
-METHODS = [
-    *("simclr+hard", "simclr+equimod", "simsiam+hard", "byol+hard", "moco", "vicreg"),
-    *("barlow_twins+hard", "mast+equimod+hard", "dino+hard"),
-]
+# Every method, with batch norm in backbone and heads; the queue of MoCo wraps around. iBOT is among
+# the transformers.
+VARIANTS = {"moco": "moco", "vicreg": "vicreg", "mast": "mast+equimod+hard"}
+METHODS = [VARIANTS.get(name, f"{name}+hard") for name in sorted(REGISTRY) if name != "ibot"]
+METHODS += ["simclr+equimod"]
 TRANSFORMERS = {"transformer+hard": "simclr+hard", "ibot+hard": "ibot+hard"}
 RANDOM = HardViewOptions(4, strategy="softmax")
 
@@ -106,21 +113,14 @@ def train(config, path, resume=None, change=no_action):
     change(networks)
     data = config.data
     source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
-    loader = training_loader(config, networks.method, source)
+    loader = training_loader(config, networks, source)
     run = RunDirectory(path)
     if rank() == 0:
         path.mkdir(parents=True)
     start = copy.deepcopy(networks.backbone.state_dict(prefix="backbone."))
     with recorded_choices() as choices:
-        module = fit(
-            config,
-            networks,
-            loader,
-            run,
-            total_steps=STEPS,
-            resume=resume,
-            console=Console(quiet=True),
-        )
+        training = Training(config, networks, loader, STEPS)
+        module = fit(training, run, resume=resume, console=Console(quiet=True))
     return {"start": start, "weights": module.state_dict(), "choices": choices}
 
 
@@ -148,8 +148,57 @@ def fail(batch):
     raise ValueError("cannot decode image")
 
 
-def train_all(number, folder, tiny, port):
-    """What one of two processes does; each has a run directory of its own to see who writes."""
+def configured(tiny, name):
+    if name in TRANSFORMERS:
+        return transformer(tiny, TRANSFORMERS[name])
+    return settings(tiny, "simclr", RANDOM) if name == "random" else settings(tiny, name)
+
+
+def train_named(own, tiny, name):
+    return train(configured(tiny, name), own / name)
+
+
+def stop_and_resume(own, tiny, name):
+    """A signal to the last process in the second step, and the run resumed."""
+    config = configured(tiny, name)
+    with before_step(1, interrupt if rank() == PROCESSES - 1 else no_action):
+        error = error_of(lambda: train(config, own / f"{name} stopped"))
+    checkpoint = own.with_name("0") / f"{name} stopped" / "checkpoints" / "last.ckpt"
+    resumed = train(config, own / f"{name} resumed", checkpoint)
+    return {"stopped": (type(error).__name__, error.signal, error.step), **resumed}
+
+
+def resume_widened(own, tiny, checkpoint):
+    return train(settings(tiny, "simclr+hard"), own / "widened", checkpoint)
+
+
+def train_with_odd_loss(own, tiny):
+    with before_step(2, spoil if rank() == PROCESSES - 1 else no_action):
+        return str(error_of(lambda: train(own_statistics(tiny), own / "odd")))
+
+
+def train_idle_weight(own, tiny):
+    change = add_idle_weight
+    return str(error_of(lambda: train(settings(tiny, "simclr"), own / "idle", change=change)))
+
+
+def train_and_fail(own, tiny):
+    with before_step(1, fail if rank() == PROCESSES - 1 else no_action):
+        train(settings(tiny, "simclr"), own / "failed")
+
+
+ACTIONS = {
+    action.__name__: action
+    for action in (
+        *(train_named, stop_and_resume, resume_widened),
+        *(train_with_odd_loss, train_idle_weight, train_and_fail),
+    )
+}
+
+
+def work(number, folder, tiny, port, commands, results):
+    """One of two processes: answers commands; its runs are in a folder of its own, to see who
+    writes."""
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(number),
@@ -158,38 +207,61 @@ def train_all(number, folder, tiny, port):
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    found = {}
-    error = error_of(lambda: train_together(number, folder, tiny, found))
-    found["ended"] = (type(error).__name__, str(error))
-    torch.save(found, folder / f"{number}.pt")
+
+    def answer(found, error=None):
+        packed = io.BytesIO()
+        torch.save((found, error), packed)
+        results.put(packed.getvalue())
+
+    try:
+        with process_group("cpu"):
+            while (command := commands.get()) is not None:
+                name, arguments = command
+                try:
+                    found = ACTIONS[name](folder / str(number), tiny, *arguments)
+                except Exception:
+                    if name == "train_and_fail":
+                        raise
+                    answer(None, traceback.format_exc())
+                else:
+                    answer(found)
+    except Exception as error:  # that of `train_and_fail`, as `process_group` tells of it
+        answer((type(error).__name__, str(error)))
 
 
-def train_together(number, folder, tiny, found):
-    own, of_first = folder / str(number), folder / "0"
-    last = number == PROCESSES - 1
-    hard, random = settings(tiny, "simclr+hard"), settings(tiny, "simclr", RANDOM)
-    with joined("cpu"):
-        for name in METHODS:
-            found[name] = train(settings(tiny, name), own / name)
-        for name, method in TRANSFORMERS.items():
-            found[name] = train(transformer(tiny, method), own / name)
-        found["random"] = train(random, own / "random")
-        for name, config in (("hard", hard), ("random", random)):
-            stopped, resumed = f"{name} stopped", f"{name} resumed"
-            with before_step(1, interrupt if last else no_action):
-                error = error_of(lambda: train(config, own / stopped))  # noqa: B023
-            found[stopped] = (type(error).__name__, error.signal, error.step)
-            checkpoint = of_first / stopped / "checkpoints" / "last.ckpt"
-            found[resumed] = train(config, own / resumed, checkpoint)
-        checkpoint = folder / "one" / "checkpoints" / "last.ckpt"
-        found["widened"] = train(hard, own / "widened", checkpoint)
-        with before_step(2, spoil if last else no_action):
-            found["odd"] = str(error_of(lambda: train(own_statistics(tiny), own / "odd")))
-        simclr = settings(tiny, "simclr")
-        idle = error_of(lambda: train(simclr, own / "idle", change=add_idle_weight))
-        found["idle"] = str(idle)
-        with before_step(1, fail if last else no_action):
-            train(simclr, own / "failed")
+class World:
+    """Two processes that train together, and keep what they found."""
+
+    def __init__(self, folder, tiny):
+        context = mp.get_context("spawn")
+        port = free_port()
+        self.commands = [context.Queue() for _ in range(PROCESSES)]
+        self.results = [context.Queue() for _ in range(PROCESSES)]
+        self.processes, self.found = [], {}
+        for number, queues in enumerate(zip(self.commands, self.results, strict=True)):
+            process = context.Process(target=work, args=(number, folder, tiny, port, *queues))
+            process.start()
+            self.processes.append(process)
+
+    def run(self, action, *arguments):
+        """What an action finds in every process; an error there is one here."""
+        key = (action.__name__, *map(str, arguments))
+        if key not in self.found:
+            for commands in self.commands:
+                commands.put((action.__name__, arguments))
+            answers = [results.get(timeout=300) for results in self.results]
+            answers = [torch.load(io.BytesIO(a), weights_only=False) for a in answers]
+            errors = [error for _, error in answers if error is not None]
+            assert errors == [], "\n".join(errors)
+            self.found[key] = [found for found, _ in answers]
+        return self.found[key]
+
+    def end(self):
+        for commands in self.commands:
+            commands.put(None)
+        for process in self.processes:
+            process.join(timeout=60)
+            process.kill()
 
 
 def free_port():
@@ -204,12 +276,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def processes(folder, tiny):
-    """What every process found; they begin with a checkpoint of one process among the rest."""
-    with before_step(1, interrupt), pytest.raises(Interrupted):
-        train(settings(tiny, "simclr+hard"), folder / "one")
-    mp.spawn(train_all, (folder, tiny, free_port()), nprocs=PROCESSES)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+def world(folder, tiny):
+    world = World(folder, tiny)
+    yield world
+    world.end()
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +290,7 @@ def alone(tiny, tmp_path_factory):
 
     def get(name):
         if name not in found:
-            method = TRANSFORMERS.get(name)
-            config = transformer(tiny, method) if method else settings(tiny, name)
+            config = configured(tiny, name)
             found[name] = {**train(config, folder / name), "run": folder / name}
         return found[name]
 
@@ -249,11 +318,11 @@ def rows_of(run):
 
 
 @pytest.mark.parametrize("name", [*METHODS, *TRANSFORMERS])
-def test_equals_one_process(name, processes, alone, folder):
-    want = alone(name)
+def test_equals_one_process(name, world, alone, folder):
+    want, processes = alone(name), world.run(train_named, name)
     for found in processes:
-        assert_close_weights(found[name]["weights"], want)
-    shares = [found[name]["choices"] for found in processes]
+        assert_close_weights(found["weights"], want)
+    shares = [found["choices"] for found in processes]
     chosen = [torch.cat(both, 1) for both in zip(*shares, strict=True)]
     assert len(chosen) == (STEPS if "hard" in name else 0)
     assert all(torch.equal(a, b) for a, b in zip(chosen, want["choices"], strict=True))
@@ -265,70 +334,79 @@ def test_equals_one_process(name, processes, alone, folder):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_processes_hold_the_same_bits(name, processes):
-    assert_same_bits(processes[0][name]["weights"], processes[1][name]["weights"])
+def test_processes_hold_the_same_bits(name, world):
+    first, second = world.run(train_named, name)
+    assert_same_bits(first["weights"], second["weights"])
 
 
-def test_the_first_process_alone_writes(processes, folder):
+def test_the_first_process_alone_writes(world, folder):
+    world.run(train_named, "simclr+hard")
     assert not (folder / "1").exists()
     names = {path.name for path in (folder / "0" / "simclr+hard").iterdir()}
     assert names == {"metrics.csv", "checkpoints", "backbone.safetensors"}
 
 
-def test_random_numbers_differ_between_processes(processes, folder):
+def test_random_numbers_differ_between_processes(world, folder):
+    world.run(train_named, "random")
     checkpoint = read_checkpoint(folder / "0" / "random" / "checkpoints" / "last.ckpt")
     first, second = (states["torch"] for states in checkpoint["mast_ext"]["generators"])
     assert not torch.equal(first, second)
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_step(processes):
-    for found in processes:
-        for name in ("hard stopped", "random stopped"):
-            assert found[name] == ("Interrupted", signal.SIGTERM, 2)
+@pytest.mark.parametrize("name", ["simclr+hard", "random"])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(name, world):
+    for found in world.run(stop_and_resume, name):
+        assert found["stopped"] == ("Interrupted", signal.SIGTERM, 2)
 
 
-@pytest.mark.parametrize(
-    ("resumed", "whole"), [("hard resumed", "simclr+hard"), ("random resumed", "random")]
-)
-def test_resumes_to_the_same_bits(processes, resumed, whole):
-    for found in processes:
-        assert_same_bits(found[resumed]["weights"], found[whole]["weights"])
-        choices = zip(found[resumed]["choices"], found[whole]["choices"][2:], strict=True)
+@pytest.mark.parametrize("name", ["simclr+hard", "random"])
+def test_resumes_to_the_same_bits(name, world):
+    wholes = world.run(train_named, name)
+    for found, whole in zip(world.run(stop_and_resume, name), wholes, strict=True):
+        assert_same_bits(found["weights"], whole["weights"])
+        choices = zip(found["choices"], whole["choices"][2:], strict=True)
         assert all(torch.equal(a, b) for a, b in choices)
 
 
-def test_resumes_in_another_number_of_processes(processes, alone, folder, tiny, tmp_path):
-    want = alone("simclr+hard")
-    for found in processes:
-        assert_close_weights(found["widened"]["weights"], want)
-    checkpoint = folder / "0" / "hard stopped" / "checkpoints" / "last.ckpt"
+def test_resumes_in_more_processes(world, alone, tiny, tmp_path):
+    with before_step(1, interrupt), pytest.raises(Interrupted):
+        train(settings(tiny, "simclr+hard"), tmp_path / "one")
+    checkpoint = tmp_path / "one" / "checkpoints" / "last.ckpt"
+    for found in world.run(resume_widened, checkpoint):
+        assert_close_weights(found["weights"], alone("simclr+hard"))
+
+
+def test_resumes_in_fewer_processes(world, alone, folder, tiny, tmp_path):
+    world.run(stop_and_resume, "simclr+hard")
+    checkpoint = folder / "0" / "simclr+hard stopped" / "checkpoints" / "last.ckpt"
     found = train(settings(tiny, "simclr+hard"), tmp_path / "narrowed", checkpoint)
-    assert_close_weights(found["weights"], want)
+    assert_close_weights(found["weights"], alone("simclr+hard"))
 
 
-def test_all_stop_at_the_loss_of_one(processes, folder, tiny):
-    messages = [found["odd"] for found in processes]
+def test_all_stop_at_the_loss_of_one(world, folder, tiny):
+    messages = world.run(train_with_odd_loss)
     assert messages[0].split("/0/")[0] == messages[1].split("/1/")[0]
     assert messages[0].startswith("the loss on rank 1 is nan at step 3: stopped before changing")
     listed = (folder / "0" / "odd" / "nonfinite_batch.txt").read_text().split()
     data = tiny.data
     source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
     config = settings(tiny, "simsiam")
-    *_, third = training_loader(config, build_networks(config).method, source)
+    *_, third = training_loader(config, build_networks(config), source)
     assert [int(index) for index in listed] == third.index[4:].tolist()
     last = read_checkpoint(folder / "0" / "odd" / "checkpoints" / "last.ckpt")
     assert last["global_step"] == 2
 
 
-def test_names_a_weight_without_gradient(processes):
-    for found in processes:
-        assert found["idle"] == (
-            "training by several processes needs a gradient of every weight: backbone.idle got none"
-        )
+def test_names_a_weight_without_gradient(world):
+    message = (
+        "training by several processes needs a gradient of every weight: backbone.idle got none"
+    )
+    assert world.run(train_idle_weight) == [message] * PROCESSES
 
 
-def test_the_error_of_one_ends_the_others(processes):
-    assert [found["ended"] for found in processes] == [
+def test_the_error_of_one_ends_the_others(world):
+    """The last test of these processes, which end by it."""
+    assert world.run(train_and_fail) == [
         ("EndedByAnother", "another process of the run failed"),
         ("ValueError", "cannot decode image"),
     ]

@@ -4,26 +4,27 @@ from torch import nn
 
 from mast_ext.augment import AugmentationRecipe, evaluation_images
 from mast_ext.data import open_source
-from mast_ext.methods import MAST, MASTOptions
+from mast_ext.methods import MAST
+from mast_ext.methods.mast import MASTOptions
 from mast_ext.models import create_backbone
 from mast_ext.train.config import EvaluationConfig
-from mast_ext.train.evaluation import (
+from mast_ext.train.evaluation.evaluate import (
     LINEAR,
-    LabelledImages,
+    LabeledImages,
     chance,
     evaluate,
     extract_features,
     protocols,
     subspace_dimensions,
 )
-from mast_ext.train.probes import linear_accuracy
+from mast_ext.train.evaluation.probes import linear_accuracy
 
 RECIPE = AugmentationRecipe(size=16)
 FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]
 
 
 class Mean(nn.Module):
-    """Features that know colours and nothing else."""
+    """Features that know colors and nothing else."""
 
     def forward(self, x):
         return x.mean((2, 3))
@@ -31,7 +32,7 @@ class Mean(nn.Module):
 
 @pytest.fixture(scope="module")
 def images():
-    return LabelledImages(
+    return LabeledImages(
         open_source("shapes", "train", size=16, max_images=200),
         open_source("shapes", "test", size=16, max_images=50),
     )
@@ -52,12 +53,12 @@ def test_features_do_not_depend_on_the_batch_size(images, backbone):
     assert torch.allclose(whole.embedding, parts.embedding, atol=1e-5)
 
 
-def test_features_are_of_centre_views_in_order_and_leave_the_network_alone(images):
+def test_features_are_of_center_views_in_order_and_leave_the_network_alone(images):
     found = extract_features(Mean(), images.test, RECIPE, batch_size=16).backbone
-    centre = torch.cat(
+    center = torch.cat(
         [x for x, _ in evaluation_images(images.test, 16, RECIPE.mean, RECIPE.std, 50)]
     )
-    assert torch.allclose(found, centre.mean((2, 3)), atol=1e-5)
+    assert torch.allclose(found, center.mean((2, 3)), atol=1e-5)
 
 
 def test_network_state_is_untouched(images, backbone):
@@ -68,7 +69,7 @@ def test_network_state_is_untouched(images, backbone):
 
 def test_rows(images, backbone):
     method = MAST(16, RECIPE, MASTOptions((8, 8)))
-    config = EvaluationConfig(neighbours=(5,))
+    config = EvaluationConfig(neighbors=(5,))
     rows = evaluate("mast", backbone, images, RECIPE, config, method=method)
     parts = ["backbone", "embedding", "subspace joint", "subspace hue"]
     assert [row.part for row in rows] == parts
@@ -80,7 +81,7 @@ def test_rows(images, backbone):
     assert evaluate("mast", backbone, images, RECIPE, config, method=method) == rows
 
 
-def test_mean_colour_tells_hue_and_not_rotation(images):
+def test_mean_color_tells_hue_and_not_rotation(images):
     (row,) = evaluate("mean", Mean(), images, RECIPE, EvaluationConfig((5,)))
     for scores in row.scores.values():
         assert scores["hue"] > 0.3 > 1 / 8

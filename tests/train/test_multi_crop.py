@@ -13,15 +13,17 @@ from mast_ext.data import open_source
 from mast_ext.methods import METHODS as REGISTRY
 from mast_ext.methods import HardViewOptions
 from mast_ext.models import NormalizedLinear
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.config import ModelConfig
 from mast_ext.train.errors import Interrupted, RunError
-from mast_ext.train.fit import build_networks, training_loader
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.optimizers import gradient_norm
+from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.loop.optimizers import gradient_norm
+from mast_ext.train.networks import build_networks
+from mast_ext.train.state.checkpoint import read_checkpoint
 
 VIT = {"img_size": 16, "patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 2}
-METHODS = ["dino", "ibot", "dino+hard", "ibot+hard", "dino+equimod", "ibot+equimod+hard"]
+METHODS = [name for name in sorted(REGISTRY) if REGISTRY[name].multi_crop]
+METHODS += [f"{name}+hard" for name in METHODS] + ["dino+equimod", "ibot+equimod+hard"]
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_steps_that_do_not_select_are_plain_ones(train_tiny, short, method):
 
 
 def test_prototypes_rest_for_the_first_epoch(train_tiny, vit, monkeypatch):
-    """Though the optimiser would decay them."""
+    """Though the optimizer would decay them."""
     seen = []
 
     def look(module, outputs, batch, batch_idx):
@@ -184,7 +186,7 @@ def test_forwards_of_a_run(short, hard):
         config = replace(config, hard_views=HardViewOptions(4, local_views=6))
     networks = build_networks(config)
     source = open_source("shapes", "train", size=16, max_images=24)
-    loader = training_loader(config, networks.method, source)
+    loader = training_loader(config, networks, source)
     # Two views by student and teacher, and two local ones of a quarter; four by both and six.
     assert networks.forwards(loader, 10) == 10 * (4.5 + hard * (8 + 1.5))
     assert loader.policy.num_views() == (10 if hard else 4)

@@ -5,7 +5,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from mast_ext.train.config import OptimizerConfig
-from mast_ext.train.optimizers import (
+from mast_ext.train.loop.optimizers import (
     create_optimizer,
     create_schedule,
     gradient_norm,

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from mast_ext.train.probes import STRENGTHS, knn_accuracy, linear_accuracy, majority_accuracy
+from mast_ext.train.evaluation.probes import (
+    STRENGTHS,
+    knn_accuracy,
+    linear_accuracy,
+    majority_accuracy,
+)
 
 
 def clusters(count, classes=3, dim=6, noise=0.1, seed=0):
@@ -17,7 +22,7 @@ def test_separable_classes_are_found():
     test, truth = clusters(30, seed=1)
     data = (train, test, {"f": labels}, {"f": truth})
     assert linear_accuracy(*data) == {"f": 1.0}
-    assert knn_accuracy(*data, neighbours=(1, 5)) == {1: {"f": 1.0}, 5: {"f": 1.0}}
+    assert knn_accuracy(*data, neighbors=(1, 5)) == {1: {"f": 1.0}, 5: {"f": 1.0}}
 
 
 def test_no_information_gives_chance():
@@ -26,7 +31,7 @@ def test_no_information_gives_chance():
     labels, truth = (torch.randint(4, (400,), generator=generator) for _ in range(2))
     data = (train, test, {"f": labels}, {"f": truth})
     assert linear_accuracy(*data)["f"] == pytest.approx(0.25, abs=0.08)
-    assert knn_accuracy(*data, neighbours=(20,))[20]["f"] == pytest.approx(0.25, abs=0.08)
+    assert knn_accuracy(*data, neighbors=(20,))[20]["f"] == pytest.approx(0.25, abs=0.08)
 
 
 def test_knn_agrees_with_a_loop():
@@ -41,16 +46,14 @@ def test_knn_agrees_with_a_loop():
             for i in order[:k]:
                 votes[labels[i]] += torch.exp(cosine[i] / 0.07)
             right[k] += int(votes.argmax() == expected)
-    found = knn_accuracy(
-        train, test, {"f": labels}, {"f": truth}, neighbours=tuple(right), chunk=16
-    )
+    found = knn_accuracy(train, test, {"f": labels}, {"f": truth}, neighbors=tuple(right), chunk=16)
     assert {k: round(scores["f"] * 40) for k, scores in found.items()} == right
     assert 0.3 < found[7]["f"] < 1  # the clusters overlap, so the case decides something
 
 
-def test_knn_with_more_neighbours_than_images():
+def test_knn_with_more_neighbors_than_images():
     train, labels = clusters(6)
-    assert knn_accuracy(train, train, {"f": labels}, {"f": labels}, neighbours=(200,)) == {
+    assert knn_accuracy(train, train, {"f": labels}, {"f": labels}, neighbors=(200,)) == {
         200: {"f": 1.0}
     }
 
@@ -90,9 +93,9 @@ def test_factors_do_not_mix():
 def test_scale_of_features_does_not_matter(scale):
     train, labels = clusters(60, noise=0.8)
     test, truth = clusters(50, noise=0.8, seed=1)
-    labelled = ({"f": labels}, {"f": truth})
-    expected = linear_accuracy(train, test, *labelled)
-    assert linear_accuracy(train * scale, test * scale, *labelled) == expected
+    labeled = ({"f": labels}, {"f": truth})
+    expected = linear_accuracy(train, test, *labeled)
+    assert linear_accuracy(train * scale, test * scale, *labeled) == expected
 
 
 def test_dead_features_are_survived():

@@ -9,9 +9,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mast_ext.losses.gather import host_group
-from mast_ext.train.distributed import by_first, joined, numbers_of_all, of_all
+from mast_ext.distributed import (
+    all_gather_numbers,
+    all_gather_object,
+    host_group,
+    run_on_first_rank,
+)
 from mast_ext.train.errors import RunError
+from mast_ext.train.launch import process_group
+
+pytestmark = pytest.mark.distributed
 
 PROCESSES = 2
 
@@ -59,7 +66,7 @@ def join_with_gpus(rank, port, uuids):
     with pytest.MonkeyPatch.context() as patch:
         taken, groups = pretend_gpus(patch, uuids)
         try:
-            with joined("cuda"):
+            with process_group("cuda"):
                 pass
         except RunError as error:
             return str(error)
@@ -73,9 +80,9 @@ def talk(rank, folder):
     )
     side = host_group()
     found = {
-        "numbers": numbers_of_all([float(rank), 0.5]),
-        "values": of_all({"rank": rank}),
-        "first": by_first(lambda: f"said by {rank}"),
+        "numbers": all_gather_numbers([float(rank), 0.5]),
+        "values": all_gather_object({"rank": rank}),
+        "first": run_on_first_rank(lambda: f"said by {rank}"),
         "one side group": host_group() is side is not None,
     }
     dist.destroy_process_group()

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.errors import RunError
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.readback import Readback
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.loop.readback import Readback
+from mast_ext.train.state.checkpoint import read_checkpoint
 
 
 def send(readback, step, device="cpu"):

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from mast_ext.methods import Subspaces
-from mast_ext.train.evaluation import LINEAR, Row
-from mast_ext.train.report import draw_hard_views, gain_columns, grids, tables, write_report
+from mast_ext.train.evaluation.evaluate import LINEAR, Row
+from mast_ext.train.report.figures import draw_hard_views, gain_columns
+from mast_ext.train.report.html import write_report
+from mast_ext.train.report.tables import grids, tables
 
 NASTY = "<script>alert(1)</script>[bold]"
 MANY = [
@@ -24,10 +26,10 @@ SUBSPACES = Subspaces(
 
 
 def test_a_table_per_protocol():
-    (_, heads, body), (_, _, neighbours) = grids(MANY)
+    (_, heads, body), (_, _, neighbors) = grids(MANY)
     assert heads == ["model", "representation", "hue", NASTY]
     assert body[1] == ["mast", "subspace crop", 0.125, 1.0]
-    assert neighbours == [["mast", "backbone", 0.4, 0]]
+    assert neighbors == [["mast", "backbone", 0.4, 0]]
     assert len(grids(MANY, [LINEAR])) == 1
 
 

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from mast_ext.methods import HardViewOptions
-from mast_ext.train.checkpoint import read_checkpoint
 from mast_ext.train.errors import CheckpointError, Interrupted
-from mast_ext.train.module import PretrainModule
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state.checkpoint import read_checkpoint
 
 STEPS = 8
 

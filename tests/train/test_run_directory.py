@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mast_ext.train.errors import RunError
-from mast_ext.train.run_directory import RunDirectory, write_text
+from mast_ext.train.state.run_directory import RunDirectory, write_text
 
 
 def test_numbers_runs(tmp_path, monkeypatch):
@@ -68,7 +68,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_files_are_utf_8_in_any_locale(tmp_path):
     """As a plain C locale is, without Python's own correction of it."""
     program = (
-        "from pathlib import Path; from mast_ext.train import run_directory as files;"
+        "from pathlib import Path; from mast_ext.train.state import run_directory as files;"
         "run = files.RunDirectory(Path('.'));"
         "files.write_text(run.config, 'path: \\u03c1\\u2212');"
         "assert run.load_config() == {'path': '\\u03c1\\u2212'}"
@@ -78,3 +78,9 @@ def test_files_are_utf_8_in_any_locale(tmp_path):
         [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, **ascii_only}, check=True
     )
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "path: \u03c1\u2212"
+
+
+def test_settings_of_older_runs_keep_their_values(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.config.write_text("seed: 1\nevaluation: {neighbours: [3], temperature: 0.1}\n")
+    assert run.load_config() == {"seed": 1, "evaluation": {"neighbors": [3], "temperature": 0.1}}

@@ -21,18 +21,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mast_ext.methods import METHODS as REGISTRY
 from mast_ext.methods import HardViewOptions
-from mast_ext.train import fit as fitting
-from mast_ext.train.module import PretrainModule
+from mast_ext.train.loop import fit as fitting
+from mast_ext.train.loop.module import PretrainModule
 
 DEVICE = torch.device("meta")
 FIRST, LAST = 2, 5  # steps that are watched, from 0, the last one excluded
 
 METHODS = [
-    *("simclr", "moco", "byol", "simsiam", "vicreg", "barlow_twins", "mast", "dino", "ibot"),
-    *("simclr+equimod", "dino+equimod", "ibot+equimod", "mast+equimod+hard"),
-    *("simclr+hard", "moco+hard", "byol+hard", "simsiam+hard", "vicreg+hard", "barlow_twins+hard"),
-    *("mast+hard", "dino+hard", "ibot+hard", "ibot+equimod+hard"),
+    *sorted(REGISTRY),
+    *(f"{name}+hard" for name in sorted(REGISTRY)),
+    *("simclr+equimod", "dino+equimod", "ibot+equimod", "mast+equimod+hard", "ibot+equimod+hard"),
 ]
 
 

@@ -21,7 +21,7 @@ from torchvision.transforms import functional as transforms
 from mast_ext.data import Source, open_source
 from mast_ext.models import load_backbone, to_channels_last
 from mast_ext.train.config import RECIPES
-from mast_ext.train.probes import knn_accuracy, linear_accuracy
+from mast_ext.train.evaluation.probes import knn_accuracy, linear_accuracy
 
 NEIGHBOURS, BATCH = 20, 512
 
@@ -85,7 +85,7 @@ def probe(backbone: torch.nn.Module, made: dict, recipe) -> Accuracies:
         data = (features(backbone, train, recipe), features(backbone, test, recipe))
         labels = ({task: train_labels}, {task: test_labels})
         linear = linear_accuracy(*data, *labels)[task]
-        nearest = knn_accuracy(*data, *labels, neighbours=(NEIGHBOURS,))[NEIGHBOURS][task]
+        nearest = knn_accuracy(*data, *labels, neighbors=(NEIGHBOURS,))[NEIGHBOURS][task]
         found[task] = (linear, nearest)
     return found
 

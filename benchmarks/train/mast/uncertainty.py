@@ -22,7 +22,7 @@ from mast_ext.augment.torchvision import render
 from mast_ext.cli.pretrain import load_config
 from mast_ext.data import ShapesSource
 from mast_ext.data.shapes import OFFSET, RADII
-from mast_ext.train.restore import restore_checkpoint
+from mast_ext.train.state.restore import restore_checkpoint
 
 SEED, BATCH = 1234, 512
 
@@ -69,7 +69,7 @@ def main() -> None:
     parameters = AugmentationParameters(torch.from_numpy(rows)[None])
     crop = parameters.group("crop")[0].numpy()
     grey = parameters.column("grayscale")[0].numpy() > 0
-    standard = parameters.standardised(config.augment)[0, :, 6:10].numpy()
+    standard = parameters.standardized(config.augment)[0, :, 6:10].numpy()
     truths = {
         "crop's area": crop[:, 2] * crop[:, 3],
         "object visible": visible(crop, source.labels),

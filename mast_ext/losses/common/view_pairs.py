@@ -7,9 +7,9 @@ so that every pair of any number of views follows without another pass over the 
 import torch
 from torch import Tensor, nn
 
-from mast_ext.losses.contrast import contrast_views, positive_cross_entropy
-from mast_ext.losses.gather import require_distributed
-from mast_ext.losses.inputs import (
+from mast_ext.distributed import require_distributed
+from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
+from mast_ext.losses.common.inputs import (
     Negatives,
     Reduction,
     reduce,

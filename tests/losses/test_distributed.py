@@ -14,8 +14,10 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from mast_ext import losses
-from mast_ext.losses.center import Center
-from mast_ext.losses.gather import gather_batch, require_equal_batches
+from mast_ext.distributed import gather_batch, require_equal_batches
+from mast_ext.losses.common.center import Center
+
+pytestmark = pytest.mark.distributed
 
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 SUBSPACES = 3
@@ -225,7 +227,7 @@ def traffic_of_gradients(rank):
 
 
 def pending_updates():
-    """The centre as it lies there after a step, as saved, loaded and copied."""
+    """The center as it lies there after a step, as saved, loaded and copied."""
     found = {}
     for center_update in ("now", "deferred"):
         loss, resumed = (losses.DINOLoss(DIM, center_update=center_update) for _ in range(2))
@@ -262,7 +264,7 @@ def late(directory, rank, world_size):
 
 
 def dead(directory, rank, world_size):
-    """The last process ends between forward and backward, or before a centre moves."""
+    """The last process ends between forward and backward, or before a center moves."""
     join(directory, "dead", rank, world_size)
     center = Center((1, DIM), center_update="deferred")
     views = torch.randn(2, BATCH, DIM, requires_grad=True)

@@ -1,10 +1,13 @@
-"""What a run tells while it goes: rows of metrics, and a progress bar on a terminal.
+"""What a run reports while it trains: rows of metrics, and a progress bar on a terminal.
 
-Lightning calls after every part of a step (see `TrainConfig.accumulate`); these wait for its end.
+With accumulated gradients Lightning calls after every part of a step (see
+`TrainConfig.accumulate`); the callbacks act after its last part.
 """
 
 import csv
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mast_ext.losses.gather import world_size
-from mast_ext.train.distributed import mean_of_numbers, numbers_of_all
-from mast_ext.train.module import PretrainModule
-from mast_ext.train.run_directory import write_text
+from mast_ext.distributed import all_gather_numbers, world_size
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state.run_directory import write_text
 
 
 class MetricsFile:
@@ -111,11 +113,17 @@ def _mean_terms(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     """The terms of a step, over its parts and all processes."""
     # Lightning has divided the loss, and it alone, by the number of parts.
     scale = [len(parts) if name == "loss" else 1 for name in parts[0]]
-    # As one tensor: a GPU is waited for, and once.
+    # As one tensor, so that the host waits for a GPU once.
     values = torch.stack([torch.stack([x.double() for x in part.values()]) for part in parts])
     rows = [[x * by for x, by in zip(row, scale, strict=True)] for row in values.tolist()]
-    means = mean_of_numbers(numbers_of_all(mean_of_numbers(rows)))
+    means = _column_means(all_gather_numbers(_column_means(rows)))
     return dict(zip(parts[0], means, strict=True))
+
+
+def _column_means(rows: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of every column over those rows that have a number there; NaN if none has."""
+    columns = ([x for x in column if not math.isnan(x)] for column in zip(*rows, strict=True))
+    return [sum(column) / len(column) if column else math.nan for column in columns]
 
 
 class ProgressBar(Callback):

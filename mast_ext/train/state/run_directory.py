@@ -1,4 +1,4 @@
-"""The run directory: which files a run leaves, and writing them so that none is ever half there."""
+"""The run directory: the files that a run leaves, each of which is written as a whole or not."""
 
 import os
 import shutil
@@ -8,6 +8,9 @@ from typing import Any
 import yaml
 
 from mast_ext.train.errors import RunError
+
+RENAMED_SETTINGS = {"evaluation": {"neighbours": "neighbors"}}
+"""New names of settings, by section and the name that older runs wrote."""
 
 
 class RunDirectory:
@@ -78,19 +81,22 @@ class RunDirectory:
             raise RunError(f"{self.config} is not valid YAML: {error}") from error
         if not isinstance(values, dict):
             raise RunError(f"{self.config} does not hold settings")
+        for section, renamed in RENAMED_SETTINGS.items():
+            if isinstance(old := values.get(section), dict):
+                values[section] = {renamed.get(name, name): value for name, value in old.items()}
         return values
 
     def remove(self) -> None:
-        """Takes away what `create` began (a run that failed before anything was learnt)."""
+        """Removes what `create` made, after a run that failed before its first checkpoint."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._was_there:
             self.path.mkdir(exist_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file by way of a temporary one beside it, so that readers see all of it or none.
+    """Writes a file through a temporary one beside it, so that readers never see a part of it.
 
-    In UTF-8 whatever the locale, which could not write every name and letter of a report.
+    In UTF-8, whatever the locale: names of classes may have any letters.
     """
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")

@@ -8,7 +8,12 @@ import torch
 from mast_ext.augment import AugmentationRecipe, ViewBatch, build_loader
 from mast_ext.data import open_source
 from mast_ext.methods import HardViewOptions
-from mast_ext.train.examples import IMAGES, draw_choice, draw_hard_views_of, draw_uncertainty_of
+from mast_ext.train.report.figures import (
+    IMAGES,
+    draw_chosen_views,
+    draw_hard_view_examples,
+    draw_uncertainty,
+)
 
 VIEWS, BATCH = 4, 10
 
@@ -22,7 +27,7 @@ def test_frames_stand_around_the_chosen_views(views):
     batch = ViewBatch(images, rows, pairs, torch.arange(BATCH), {})
     index = torch.stack([torch.randperm(views)[:2] for _ in range(BATCH)], 1)
     chosen = replace(batch, parameters=rows.gather(0, index[..., None].expand(-1, -1, 14)))
-    figure = draw_choice(batch, chosen, recipe, views=views)
+    figure = draw_chosen_views(batch, chosen, recipe, views=views)
     framed = [[s.get_visible() for s in axes.spines.values()] for axes in figure.axes]
     expected = [[j in index[:, b].tolist()] * 4 for b in range(IMAGES) for j in range(views)]
     assert framed == expected
@@ -38,7 +43,7 @@ def test_choice_of_a_trained_run(train_tiny, tiny, method):
     source = open_source("shapes", "train", size=config.data.size, max_images=64)
     loader = build_loader(source, module.hard_views.policy, batch_size=32)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    figure = draw_hard_views_of(module, loader)
+    figure = draw_hard_view_examples(module, loader)
     assert len(figure.axes) == IMAGES * VIEWS
     frames = [axes.spines["left"].get_visible() for axes in figure.axes]
     assert [sum(frames[i : i + VIEWS]) for i in range(0, len(frames), VIEWS)] == [2] * IMAGES
@@ -47,7 +52,7 @@ def test_choice_of_a_trained_run(train_tiny, tiny, method):
 
 
 def test_no_picture_without_hard_views(train_tiny):
-    assert draw_hard_views_of(train_tiny(), loader=None) is None
+    assert draw_hard_view_examples(train_tiny(), loader=None) is None
 
 
 @pytest.mark.parametrize("uncertainty", ["subspace", "diagonal"])
@@ -58,7 +63,7 @@ def test_uncertainty_against_strength(train_tiny, tiny, method, uncertainty):
     source = open_source("shapes", "train", size=config.data.size, max_images=64)
     policy = module.method.policy(config.augment)
     loader = build_loader(source, policy, batch_size=32)
-    figure = draw_uncertainty_of(module, loader)
+    figure = draw_uncertainty(module, loader)
     assert len(figure.axes) == 4  # two subspaces against two strengths
     views = 64 * policy.num_views()
     loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
@@ -74,7 +79,7 @@ def test_uncertainty_against_strength(train_tiny, tiny, method, uncertainty):
         torch.testing.assert_close(drawn[: len(areas), 1].float(), want, rtol=1e-4, atol=1e-5)
 
 
-def test_views_without_jitter_have_the_least_change_of_colour(train_tiny, tiny):
+def test_views_without_jitter_have_the_least_change_of_color(train_tiny, tiny):
     config = replace(
         tiny,
         mast=replace(tiny.mast, uncertainty="subspace"),
@@ -83,7 +88,7 @@ def test_views_without_jitter_have_the_least_change_of_colour(train_tiny, tiny):
     module = train_tiny(config=config, method="mast")
     source = open_source("shapes", "train", size=config.data.size, max_images=64)
     loader = build_loader(source, module.method.policy(config.augment), batch_size=64)
-    figure = draw_uncertainty_of(module, loader)
+    figure = draw_uncertainty(module, loader)
     change = torch.from_numpy(figure.axes[1].collections[0].get_offsets().data)[:, 0]
     loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
     jittered = next(iter(loader)).parameters[..., 5].flatten() > 0
@@ -95,4 +100,4 @@ def test_no_picture_without_uncertainty(train_tiny, tiny, method):
     module = train_tiny(method=method)
     source = open_source("shapes", "train", size=tiny.data.size, max_images=64)
     loader = build_loader(source, module.method.policy(tiny.augment), batch_size=32)
-    assert draw_uncertainty_of(module, loader) is None
+    assert draw_uncertainty(module, loader) is None

@@ -1,4 +1,4 @@
-"""Optimisers, parameter groups and the learning-rate schedule."""
+"""Optimizers, parameter groups and the learning-rate schedule."""
 
 import math
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def parameter_groups(
 ) -> list[dict]:
     """Two groups: weights, which decay, and the rest, which does not.
 
-    Biases and norms are told by having one axis; ``exempt`` names others (masks).
+    Biases and norms are recognized by their single axis; ``exempt`` names others (masks).
     """
     exempt = set(exempt)
     decay: list[nn.Parameter] = []
@@ -32,7 +32,7 @@ def parameter_groups(
 
 
 def create_optimizer(groups: list[dict], config: OptimizerConfig, batch_size: int) -> Optimizer:
-    """The optimiser with the peak learning rate ``lr * batch_size / 256`` (Goyal et al. 2017).
+    """The optimizer with the peak learning rate ``lr * batch_size / 256`` (Goyal et al. 2017).
 
     LARS (You et al. 2017) scales the rate of every weight by ``1e-3 ‖w‖ / (‖g‖ + decay ‖w‖)``;
     what does not decay (biases, norms, masks) is left to plain SGD with momentum, as SimCLR,
@@ -40,7 +40,7 @@ def create_optimizer(groups: list[dict], config: OptimizerConfig, batch_size: in
 
     Args:
         groups: What `parameter_groups` gives.
-        config: Optimiser and rate.
+        config: Optimizer and rate.
         batch_size: Images per step.
     """
     lr = config.lr * batch_size / 256
@@ -49,7 +49,7 @@ def create_optimizer(groups: list[dict], config: OptimizerConfig, batch_size: in
     if config.name == "sgd":
         return SGD(groups, lr=lr, momentum=0.9)
     decays, rest = groups
-    # timm adapts what decays; told, it does so at weight decay 0 as well.
+    # timm adapts the rate of weights that decay; `always_adapt` also does at weight decay 0.
     return Lars([{**decays, "always_adapt": True}, rest], lr=lr, momentum=0.9, trust_coeff=1e-3)
 
 

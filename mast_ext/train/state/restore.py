@@ -7,10 +7,10 @@ from torch import nn
 
 from mast_ext.methods import Method
 from mast_ext.models import load_backbone
-from mast_ext.train.checkpoint import check_belongs, read_checkpoint
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError
-from mast_ext.train.fit import build_networks
+from mast_ext.train.networks import build_networks
+from mast_ext.train.state.checkpoint import check_belongs, read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Classifiers on frozen features: weighted k-NN and a ridge linear probe. Both deterministic.
 
 Accuracies are fractions in [0, 1]. Labels of several factors are probed together, since what costs
-(neighbours, an eigendecomposition) does not depend on the labels.
+(neighbors, an eigendecomposition) does not depend on the labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,36 +23,36 @@ def knn_accuracy(
     train_labels: Mapping[str, Tensor],
     test_labels: Mapping[str, Tensor],
     *,
-    neighbours: Sequence[int] = (20, 200),
+    neighbors: Sequence[int] = (20, 200),
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> dict[int, dict[str, float]]:
-    """Accuracy of k-NN by cosine, neighbours weighted ``exp(cos / temperature)``.
+    """Accuracy of k-NN by cosine, neighbors weighted ``exp(cos / temperature)``.
 
     The protocol of Wu et al. 2018 (instance discrimination), without its memory bank.
 
     Args:
-        train: Features of the labelled images, ``[N, F]``.
+        train: Features of the labeled images, ``[N, F]``.
         test: Features of the images to classify, ``[M, F]``.
         train_labels: Class ids of every factor, ``[N]`` int64.
         test_labels: Class ids of every factor, ``[M]`` int64.
-        neighbours: Numbers of neighbours; more than ``N`` means all ``N``.
+        neighbors: Numbers of neighbors; more than ``N`` means all ``N``.
         temperature: Temperature of the weights.
         chunk: Test images per step; bounds the memory to ``chunk * N`` numbers.
 
     Returns:
-        Accuracy by number of neighbours and factor.
+        Accuracy by number of neighbors and factor.
     """
     train, test = normalize(train.float(), dim=1), normalize(test.float(), dim=1)
-    largest = min(max(neighbours), len(train))
-    right = {k: dict.fromkeys(train_labels, 0) for k in neighbours}
+    largest = min(max(neighbors), len(train))
+    right = {k: dict.fromkeys(train_labels, 0) for k in neighbors}
     for start in range(0, len(test), chunk):
         similarity, nearest = (test[start : start + chunk] @ train.T).topk(largest)
         weights = ((similarity - 1) / temperature).exp()
         for factor, labels in train_labels.items():
             truth, said = test_labels[factor][start : start + chunk], labels[nearest]
             none = weights.new_zeros(len(said), int(labels.max()) + 1)
-            for k in neighbours:
+            for k in neighbors:
                 votes = none.scatter_add(1, said[:, :k], weights[:, :k])
                 right[k][factor] += int((votes.argmax(1) == truth).sum())
     return {k: {f: n / len(test) for f, n in counts.items()} for k, counts in right.items()}
@@ -66,7 +66,7 @@ def linear_accuracy(
 ) -> dict[str, float]:
     """Accuracy of a linear classifier: ridge regression onto one-hot classes, in closed form.
 
-    Features are standardised. The penalty is chosen for every factor on each fifth training image,
+    Features are standardized. The penalty is chosen for every factor on each fifth training image,
     then all of them are used.
 
     Args:

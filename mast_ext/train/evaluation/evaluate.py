@@ -1,4 +1,4 @@
-"""Measures what a frozen backbone has learnt: k-NN and linear probes of every labelled factor.
+"""Measures what a frozen backbone has learned: k-NN and linear probes of every labeled factor.
 
 Rows are representations (backbone features, the embedding, its subspaces), columns are factors.
 """
@@ -14,7 +14,7 @@ from mast_ext.data import Source
 from mast_ext.methods import Method
 from mast_ext.models import to_channels_last
 from mast_ext.train.config import EvaluationConfig
-from mast_ext.train.probes import knn_accuracy, linear_accuracy, majority_accuracy
+from mast_ext.train.evaluation.probes import knn_accuracy, linear_accuracy, majority_accuracy
 
 LINEAR = "linear probe"
 
@@ -48,8 +48,8 @@ class Features:
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """Training and test images with the same labelled factors.
+class LabeledImages:
+    """Training and test images with the same labeled factors.
 
     Attributes:
         train: Images that probes learn from.
@@ -77,12 +77,12 @@ def extract_features(
     method: Method | None = None,
     device: torch.device | str = "cpu",
 ) -> Features:
-    """Features of the plain centre views of all images, on the CPU.
+    """Features of the plain center views of all images, on the CPU.
 
     Args:
         backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``; put into evaluation mode.
         source: The images.
-        recipe: Gives the views' size and normalisation.
+        recipe: Gives the views' size and normalization.
         batch_size: Images per step.
         method: Its projector gives the embedding, too.
         device: Where to compute.
@@ -102,7 +102,7 @@ def extract_features(
 def evaluate(
     name: str,
     backbone: nn.Module,
-    images: LabelledImages,
+    images: LabeledImages,
     recipe: AugmentationRecipe,
     config: EvaluationConfig,
     *,
@@ -151,22 +151,7 @@ def subspace_dimensions(method: Method) -> dict[str, Tensor]:
     }
 
 
-def device_named(accelerator: str) -> torch.device:
-    """The device of ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
-
-    Raises:
-        ValueError: ``cuda`` without a GPU that torch can use.
-    """
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "accelerator cuda needs a GPU that torch can use (mast-ext doctor says why)"
-        )
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(accelerator)
-
-
-def chance(images: LabelledImages) -> Row:
+def chance(images: LabeledImages) -> Row:
     """What saying the most frequent class gives."""
     scores = majority_accuracy(images.train_labels, images.test_labels)
     return Row("chance", "", {LINEAR: scores})
@@ -189,7 +174,7 @@ def _row(
         train,
         test,
         *labels,
-        neighbours=config.neighbours,
+        neighbors=config.neighbors,
         temperature=config.temperature,
     )
     scores = {f"k-NN {k}": by_factor for k, by_factor in knn.items()}

@@ -1,4 +1,4 @@
-"""What the losses ask of their arguments and inputs."""
+"""Checks of the losses' arguments and inputs, and what becomes of their results."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mast_ext.data import open_source
-from mast_ext.train.fit import build_networks, rendering_threads, training_loader
+from mast_ext.train.loop.loader import rendering_threads, training_loader
+from mast_ext.train.networks import build_networks
 
 
 @pytest.fixture
@@ -36,10 +37,10 @@ def test_a_process_renders_with_its_share_of_the_cores(cores, count, processes, 
 )
 def test_only_a_gpu_leaves_the_cores_to_rendering(cores, tiny, monkeypatch, gpu, workers, threads):
     cores(8)
-    method = build_networks(tiny).method
+    networks = build_networks(tiny)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     data = dataclasses.replace(tiny.data, workers=workers)
     train = dataclasses.replace(tiny.train, accelerator="auto")
     config = dataclasses.replace(tiny, data=data, train=train)
     source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
-    assert training_loader(config, method, source)._renderer.workers == threads
+    assert training_loader(config, networks, source)._renderer.workers == threads

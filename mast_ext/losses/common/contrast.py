@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.losses.gather import all_gather, rank, require_equal_batches, world_size
+from mast_ext.distributed import all_gather, rank, require_equal_batches, world_size
 from mast_ext.ops import contrastive_logsumexp
 
 

@@ -1,7 +1,7 @@
-"""The centre that is taken from a teacher's logits, so that no prototype wins everywhere.
+"""The center that is taken from a teacher's logits, so that no prototype wins everywhere.
 
 An update waits for a sum over processes that may still be under way. It is settled before the
-centre is used, saved or copied, so that no checkpoint lacks it.
+center is used, saved or copied, so that no checkpoint lacks it.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.gather import all_reduce_logsumexp, start_all_reduce, world_size
-from mast_ext.losses.inputs import require_option
+from mast_ext.distributed import all_reduce_logsumexp, start_all_reduce, world_size
+from mast_ext.losses.common.inputs import require_option
 
 CenterMode = Literal["mean", "sinkhorn"]
 CenterUpdate = Literal["now", "deferred"]
@@ -24,15 +24,15 @@ class Center(nn.Module):
         center ← momentum · center + (1 − momentum) · mean
 
     The mean is over the rows of all processes, whose numbers may differ (lightly averages the
-    processes' means). A batch without rows leaves the centre. Every process has to call alike.
+    processes' means). A batch without rows leaves the center. Every process has to call alike.
 
     Args:
-        size: Shape of the centre, with 1 for the dimensions that the mean is over.
-        mode: ``"mean"``, or ``"sinkhorn"``: `cross_entropy` centres every batch by its own
+        size: Shape of the center, with 1 for the dimensions that the mean is over.
+        mode: ``"mean"``, or ``"sinkhorn"``: `cross_entropy` centers every batch by its own
             Sinkhorn-Knopp assignments (Oquab et al. 2024), and the moving average rests.
         momentum: Weight of the past, in [0, 1].
         center_update: When the sum over processes is waited for. ``"now"``: in the call that
-            updates. ``"deferred"``: when the centre is next used, saved or copied, so that the sum
+            updates. ``"deferred"``: when the center is next used, saved or copied, so that the sum
             overlaps the backward pass; losses and checkpoints are the same, but until then the
             buffer ``center`` is the one before (`value` is not).
 
@@ -68,7 +68,7 @@ class Center(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """The centre with all updates, of shape ``size``; the buffer itself.
+        """The center with all updates, of shape ``size``; the buffer itself.
 
         Raises:
             RuntimeError: Another process died or is late.
@@ -79,7 +79,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Moves the centre towards the mean of ``x``, which has any length where ``size`` is 1.
+        """Moves the center towards the mean of ``x``, which has any length where ``size`` is 1.
 
         Raises:
             ValueError: ``x`` has another shape.
@@ -104,14 +104,14 @@ class Center(nn.Module):
         update: bool,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Cross entropies of every student view with every centred teacher view.
+        """Cross entropies of every student view with every centered teacher view.
 
         Args:
             student: Logits ``[S, B, C]``.
             teacher: Logits ``[T, B, C]``.
             student_temperature: Divides the student's logits.
-            teacher_temperature: Divides the teacher's, centred.
-            update: Moves the centre afterwards, by a mean from the same read of the teacher (not in
+            teacher_temperature: Divides the teacher's, centered.
+            update: Moves the center afterwards, by a mean from the same read of the teacher (not in
                 mode ``"sinkhorn"``).
             weights: ``[T, S, B]``, or what broadcasts to it, to sum with.
 
@@ -120,7 +120,7 @@ class Center(nn.Module):
             `mast_ext.functional.prototype_cross_entropy`.
 
         Raises:
-            ValueError: The logits have another width than the centre.
+            ValueError: The logits have another width than the center.
             RuntimeError: Another process died or is late.
         """
         if teacher.shape[-1] != self.size[-1]:
@@ -143,7 +143,7 @@ class Center(nn.Module):
                 merge=all_reduce_logsumexp if world_size() > 1 else None,
             )
             return functional.prototype_cross_entropy(student, teacher, **options, center=center)
-        # A copy: the backward pass needs the centre as it was before the update.
+        # A copy: the backward pass needs the center as it was before the update.
         dtype = torch.promote_types(teacher.dtype, torch.float32)
         center = self.value.flatten().to(dtype, copy=True)
         if not update:
@@ -156,7 +156,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def _move(self, mean: Tensor, rows: int) -> None:
-        """Towards ``mean``, with as many numbers as the centre, over ``rows`` of this process."""
+        """Towards ``mean``, with as many numbers as the center, over ``rows`` of this process."""
         if world_size() > 1:
             self._start(mean, rows)
         elif rows:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast_ext.losses.gather import all_gather, require_equal_batches, world_size
+from mast_ext.distributed import all_gather, require_equal_batches, world_size
 
 
 class MemoryBank(nn.Module):

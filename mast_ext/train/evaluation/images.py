@@ -5,8 +5,8 @@ from typing import Literal
 
 from mast_ext.data import Source, open_source
 from mast_ext.train.config import DataConfig
-from mast_ext.train.evaluation import LabelledImages
-from mast_ext.train.probes import FEWEST_IMAGES
+from mast_ext.train.evaluation.evaluate import LabeledImages
+from mast_ext.train.evaluation.probes import FEWEST_IMAGES
 
 _LISTED = 20  # names of skipped images in a note
 
@@ -17,13 +17,13 @@ class Images:
 
     Attributes:
         train: What is trained on.
-        labelled: Both splits, for probes, when they have labels.
+        labeled: Both splits, for probes, when they have labels.
         notes: What to know of them.
-        why_not: Why ``labelled`` is None.
+        why_not: Why ``labeled`` is None.
     """
 
     train: Source
-    labelled: LabelledImages | None
+    labeled: LabeledImages | None
     notes: list[str]
     why_not: str = ""
 
@@ -63,4 +63,4 @@ def open_images(data: DataConfig) -> Images:
         test = split("test", data.max_test_images)
     except FileNotFoundError as error:
         return Images(train, None, notes, str(error))
-    return Images(train, LabelledImages(train, test), notes)
+    return Images(train, LabeledImages(train, test), notes)

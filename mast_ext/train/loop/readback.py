@@ -1,8 +1,8 @@
-"""Numbers of training steps on their way to the host, which does not wait for a GPU's work.
+"""Reads losses and gradient norms from a GPU without making the host wait for it.
 
-A host that reads a number waits until the GPU has come to it, and meanwhile prepares nothing: the
-GPU then idles until the next step has been queued. So the numbers are copied when the GPU gets
-there, and read one step later, when that copy is long done.
+A host that reads a number of a step waits until the GPU has computed it and queues no further
+work meanwhile, so that the GPU idles afterwards. So the copy to the host is queued with the step
+and read one step later, when it has long been done.
 """
 
 from collections import deque

@@ -1,20 +1,23 @@
-"""Gathering a batch over processes so that distributed training equals training on one.
+"""Collectives between the processes that train together: of tensors, with the right gradients, and
+of Python objects.
 
 The contract of every loss in this package: when each process computes the loss of the gathered
 batch, and the parameters' gradients are averaged over processes (as DistributedDataParallel does),
-the result is the gradient of one process on the global batch. So the backward of the gather adds
+the result is the gradient of one process on the global batch. So the backward of a gather adds
 up the gradients that all processes found for an embedding, and does not average them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+T = TypeVar("T")
 
 
 def require_distributed(gather_distributed: bool) -> bool:
@@ -28,14 +31,19 @@ def require_distributed(gather_distributed: bool) -> bool:
     return gather_distributed
 
 
+def is_initialized() -> bool:
+    """Whether this process belongs to a default process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """Number of processes that train together; 1 outside of distributed training."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's place among them; 0 outside of distributed training."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """This process's number among them, from 0; 0 outside of distributed training."""
+    return dist.get_rank() if is_initialized() else 0
 
 
 _side_groups: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()  # by the group they stand beside
@@ -185,6 +193,71 @@ def _reduce_scatter(x: Tensor) -> Tensor:
     with _collective("reduce-scatter"):
         dist.reduce_scatter_tensor(out, x)
     return out
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Sum of ``x`` over processes; differentiable. The gradient is the sum of all processes' too.
+
+    Outside of distributed training ``x`` itself is returned.
+
+    Raises:
+        RuntimeError: Another process died or is late.
+    """
+    return _Sum.apply(x) if is_initialized() else x
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _all_reduce(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _all_reduce(grad)
+
+
+def all_gather_object(value: T) -> list[T]:
+    """A picklable value of every process, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=host_group())
+    return values
+
+
+def all_gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
+    """Numbers of every process, as many of each, in the order of ranks."""
+    if world_size() == 1:
+        return [list(numbers)]
+    own = torch.tensor([list(numbers)], dtype=torch.float64)
+    return all_gather(own, group=host_group()).tolist()
+
+
+def run_on_first_rank(function: Callable[[], T]) -> T:
+    """Calls a function in the first process alone.
+
+    Returns:
+        In every process what it returned.
+
+    Raises:
+        Exception: In every process what it raised.
+    """
+    if world_size() == 1:
+        return function()
+    result: Any = None
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+    told = [result, error]
+    dist.broadcast_object_list(told, src=0, group=host_group())
+    result, error = told
+    if error is not None:
+        raise error
+    return result
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""The training loop: the step, what is reported of it, and `fit`, which runs it."""

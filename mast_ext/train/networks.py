@@ -1,0 +1,93 @@
+"""The networks of a run: a backbone, a method on it, and who chooses its views."""
+
+import dataclasses
+
+import torch
+from lightning.pytorch import seed_everything
+from torch import nn
+
+from mast_ext.augment import AugmentationRecipe, ViewLoader, ViewPolicy
+from mast_ext.methods import METHODS, EquiMod, HardSelection, Method, hard_selection
+from mast_ext.models import BackboneSpec, create_backbone, is_resnet
+from mast_ext.train.config import PretrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """What is trained.
+
+    Attributes:
+        backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``.
+        spec: What the backbone is.
+        method: Heads and loss on its features.
+        hard_views: Chooses the views to train on; None takes those that there are.
+    """
+
+    backbone: nn.Module
+    spec: BackboneSpec
+    method: Method
+    hard_views: HardSelection | None = None
+
+    @property
+    def name(self) -> str:
+        """The method's name, with what goes around it."""
+        return self.method.name + ("+hard" if self.hard_views is not None else "")
+
+    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
+        """Which views of an image a batch has."""
+        return self.method.policy(recipe) if self.hard_views is None else self.hard_views.policy
+
+    def forwards(self, loader: ViewLoader, steps: int) -> float:
+        """Forwards of every image of a batch over a run, of student and teacher alike."""
+        if self.hard_views is not None:
+            return self.hard_views.forwards(steps, len(loader))
+        return steps * self.method.forwards(loader.policy.num_views())
+
+
+def build_networks(config: PretrainConfig) -> Networks:
+    """Backbone and method with initial weights that follow from the seed alone.
+
+    Every method starts from the same backbone, and from the same heads with EquiMod as without.
+
+    Raises:
+        ValueError: The backbone or an option of the method does not exist or does not fit.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    spec = backbone_spec(config)
+    backbone, num_features = create_backbone(spec.name, spec.small_images, **spec.timm_args)
+    recipe = config.augment
+    options = config.options(config.method)
+    method = METHODS[config.method].create(backbone, num_features, recipe, options)
+    if method.local_views:
+        _require_size(backbone, spec, f"{config.method}.local_size", options.local_size)
+    if config.equimod.weight > 0:
+        method = EquiMod(method, num_features, recipe, config.equimod)
+    hard_views = None
+    if config.hard_views.views:
+        hard_views = hard_selection(method, recipe, config.hard_views)
+        for size in hard_views.sizes:
+            _require_size(backbone, spec, "hard_views.size", size)
+    return Networks(backbone, spec, method, hard_views)
+
+
+def _require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: int) -> None:
+    """Raises a ValueError unless the backbone takes images of this side (transformers may not)."""
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"{option}: {spec.name} does not take images of {size} pixels ({error}); vision"
+            " transformers do with dynamic_img_size: true in model.timm_args"
+        ) from error
+    finally:
+        backbone.train()
+
+
+def backbone_spec(config: PretrainConfig) -> BackboneSpec:
+    """The backbone of the settings, with the stem decided."""
+    model = config.model
+    small = model.small_images
+    if small is None:
+        small = is_resnet(model.name) and config.augment.size <= 64
+    return BackboneSpec(model.name, small, dict(model.timm_args))

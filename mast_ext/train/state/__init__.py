@@ -1,0 +1,1 @@
+"""What a run keeps on disk: its directory, its checkpoints, and networks restored from them."""

@@ -1,0 +1,109 @@
+"""Checkpoints: written in one step, read without running code, refused when they are not ours.
+
+A checkpoint is Lightning's (weights, optimizer, schedule, loops) with a section ``mast_ext`` that
+says which run it belongs to, where in the data it stands, and the state of every random number
+generator of every process. The first process writes; all of them must see the file to resume.
+"""
+
+import os
+import random
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from mast_ext.train.errors import CheckpointError
+
+FORMAT = "mast_ext.checkpoint.1"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU, read with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged, or another program wrote it.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no run or checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # the unpickler raises nearly anything on foreign bytes
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint of mast-ext ({type(error).__name__})"
+        ) from error
+    header = checkpoint.get("mast_ext") if isinstance(checkpoint, dict) else None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of mast-ext: another program wrote it")
+    return checkpoint
+
+
+def check_belongs(checkpoint: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
+    """Raises a CheckpointError unless the checkpoint was made by a run of this identity."""
+    for name, value in identity.items():
+        found = checkpoint["mast_ext"]["identity"].get(name)
+        if found != value:
+            raise CheckpointError(
+                f"{path} belongs to another run: its {name} is {found}, this run's is {value}"
+            )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, forces it to the disk, then moves it there."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A copy in one step: a second name where the file system has hard links, since checkpoints are
+    replaced and never written into."""
+    partial = target.with_name(f".{target.name}.partial")
+    with suppress(FileNotFoundError):
+        partial.unlink()
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+def generator_states() -> dict[str, Any]:
+    """The states of this process's random number generators."""
+    kind, keys, position, has_gauss, gauss = cast(tuple, np.random.get_state(legacy=True))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+    }
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Puts this process's random number generators into states of `generator_states`."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
