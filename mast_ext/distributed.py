@@ -1,5 +1,4 @@
-"""Collectives between the processes that train together: of tensors, with the right gradients, and
-of Python objects.
+"""Collectives of tensors, with the right gradients, and of objects, between processes.
 
 The contract of every loss in this package: when each process computes the loss of the gathered
 batch, and the parameters' gradients are averaged over processes (as DistributedDataParallel does),

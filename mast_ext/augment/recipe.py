@@ -100,8 +100,11 @@ class AugmentationRecipe:
         return tuple(name for name in AUGMENTATIONS if on[name])
 
     def varies(self, name: str) -> bool:
-        """Whether views differ by an augmentation, by one factor of the color jitter, or by their
-        ``geometry`` (crop or flip)."""
+        """Whether views differ by ``name``.
+
+        Args:
+            name: An augmentation, a factor of the color jitter, or ``geometry`` (crop or flip).
+        """
         if name == "geometry":
             return self.varies("crop") or self.varies("flip")
         if name in ("brightness", "contrast", "saturation", "hue"):
@@ -109,8 +112,11 @@ class AugmentationRecipe:
         return name in self.augmentations
 
     def factor_range(self, name: str) -> tuple[float, float]:
-        """Range from which the jitter's ``brightness``, ``contrast``, ``saturation`` or ``hue``
-        is drawn, when it is applied."""
+        """Range from which a factor of the jitter is drawn, when it is applied.
+
+        Args:
+            name: ``brightness``, ``contrast``, ``saturation`` or ``hue``.
+        """
         strength: float = getattr(self, name)
         return (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
 

@@ -82,6 +82,7 @@ class Speed:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Measures how fast views are made, and prints a table. Returns the exit status."""
     if not arguments or arguments[0] != "data":
         if arguments and arguments[0] in ("-h", "--help"):
             print("usage: mast-ext bench data [options]")

@@ -25,6 +25,7 @@ from mast_ext.train.state.run_directory import RunDirectory, write_text
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Probes frozen features, and prints tables. Returns the exit status."""
     parser, arguments = make_parser(), canonical(arguments)
     path = Path(parse_for_defaults(parser, arguments).path)
     run_config = None if path.suffix == ".safetensors" else load_config(path)

@@ -24,6 +24,7 @@ from mast_ext.train.state.run_directory import RunDirectory
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Trains, or goes on with a run, and prints tables. Returns the exit status."""
     parser, arguments = make_parser(), canonical(arguments)
     # The kind of data decides what is done to it unless options say otherwise.
     recipe = RECIPES[parse_for_defaults(parser, arguments).data.name]

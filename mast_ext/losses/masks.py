@@ -1,7 +1,7 @@
 """Learnable masks that pick a subspace of the embedding for every augmentation.
 
-"MAST: Masked Augmentation Subspace Training" (Huang et al., ICLR 2023) learns such masks; its
-parameterization is not public, so the ones here are ours. What matters is the *budget*: a mask that
+"MAST: Masked Augmentation Subspace Training" (Huang et al., ICLR 2023) learns such masks; the
+parameterizations here are ours. What matters is the *budget*: a mask that
 may concentrate shrinks to the one or two dimensions that are easiest to make invariant. The
 default gives every subspace and every dimension the same budget; so do fixed blocks.
 """

@@ -2,8 +2,8 @@
 
 "MAST: Masked Augmentation Subspace Training" (Huang et al., ICLR 2023) learns one embedding in
 which a mask per augmentation selects the dimensions that are invariant to it, and reweights
-ambiguous samples by their uncertainty. The paper's equations are not public: the objective here is
-*our* definition of that idea.
+ambiguous samples by their uncertainty. The objective here is *our* definition of that idea, not the
+paper's equations.
 """
 
 from functools import reduce
@@ -52,7 +52,7 @@ class MASTLoss(nn.Module):
       batch's rows of both views as negatives. They keep every subspace from collapsing, so that
       variance and covariance are left out. A subspace without pairs is left out of the mean.
 
-    This is our definition: the paper's equations are not public. The program's is this one with
+    This is our definition, not the paper's equations. The program's is this one with
     masks in ``blocks``, a joint subspace for independent views and one for every augmentation that
     the views of some images share (:class:`mast_ext.augment.SharedPolicy`), which that subspace so
     learns to keep; from a third of the training on, these views are also crops of one place. It

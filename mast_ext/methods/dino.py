@@ -1,6 +1,7 @@
-"""DINO: an EMA teacher assigns two large views of an image to prototypes; the student is to give
-every view of that image, small ones too, the same assignment.
+"""DINO: a student learns an EMA teacher's assignment of images to prototypes.
 
+The teacher sees two large views of an image; the student is to give every view, small ones too, the
+same assignment.
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers" (ICCV 2021).
 """
 

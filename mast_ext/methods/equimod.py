@@ -154,6 +154,7 @@ class EquiMod(_Base):
     forwards = Method.forwards  # by this class's views and teacher
 
     def no_weight_decay(self) -> set[str]:
+        """Those of the method inside."""
         return {f"base.{name}" for name in self.base.no_weight_decay()}
 
     def __getattr__(self, name: str) -> Any:

@@ -1,6 +1,6 @@
-"""iBOT: DINO, and the student predicts what the teacher, which sees all patches, says of those that
-are hidden from the student.
+"""iBOT: DINO, and the student predicts the teacher's assignment of hidden patches.
 
+The teacher sees all patches, those that are hidden from the student, too.
 Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer" (ICLR 2022).
 """
 

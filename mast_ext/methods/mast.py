@@ -1,7 +1,7 @@
 """MAST: one embedding, a mask for every subspace of it, and invariance inside every mask.
 
-After Huang et al., "MAST: Masked Augmentation Subspace Training" (ICLR 2023), whose equations are
-not public: the definition is ours (see `mast_ext.losses.MASTLoss`). Subspace 0, the joint one,
+After Huang et al., "MAST: Masked Augmentation Subspace Training" (ICLR 2023); the
+definition is ours (see `mast_ext.losses.MASTLoss`). Subspace 0, the joint one,
 compares pairs whose views were drawn independently. With the policy ``shared`` subspace k compares
 pairs that have the k-th entry of ``shared`` in common, and so learns to keep it; with ``sampled``
 and ``factorized`` pairs that differ by the recipe's k-th augmentation alone.

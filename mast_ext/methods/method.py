@@ -140,8 +140,7 @@ class Method(nn.Module, ABC):
         return options
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
-        """Which views of an image the method trains on; by default ``recipe.views`` independent
-        ones."""
+        """Which views the method trains on; by default ``recipe.views`` independent ones."""
         return ComposedPolicy(recipe)
 
     @abstractmethod

@@ -58,9 +58,9 @@ def launched_rank() -> ProcessRank | None:
 
 @contextmanager
 def process_group(accelerator: str) -> Iterator[None]:
-    """Joins the processes that torchrun or SLURM started; does nothing for a process by itself,
-    or one that has joined already.
+    """Joins the processes that torchrun or SLURM started.
 
+    Does nothing for a process by itself, or one that has joined already.
     When one process fails, the others fail at their next collective. The first one to fail raises
     its error; the others raise `EndedByAnother`, since the user needs to read one message only.
 
@@ -119,8 +119,7 @@ def _join(own: ProcessRank, accelerator: str) -> "dist.Store":
 
 
 def _require_own_gpus(store: "dist.Store", own: ProcessRank, gpu: str) -> None:
-    """Raises a RunError in every process when two of them have taken the same GPU, or only some
-    have one.
+    """Raises a RunError in every process unless each has a GPU of its own, or none has one.
 
     Args:
         store: Through which they tell each other.
@@ -235,8 +234,7 @@ def require_devices(train: TrainConfig) -> None:
 
 
 def launch(module: str, arguments: Sequence[str], count: int) -> int:
-    """Runs ``python -m module arguments`` as ``count`` processes of this machine that train
-    together.
+    """Runs ``python -m module arguments`` as ``count`` processes that train together.
 
     Args:
         module: Name of the module.

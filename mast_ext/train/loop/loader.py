@@ -77,5 +77,7 @@ class BatchStream:
         return {"seed": self.loader.seed, "epoch": epoch, "step": step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Does nothing: the trainer's step says where to start. Without it Lightning would warn
-        that resuming is not exact."""
+        """Does nothing: the trainer's step says where to start.
+
+        Without it Lightning would warn that resuming is not exact.
+        """

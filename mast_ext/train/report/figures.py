@@ -183,8 +183,10 @@ def draw_chosen_views(
 
 
 def draw_uncertainty(module: PretrainModule, loader: ViewLoader) -> Figure | None:
-    """Log-variances of the first views of an epoch, against how much of the image a view's crop
-    shows and how far its colors were changed, with Spearman's correlation.
+    """Log-variances of the first views of an epoch, against the strength of augmentations.
+
+    That is how much of the image a view's crop shows, and how far its colors were changed, with
+    Spearman's correlation.
 
     Args:
         module: What was trained. Its networks are in evaluation mode afterwards.

@@ -75,8 +75,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """A copy in one step: a second name where the file system has hard links, since checkpoints are
-    replaced and never written into."""
+    """Copies a file in one step.
+
+    The copy is a second name where the file system has hard links, since checkpoints are replaced
+    and never written into.
+    """
     partial = target.with_name(f".{target.name}.partial")
     with suppress(FileNotFoundError):
         partial.unlink()
