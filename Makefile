@@ -25,7 +25,9 @@ pretrain: export MAST_EXT_CUDA ?= $(if $(GPU),AUTO,OFF)
 pretrain: .venv/built
 	mast-ext pretrain $(ARGS)
 
-# The slow tests run beside the others, and print when these are through. Exit code 5: none chosen.
+# The slow tests run beside the others, and print when these are through: threads with nothing to do
+# must not keep the cores from them. Exit code 5: none chosen.
+test: export OMP_WAIT_POLICY ?= passive
 test: .venv/built-for-gpus build/emulation/built
 	@log=$$(mktemp); \
 	python -m pytest -m slow $(ARGS) >$$log 2>&1 & slow=$$!; \

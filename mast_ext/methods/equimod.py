@@ -111,6 +111,7 @@ class EquiMod(_Base):
         self.loss = EquivarianceLoss(options.temperature, gather_distributed=GATHER)
 
     def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
+        """The views of the wrapped method, and the centers of their crops."""
         policy = self.base.policy(recipe)
         policy.with_center = True
         return policy

@@ -1,5 +1,6 @@
 """How the tests here use the builds of the emulated kernels (tests/conftest.py)."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,10 +11,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def run():
-    """Runs a command and returns what it prints; fails with it when the command fails."""
+    """Runs a command and returns what it prints; fails with it when the command fails.
 
-    def run(*command, **options):
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+    On one thread: the emulator has no more, and PyTorch's others would only wait, at full speed.
+    """
+
+    def run(*command, env=None):
+        result = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            capture_output=True,
+            text=True,
+        )
         assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-4000:]
         return result.stdout
 
