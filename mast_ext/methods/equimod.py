@@ -117,6 +117,7 @@ class EquiMod(_Base):
         return policy
 
     def teacher(self) -> TeacherSpec | None:
+        """The wrapped method's, which does not see the plain image."""
         spec = self.base.teacher()
         if spec is None:
             return None
@@ -125,6 +126,7 @@ class EquiMod(_Base):
         return replace(spec, views=slice(*spec.views.indices(views)))
 
     def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
+        """The wrapped method's loss plus the weighted equivariance loss, and both for the log."""
         shown = replace(
             batch,
             images=batch.images[:-1],
@@ -150,6 +152,7 @@ class EquiMod(_Base):
         }
 
     def pair_losses(self, encoded: Encoded) -> Tensor:
+        """Those of the wrapped method: hard views are chosen by them."""
         return self.base.pair_losses(encoded)
 
     forwards = Method.forwards  # by this class's views and teacher

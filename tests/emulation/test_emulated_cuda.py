@@ -12,7 +12,8 @@ import pytest
 def test_operators_on_emulated_kernels(run, emulated_module):
     out = run(
         sys.executable, "-m", "pytest", "tests/ops", "tests/losses/test_confident.py", "-q",
-        "-k", "cpu", "--ignore=tests/ops/test_every_operator.py", "-p", "no:cacheprovider", f"--emulated-cuda={emulated_module}",
+        "-k", "cpu", "--ignore=tests/ops/test_every_operator.py",
+        "-p", "no:cacheprovider", f"--emulated-cuda={emulated_module}",
     )  # fmt: skip
     passed = [line for line in out.splitlines() if " passed" in line]
     assert passed and "failed" not in passed[-1] and int(passed[-1].split()[0]) > 100, out[-2000:]
