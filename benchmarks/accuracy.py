@@ -33,7 +33,7 @@ def common_mean() -> Tensor:
 
 
 def plain(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """As the field writes it: normalise, one product, cross entropy, all in the inputs' dtype."""
+    """As the field writes it: normalize, one product, cross entropy, all in the inputs' dtype."""
     z = F.normalize(torch.cat([a, b]), dim=1)
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
     logits = (z @ z.T / temperature).masked_fill(own, -torch.inf)

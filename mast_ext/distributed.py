@@ -6,6 +6,7 @@ the result is the gradient of one process on the global batch. So the backward o
 up the gradients that all processes found for an embedding, and does not average them.
 """
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -240,7 +241,8 @@ def run_on_first_rank(function: Callable[[], T]) -> T:
         In every process what it returned.
 
     Raises:
-        Exception: In every process what it raised.
+        Exception: In every process what it raised; a RuntimeError with its text elsewhere than in
+            the first if it cannot be sent.
     """
     if world_size() == 1:
         return function()
@@ -251,12 +253,21 @@ def run_on_first_rank(function: Callable[[], T]) -> T:
             result = function()
         except Exception as raised:
             error = raised
-    told = [result, error]
+    told = [result, _sendable(error)]
     dist.broadcast_object_list(told, src=0, group=host_group())
-    result, error = told
+    if rank() != 0:
+        result, error = told
     if error is not None:
         raise error
     return result
+
+
+def _sendable(error: Exception | None) -> Exception | None:
+    """The error, or one with its text if it does not survive pickling."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def variance_covariance(
     r"""VICReg's two batch statistics of every view, in every subspace.
 
     With :math:`w_k = m_k^2`, unbiased variances, and the covariances ``C = zcᵀzc / (N−1)`` of the
-    centred embeddings ``zc``::
+    centered embeddings ``zc``::
 
         variance[k,v]   = mean_d relu(1 − sqrt(w_kd · Var_n(z_vnd) + eps))
         covariance[k,v] = Σ_{d≠e} w_kd w_ke C_de² / D
@@ -242,7 +242,7 @@ def cross_correlation_penalty(
             the CPU. Any strides.
         b: Embeddings ``[N, D]`` of the other view, dtype and device of ``a``.
         lambda_: Weight of the off-diagonal entries.
-        variant: ``"official"`` standardises as batch norm does (the authors' code, lightly),
+        variant: ``"official"`` standardizes as batch norm does (the authors' code, lightly),
             ``"paper"`` as the paper's pseudo-code, where a constant dimension gives NaN.
 
     Returns:
@@ -472,13 +472,13 @@ def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, 
     whose negative mean logarithm is the Kozachenko-Leonenko regulariser of Sablayrolles et al.
     (2019, eq. 3); ``eps`` is used as by ``torch.nn.functional.normalize`` and
     ``torch.nn.PairwiseDistance``, and hence by DINOv2. The ``N×N`` cosines are computed tile by
-    tile and never stored: memory beyond ``x`` is one normalised copy of it. The distance is summed
-    from differences, so that near neighbours keep their digits. 16-bit inputs are computed in
+    tile and never stored: memory beyond ``x`` is one normalized copy of it. The distance is summed
+    from differences, so that near neighbors keep their digits. 16-bit inputs are computed in
     float32 throughout.
 
     Exact duplicates are ``eps·√D`` apart, and the gradient of that distance is finite: it is along
-    the diagonal, away from the neighbour, of length about ``1/|x_i|``. A row of norm below ``eps``
-    counts as ``x_i / eps``. A NaN never wins over a number: a row with a NaN is a neighbour only of
+    the diagonal, away from the neighbor, of length about ``1/|x_i|``. A row of norm below ``eps``
+    counts as ``x_i / eps``. A NaN never wins over a number: a row with a NaN is a neighbor only of
     rows that have no other, and takes the first other row as its own.
 
     Args:
@@ -488,10 +488,10 @@ def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, 
 
     Returns:
         ``distance`` ``[N]`` in float32 (float64 for float64 inputs), differentiable once in ``x``,
-        as a distance to a neighbour that moves as well; and ``index`` int64 ``[N]``.
+        as a distance to a neighbor that moves as well; and ``index`` int64 ``[N]``.
 
     Raises:
-        ValueError: The shape does not fit, there is one row, which has no neighbour, or ``eps`` is
+        ValueError: The shape does not fit, there is one row, which has no neighbor, or ``eps`` is
             not positive.
         TypeError: The dtype is not supported.
     """

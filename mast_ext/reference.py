@@ -115,8 +115,8 @@ def variance_covariance(
     dim = z.shape[2]
     weights = _weights(masks, z)[:, None]  # [K, 1, D]
     variance = (1 - (weights * z.var(1) + eps).sqrt()).relu().mean(-1)
-    centred = z - z.mean(1, keepdim=True)
-    covariances = centred.mT @ centred / (z.shape[1] - 1)  # [V, D, D]
+    centered = z - z.mean(1, keepdim=True)
+    covariances = centered.mT @ centered / (z.shape[1] - 1)  # [V, D, D]
     off_diagonal = covariances.square() * (1 - torch.eye(dim, dtype=z.dtype, device=z.device))
     return variance, torch.einsum("kd,ke,vde->kv", weights[:, 0], weights[:, 0], off_diagonal) / dim
 
@@ -144,8 +144,8 @@ def prototype_cross_entropy(
     weights: Tensor | None = None,
 ) -> Tensor:
     """See :func:`mast_ext.functional.prototype_cross_entropy`."""
-    centred = teacher if center is None else teacher - center.to(teacher)
-    target = (centred / teacher_temperature).softmax(-1).detach()
+    centered = teacher if center is None else teacher - center.to(teacher)
+    target = (centered / teacher_temperature).softmax(-1).detach()
     log_probability = (student / student_temperature).log_softmax(-1)
     cross_entropy = -(target[:, None] * log_probability[None]).sum(-1)
     if weights is None:

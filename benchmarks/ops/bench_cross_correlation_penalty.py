@@ -13,13 +13,13 @@ def make_inputs(batch, dim, dtype):
     return a, (a + 0.5 * torch.randn(batch, dim)).to(dtype)
 
 
-def normalised(z: Tensor) -> Tensor:
+def normalized(z: Tensor) -> Tensor:
     return (z - z.mean(0)) * torch.rsqrt(z.var(0, unbiased=False) + 1e-5)
 
 
 def gram(a: Tensor, b: Tensor) -> Tensor:
     """The Gram trick in plain torch: no D×D matrix."""
-    a, b = normalised(a.float()), normalised(b.float())
+    a, b = normalized(a.float()), normalized(b.float())
     diagonal = (a * b).mean(0)
     total = ((a @ a.T) * (b @ b.T)).sum() / len(a) ** 2
     return (diagonal - 1).square().sum() + 5e-3 * (total - diagonal.square().sum())

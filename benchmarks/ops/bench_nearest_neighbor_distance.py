@@ -1,4 +1,4 @@
-"""KoLeo: minus the mean logarithm of the distance to the nearest neighbour."""
+"""KoLeo: minus the mean logarithm of the distance to the nearest neighbor."""
 
 import pytest
 import torch

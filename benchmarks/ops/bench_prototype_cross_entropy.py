@@ -1,4 +1,4 @@
-"""DINO's and iBOT's loss, with the batch's centre statistics, against lightly's and plain torch.
+"""DINO's and iBOT's loss, with the batch's center statistics, against lightly's and plain torch.
 
 Every call begins with a center of zeros and also computes the next one, as in training. Plain torch
 and lightly compute in float32 for 16-bit logits too, as mixed precision has it.

@@ -27,6 +27,7 @@ TRAINING = {
     "rich": "rich",
     "safetensors": "safetensors",
     "tensorboard": "tensorboard",
+    "torchmetrics": "torchmetrics",
     "timm": "timm",
     "torchvision": "torchvision",
 }

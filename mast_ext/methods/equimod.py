@@ -166,7 +166,8 @@ class EquiMod(_Base):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if "base" not in self.__dict__.get("_modules", {}):
+            # How to copy or pickle the wrapped method is not how to do so with this one.
+            if name.startswith("_") or "base" not in self.__dict__.get("_modules", {}):
                 raise
             return getattr(self.base, name)
 
@@ -185,6 +186,9 @@ class EquiMod(_Base):
             total = gain.where(applied, 0.0).sum()
             gains[f"equivariance_gain/{name}"] = total / applied.sum()
         return gains
+
+
+Method.register(EquiMod)  # isinstance(equimod, Method)
 
 
 def _apply(head: nn.Module, rows: Tensor) -> Tensor:

@@ -193,7 +193,10 @@ class Method(nn.Module, ABC):
         return None
 
     def at_step(self, step: int, steps_per_epoch: int) -> None:
-        """Called before every step, counted from 0, for schedules."""
+        """Called before every part of every step, counted from 0, for schedules.
+
+        With ``train.accumulate`` a step has several parts, each with the same number.
+        """
 
     def before_update(self) -> None:
         """Called when gradients are there, before they are clipped and weights change."""
@@ -241,6 +244,10 @@ class TeacherMethod(Method):
     def teacher(self) -> TeacherSpec:
         return self.teacher_spec
 
+    def teacher_pair_losses(self, targets: Tensor) -> Tensor:
+        """Refused: a method that can tell views apart by its teacher alone says how."""
+        raise ValueError(f"{self.name} cannot choose views by its teacher alone")
+
     def targets_of(self, encoded: Encoded) -> Tensor:
         """The teacher's embeddings.
 
@@ -259,8 +266,13 @@ MethodType = TypeVar("MethodType", bound=type[Method])
 
 
 def register(method: MethodType) -> MethodType:
-    """Class decorator: the method can be trained by its name."""
-    METHODS[method.name] = method
+    """Class decorator: the method can be trained by its name.
+
+    Raises:
+        ValueError: Another method has that name.
+    """
+    if METHODS.setdefault(method.name, method) is not method:
+        raise ValueError(f"{method.__name__}.name is {method.name!r}, the name of another method")
     return method
 
 

@@ -9,14 +9,16 @@
 ``report/``     tables, figures, HTML
 ``pretrain``    the program: train, train the baseline, measure, report
 
-A step, in the order in which things happen (`loop.module` has 2 to 8 as one function):
+A step, in the order in which things happen (2 to 8 are
+`PretrainModule.optimizer_step` and ``training_step``):
 
 1. `loop.loader.BatchStream` gives the batch that belongs to the trainer's step.
 2. The method learns the step (`Method.at_step`), for schedules.
 3. Hard view selection, if it is on, chooses views.
 4. Views go through the student's and the teacher's backbone, and the method says the loss.
 5. Backward pass. (With ``train.accumulate`` 2 to 5 are repeated for every part of the batch.)
-6. Weight decay of the step; the gradient's norm; a loss or gradient that is not finite ends the run
+6. The method sees the gradients (`Method.before_update`: prototypes that are frozen at first).
+   Weight decay of the step; the gradient's norm; a loss or gradient that is not finite ends the run
    here (on a GPU one step later, see `loop.readback`), before weights are saved.
 7. The gradient is clipped, and the optimizer moves the weights.
 8. The teacher follows the student.

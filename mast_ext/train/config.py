@@ -223,6 +223,8 @@ def _with_options_of_methods(cls: type[Config]) -> type[Config]:
             annotations |= {method: METHODS[method].Options for method in sorted(METHODS)}
     cls.__annotations__ = annotations
     for method in METHODS.values():
+        if hasattr(cls, method.name):
+            raise ValueError(f"a method may not be called {method.name!r}: settings have that name")
         setattr(cls, method.name, field(default_factory=method.Options))
     return cls
 
@@ -269,7 +271,8 @@ class PretrainConfig:
                 f"baseline must be one of {', '.join(baselines)}, got {self.baseline!r}"
             )
         _at_least(self, 0, "seed")
-        for name, method in METHODS.items():
+        for name in METHODS.keys() & type(self).__annotations__.keys():
+            method = METHODS[name]
             complete = method.complete(self.options(name), self.train.epochs)
             object.__setattr__(self, name, complete)
 

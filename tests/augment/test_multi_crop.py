@@ -46,17 +46,19 @@ def make(recipe=RECIPE, **options):
     return policy, policy.plan(0, 0, INDICES, SIZES)
 
 
-@pytest.mark.parametrize(("full", "local", "centre"), [(2, 3, 0), (2, 3, 1), (4, 0, 1), (1, 6, 0)])
-def test_plan_has_the_promised_form(full, local, centre):
-    policy, plan = make(views=full, local_views=local, with_center=bool(centre))
-    views = full + local + centre
+@pytest.mark.parametrize(
+    ("full", "local", "has_center"), [(2, 3, 0), (2, 3, 1), (4, 0, 1), (1, 6, 0)]
+)
+def test_plan_has_the_promised_form(full, local, has_center):
+    policy, plan = make(views=full, local_views=local, with_center=bool(has_center))
+    views = full + local + has_center
     assert policy.num_views() == views and policy.local_views == local
     assert len(policy.recipes) == full + local
     assert plan.rows.shape == (views, 300, 14)
     joint = plan.pair_subspace[: full + local, : full + local]
     assert (joint[~torch.eye(full + local, dtype=torch.bool)] == 0).all()
     assert (plan.pair_subspace.diagonal() == -1).all()
-    if centre:
+    if has_center:
         assert torch.equal(plan.rows[-1], torch.from_numpy(sampler.center_rows(SIZES)))
         assert (plan.pair_subspace[-1] == -1).all()
 
@@ -119,19 +121,19 @@ def test_one_recipe_is_standardized_as_ever():
     assert torch.equal(rows.standardized(RECIPE), expected)
 
 
-@pytest.mark.parametrize("centre", [False, True])
-def test_batch_has_views_of_two_sizes(centre):
+@pytest.mark.parametrize("has_center", [False, True])
+def test_batch_has_views_of_two_sizes(has_center):
     source, local = Images(), replace(RECIPE, size=8, crop_scale=(0.05, 0.4))
     policy = make_policy(
-        "multi_crop", RECIPE, local_views=3, local_size=8, masks=MASKS, with_center=centre
+        "multi_crop", RECIPE, local_views=3, local_size=8, masks=MASKS, with_center=has_center
     )
     (batch,) = build_loader(source, policy, batch_size=20)
-    assert batch.images.shape == (2 + centre, 20, 3, 16, 16)
+    assert batch.images.shape == (2 + has_center, 20, 3, 16, 16)
     assert batch.local_images.shape == (3, 20, 3, 8, 8)
-    assert batch.parameters.shape == (5 + centre, 20, 14)
+    assert batch.parameters.shape == (5 + has_center, 20, 14)
     assert batch.masks.shape == (2, 20, 4, 4) and batch.masks.dtype == torch.bool
     images = source.stacked[batch.index]
-    shown = [0, 1, 5] if centre else [0, 1]
+    shown = [0, 1, 5] if has_center else [0, 1]
     assert torch.equal(batch.images, render(images, batch.parameters[shown], RECIPE))
     assert torch.equal(batch.local_images, render(images, batch.parameters[2:5], local))
     moved = batch.to("cpu")

@@ -1,4 +1,4 @@
-"""The schema of parameters: names, standardisation, overlap of crops."""
+"""The schema of parameters: names, standardization, overlap of crops."""
 
 import numpy as np
 import pytest

@@ -179,10 +179,10 @@ BAD_SAMPLES = [  # members of sample "bad", beside a good one; message
 
 @pytest.mark.parametrize(("members", "message"), BAD_SAMPLES)
 def test_bad_sample_is_named_or_skipped(tmp_path, members, message):
-    labelled = {"bad.cls": b"0", "good.png": encode(pixels(1)), "good.cls": b"0"} | members
+    labeled = {"bad.cls": b"0", "good.png": encode(pixels(1)), "good.cls": b"0"} | members
     if "bad.json" in members:
-        del labelled["bad.cls"]
-    members = {name: data for name, data in labelled.items() if data is not None}
+        del labeled["bad.cls"]
+    members = {name: data for name, data in labeled.items() if data is not None}
     archive = write(tmp_path / "train/0.tar", members)
     with pytest.raises(BadImageError, match=message.format(archive)):
         source = ShardsSource(tmp_path, "train")

@@ -5,7 +5,7 @@
 
 Every test image is augmented once; Spearman's correlation of its log-variance in every subspace
 with the crop's area, with how much of the object's square the crop shows (`shapes` knows where
-the object is), and with how far its colours were changed; and the difference that grey makes.
+the object is), and with how far its colors were changed; and the difference that grey makes.
 """
 
 import argparse
@@ -32,9 +32,9 @@ def visible(box: np.ndarray, labels: dict[str, np.ndarray]) -> np.ndarray:
     radius = np.take(RADII, labels["size"])
     share = np.ones(len(box))
     for start, extent, side in ((0, 2, labels["position"] // 2), (1, 3, labels["position"] % 2)):
-        centre = 0.5 + OFFSET * (2 * side - 1)
-        low = np.maximum(box[:, start], centre - radius)
-        high = np.minimum(box[:, start] + box[:, extent], centre + radius)
+        center = 0.5 + OFFSET * (2 * side - 1)
+        low = np.maximum(box[:, start], center - radius)
+        high = np.minimum(box[:, start] + box[:, extent], center + radius)
         share *= np.clip((high - low) / (2 * radius), 0, 1)
     return share
 
@@ -73,9 +73,9 @@ def main() -> None:
     truths = {
         "crop's area": crop[:, 2] * crop[:, 3],
         "object visible": visible(crop, source.labels),
-        "colour change": np.linalg.norm(standard, axis=1),
+        "color change": np.linalg.norm(standard, axis=1),
     }
-    print("| subspace | mean | deviation | " + " | ".join(truths) + " | grey − coloured |")
+    print("| subspace | mean | deviation | " + " | ".join(truths) + " | grey − colored |")
     print("|---" * (4 + len(truths)) + "|")
     for name, column in zip(names, log_var.double().T, strict=True):
         cells = [f"{column.mean():.2f}", f"{column.std():.2f}"]
