@@ -19,10 +19,11 @@ export CMAKE_ARGS ?= -DCMAKE_CUDA_ARCHITECTURES="$(CUDA_ARCHS)"
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pretrain test lint format bench docs gpu-check clean
+.NOTPARALLEL:  # there is one build folder
 
 # For the first time: the packages, a minute or two to download; the native code, minutes to compile.
 pretrain: export MAST_EXT_CUDA ?= $(if $(GPU),AUTO,OFF)
-pretrain: .venv/built
+pretrain: .venv/built$(if $(GPU),-for-gpus)
 	mast-ext pretrain $(ARGS)
 
 # The slow tests run beside the others, and print when these are through: threads with nothing to do
@@ -72,7 +73,7 @@ clean:
 	touch $@
 
 .venv/built-for-gpus: .venv/installed $(NATIVE)
-	MAST_EXT_CUDA=AUTO python setup.py --quiet build_ext --inplace
+	MAST_EXT_CUDA=$${MAST_EXT_CUDA:-AUTO} python setup.py --quiet build_ext --inplace
 	touch $@ .venv/built
 
 # For tests without a GPU, which build it themselves when asked alone.

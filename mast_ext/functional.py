@@ -279,8 +279,8 @@ def prototype_cross_entropy(
     With ``weights`` the result is their sum with the cross-entropies. Their gradient being known
     then, the CPU takes it in the same pass, where autograd wants it, from exponentials that every
     thread keeps of an image's teachers and of one student: the backward has nothing left to do if
-    the result is itself what is differentiated, and scales it otherwise. There are two passes as
-    ever under torch.compile, for fewer than 16 images, and for float16, which could not hold the
+    the result is itself what is differentiated, and scales it otherwise. There are two passes
+    under torch.compile, for fewer than 16 images, and for float16, which could not hold the
     gradient before a GradScaler has scaled it.
 
     Args:

@@ -130,7 +130,7 @@ def test_whole_recipe_agrees_with_torchvision(smooth_images, shape):
         0, 0, np.arange(150), np.tile((height, width), (150, 1))
     )
     difference = differences(images, plan.rows[0], recipe)
-    # A level at the solarisation threshold may fall on either side: it is one in ten thousand.
+    # A level at the solarization threshold may fall on either side: it is one in ten thousand.
     assert difference.mean() <= 0.25
     assert difference.flatten()[::7].quantile(0.99) <= 2
 

@@ -4,7 +4,7 @@
 #   races/_C           the same, with every load and store reported to the race detector
 #   sanitized/_C       the CUDA and the CPU kernels, with AddressSanitizer and
 #                      UndefinedBehaviorSanitizer; the environment variable EMULATE_NOTHING chooses
-#                      the CPU kernels
+#                      the CPU kernels. The binding, which all share, is not instrumented
 #   faults             a program of faulty kernels, by which the emulator is tested
 #
 # Each module's CUDA kernels are in a library of their own, whose thread-local memory is the
@@ -41,9 +41,10 @@ add_library(emulated_races SHARED $<TARGET_OBJECTS:watched_kernels> ${emulator} 
 mast_ext_emulate(emulated_races)
 set_target_properties(emulated_races PROPERTIES LIBRARY_OUTPUT_DIRECTORY races
                                                 OUTPUT_NAME emulated_kernels)
-add_custom_command(TARGET emulated_races POST_BUILD
-  COMMAND ${CMAKE_COMMAND} -E copy $<TARGET_FILE:_C> $<TARGET_FILE_DIR:emulated_races>)
-add_dependencies(emulated_races _C)
+add_custom_command(OUTPUT races/copied DEPENDS _C emulated_races
+  COMMAND ${CMAKE_COMMAND} -E copy $<TARGET_FILE:_C> $<TARGET_FILE_DIR:emulated_races>
+  COMMAND ${CMAKE_COMMAND} -E touch races/copied)
+add_custom_target(races ALL DEPENDS races/copied)
 
 add_executable(faults ${emulation}/faults.cpp ${emulator} ${emulation}/races.cpp)
 mast_ext_emulate(faults -Wno-unknown-pragmas)

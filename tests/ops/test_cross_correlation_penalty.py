@@ -78,7 +78,7 @@ def test_nearly_equal_views(shape, noise, dtype, device):
         torch.autograd.grad(1000 * module.cross_correlation_penalty(*views, lambda_=0.0), views)
         for module, views in ((functional, inputs), (reference, exact))
     )
-    # Standardised embeddings are multiplied in 16 bits on a GPU; C_dd averages their rounding.
+    # Standardized embeddings are multiplied in 16 bits on a GPU; C_dd averages their rounding.
     bound = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 0.1}[dtype]
     for got, want in zip(mine, truth, strict=True):
         assert (got.cpu().double() - want).norm() < bound * want.norm()

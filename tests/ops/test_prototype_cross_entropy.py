@@ -212,7 +212,7 @@ def test_non_finite_stays_in_its_row(shape, of, bad, device):
 
 @pytest.mark.parametrize("first", [5, 2500])
 def test_masked_teacher_prototypes(first, device):
-    """Those of -inf have probability 0, also where that is all a stretch has."""
+    """Those of -inf have probability 0, also where that is all a chunk has."""
     student, teacher, center = make_inputs((2, 3, 2, 2600, True), device)
     teacher[..., :first] = -torch.inf
     grads = torch.randn(2, 3, 2, device=device)
