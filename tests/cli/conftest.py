@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mast_ext
@@ -97,7 +98,11 @@ def stop_at(start, tmp_path):
         folder = tmp_path / f"{name}-paused"
         folder.mkdir()
         program = ["-m", "mast_ext.cli.main", *arguments, f"--out={tmp_path / name}"]
-        with start(*program, folder=folder, PAUSE_AT=str(step), PYTHONPATH=path) as process:
+        # Convolutions sum in another order on another number of threads: one process has as many as
+        # this one, so that its bits can be compared with those of a run in here.
+        threads = str(torch.get_num_threads() if processes == 1 else 1)
+        variables = {"PAUSE_AT": str(step), "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
+        with start(*program, folder=folder, **variables) as process:
             while len(list(folder.glob("paused-*"))) < processes and process.poll() is None:
                 time.sleep(0.005)
             process.send_signal(number)
