@@ -5,6 +5,7 @@ that begins with ``<!-- run:`` holds code that the page does not show, such as m
 block under ``<!-- not run: REASON -->`` is only compiled.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -64,8 +65,17 @@ def name_of(page: Path) -> str:
 PYTHON_PAGES = [page for page in PAGES if any(b.language == "python" for b in blocks_of(page))]
 
 
+@pytest.fixture
+def environment_as_before():
+    """A page may set variables, such as torchrun's, that would change what comes after it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=name_of)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
+def test_python_blocks_run(page, tmp_path, monkeypatch, environment_as_before):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     namespace = {"__name__": "page"}
