@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: pretrain test lint format bench docs gpu-check clean
 .NOTPARALLEL:  # there is one build folder
 
-# For the first time: the packages, a minute or two to download; the native code, minutes to compile.
+# The first time takes minutes: it downloads the packages and compiles.
 pretrain: export MAST_EXT_CUDA ?= $(if $(GPU),AUTO,OFF)
 pretrain: .venv/built$(if $(GPU),-for-gpus)
 	mast-ext pretrain $(ARGS)

@@ -253,7 +253,7 @@ def run_on_first_rank(function: Callable[[], T]) -> T:
             result = function()
         except Exception as raised:
             error = raised
-    told = [result, _sendable(error)]
+    told = [result, None if error is None else _sendable(error)]
     dist.broadcast_object_list(told, src=0, group=host_group())
     if rank() != 0:
         result, error = told
@@ -262,7 +262,7 @@ def run_on_first_rank(function: Callable[[], T]) -> T:
     return result
 
 
-def _sendable(error: Exception | None) -> Exception | None:
+def _sendable(error: Exception) -> Exception:
     """The error, or one with its text if it does not survive pickling."""
     try:
         return pickle.loads(pickle.dumps(error))

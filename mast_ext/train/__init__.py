@@ -9,8 +9,8 @@
 ``report/``     tables, figures, HTML
 ``pretrain``    the program: train, train the baseline, measure, report
 
-A step, in the order in which things happen (2 to 8 are
-`PretrainModule.optimizer_step` and ``training_step``):
+A step, in the order in which things happen; 2 to 8 are `PretrainModule.optimizer_step` and its
+`training_step`:
 
 1. `loop.loader.BatchStream` gives the batch that belongs to the trainer's step.
 2. The method learns the step (`Method.at_step`), for schedules.

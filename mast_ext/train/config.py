@@ -214,18 +214,22 @@ class EvaluateConfig:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+# Whose options are settings: the methods that `mast_ext.methods` registers.
+_METHODS = tuple(sorted(METHODS))
+
+
 def _with_options_of_methods(cls: type[Config]) -> type[Config]:
     """Adds fields to a class, after ``model``: the options of every method under its name."""
     annotations = {}
     for name, kind in cls.__annotations__.items():
         annotations[name] = kind
         if name == "model":
-            annotations |= {method: METHODS[method].Options for method in sorted(METHODS)}
+            annotations |= {method: METHODS[method].Options for method in _METHODS}
     cls.__annotations__ = annotations
-    for method in METHODS.values():
-        if hasattr(cls, method.name):
-            raise ValueError(f"a method may not be called {method.name!r}: settings have that name")
-        setattr(cls, method.name, field(default_factory=method.Options))
+    for name in _METHODS:
+        if hasattr(cls, name):
+            raise ValueError(f"a method may not be called {name!r}: settings have that name")
+        setattr(cls, name, field(default_factory=METHODS[name].Options))
     return cls
 
 
@@ -262,18 +266,17 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            known = ", ".join(sorted(METHODS))
+        if self.method not in _METHODS:
+            known = ", ".join(_METHODS)
             raise ValueError(f"method must be one of {known}, got {self.method!r}")
-        baselines = ("auto", "none", *sorted(METHODS))
+        baselines = ("auto", "none", *_METHODS)
         if self.baseline not in baselines:
             raise ValueError(
                 f"baseline must be one of {', '.join(baselines)}, got {self.baseline!r}"
             )
         _at_least(self, 0, "seed")
-        for name in METHODS.keys() & type(self).__annotations__.keys():
-            method = METHODS[name]
-            complete = method.complete(self.options(name), self.train.epochs)
+        for name in _METHODS:
+            complete = METHODS[name].complete(self.options(name), self.train.epochs)
             object.__setattr__(self, name, complete)
 
     def options(self, method: str) -> Any:

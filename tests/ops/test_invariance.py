@@ -5,7 +5,7 @@ import torch
 from operators import CALLS
 from torch.testing import assert_close
 
-# Matrix products of these may be the vendor's, who may share them out as he likes.
+# Their matrix products may be the vendor's, which sum in another order on more threads.
 WITH_PRODUCTS = {
     "variance_covariance",
     "cross_correlation_penalty",

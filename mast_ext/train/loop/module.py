@@ -178,13 +178,13 @@ class PretrainModule(LightningModule):
         All processes see the same gradient and get here together. The message names the loss of
         those processes where it was not finite, if there are any, and the samples they had.
         """
-        odd_loss = next((loss for loss in numbers.losses if not math.isfinite(loss)), None)
-        every = all_gather_object((odd_loss, torch.cat(numbers.indices).tolist()))
-        odd = {rank: loss for rank, (loss, _) in enumerate(every) if loss is not None}
+        bad_loss = next((loss for loss in numbers.losses if not math.isfinite(loss)), None)
+        every = all_gather_object((bad_loss, torch.cat(numbers.indices).tolist()))
+        bad = {rank: loss for rank, (loss, _) in enumerate(every) if loss is not None}
         what = f"the gradient is {numbers.gradient_norm}"
-        if odd:
-            first = min(odd)
+        if bad:
+            first = min(bad)
             where = f" on rank {first}" if world_size() > 1 else ""
-            what = f"the loss{where} is {odd[first]}"
-        indices = [i for r, (_, own) in enumerate(every) if not odd or r in odd for i in own]
+            what = f"the loss{where} is {bad[first]}"
+        indices = [i for r, (_, own) in enumerate(every) if not bad or r in bad for i in own]
         raise NonFiniteError(what, numbers.step, indices, late=self._readback.late)
