@@ -12,6 +12,8 @@ __all__ = [
     "contrastive_logsumexp",
     "cross_correlation_penalty",
     "gather_views",
+    "grouped_squared_difference",
+    "grouped_squared_difference_with_residual",
     "nearest_neighbor_distance",
     "prototype_column_logsumexp",
     "prototype_cross_entropy",
@@ -19,6 +21,7 @@ __all__ = [
     "select_hard_cosine_pairs",
     "select_hard_crops",
     "select_hard_pairs",
+    "sigmoid_shift",
     "sinkhorn_knopp",
     "subspace_nll",
     "subspace_similarity",
@@ -255,6 +258,76 @@ def cross_correlation_penalty(
     return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]
 
 
+def grouped_squared_difference(
+    x: Tensor, y: Tensor, group: Tensor, groups: int, *, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Squared differences of paired rows, added up over each group of pairs in every dimension.
+
+    ::
+
+        sums[g, d] = Σ_{n in g} weight_n (x_nd − y_nd)²        counts[g] = Σ_{n in g} weight_n
+
+    A pair of views is in the group of the augmentations by which it differs; whatever masks its
+    dimensions are then weighted with, they meet the small ``[G, D]`` sums alone, so that a masked
+    distance of all pairs takes one read of the embeddings (:class:`mast_ext.losses.MASTLoss`).
+
+    Args:
+        x: Embeddings ``[N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        y: The other embedding of every pair, ``[N, D]``, dtype and device of ``x``.
+        group: Group of every pair, ``[N]`` int64. One below 0 is in no group; so is one that is
+            not below ``groups`` on a GPU, which is not waited for.
+        groups: Their number ``G``, from 1 to 65535.
+        weight: Weight of every pair, ``[N]`` float32 (float64 beside float64 embeddings); 1 by
+            default.
+
+    Returns:
+        ``sums [G, D]`` and ``counts [G]`` in float32 (float64 for float64 inputs), 0 for a group
+        without pairs. Differentiable once in ``x``, ``y`` and ``weight``.
+
+    Raises:
+        ValueError: A shape or device does not fit, ``groups`` is out of range, or (checked on the
+            CPU) ``group`` is not below it.
+        TypeError: A dtype is not supported or differs from that of ``x``.
+    """
+    return ops.grouped_squared_difference.op(x, y, group, groups, weight, None)[:2]
+
+
+def grouped_squared_difference_with_residual(
+    x: Tensor,
+    y: Tensor,
+    group: Tensor,
+    dimension_weights: Tensor,
+    *,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""`grouped_squared_difference`, and every pair's own weighted squared distance.
+
+    ::
+
+        residual[n] = Σ_d dimension_weights[group_n, d] (x_nd − y_nd)²
+
+    On the CPU it costs no further read of the embeddings.
+
+    Args:
+        x: As of `grouped_squared_difference`; so are ``y``, ``group`` and ``weight``.
+        y: See there.
+        group: See there.
+        dimension_weights: ``[G, D]`` float32 (float64 beside float64 embeddings).
+        weight: See there; it does not weight the residual.
+
+    Returns:
+        ``sums [G, D]``, ``counts [G]``, and ``residual [N]``, which has no gradient: 0 for a pair
+        without a group.
+
+    Raises:
+        ValueError: See `grouped_squared_difference`.
+        TypeError: See there.
+    """
+    groups = dimension_weights.shape[0]
+    op = ops.grouped_squared_difference.op
+    return op(x, y, group, groups, weight, dimension_weights)
+
+
 def prototype_cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -402,6 +475,28 @@ def prototype_column_logsumexp(
         TypeError: A dtype is not supported, or that of ``center`` does not fit.
     """
     return ops.prototype_column_logsumexp.op(logits, center, temperature, True)
+
+
+def sigmoid_shift(logits: Tensor, mean: Tensor) -> Tensor:
+    r"""The shift with which the sigmoids of every row have a given mean.
+
+    ``mean_d sigmoid(logits_kd − shift_k) = mean_k``, to about 1e-6 (float32): found in one launch,
+    by Newton's method within bounds. Masks of a fixed budget are made with it
+    (:class:`mast_ext.losses.AugmentationMasks`).
+
+    Args:
+        logits: ``[K, D]`` float32, or float64 on the CPU; finite.
+        mean: ``[K]`` in ``(0, 1)``, dtype of ``logits``; not checked.
+
+    Returns:
+        ``[K]``, dtype of ``logits``, without gradient: by the implicit function theorem it is
+        ``slope_kd / Σ_d slope_kd`` for ``logits_kd``, with the sigmoid's slope.
+
+    Raises:
+        ValueError: A shape or device does not fit.
+        TypeError: A dtype is not supported.
+    """
+    return ops.sigmoid_shift.op(logits, mean)
 
 
 def sinkhorn_knopp(

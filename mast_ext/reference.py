@@ -134,6 +134,30 @@ def cross_correlation_penalty(
     return (diagonal - 1).square().sum() + lambda_ * (c.square().sum() - diagonal.square().sum())
 
 
+def grouped_squared_difference(
+    x: Tensor, y: Tensor, group: Tensor, groups: int, *, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.grouped_squared_difference`."""
+    belongs = (group == torch.arange(groups, device=group.device)[:, None]).to(x)  # [G, N]
+    if weight is not None:
+        belongs = belongs * weight
+    return belongs @ (x - y).square(), belongs.sum(1)
+
+
+def grouped_squared_difference_with_residual(
+    x: Tensor,
+    y: Tensor,
+    group: Tensor,
+    dimension_weights: Tensor,
+    *,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`mast_ext.functional.grouped_squared_difference_with_residual`."""
+    found = grouped_squared_difference(x, y, group, len(dimension_weights), weight=weight)
+    weights = dimension_weights[group.clamp_min(0)] * (group >= 0)[:, None]
+    return *found, (weights * (x - y).square()).sum(1).detach()
+
+
 def prototype_cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -181,6 +205,17 @@ def prototype_column_logsumexp(
     """See :func:`mast_ext.functional.prototype_column_logsumexp`."""
     scaled = (logits if center is None else logits - center) / temperature
     return scaled.log_softmax(-1).logsumexp(0)
+
+
+def sigmoid_shift(logits: Tensor, mean: Tensor) -> Tensor:
+    """See :func:`mast_ext.functional.sigmoid_shift`."""
+    logits, logit = logits.detach(), mean.logit()
+    low, high = logits.amin(1) - logit, logits.amax(1) - logit
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_much = torch.sigmoid(logits - middle[:, None]).mean(1) > mean
+        low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
+    return (low + high) / 2
 
 
 def sinkhorn_knopp(logits: Tensor, *, temperature: float, iterations: int = 3) -> Tensor:

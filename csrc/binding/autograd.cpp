@@ -222,6 +222,32 @@ struct CrossCorrelationPenalty
   }
 };
 
+// The residual has no gradient.
+struct GroupedSquaredDifference
+    : Formula<GroupedSquaredDifference,
+              Op<"grouped_squared_difference", decltype(grouped_squared_difference)>> {
+  using Backward =
+      Op<"grouped_squared_difference_backward", decltype(grouped_squared_difference_backward)>;
+  static constexpr std::size_t differentiable = 2;
+
+  static void save(AutogradContext* ctx, const Forward::Result&, const Tensor& x, const Tensor& y,
+                   const Tensor& group, std::int64_t /*groups*/, const OptionalTensor& weight,
+                   const OptionalTensor& /*dimension_weights*/) {
+    ctx->set_materialize_grads(true);  // the backward op takes both gradients
+    save_tensors(ctx, x, y, weight, group);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [x, y, weight, group] = saved_tensors<4>(ctx);
+    const std::array<bool, 3> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                     weight.defined() && ctx->needs_input_grad(3)};
+    auto [grad_x, grad_y, grad_weight] =
+        Backward::call(grads[0], grads[1], x, y, group, if_defined(weight), wanted);
+    return {wanted[0] ? grad_x : Tensor(), wanted[1] ? grad_y : Tensor(), Tensor(), Tensor(),
+            wanted[2] ? grad_weight : Tensor()};
+  }
+};
+
 struct ContrastiveLogsumexp
     : Formula<ContrastiveLogsumexp, Op<"contrastive_logsumexp", decltype(contrastive_logsumexp)>> {
   using Backward = Op<"contrastive_logsumexp_backward", decltype(contrastive_logsumexp_backward)>;
@@ -380,6 +406,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<SubspaceNll>(m);
   differentiable_once<VarianceCovariance>(m);
   differentiable_once<CrossCorrelationPenalty>(m);
+  differentiable_once<GroupedSquaredDifference>(m);
   differentiable_once<ContrastiveLogsumexp>(m);
   differentiable_once<PrototypeCrossEntropy>(m);
   differentiable_once<PrototypeCrossEntropyWithGrad>(m);
@@ -388,6 +415,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   no_derivative<"select_hard_crops", decltype(select_hard_crops)>(m);
   differentiable_once<NearestNeighborDistance>(m);
   no_derivative<"prototype_column_logsumexp", decltype(prototype_column_logsumexp)>(m);
+  no_derivative<"sigmoid_shift", decltype(sigmoid_shift)>(m);
   differentiable<GatherViews>(m);
   differentiable<GatherViewsBackward>(m);
 }

@@ -42,6 +42,13 @@ void define(torch::Library& m) {
       "Tensor scale, Tensor product, Tensor dots, Tensor row_sums, Tensor standard, "
       "float lambda_, str variant, bool[2] wanted) -> (Tensor grad_a, Tensor grad_b)");
   m.def(
+      "grouped_squared_difference(Tensor x, Tensor y, Tensor group, int groups, Tensor? weight, "
+      "Tensor? dimension_weights) -> (Tensor sums, Tensor counts, Tensor residual)");
+  m.def(
+      "grouped_squared_difference_backward(Tensor grad_sums, Tensor grad_counts, Tensor x, "
+      "Tensor y, Tensor group, Tensor? weight, bool[3] wanted) -> (Tensor grad_x, Tensor grad_y, "
+      "Tensor grad_weight)");
+  m.def(
       "contrastive_logsumexp(Tensor x, Tensor? y, Tensor? masks, Tensor? temperature_tensor, "
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views) -> (Tensor lse, Tensor positive, Tensor inv_norm_x, Tensor inv_norm_y)");
@@ -84,6 +91,7 @@ void define(torch::Library& m) {
   m.def(
       "prototype_column_logsumexp(Tensor logits, Tensor? center, float temperature, "
       "bool normalize_rows) -> Tensor");
+  m.def("sigmoid_shift(Tensor logits, Tensor mean) -> Tensor");
   m.def("gather_views(Tensor views, Tensor index) -> Tensor");
   m.def("gather_views_backward(Tensor grad, Tensor index, int views) -> Tensor");
 }
@@ -99,6 +107,9 @@ void implement(torch::Library& m) {
   m.impl("cross_correlation_penalty", TORCH_FN(mast_ext::cross_correlation_penalty));
   m.impl("cross_correlation_penalty_backward",
          TORCH_FN(mast_ext::cross_correlation_penalty_backward));
+  m.impl("grouped_squared_difference", TORCH_FN(mast_ext::grouped_squared_difference));
+  m.impl("grouped_squared_difference_backward",
+         TORCH_FN(mast_ext::grouped_squared_difference_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
   m.impl("prototype_cross_entropy", TORCH_FN(mast_ext::prototype_cross_entropy));
@@ -114,6 +125,7 @@ void implement(torch::Library& m) {
   m.impl("nearest_neighbor_distance_backward",
          TORCH_FN(mast_ext::nearest_neighbor_distance_backward));
   m.impl("prototype_column_logsumexp", TORCH_FN(mast_ext::prototype_column_logsumexp));
+  m.impl("sigmoid_shift", TORCH_FN(mast_ext::sigmoid_shift));
   m.impl("gather_views", TORCH_FN(mast_ext::gather_views));
   m.impl("gather_views_backward", TORCH_FN(mast_ext::gather_views_backward));
 }

@@ -74,12 +74,21 @@ std::tuple<Tensor, Tensor> nearest_neighbor_distance(const Tensor& x, double eps
 Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance, const Tensor& x,
                                           const Tensor& distance, const Tensor& index, double eps);
 
+std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference(
+    const Tensor& x, const Tensor& y, const Tensor& group, std::int64_t groups,
+    const OptionalTensor& weight, const OptionalTensor& dimension_weights);
+std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference_backward(
+    const Tensor& grad_sums, const Tensor& grad_counts, const Tensor& x, const Tensor& y,
+    const Tensor& group, const OptionalTensor& weight, std::array<bool, 3> wanted);
+
 std::tuple<Tensor, Tensor> select_hard_pairs(const Tensor& pair_losses,
                                              const OptionalTensor& candidates);
 std::tuple<Tensor, Tensor> select_hard_cosine_pairs(const Tensor& x, const OptionalTensor& y,
                                                     const OptionalTensor& candidates, double eps);
 std::tuple<Tensor, Tensor> select_hard_crops(const Tensor& ce, const OptionalTensor& tuples,
                                              std::int64_t num_locals);
+Tensor sigmoid_shift(const Tensor& logits, const Tensor& mean);
+
 Tensor gather_views(const Tensor& views, const Tensor& index);
 Tensor gather_views_backward(const Tensor& grad, const Tensor& index, std::int64_t views);
 

@@ -17,7 +17,7 @@ from mast_ext.losses.hard_views import HardViewSelector
 from mast_ext.losses.ibot import IBOTPatchLoss
 from mast_ext.losses.info_nce import InfoNCELoss
 from mast_ext.losses.koleo import KoLeoLoss
-from mast_ext.losses.masks import SubspaceMasks
+from mast_ext.losses.masks import AugmentationMasks
 from mast_ext.losses.mast import MASTLoss, MASTTerms
 from mast_ext.losses.negative_cosine_similarity import NegativeCosineSimilarity
 from mast_ext.losses.nt_xent import NTXentLoss
@@ -25,6 +25,7 @@ from mast_ext.losses.swav import SwaVLoss
 from mast_ext.losses.vicreg import VICRegLoss
 
 __all__ = [
+    "AugmentationMasks",
     "BarlowTwinsLoss",
     "DCLLoss",
     "DCLWLoss",
@@ -38,7 +39,6 @@ __all__ = [
     "MASTTerms",
     "NTXentLoss",
     "NegativeCosineSimilarity",
-    "SubspaceMasks",
     "SwaVLoss",
     "VICRegLoss",
 ]

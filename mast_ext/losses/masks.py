@@ -1,150 +1,193 @@
-"""Learnable masks that pick a subspace of the embedding for every augmentation.
+"""One mask per augmentation: the dimensions of an embedding that are invariant to it.
 
-"MAST: Masked Augmentation Subspace Training" (Huang et al., ICLR 2023) learns such masks; the
-parameterizations here are ours. What matters is the *budget*: a mask that
-may concentrate shrinks to the one or two dimensions that are easiest to make invariant. The
-default gives every subspace and every dimension the same budget; so do fixed blocks.
+"MAST: Masked Augmentation Subspace Training" (Huang et al., ICLR 2023) learns masks that select a
+subspace per augmentation, with features that are shared by subspaces and features unique to some.
+How the masks are made here is ours.
 """
 
-import math
-from typing import Literal, get_args
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-Parameterization = Literal["balanced", "softmax", "sigmoid", "relu", "blocks", "ones"]
+from mast_ext import functional
+
+MOST_MASKS = 8
+"""Augmentations that may free dimensions: there is a group of pairs for every subset of them."""
 
 
-class SubspaceMasks(nn.Module):
-    """Masks ``[K, D]`` of ``K`` subspaces of an embedding of ``D`` dimensions.
+class AugmentationMasks(nn.Module):
+    """Masks ``m [K, D]`` in ``[0, 1]`` of ``K`` augmentations of an embedding of ``D`` dimensions.
 
-    An operator multiplies embeddings by the mask ``m``, so a squared distance is weighted with
-    ``w = m²``. The parameterizations, of the learned ``logits [K, D]``:
+    Where ``m_k`` is 1 the embedding shall not change under augmentation ``k``; where it is 0, the
+    dimension is *freed*: it may tell what ``k`` changes. A pair of views that differs by the
+    augmentations ``A`` is compared under ``Π_{k∈A} m_k``: on all dimensions that none of them has
+    freed. So the invariant dimensions are shared by every such subspace, and those that an
+    augmentation frees are unique to the subspaces of the others. An operator multiplies embeddings
+    by the mask, so a squared difference is weighted with ``Π m_k²``.
 
-    * ``balanced``: ``w`` is the matrix nearest to ``exp(logits)`` (in relative entropy) with
-      ``Σ_d w_kd = D`` for every subspace and ``Σ_k w_kd = K`` for every dimension: Sinkhorn
-      iterations in the log domain. The dimensions' sums hold to rounding; the subspaces' within
-      1e-6 for logits of standard deviation 1, and 1e-3 at 3.
-    * ``softmax``: ``w = D · softmax_d(logits)``: every subspace has the budget ``D`` and may spend
-      it on few dimensions.
-    * ``sigmoid``: ``m = sigmoid(logits)``, no budget.
-    * ``relu``: ``m = relu(logits)``, no budget. It starts positive everywhere; an entry that
-      reaches 0 gets no more gradient.
-    * ``blocks``: nothing is learned; each subspace has a block of consecutive dimensions for
-      itself, all of the same size where ``K`` divides ``D`` (else the first ones have one more).
-      The budgets are those of ``balanced``.
-    * ``ones``: nothing is learned; every subspace is the whole embedding, as without masks.
+    Learned masks are a sigmoid with a *budget*, of logits ``θ``::
+
+        m_k = sigmoid(sharpness · θ_k − c_k)        c_k such that  mean_d m_kd = 1 − freed_k
+
+    A mask may choose what to free, and trade dimensions, but neither free more nor collapse. Which
+    dimension is freed first is arbitrary, as all are alike before training; what is learned is how
+    the freed dimensions of several augmentations overlap, and which dimensions keep what they
+    have found. Masks that are not learned free blocks of dimensions, apart for every augmentation.
 
     Args:
-        subspaces: ``K``, at least 1.
+        freed: The share of the dimensions that each augmentation frees, in ``[0, 1)``. One that
+            frees none has a mask of ones. At most 8 may free some.
         dim: ``D``, at least 1.
-        parameterization: One of the above.
-        spread: Standard deviation of the initial logits; 0 makes all subspaces alike, and then
-            only their data can tell them apart.
-        iterations: Sinkhorn iterations (``balanced`` only).
+        learned: Whether masks are learned.
+        sharpness: Multiplies the logits, which are drawn with standard deviation 1: the larger, the
+            nearer are the first masks to 0 and 1.
         generator: Source of the initial logits; torch's global one by default.
 
+    Attributes:
+        groups: ``G = 2^F``, the number of subsets of the ``F`` augmentations that free dimensions.
+
     Raises:
-        ValueError: A number is out of range or the parameterization is unknown.
+        ValueError: A number is out of range, or blocks take more than all dimensions.
     """
 
-    fixed: Tensor
     logits: nn.Parameter | None
+    bits: Tensor
+    freeing_index: Tensor
+    kept: Tensor
+    blocks: Tensor
 
     def __init__(
         self,
-        subspaces: int,
+        freed: Sequence[float],
         dim: int,
-        parameterization: Parameterization = "balanced",
         *,
-        spread: float = 1.0,
-        iterations: int = 10,
+        learned: bool = True,
+        sharpness: float = 4.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("subspaces", subspaces), ("dim", dim), ("iterations", iterations)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if parameterization not in get_args(Parameterization):
-            raise ValueError(
-                f"parameterization must be one of {', '.join(get_args(Parameterization))}, "
-                f"got {parameterization!r}"
-            )
-        if parameterization == "blocks" and dim < subspaces:
-            raise ValueError(f"dim must be at least {subspaces}, one per subspace, got {dim}")
-        if not spread >= 0:
-            raise ValueError(f"spread must not be negative, got {spread}")
-        self.subspaces = subspaces
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        if not all(0 <= share < 1 for share in freed):
+            raise ValueError(f"freed must hold shares of the dimensions in [0, 1), got {freed}")
+        if not sharpness > 0:
+            raise ValueError(f"sharpness must be positive, got {sharpness}")
+        self.freed = tuple(float(share) for share in freed)
         self.dim = dim
-        self.parameterization = parameterization
-        self.spread = spread
-        self.iterations = iterations
-        if parameterization in ("blocks", "ones"):
-            fixed = torch.ones(subspaces, dim)
-            if parameterization == "blocks":
-                fixed = _blocks(subspaces, dim)
-            self.register_buffer("fixed", fixed, persistent=False)
-            self.register_parameter("logits", None)
-        else:
-            self.logits = nn.Parameter(torch.empty(subspaces, dim))
+        self.learned = learned
+        self.sharpness = sharpness
+        self.freeing = [k for k, share in enumerate(self.freed) if share > 0]
+        if len(self.freeing) > MOST_MASKS:
+            raise ValueError(
+                f"freed must be above 0 for at most {MOST_MASKS} augmentations, got {freed}"
+            )
+        self.groups = 2 ** len(self.freeing)
+        # Bit f of a group says whether its pairs differ by the f-th augmentation that frees.
+        bits = torch.tensor([2**f for f in range(len(self.freeing))], dtype=torch.int64)
+        for name, buffer in (
+            ("bits", bits),
+            ("freeing_index", torch.tensor(self.freeing, dtype=torch.int64)),
+            ("kept", 1 - torch.tensor([self.freed[k] for k in self.freeing])),
+            ("blocks", torch.ones(len(self.freeing), dim)),
+        ):
+            self.register_buffer(name, buffer, persistent=False)
+        if learned and self.freeing:
+            self.logits = nn.Parameter(torch.empty(len(self.freeing), dim))
             self.reset_parameters(generator)
+            return
+        self.register_parameter("logits", None)
+        end = dim
+        for mask, k in zip(self.blocks, self.freeing, strict=True):
+            begin = end - max(1, round(self.freed[k] * dim))
+            if begin < 0:
+                raise ValueError(
+                    f"freed must leave room for blocks of {dim} dimensions, apart for every "
+                    f"augmentation, got {self.freed}"
+                )
+            mask[begin:end] = 0
+            end = begin
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the logits anew, where there are any."""
-        if self.logits is None:
-            return
-        with torch.no_grad():
-            self.logits.normal_(std=self.spread, generator=generator)
-            if self.parameterization == "relu":
-                self.logits.add_(1).abs_()
+        if self.logits is not None:
+            with torch.no_grad():
+                self.logits.normal_(generator=generator)
 
     def forward(self) -> Tensor:
-        """The masks ``[K, D]``, non-negative, float32 (float64 for float64 parameters)."""
+        """The masks ``[K, D]``, float32 (float64 for float64 parameters)."""
+        freeing = self._full(self.blocks) if self.logits is None else self._scaled().sigmoid()
+        masks = freeing.new_ones(len(self.freed), self.dim)
+        return masks.index_copy(0, self.freeing_index, freeing)
+
+    def group(self, changed: Tensor) -> Tensor:
+        """The group of every pair, ``[N]`` int64: which freeing augmentations it differs by.
+
+        Args:
+            changed: ``[N, K]`` bool, the augmentations by which each pair's views differ.
+
+        Raises:
+            ValueError: The shape does not fit.
+            TypeError: It is not bool.
+        """
+        if changed.ndim != 2 or changed.shape[1] != len(self.freed):
+            raise ValueError(
+                f"changed must have shape [N, {len(self.freed)}], a column for every augmentation, "
+                f"got {list(changed.shape)}"
+            )
+        if changed.dtype != torch.bool:
+            raise TypeError(f"changed must be bool, got {changed.dtype}")
+        return (changed[:, self.freeing_index] * self.bits).sum(1)
+
+    def group_weights(self) -> Tensor:
+        """Weights of squared differences, ``Π m_k²`` over a group's augmentations: ``[G, D]``."""
+        # Group by group's bits, each doubling the groups. No matrix product: autocast would round it.
         if self.logits is None:
-            return self.fixed.to(torch.promote_types(self.fixed.dtype, torch.float32))
-        # Not what `module.half()` made of the parameters: budgets are sums over all dimensions.
-        logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
-        if self.parameterization == "balanced":
-            return (self._log_balanced(logits) / 2).exp()
-        if self.parameterization == "softmax":
-            return ((logits.log_softmax(1) + math.log(self.dim)) / 2).exp()
-        return logits.sigmoid() if self.parameterization == "sigmoid" else logits.relu()
+            masks = self._full(self.blocks)
+            weights = masks.new_ones(1, self.dim)
+            for mask in masks:
+                weights = torch.cat((weights, weights * mask))
+            return weights
+        log_masks = 2 * F.logsigmoid(self._scaled())
+        weights = log_masks.new_zeros(1, self.dim)
+        for log_mask in log_masks:
+            weights = torch.cat((weights, weights + log_mask))
+        return weights.exp()
 
-    def _log_balanced(self, logits: Tensor) -> Tensor:
-        """``log w``: each iteration fixes the subspaces' sums, then the dimensions' sums."""
-        log_budget = math.log(self.dim / self.subspaces)
-        shares = logits.log_softmax(0)  # of every dimension, over the subspaces
-        for _ in range(self.iterations):
-            logits = logits + (log_budget - shares.logsumexp(1, keepdim=True))
-            shares = logits.log_softmax(0)
-        return shares + math.log(self.subspaces)
+    def _full(self, x: Tensor) -> Tensor:
+        """Not what `module.half()` made of it: budgets are sums over all dimensions."""
+        return x.to(torch.promote_types(x.dtype, torch.float32))
 
-    def l1(self) -> Tensor:
-        """Mean of the masks, ``‖M‖₁ / (K·D)``: a scalar with gradient."""
-        return self().mean()
+    def _scaled(self) -> Tensor:
+        """The sigmoid's argument, ``[F, D]``."""
+        assert self.logits is not None
+        logits = self.sharpness * self._full(self.logits)
+        shift = functional.sigmoid_shift(logits.detach(), self.kept.to(logits))[:, None]
+        if torch.is_grad_enabled():
+            # The budget holds for any logits, so the shift moves with their mean, weighted by the
+            # sigmoid's slope: its derivative by the implicit function theorem.
+            slope = torch.sigmoid(logits.detach() - shift)
+            slope = slope * (1 - slope)
+            slope = slope / slope.sum(1, keepdim=True).clamp_min(1e-30)
+            moves = (slope * logits).sum(1, keepdim=True)
+            shift = shift + (moves - moves.detach())
+        return logits - shift
 
     @torch.no_grad()
     def effective_dimensions(self) -> Tensor:
-        """``(Σ_d w_kd)² / Σ_d w_kd²`` of every subspace, ``[K]``: ``D`` if even, 1 if one-hot."""
-        weights = self().square()
-        return weights.sum(1).square() / weights.square().sum(1).clamp_min(1e-30)
+        """The dimensions that are invariant to each augmentation, ``Σ_d m_kd``: ``[K]``."""
+        return self().sum(1)
 
     @torch.no_grad()
     def overlap(self) -> Tensor:
-        """Cosine of the subspaces' weights ``w``, ``[K, K]``: 1 if alike, 0 if disjoint."""
-        weights = nn.functional.normalize(self().square(), dim=1)
-        return (weights[:, None] * weights).sum(-1)
+        """Cosine of what each two augmentations free, ``1 − m``: ``[K, K]``.
+
+        1 if they free the same dimensions, 0 if different ones or none; 1 on the diagonal.
+        """
+        freed = F.normalize(1 - self(), dim=1)
+        return (freed[:, None] * freed).sum(-1).fill_diagonal_(1)
 
     def extra_repr(self) -> str:
-        text = f"{self.subspaces}, {self.dim}, {self.parameterization!r}, spread={self.spread:g}"
-        return text + (
-            f", iterations={self.iterations}" if self.parameterization == "balanced" else ""
-        )
-
-
-def _blocks(subspaces: int, dim: int) -> Tensor:
-    """Masks of consecutive dimensions, scaled to the budget ``Σ_d w_kd = D``."""
-    masks = torch.zeros(subspaces, dim)
-    for mask, members in zip(masks, torch.arange(dim).tensor_split(subspaces), strict=True):
-        mask[members] = math.sqrt(dim / len(members))
-    return masks
+        kind = f"learned, sharpness={self.sharpness:g}" if self.learned else "blocks"
+        return f"freed={self.freed}, dim={self.dim}, {kind}"

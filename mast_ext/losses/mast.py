@@ -2,8 +2,8 @@
 
 "MAST: Masked Augmentation Subspace Training" (Huang et al., ICLR 2023) learns one embedding in
 which a mask per augmentation selects the dimensions that are invariant to it, and reweights
-ambiguous samples by their uncertainty. The objective here is *our* definition of that idea, not the
-paper's equations.
+ambiguous samples by their uncertainty. We could not read the paper's full text: the objective here
+is our definition of what its abstract says.
 """
 
 from functools import reduce
@@ -13,14 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.distributed import all_reduce, gather_batch, require_distributed, world_size
+from mast_ext.distributed import (
+    all_reduce_logsumexp,
+    gather_batch,
+    require_distributed,
+    sum_over_processes,
+    world_size,
+)
 from mast_ext.losses.common.contrast import contrast_views
-from mast_ext.losses.common.inputs import require_option, require_temperature
+from mast_ext.losses.common.inputs import (
+    require_alike,
+    require_option,
+    require_temperature,
+    require_views,
+)
 from mast_ext.losses.common.view_pairs import nt_xent_pairs
-from mast_ext.losses.masks import SubspaceMasks
+from mast_ext.losses.masks import AugmentationMasks
 
 Base = Literal["vicreg", "nt_xent"]
-Uncertainty = Literal["none", "subspace", "diagonal"]
 
 
 class MASTTerms(NamedTuple):
@@ -31,199 +41,213 @@ class MASTTerms(NamedTuple):
 
 
 class MASTLoss(nn.Module):
-    """Invariance inside every subspace, and what keeps the embedding from collapsing::
+    """Invariance under the masks of the augmentations by which two views differ.
 
-        vicreg    invariance · mean_d inv_d + variance · mean_v v(z_v)
-                    + covariance · 2 mean_v c(z_v) + sparsity · ‖M‖₁ / (K·D)
-        nt_xent   invariance · mean_k inv_k + sparsity · ‖M‖₁ / (K·D)
+    A pair of views that differs by the augmentations ``A`` is compared under the mask
+    ``Π_{k∈A} m_k`` (:class:`AugmentationMasks`), so with the weights ``w_nd = Π_{k∈A_n} m_kd²`` of
+    the squared differences::
 
-    Every pair of views belongs to a subspace (``pair_subspace``), and is compared on the dimensions
-    that this one's mask lets through.
+        vicreg    invariance · mean_d inv_d + variance · mean_v v(z_v) + covariance · 2 mean_v c(z_v)
+                  inv_d = Σ_n p_n w_nd (x_nd − y_nd)² / Σ_n p_n w_nd
+        nt_xent   invariance · mean_n p_n NT-Xent_n
 
-    * ``vicreg``: a dimension's ``inv_d = Σ_n w_kd (x_nd − y_nd)² / Σ_n w_kd`` is its own mean over
-      the pairs ``n`` that compare it, ``k`` being the pair's subspace and ``w = masks²``: one that
-      few pairs compare is held as firmly as one that all do. Under an ``uncertainty`` other than
-      ``"none"`` the squared difference is replaced by a negative log-likelihood
-      ``½ ((x − y)² / σ² + log σ²)`` (see :func:`mast_ext.functional.subspace_nll`), which discounts
-      pairs of high variance. ``v`` and ``c`` are VICReg's terms on the whole embedding: with two
-      views in one subspace of all ones the loss is that of :class:`mast_ext.losses.VICRegLoss`.
-    * ``nt_xent``: ``inv_k`` is the mean over the pairs of subspace ``k`` of NT-Xent of the masked
-      views (:class:`mast_ext.losses.NTXentLoss` of embeddings times mask ``k``), with the whole
-      batch's rows of both views as negatives. They keep every subspace from collapsing, so that
-      variance and covariance are left out. A subspace without pairs is left out of the mean.
+    * ``vicreg``: a dimension's ``inv_d`` is its own mean over the pairs ``n`` that compare it: one
+      that few pairs compare is held as firmly as one that all do. (The denominator is at least 1:
+      what not even one whole pair compares is held less.) ``v`` and ``c`` are VICReg's terms on the
+      whole embedding: without masks the loss is that of :class:`mast_ext.losses.VICRegLoss`.
+    * ``nt_xent``: NT-Xent of the masked views of a pair (:class:`mast_ext.losses.NTXentLoss`),
+      whose negatives, the rows of both views of the whole batch, are under the pair's mask. They
+      keep every subspace from collapsing, so that variance and covariance are left out.
 
-    This is our definition, not the paper's equations. The program's is this one with
-    masks in ``blocks``, a joint subspace for independent views and one for every augmentation that
-    the views of some images share (:class:`mast_ext.augment.SharedPolicy`), which that subspace so
-    learns to keep; from a third of the training on, these views are also crops of one place. It
-    departs from the paper in that these masks are not learned: learned ones ran to where invariance
-    is cheap, onto few dimensions or to zero. Sharing a whole color jitter instead of its hue shift
-    kept no hue; a subspace for geometry crowded the hue out of its own, and so did sharing hue and
-    geometry from the start. The uncertainty of a view knows nothing of how ambiguous its pairs are.
+    ``p`` are weights of the pairs, 1 unless their uncertainty is given: with the log-variance
+    ``s_n`` that a network predicts of a pair, say from how its views were augmented
+    (:class:`mast_ext.models.PairUncertainty`)::
+
+        p_n = exp(−softness · s_n) / mean          and  mean_n ½ (r_n exp(−s_n) + s_n)
+
+    is added to the loss: the likelihood by which the network learns, ``r_n`` being the pair's mean
+    squared difference under its mask (its loss on ``nt_xent``), without gradient; nor do the
+    weights have one. So pairs that are ambiguous for a known reason count less.
 
     Args:
-        masks: The masks ``[K, D]``, a submodule of the loss.
+        masks: The masks, a submodule of the loss.
         base: ``"vicreg"`` or ``"nt_xent"``.
         invariance: Weight of the pair terms; 25 on ``vicreg`` and 1 on ``nt_xent`` by default.
         variance: Weight of the hinge on every dimension's standard deviation (``vicreg``).
         covariance: Weight of the squared off-diagonal covariances (``vicreg``).
-        sparsity: Weight of the masks' mean.
-        uncertainty: ``"none"``, or the form of the log-variances that `forward` then needs: one
-            per subspace (``"subspace"``) or one per dimension (``"diagonal"``). ``vicreg`` only.
-        eps: Added to the variances inside the root (``vicreg``).
         temperature: Divides the cosines (``nt_xent``); above 0.
+        softness: The power of the precision that weights a pair: 1 is the likelihood's own weight,
+            0 none.
+        eps: Added to the variances inside the root (``vicreg``).
         gather_distributed: Takes statistics, means and negatives over the batches of all
             processes, which must be of equal size.
 
     Raises:
-        ValueError: ``base`` or ``uncertainty`` is unknown, they do not go together,
-            ``temperature`` is not positive, or ``gather_distributed`` without torch.distributed.
+        ValueError: ``base`` is unknown, ``temperature`` is not positive, ``softness`` is negative,
+            or ``gather_distributed`` without torch.distributed.
     """
 
     def __init__(
         self,
-        masks: SubspaceMasks,
+        masks: AugmentationMasks,
         *,
         base: Base = "vicreg",
         invariance: float | None = None,
         variance: float = 25.0,
         covariance: float = 1.0,
-        sparsity: float = 0.0,
-        uncertainty: Uncertainty = "none",
-        eps: float = 1e-4,
         temperature: float = 0.2,
+        softness: float = 1.0,
+        eps: float = 1e-4,
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
         self.base: Base = require_option("base", base, Base)
-        self.uncertainty: Uncertainty = require_option("uncertainty", uncertainty, Uncertainty)
-        if base == "nt_xent" and uncertainty != "none":
-            raise ValueError(f"uncertainty must be 'none' with base='nt_xent', got {uncertainty!r}")
+        if not softness >= 0:
+            raise ValueError(f"softness must not be negative, got {softness}")
         self.masks = masks
         self.invariance = (25.0 if base == "vicreg" else 1.0) if invariance is None else invariance
         self.variance = variance
         self.covariance = covariance
-        self.sparsity = sparsity
-        self.eps = eps
         self.temperature = require_temperature(temperature)
+        self.softness = softness
+        self.eps = eps
         self.gather_distributed = require_distributed(gather_distributed)
 
     def forward(
-        self, views: Tensor, pair_subspace: Tensor, log_var: Tensor | None = None
+        self, x: Tensor, y: Tensor, changed: Tensor, log_variance: Tensor | None = None
     ) -> MASTTerms:
-        """The loss of a batch of views.
+        """The loss of a batch of pairs of views.
 
         Args:
-            views: Embeddings ``[V, B, D]``.
-            pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64, -1 where a pair
-                is not used. Entries ``[i, j]`` with ``i < j`` are read.
-            log_var: Log-variances ``[V, B, K]`` (``uncertainty="subspace"``) or ``[V, B, D]``
-                (``"diagonal"``).
+            x: Embeddings of one view, ``[N, D]``.
+            y: Embeddings of the other view, like ``x``.
+            changed: The augmentations by which each pair differs, ``[N, K]`` bool, such as
+                `ViewBatch.changed` of :class:`mast_ext.augment.SharedPolicy`.
+            log_variance: The log-variance predicted of every pair, ``[N]`` float32.
 
         Returns:
             ``loss``, and ``logs`` with ``invariance``, ``variance``, ``covariance`` (on the
-            ``vicreg`` base), ``sparsity`` (each before its weight) and ``invariance/<k>``, the mean
-            over the pairs of subspace ``k``, 0 for a subspace without pairs.
+            ``vicreg`` base) and, with ``log_variance``, ``uncertainty``, each before its weight.
 
         Raises:
-            ValueError: A shape does not fit, ``B < 2`` on the ``vicreg`` base, ``log_var`` is
-                missing or not wanted, the processes' batches differ in size, or (checked on the
-                CPU) ``pair_subspace`` names a subspace that does not exist.
+            ValueError: A shape does not fit, ``N < 2`` on the ``vicreg`` base, or the processes'
+                batches differ in size.
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        masks = self.masks()
-        per_subspace, invariance = self._invariance(views, masks, pair_subspace, log_var)
+        require_alike(x=x, y=y)
+        if x.shape[1] != self.masks.dim:
+            raise ValueError(
+                f"x must have {self.masks.dim} dimensions, those of the masks, got {list(x.shape)}"
+            )
+        group = self.masks.group(changed)
+        if len(group) != len(x):
+            raise ValueError(
+                f"changed must have a row for each of the {len(x)} pairs, got {list(changed.shape)}"
+            )
+        weight = None
+        if log_variance is not None:
+            sums = torch.promote_types(x.dtype, torch.float32)
+            weight = self._precision(log_variance, len(x), sums)
+        invariance_of = self._vicreg if self.base == "vicreg" else self._nt_xent
+        invariance, residual = invariance_of(x, y, group, weight)
         parts = {"invariance": invariance}
         if self.base == "vicreg":
-            if self.gather_distributed:
-                views = gather_batch(views, 1)
-            variance, covariance = functional.variance_covariance(views, eps=self.eps)
-            parts |= {"variance": variance.mean(), "covariance": 2 * covariance.mean()}
-        parts["sparsity"] = masks.mean()
+            # One view at a time: stacking them would copy both.
+            views = [gather_batch(z, 0) if self.gather_distributed else z for z in (x, y)]
+            of_views = [functional.variance_covariance(z[None], eps=self.eps) for z in views]
+            (variance_x, covariance_x), (variance_y, covariance_y) = of_views
+            parts["variance"] = (variance_x + variance_y).sum() / 2
+            parts["covariance"] = (covariance_x + covariance_y).sum()
         loss = reduce(torch.add, (getattr(self, name) * part for name, part in parts.items()))
-        logs = {name: part.detach() for name, part in parts.items()}
-        logs.update({f"invariance/{k}": term for k, term in enumerate(per_subspace.detach())})
-        return MASTTerms(loss, logs)
+        if log_variance is not None:
+            parts["uncertainty"] = _likelihood(residual, log_variance)
+            loss = loss + parts["uncertainty"]
+        return MASTTerms(loss, {name: part.detach() for name, part in parts.items()})
 
-    def pair_losses(
-        self, views: Tensor, log_var: Tensor | None = None, *, subspace: int | None = None
-    ) -> Tensor:
+    def pair_losses(self, views: Tensor, changed: Tensor) -> Tensor:
         """What the loss says about every pair of views of every image.
 
-        Variance, covariance and sparsity belong to the batch, so this is the invariance term
-        alone. On the ``nt_xent`` base the pair of a view with itself counts as one of two equal
-        views.
+        Variance and covariance belong to the batch, so this is the invariance term alone: the mean
+        squared difference under the pair's mask, or its NT-Xent. On the ``nt_xent`` base the pair
+        of a view with itself counts as one of two equal views.
 
         Args:
             views: Embeddings ``[V, B, D]``.
-            log_var: As in `forward`.
-            subspace: The one that all pairs are compared in; by default the mean over all.
+            changed: The augmentations by which all pairs of an image's views differ, ``[B, K]``
+                bool.
 
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
-        terms = self._pair_terms(views, self.masks(), log_var)
-        return self.invariance * (terms.mean(0) if subspace is None else terms[subspace])
-
-    def _pair_terms(self, views: Tensor, masks: Tensor, log_var: Tensor | None) -> Tensor:
-        """The summands of every ``inv_k``: ``[K, V, V, B]``."""
+        group = self.masks.group(changed)
+        weights = self.masks.group_weights()
         if self.base == "nt_xent":
-            if log_var is not None:
-                raise ValueError("log_var is not used with base='nt_xent'")
-            blocks = contrast_views(
-                views,
-                masks,
-                temperature=self.temperature,
-                gather=self.gather_distributed,
-            )
-            return nt_xent_pairs(*blocks)
-        if self.uncertainty == "none":
-            if log_var is not None:
-                raise ValueError("log_var is not used with uncertainty='none'")
-            distance = functional.subspace_similarity(views, masks=masks, metric="sqeuclidean")
-            # A mask of zeros has distance 0, as in subspace_nll.
-            return distance / masks.square().sum(1).clamp_min(1e-30)[:, None, None, None]
-        if log_var is None:
-            raise ValueError(f"log_var must be given with uncertainty={self.uncertainty!r}")
-        return functional.subspace_nll(views, log_var, masks=masks, variance=self.uncertainty)
+            return self.invariance * self._nt_xent_of_groups(require_views(views), group, weights)
+        each = weights[group]  # [B, D]
+        distance = functional.subspace_similarity(
+            require_views(views) * each.sqrt(), metric="sqeuclidean"
+        )[0]
+        return self.invariance * distance / each.sum(1).clamp_min(1e-30)
 
-    def _invariance(
-        self, views: Tensor, masks: Tensor, pair_subspace: Tensor, log_var: Tensor | None
+    def _precision(self, log_variance: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
+        """Weights of the pairs, with mean 1 over all processes; without gradient."""
+        if log_variance.shape != (pairs,):
+            raise ValueError(
+                f"log_variance must have shape [{pairs}], one number for each pair, got "
+                f"{list(log_variance.shape)}"
+            )
+        log_weight = -self.softness * log_variance.detach().to(dtype)
+        log_total = log_weight.logsumexp(0)
+        if self._shares:
+            log_total = all_reduce_logsumexp(log_total)
+            pairs *= world_size()
+        return pairs * (log_weight - log_total).exp()
+
+    @property
+    def _shares(self) -> bool:
+        return self.gather_distributed and world_size() > 1
+
+    def _vicreg(
+        self, x: Tensor, y: Tensor, group: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Means over the pairs of each subspace ``[K]``, and the whole."""
-        subspaces, pairs = len(masks), (len(views), *views.shape[:2])
-        if pair_subspace.shape != pairs:
-            raise ValueError(
-                f"pair_subspace must have shape {list(pairs)} to fit views of shape "
-                f"{list(views.shape)}, got {list(pair_subspace.shape)}"
+        """The mean over dimensions, and with weights every pair's own mean squared difference."""
+        weights = self.masks.group_weights()
+        if weight is None:
+            sums, counts = functional.grouped_squared_difference(x, y, group, len(weights))
+            residual = counts
+        else:
+            fixed = weights.detach()
+            sums, counts, residual = functional.grouped_squared_difference_with_residual(
+                x, y, group, fixed, weight=weight
             )
-        if (
-            pair_subspace.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and pair_subspace.numel() > 0
-            and int(pair_subspace.max()) >= subspaces
-        ):
-            raise ValueError(
-                f"pair_subspace must lie below {subspaces}, the number of subspaces, got "
-                f"{int(pair_subspace.max())}"
-            )
-        order = torch.arange(max(subspaces, pairs[0]), device=views.device)
-        upper = (order[: pairs[0], None] < order[None, : pairs[0]])[..., None]
-        belongs = (pair_subspace == order[:subspaces, None, None, None]) & upper
-        count = belongs.sum((1, 2, 3))
-        share = 1.0  # of this process's sum in the mean over processes
-        if self.gather_distributed:
-            count, share = all_reduce(count), float(world_size())
-        if self.base == "vicreg":
-            # With w_kd / Σ_n w_kd in place of w_kd, sums over pairs are the dimensions' means.
-            # As a matrix product it would be rounded to 16 bit under autocast.
-            compared = (count[:, None] * masks.square()).sum(0)
-            masks = masks / compared.clamp_min(1e-30).sqrt()
-        terms = self._pair_terms(views, masks, log_var)
-        # A sum of selected terms: one that is not selected may be NaN.
-        sums = terms.where(belongs, 0.0).sum((1, 2, 3)) * share
-        per_subspace = sums / count.clamp_min(1)
-        if self.base == "vicreg":
-            return per_subspace, (sums * masks.square().mean(1)).sum()
-        return per_subspace, per_subspace.sum() / (count > 0).sum().clamp_min(1)
+            residual = residual / fixed.sum(1).clamp_min(1e-30)[group]
+        if self._shares:
+            both = sum_over_processes(torch.cat((sums, counts[:, None]), 1))
+            sums, counts = both[:, :-1], both[:, -1]
+        compared = (weights * counts[:, None]).sum(0)
+        return ((weights * sums).sum(0) / compared.clamp_min(1)).mean(), residual
+
+    def _nt_xent(
+        self, x: Tensor, y: Tensor, group: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted mean over the pairs, and every pair's NT-Xent."""
+        views, weights = torch.stack((x, y)), self.masks.group_weights()
+        terms = self._nt_xent_of_groups(views, group, weights)[0, 1]
+        return (terms if weight is None else terms * weight).mean(), terms
+
+    def _nt_xent_of_groups(self, views: Tensor, group: Tensor, weights: Tensor) -> Tensor:
+        """NT-Xent of every pair of views under its group's mask, ``[V, V, N]``."""
+        blocks = contrast_views(
+            views,
+            weights.clamp_min(1e-30).sqrt(),
+            temperature=self.temperature,
+            gather=self.gather_distributed,
+        )
+        terms = nt_xent_pairs(*blocks)
+        return terms[group, :, :, torch.arange(len(group), device=group.device)].movedim(0, -1)
+
+
+def _likelihood(residual: Tensor, log_variance: Tensor) -> Tensor:
+    """Negative log-likelihood of residuals of this variance, up to a constant (Kendall & Gal)."""
+    return (residual.detach() * (-log_variance).exp() + log_variance).mean() / 2

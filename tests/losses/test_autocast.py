@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mast_ext import losses
 from mast_ext.losses import (
+    AugmentationMasks,
     BarlowTwinsLoss,
     DCLLoss,
     DCLWLoss,
@@ -24,14 +25,13 @@ from mast_ext.losses import (
     MASTLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
-    SubspaceMasks,
     SwaVLoss,
     VICRegLoss,
 )
 
-VIEWS, BATCH, DIM, SUBSPACES = 3, 24, 40, 3
+VIEWS, BATCH, DIM, FREED = 3, 24, 40, (0.3, 0.0, 0.2)
 MASK = (torch.arange(2 * VIEWS * BATCH) % 2 == 0).view(BATCH, VIEWS, 2)  # for every row of inputs
-PAIRS = torch.arange(VIEWS * VIEWS * BATCH).view(VIEWS, VIEWS, BATCH) % (SUBSPACES + 1) - 1
+CHANGED = torch.arange(BATCH)[:, None] // torch.tensor([1, 2, 4]) % 2 == 0
 
 
 def agreement(anchors, others):
@@ -39,7 +39,7 @@ def agreement(anchors, others):
 
 
 def mast(**options):
-    return MASTLoss(SubspaceMasks(SUBSPACES, DIM), sparsity=1.0, **options)
+    return MASTLoss(AugmentationMasks(FREED, DIM), **options)
 
 
 def rows(views):
@@ -48,6 +48,12 @@ def rows(views):
 
 # By class: how it is made, and a call of it with x and y, [V, B, D].
 CASES: dict[str, list[tuple[Any, ...]]] = {
+    "AugmentationMasks": [
+        (
+            lambda: AugmentationMasks(FREED, DIM),
+            lambda masks, x, y: (masks(), masks.group_weights(), masks.overlap()),
+        ),
+    ],
     "BarlowTwinsLoss": [
         (BarlowTwinsLoss, lambda loss, x, y: loss(x[0], y[0])),
         (BarlowTwinsLoss, lambda loss, x, y: loss.pair_losses(x)),
@@ -103,15 +109,11 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (lambda: KoLeoLoss(p=3), lambda loss, x, y: loss(rows(x))),
     ],
     "MASTLoss": [
-        (mast, lambda loss, x, y: loss(x, PAIRS)),
-        (mast, lambda loss, x, y: loss.pair_losses(x)),
-        (lambda: mast(base="nt_xent"), lambda loss, x, y: loss(x, PAIRS)),
-        (lambda: mast(base="nt_xent"), lambda loss, x, y: loss.pair_losses(x)),
-        (lambda: mast(uncertainty="diagonal"), lambda loss, x, y: loss(x, PAIRS, y)),
-        (
-            lambda: mast(uncertainty="subspace"),
-            lambda loss, x, y: loss(x, PAIRS, y[..., :SUBSPACES]),
-        ),
+        (mast, lambda loss, x, y: loss(x[0], y[0], CHANGED)),
+        (mast, lambda loss, x, y: loss(x[0], y[0], CHANGED, x[1, :, 0])),
+        (mast, lambda loss, x, y: loss.pair_losses(x, CHANGED)),
+        (lambda: mast(base="nt_xent"), lambda loss, x, y: loss(x[0], y[0], CHANGED)),
+        (lambda: mast(base="nt_xent"), lambda loss, x, y: loss.pair_losses(x, CHANGED)),
     ],
     "NTXentLoss": [
         (NTXentLoss, lambda loss, x, y: loss(x[0], y[0])),
@@ -126,19 +128,6 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     "NegativeCosineSimilarity": [
         (NegativeCosineSimilarity, lambda loss, x, y: loss(rows(x), rows(y))),
         (NegativeCosineSimilarity, lambda loss, x, y: loss.pair_losses(x, y)),
-    ],
-    "SubspaceMasks": [
-        *(
-            (
-                lambda kind=kind: SubspaceMasks(SUBSPACES, DIM, kind),
-                lambda masks, x, y: (masks(), masks.l1()),
-            )
-            for kind in ("balanced", "softmax", "sigmoid", "relu", "blocks")
-        ),
-        (
-            lambda: SubspaceMasks(SUBSPACES, DIM),
-            lambda masks, x, y: (masks.effective_dimensions(), masks.overlap()),
-        ),
     ],
     "SwaVLoss": [
         (SwaVLoss, lambda loss, x, y: loss(x[:2], x[2:], y[:2])),

@@ -56,17 +56,19 @@ def plain_decoupled(views: Tensor, temperature: float) -> Tensor:
     return negatives.view(2, IMAGES).mean(0) - positive
 
 
-def masks_loss(views: Tensor, temperature: float) -> Tensor:
+def make_masks() -> losses.AugmentationMasks:
     generator = torch.Generator().manual_seed(8)
-    masks = losses.SubspaceMasks(3, DIM, "sigmoid", generator=generator).to(views.device)
-    loss = losses.MASTLoss(masks, base="nt_xent", temperature=temperature)
-    return loss.pair_losses(views)[0, 1]
+    return losses.AugmentationMasks((0.5,), DIM, sharpness=1.0, generator=generator)
+
+
+def masks_loss(views: Tensor, temperature: float) -> Tensor:
+    loss = losses.MASTLoss(make_masks(), base="nt_xent", temperature=temperature).to(views.device)
+    changed = torch.ones(IMAGES, 1, dtype=torch.bool, device=views.device)
+    return loss.pair_losses(views, changed)[0, 1]
 
 
 def plain_masks(views: Tensor, temperature: float) -> Tensor:
-    masks = losses.SubspaceMasks(3, DIM, "sigmoid", generator=torch.Generator().manual_seed(8))
-    masks = masks().detach().to(views)
-    return torch.stack([plain_nt_xent(views * mask, temperature) for mask in masks]).mean(0)
+    return plain_nt_xent(views * make_masks()()[0].detach().to(views), temperature)
 
 
 QUEUE = torch.randn(256, DIM, generator=torch.Generator().manual_seed(7))

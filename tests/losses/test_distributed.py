@@ -20,7 +20,6 @@ from mast_ext.losses.common.center import Center
 pytestmark = pytest.mark.distributed
 
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
-SUBSPACES = 3
 BANK = 25  # rows; wraps around in the second of two steps
 WORLD_SIZES = [1, 2, 3]
 COMPILED = ["dclw", "dino_deferred"]
@@ -28,7 +27,7 @@ PATIENCE = timedelta(seconds=2)
 
 
 def masks():
-    return losses.SubspaceMasks(SUBSPACES, DIM)
+    return losses.AugmentationMasks((0.25, 0.0, 0.25), DIM)
 
 
 def distance(a, b):
@@ -40,12 +39,11 @@ LOSSES = {
     "vicreg_positions": lambda: losses.VICRegLoss(gather_distributed=True),
     "barlow": lambda: losses.BarlowTwinsLoss(0.1, gather_distributed=True),
     "negative_cosine": lambda: losses.NegativeCosineSimilarity(),
-    "mast": lambda: losses.MASTLoss(masks(), sparsity=1.0, gather_distributed=True),
-    "mast_uncertain": lambda: losses.MASTLoss(
-        masks(), sparsity=1.0, uncertainty="subspace", gather_distributed=True
-    ),
-    "mast_nt_xent": lambda: losses.MASTLoss(
-        masks(), base="nt_xent", sparsity=1.0, gather_distributed=True
+    "mast": lambda: losses.MASTLoss(masks(), gather_distributed=True),
+    "mast_uncertain": lambda: losses.MASTLoss(masks(), gather_distributed=True),
+    "mast_nt_xent": lambda: losses.MASTLoss(masks(), base="nt_xent", gather_distributed=True),
+    "mast_nt_xent_uncertain": lambda: losses.MASTLoss(
+        masks(), base="nt_xent", gather_distributed=True
     ),
     "nt_xent": lambda: losses.NTXentLoss(gather_distributed=True),
     "nt_xent_pairs": lambda: losses.NTXentLoss(0.1, gather_distributed=True),
@@ -95,18 +93,18 @@ class Model(nn.Module):
         torch.manual_seed(0)
         self.objective = objective
         self.projection = nn.Linear(FEATURES, DIM, bias=False)
-        self.log_variance = nn.Linear(FEATURES, SUBSPACES, bias=False)
+        self.log_variance = nn.Linear(FEATURES, 1, bias=False)
         self.predictor = nn.Linear(DIM, DIM)
         self.teacher = nn.Linear(FEATURES, DIM, bias=False).requires_grad_(False)
         self.loss = LOSSES[objective]()
 
-    def forward(self, images, pairs):
+    def forward(self, images, changed):
         views, loss = self.projection(images), self.loss
         match self.objective:
             case "mast" | "mast_nt_xent":
-                return loss(views, pairs).loss
-            case "mast_uncertain":
-                return loss(views, pairs, self.log_variance(images)).loss
+                return loss(*views[:2], changed).loss
+            case "mast_uncertain" | "mast_nt_xent_uncertain":
+                return loss(*views[:2], changed, self.log_variance(images[0])[:, 0]).loss
             case "vicreg_positions":
                 return loss(*(view.unflatten(1, (4, 4)) for view in views[:2]))
             case "nt_xent_pairs" | "nt_xent_all_views":
@@ -127,7 +125,7 @@ class Model(nn.Module):
                 teacher = self.teacher(images[:2])
                 return loss(teacher, views) + loss(2 * teacher, views)
             case str(name) if name.startswith("ibot"):
-                some = pairs[0, 1] == 1  # none of the first process, or of one alone
+                some = changed[:, 0]  # none of the first process, or of one alone
                 return self.patch_loss(images[0], some | True) + self.patch_loss(images[1], some)
             case _:
                 return loss(views[0], views[1])
@@ -142,30 +140,29 @@ class Model(nn.Module):
 
 
 def global_batch(world_size):
-    """Images, and pairs that leave some processes without some subspaces."""
+    """Images, and what their views differ by: some processes have no pair of some groups."""
     generator = torch.Generator().manual_seed(1)
     batch = world_size * BATCH
     images = torch.randn(VIEWS, batch, FEATURES, generator=generator)
-    pairs = torch.full((VIEWS, VIEWS, batch), -1)
-    pairs[0, 1] = torch.arange(batch) // BATCH % 2
-    pairs[0, 2, ::4] = 1
-    return images, pairs
+    image = torch.arange(batch)
+    return images, torch.stack((image // BATCH % 2 == 1, image % 2 == 0, image % 3 == 0), 1)
 
 
-def train(objective, images, pairs, average, compiled=False):
+def train(objective, images, changed, average, compiled=False):
     """The loss, the gradients as DistributedDataParallel averages them, and buffers."""
     model = Model(objective)
-    loss = (torch.compile(model, backend="aot_eager") if compiled else model)(images, pairs)
+    loss = (torch.compile(model, backend="aot_eager") if compiled else model)(images, changed)
     loss.backward()
     results = [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
     state = model.loss.state_dict()  # with pending updates
     return [average(result) for result in results] + [state[name] for name in sorted(state)]
 
 
-def pair_losses(objective, images):
+def pair_losses(objective, images, changed):
     with torch.no_grad():
         model = Model(objective)
-        return model.loss.pair_losses(model.projection(images))
+        given = (changed,) if objective.startswith("mast") else ()
+        return model.loss.pair_losses(model.projection(images), *given)
 
 
 def errors_of(function):
@@ -190,9 +187,9 @@ def join(directory, name, rank, world_size, timeout=timedelta(minutes=2)):
 def unequal_batches(rank):
     """Every loss that gathers, with a smaller batch on the last process."""
     batch = BATCH - (rank == dist.get_world_size() - 1)
-    images, pairs = torch.randn(VIEWS, batch, FEATURES), torch.zeros(VIEWS, VIEWS, batch).long()
+    images, changed = torch.randn(VIEWS, batch, FEATURES), torch.zeros(batch, 3).bool()
     names = [name for name in LOSSES if not name.startswith(WITHOUT_GATHERS)]
-    found = {name: errors_of(lambda name=name: Model(name)(images, pairs)) for name in names}
+    found = {name: errors_of(lambda name=name: Model(name)(images, changed)) for name in names}
     width = DIM + (rank == 0)
     loss = losses.NTXentLoss(gather_distributed=True)
     found["width"] = errors_of(lambda: loss(*torch.randn(2, BATCH, width)))
@@ -286,11 +283,13 @@ def run_world(rank, world_size, directory):
         dist.all_reduce(x)
         return x / world_size
 
-    images, pairs = global_batch(world_size)
+    images, changed = global_batch(world_size)
     mine = slice(rank * BATCH, (rank + 1) * BATCH)
     found = {
-        "results": {n: train(n, images[:, mine], pairs[..., mine], average) for n in LOSSES},
-        "shares": {name: pair_losses(name, images[:, mine]) for name in GATHERED_PAIRS},
+        "results": {n: train(n, images[:, mine], changed[mine], average) for n in LOSSES},
+        "shares": {
+            name: pair_losses(name, images[:, mine], changed[mine]) for name in GATHERED_PAIRS
+        },
         "gathered": gather_batch(torch.full((2, 1), float(rank), dtype=torch.bfloat16), 1),
         "unequal": unequal_batches(rank) if world_size > 1 else None,
         "on_gpu": sizes_of_what_lies_on_a_gpu(rank) if world_size > 1 else None,
@@ -298,7 +297,7 @@ def run_world(rank, world_size, directory):
     }
     if world_size == max(WORLD_SIZES):
         found["compiled"] = {
-            name: train(name, images[:, mine], pairs[..., mine], average, True) for name in COMPILED
+            name: train(name, images[:, mine], changed[mine], average, True) for name in COMPILED
         }
         torch.manual_seed(rank)
         found["pending"] = pending_updates()
@@ -359,7 +358,7 @@ def test_pending_updates_of_the_center_are_never_lost(center_update, processes):
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 @pytest.mark.parametrize("objective", GATHERED_PAIRS)
 def test_pair_losses_are_those_of_one_process(objective, world_size, processes):
-    want = pair_losses(objective, global_batch(world_size)[0])
+    want = pair_losses(objective, *global_batch(world_size))
     shares = [found[world_size]["shares"][objective] for found in processes[:world_size]]
     torch.testing.assert_close(torch.cat(shares, -1), want, rtol=1e-5, atol=1e-5)
 

@@ -1,183 +1,170 @@
-"""SubspaceMasks: budgets, gradients, reports, state."""
+"""AugmentationMasks: budgets, groups of pairs, and what is learned."""
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
-from mast_ext.losses import SubspaceMasks
+from mast_ext.losses import AugmentationMasks
 
-PARAMETERIZATIONS = ["balanced", "softmax", "sigmoid", "relu"]
-SIZES = [(1, 7), (4, 256), (7, 33), (12, 5)]
-
-
-def make(subspaces, dim, parameterization, **options):
-    return SubspaceMasks(
-        subspaces, dim, parameterization, generator=torch.Generator().manual_seed(0), **options
-    )
+FREED = (0.25, 0.0, 0.5)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-def test_masks_are_non_negative_and_differ(size, parameterization):
-    masks = make(*size, parameterization)()
-    assert masks.shape == size and masks.dtype == torch.float32
-    assert masks.isfinite().all() and (masks >= 0).all() and (masks.sum(1) > 0).all()
-    if size[0] > 1:
-        assert (masks[0] - masks[1]).abs().max() > 0.05
+def make(freed=FREED, dim=64, **options):
+    return AugmentationMasks(freed, dim, generator=torch.Generator().manual_seed(0), **options)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(
-    ("spread", "iterations", "tolerance"), [(1.0, 10, 1e-3), (3.0, 40, 1e-3), (0.0, 1, 1e-6)]
-)
-def test_balanced_budgets(size, spread, iterations, tolerance):
-    subspaces, dim = size
-    weights = make(*size, "balanced", spread=spread, iterations=iterations)().square()
-    assert_close(weights.sum(0), torch.full((dim,), float(subspaces)), rtol=1e-5, atol=0)
-    assert_close(weights.sum(1), torch.full((subspaces,), float(dim)), rtol=tolerance, atol=0)
-
-
-def test_balanced_is_the_nearest_matrix():
-    """What balancing adds to the logits is a number per subspace plus a number per dimension."""
-    masks = make(3, 8, "balanced", iterations=100)
+@pytest.mark.parametrize("dim", [4, 64, 257])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 10.0])
+def test_budgets_hold_for_any_logits(scale, dim, device):
+    masks = make(dim=dim).to(device)
     with torch.no_grad():
-        added = masks().square().log() - masks.logits
-    interaction = added - added.mean(0) - added.mean(1, keepdim=True) + added.mean()
-    assert_close(interaction, torch.zeros_like(interaction), atol=1e-5, rtol=0)
+        masks.logits.mul_(scale)
+    found = masks()
+    assert found.shape == (3, dim) and found.dtype == torch.float32
+    assert found.min() >= 0 and found.max() <= 1
+    assert_close(found.mean(1).cpu(), 1 - torch.tensor(FREED), rtol=0, atol=2e-5)
+    assert (found[1] == 1).all()
 
 
-def test_extreme_logits_stay_finite():
-    masks = make(4, 16, "balanced")
-    with torch.no_grad():
-        masks.logits.mul_(200)
-    values = masks()
-    values.square().sum().backward()
-    assert values.isfinite().all() and masks.logits.grad.isfinite().all()
-    assert_close(values.square().sum(0), torch.full((16,), 4.0), rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_softmax_budget(size):
-    weights = make(*size, "softmax")().square()
-    assert_close(weights.sum(1), torch.full((size[0],), float(size[1])), rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-def test_gradients(parameterization):
-    masks = make(3, 5, parameterization).double()
-
-    def values(logits):
-        return torch.func.functional_call(masks, {"logits": logits})
-
-    assert torch.autograd.gradcheck(values, (masks.logits.detach().requires_grad_(),))
-
-
-def test_initialization_follows_the_generator():
-    first, again = make(3, 4, "balanced"), make(3, 4, "balanced")
-    assert torch.equal(first.logits, again.logits)
-    other = SubspaceMasks(3, 4, generator=torch.Generator().manual_seed(1))
-    assert not torch.equal(first.logits, other.logits)
-    torch.manual_seed(5)
-    by_default = SubspaceMasks(3, 4).logits
-    torch.manual_seed(5)
-    assert torch.equal(by_default, SubspaceMasks(3, 4).logits)
-
-
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-def test_l1_is_the_mean(parameterization):
-    masks = make(3, 40, parameterization)
-    assert_close(masks.l1(), masks().sum() / (3 * 40))
-    masks.l1().backward()
-    assert masks.logits.grad.abs().sum() > 0
-
-
-def test_sparsity_concentrates_balanced_masks():
-    """With budgets fixed, a smaller L1 norm can only come from more uneven masks."""
-    masks = make(4, 64, "balanced")
-    before = masks.effective_dimensions()
-    optimizer = torch.optim.SGD(masks.parameters(), lr=50.0)
-    for _ in range(50):
+def test_budgets_hold_while_masks_are_learned(device):
+    """Every dimension wants to be freed, some more than others."""
+    masks = make().to(device)
+    optimizer = torch.optim.Adam(masks.parameters(), lr=0.1)
+    price = torch.linspace(0, 1, 64, device=device)
+    for _ in range(200):
         optimizer.zero_grad()
-        masks.l1().backward()
+        (masks() * price).sum().backward()
         optimizer.step()
-    assert (masks.effective_dimensions() < 0.7 * before).all()
+    found = masks()
+    assert_close(found.mean(1).cpu(), 1 - torch.tensor(FREED), rtol=0, atol=2e-5)
+    assert found[0, :44].min() > 0.9 and found[0, -12:].max() < 0.1  # the dearest are freed
 
 
-def test_reports():
-    masks = SubspaceMasks(3, 4, "relu")
+def test_gradient():
+    """Of the mean budget's own derivative, too: against finite differences."""
+    torch.manual_seed(0)
+    masks = make(dim=7, sharpness=2.0).double()
+
+    def weights(logits):
+        masks._parameters["logits"] = logits
+        return masks.group_weights(), masks()
+
+    assert torch.autograd.gradcheck(weights, torch.randn(2, 7).double().requires_grad_())
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_group_weights_are_products_of_squared_masks(learned, device):
+    freed = (0.25, 0.0, 0.3, 0.2)
+    masks = make(freed, learned=learned).to(device)
+    weights = masks.group_weights()
+    assert weights.shape == (masks.groups, 64) == (8, 64)
+    generator = torch.Generator().manual_seed(1)
+    changed = (torch.rand(50, 4, generator=generator) < 0.5).to(device)
+    group = masks.group(changed)
+    assert group.dtype == torch.int64 and group.min() >= 0 and group.max() < 8
+    for n in range(50):
+        want = torch.ones(64, device=device)
+        for k in range(4):
+            if changed[n, k]:
+                want = want * masks()[k].square()
+        assert_close(weights[group[n]], want, rtol=1e-4, atol=1e-6)
+
+
+def test_blocks_are_apart_and_of_their_size(device):
+    found = make(learned=False).to(device)()
+    assert ((found == 0) | (found == 1)).all()
+    assert (found == 0).sum(1).tolist() == [16, 0, 32]
+    assert (found == 0).sum(0).max() == 1
+    assert not list(make(learned=False).parameters()) and not make(learned=False).state_dict()
+
+
+def test_nothing_freed_has_nothing_to_learn(device):
+    masks = make((0.0, 0.0)).to(device)
+    assert not list(masks.parameters()) and masks.groups == 1
+    assert (masks() == 1).all() and (masks.group_weights() == 1).all()
+    assert masks.group(torch.ones(3, 2, dtype=torch.bool, device=device)).tolist() == [0, 0, 0]
+    assert make(()).group(torch.ones(3, 0, dtype=torch.bool)).tolist() == [0, 0, 0]
+
+
+def test_overlap_and_effective_dimensions():
+    masks = make(learned=False)
+    assert_close(masks.effective_dimensions(), torch.tensor([48.0, 64.0, 32.0]))
+    assert_close(masks.overlap(), torch.eye(3))
+    masks = make((0.25, 0.25))
     with torch.no_grad():
-        masks.logits.copy_(torch.tensor([[1.0, 1, 1, 1], [0, 3, 0, 0], [0, 0, 2, 2]]))
-    assert_close(masks.effective_dimensions(), torch.tensor([4.0, 1, 2]))
-    half, root = 0.5, 0.5**0.5
-    want = torch.tensor([[1, half, root], [half, 1, 0], [root, 0, 1]])
-    assert_close(masks.overlap(), want)
-    assert not masks.overlap().requires_grad
+        masks.logits[1] = masks.logits[0]
+    assert_close(masks.overlap(), torch.ones(2, 2))
 
 
-def test_an_empty_mask_is_reported_as_no_dimensions():
-    masks = SubspaceMasks(2, 4, "relu")
-    with torch.no_grad():
-        masks.logits[0] = -1
-    assert masks.effective_dimensions()[0] == 0
-    assert masks.overlap()[0].eq(0).all()
-
-
-@pytest.mark.parametrize("size", [(1, 7), (4, 256), (3, 8)])
-def test_blocks(size):
-    subspaces, dim = size
-    masks = make(*size, "blocks")
-    weights = masks().square()
-    assert (weights > 0).sum(0).eq(1).all() and (weights > 0).sum(1).min() == dim // subspaces
-    assert_close(weights.sum(1), torch.full((subspaces,), float(dim)))
-    assert_close(masks.overlap(), torch.eye(subspaces))
-    assert not list(masks.parameters()) and not masks.state_dict()
-    masks.reset_parameters()
-    assert masks.double()().dtype == torch.float64
-
-
-def test_ones_are_no_masks():
-    masks = make(3, 5, "ones")
-    assert torch.equal(masks(), torch.ones(3, 5))
-    assert not list(masks.parameters()) and not masks.state_dict()
-
-
-def test_blocks_need_a_dimension_each():
-    with pytest.raises(ValueError, match="dim must be at least 4, one per subspace, got 3"):
-        SubspaceMasks(4, 3, "blocks")
-
-
-def test_state_returns():
-    saved = make(3, 6, "balanced")
-    loaded = SubspaceMasks(3, 6, "balanced")
-    loaded.load_state_dict(saved.state_dict())
-    assert list(saved.state_dict()) == ["logits"]
-    assert torch.equal(saved(), loaded())
-
-
-def test_masks_of_half_precision_parameters_are_float32():
-    masks = make(3, 64, "balanced").bfloat16()
+def test_half_precision_modules_keep_their_budget():
+    masks = make(dim=2048).half()
     assert masks().dtype == torch.float32
-    assert_close(masks().square().sum(0), torch.full((64,), 3.0), rtol=1e-5, atol=0)
+    assert_close(masks().mean(1), 1 - torch.tensor(FREED), rtol=0, atol=2e-5)
+    assert make().double()().dtype == torch.float64
 
 
-def test_representation():
-    assert repr(make(2, 3, "balanced")) == (
-        "SubspaceMasks(2, 3, 'balanced', spread=1, iterations=10)"
-    )
-    assert repr(make(2, 3, "relu", spread=0.5)) == "SubspaceMasks(2, 3, 'relu', spread=0.5)"
+def test_generator_decides_the_logits():
+    assert torch.equal(make().logits, make().logits)
+    assert not torch.equal(make().logits, AugmentationMasks(FREED, 64).logits)
+
+
+def test_state(device):
+    masks = make().to(device)
+    assert list(masks.state_dict()) == ["logits"]
+    other = AugmentationMasks(FREED, 64).to(device)
+    other.load_state_dict(masks.state_dict())
+    assert torch.equal(other(), masks())
+
+
+def test_compiles_whole(device):
+    masks = make().to(device)
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.masks = masks
+
+        def forward(self, changed):
+            return self.masks.group_weights(), self.masks.group(changed)
+
+    changed = torch.rand(5, 3, device=device) < 0.5
+    both = Both()
+    for mine, truth in zip(
+        torch.compile(both, fullgraph=True, backend="aot_eager")(changed),
+        both(changed),
+        strict=True,
+    ):
+        assert_close(mine, truth)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"subspaces": 0}, "subspaces must be at least 1, got 0"),
-        ({"dim": -2}, "dim must be at least 1, got -2"),
-        ({"iterations": 0}, "iterations must be at least 1, got 0"),
-        ({"parameterization": "hard"}, "parameterization must be one of balanced, .*got 'hard'"),
-        ({"spread": -1.0}, "spread must not be negative, got -1"),
-        ({"spread": float("nan")}, "spread must not be negative, got nan"),
+        ({"dim": 0}, "dim must be at least 1, got 0"),
+        ({"freed": (1.0,)}, r"freed must hold shares of the dimensions in \[0, 1\), got \(1.0,\)"),
+        ({"freed": (-0.1,)}, r"freed must hold shares .* got \(-0.1,\)"),
+        ({"freed": (0.1,) * 9}, "freed must be above 0 for at most 8 augmentations"),
+        ({"sharpness": 0.0}, "sharpness must be positive, got 0.0"),
+        (
+            {"freed": (0.6, 0.6), "learned": False},
+            r"freed must leave room for blocks of 64 dimensions, .* got \(0.6, 0.6\)",
+        ),
     ],
 )
-def test_rejects(arguments, message):
+def test_rejects_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        SubspaceMasks(**({"subspaces": 2, "dim": 3} | arguments))
+        make(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        (torch.ones(5, 2).bool(), ValueError, r"changed must have shape \[N, 3\], .* \[5, 2\]"),
+        (torch.ones(3).bool(), ValueError, r"changed must have shape \[N, 3\], .* got \[3\]"),
+        (torch.ones(5, 3), TypeError, "changed must be bool, got torch.float32"),
+    ],
+)
+def test_rejects_what_is_no_choice_of_augmentations(changed, error, message):
+    with pytest.raises(error, match=message):
+        make().group(changed)

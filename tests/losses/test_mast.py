@@ -5,236 +5,303 @@ import torch
 from torch.testing import assert_close
 
 from mast_ext import reference
-from mast_ext.losses import MASTLoss, SubspaceMasks, VICRegLoss
+from mast_ext.losses import AugmentationMasks, MASTLoss, NTXentLoss, VICRegLoss
 
-VIEWS, BATCH, DIM, SUBSPACES = 3, 12, 20, 4
-WEIGHTS = {"invariance": 2.0, "variance": 3.0, "covariance": 5.0, "sparsity": 7.0}
-UNCERTAINTIES = ["none", "subspace", "diagonal"]
-
-
-def make_masks(device, subspaces=SUBSPACES, dim=DIM):
-    return SubspaceMasks(subspaces, dim, generator=torch.Generator().manual_seed(0)).to(device)
+BATCH, DIM, FREED = 24, 20, (0.3, 0.0, 0.2)
+BASES = ["vicreg", "nt_xent"]
+WEIGHTS = {"invariance": 2.0, "variance": 3.0, "covariance": 5.0}
 
 
-def make_pairs(device):
-    """Subspace 0 for half of the images, 1 and 3 elsewhere; nothing in subspace 2."""
-    pairs = torch.full((VIEWS, VIEWS, BATCH), -1, device=device)
-    pairs[0, 1] = pairs[1, 0] = 0
-    pairs[0, 1, ::2] = pairs[1, 0, ::2] = 1
-    pairs[0, 2, :5] = pairs[2, 0, :5] = 3
-    return pairs
+def make_loss(device, base="vicreg", freed=FREED, learned=True, **options):
+    generator = torch.Generator().manual_seed(0)
+    masks = AugmentationMasks(freed, DIM, learned=learned, sharpness=1.0, generator=generator)
+    return MASTLoss(masks, base=base, **(WEIGHTS | {"temperature": 0.3} | options)).to(device)
 
 
-def make_inputs(uncertainty, device):
-    views = 0.3 * torch.randn(VIEWS, BATCH, DIM, device=device)
-    last = {"none": None, "subspace": SUBSPACES, "diagonal": DIM}[uncertainty]
-    log_var = None if last is None else torch.randn(VIEWS, BATCH, last, device=device)
-    return tuple(t if t is None else t.requires_grad_() for t in (views, log_var))
+def make_inputs(device, dtype=torch.float32):
+    """Embeddings of two views, augmentations they differ by, log-variances."""
+    x = torch.randn(BATCH, DIM, device=device)
+    y = x + 0.5 * torch.randn(BATCH, DIM, device=device)
+    changed = torch.rand(BATCH, len(FREED), device=device) < 0.6
+    log_variance = torch.randn(BATCH, device=device, requires_grad=True)
+    x, y = (z.to(dtype).requires_grad_() for z in (x, y))
+    return x, y, changed, log_variance
 
 
-def definition(views, pairs, masks, log_var, uncertainty):
-    """The loss, one pair of one image at a time."""
-    weights = masks.square()
-    sums, compared = torch.zeros_like(weights[0]), torch.zeros_like(weights[0])
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        for b in range(views.shape[1]):
-            k = int(pairs[i, j, b])
-            if k < 0:
-                continue
-            term = (views[i, b] - views[j, b]).square()
-            if uncertainty != "none":
-                of = (slice(None),) if uncertainty == "diagonal" else (k,)
-                s = log_var[i, b][of].exp() + log_var[j, b][of].exp()
-                term = (term / s + s.log()) / 2
-            sums = sums + weights[k] * term
-            compared = compared + weights[k]
-    invariance = (sums / compared).mean()
-    variance, covariance = reference.variance_covariance(views)
-    loss = (
-        WEIGHTS["invariance"] * invariance
-        + WEIGHTS["variance"] * variance.mean()
-        + WEIGHTS["covariance"] * 2 * covariance.mean()
-        + WEIGHTS["sparsity"] * masks.mean()
-    )
-    return loss
+def masks_of_pairs(loss, changed):
+    """Product of the masks of what a pair differs by, ``[N, D]``."""
+    return torch.where(changed[:, :, None], loss.masks(), 1.0).prod(1)
 
 
-@pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
-def test_equals_the_definition(uncertainty, device):
-    loss = MASTLoss(make_masks(device), **WEIGHTS, uncertainty=uncertainty)
-    views, log_var = make_inputs(uncertainty, device)
-    pairs = make_pairs(device)
-    terms = loss(views, pairs, log_var)
-    want = definition(views, pairs, loss.masks(), log_var, uncertainty)
-    assert_close(terms.loss, want, rtol=1e-5, atol=1e-5)
-    assert terms.logs["invariance/2"] == 0  # nothing belongs to it
+def definition(loss, x, y, changed, log_variance=None):
+    masks = masks_of_pairs(loss, changed)
+    p = torch.ones_like(x[:, 0])
+    if log_variance is not None:
+        p = (-loss.softness * log_variance.detach()).exp()
+        p = p / p.mean()
+    if loss.base == "vicreg":
+        weights = masks.square()
+        squares = weights * (x - y).square()
+        residual = squares.sum(1) / weights.sum(1)
+        compared = (p[:, None] * weights).sum(0).clamp_min(1)
+        value = loss.invariance * ((p[:, None] * squares).sum(0) / compared).mean()
+        variance, covariance = reference.variance_covariance(torch.stack((x, y)))
+        value = value + loss.variance * variance.mean() + loss.covariance * 2 * covariance.mean()
+    else:
+        each = NTXentLoss(loss.temperature, reduction="none")
+        residual = torch.stack([each(x * masks[n], y * masks[n])[n] for n in range(len(x))])
+        value = loss.invariance * (p * residual).mean()
+    if log_variance is None:
+        return value
+    return value + (residual.detach() * (-log_variance).exp() + log_variance).mean() / 2
 
-    inputs = [t for t in (views, log_var, loss.masks.logits) if t is not None]
+
+@pytest.mark.parametrize("uncertain", [False, True])
+@pytest.mark.parametrize("base", BASES)
+def test_equals_the_definition(base, uncertain, device):
+    loss = make_loss(device, base, softness=0.7)
+    x, y, changed, log_variance = make_inputs(device)
+    given = (log_variance,) if uncertain else ()
+    found, want = loss(x, y, changed, *given).loss, definition(loss, x, y, changed, *given)
+    assert_close(found, want, rtol=1e-5, atol=1e-5)
+    inputs = [x, y, loss.masks.logits, *given]
     for mine, truth in zip(
-        torch.autograd.grad(terms.loss, inputs), torch.autograd.grad(want, inputs), strict=True
+        torch.autograd.grad(found, inputs), torch.autograd.grad(want, inputs), strict=True
     ):
         assert_close(mine, truth, rtol=1e-4, atol=1e-5)
 
 
-def test_logs_are_the_terms_before_their_weights(device):
-    loss = MASTLoss(make_masks(device), **WEIGHTS)
-    terms = loss(make_inputs("none", device)[0], make_pairs(device))
-    assert set(terms.logs) == {*WEIGHTS, *(f"invariance/{k}" for k in range(SUBSPACES))}
+@pytest.mark.parametrize("base", BASES)
+def test_logs_are_the_terms_before_their_weights(base, device):
+    loss = make_loss(device, base)
+    terms = loss(*make_inputs(device))
+    names = [*WEIGHTS] if base == "vicreg" else ["invariance"]
+    assert set(terms.logs) == {*names, "uncertainty"}
     assert not any(value.requires_grad for value in terms.logs.values())
-    total = sum(weight * terms.logs[name] for name, weight in WEIGHTS.items())
+    total = sum(WEIGHTS[name] * terms.logs[name] for name in names) + terms.logs["uncertainty"]
     assert_close(total, terms.loss.detach())
+    assert set(loss(*make_inputs(device)[:3]).logs) == set(names)
 
 
-def test_even_masks_and_two_views_are_vicreg(device):
-    """All views in one subspace of all ones: the loss is VICReg's."""
-    masks = make_masks(device, subspaces=1)  # balanced over one subspace: all ones
-    views = torch.randn(2, BATCH, DIM, device=device)
-    pairs = torch.zeros(2, 2, BATCH, dtype=torch.int64, device=device)
-    assert_close(MASTLoss(masks)(views, pairs).loss, VICRegLoss()(*views))
+@pytest.mark.parametrize("freed", [(), (0.0, 0.0)])
+def test_without_masks_it_is_the_base(freed, device):
+    x, y, *_ = make_inputs(device)
+    changed = torch.rand(BATCH, len(freed), device=device) < 0.5
+    masks = AugmentationMasks(freed, DIM).to(device)
+    assert_close(MASTLoss(masks)(x, y, changed).loss, VICRegLoss()(x, y))
+    assert_close(MASTLoss(masks, base="nt_xent")(x, y, changed).loss, NTXentLoss(0.2)(x, y))
 
 
-def test_pairs_are_read_above_the_diagonal(device):
-    loss = MASTLoss(make_masks(device))
-    views = make_inputs("none", device)[0]
-    pairs = make_pairs(device)
-    want = loss(views, pairs).loss
-    order = torch.arange(VIEWS, device=device)
-    pairs[order[:, None] >= order] = 2
-    assert torch.equal(loss(views, pairs).loss, want)
+def test_freed_dimensions_are_compared_only_when_their_augmentation_is_shared(device):
+    """A block's dimensions have no invariance gradient from a pair that differs by it."""
+    loss = make_loss(device, learned=False, variance=0.0, covariance=0.0)
+    x, y, changed, _ = make_inputs(device)
+    (grad,) = torch.autograd.grad(loss(x, y, changed).loss, x)
+    freed = loss.masks()[0] == 0
+    assert freed.sum() == 6
+    assert not grad[changed[:, 0]][:, freed].any()
+    assert grad[~changed[:, 0] & ~changed[:, 2]].all()
 
 
-@pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
-def test_no_pairs_leave_the_batch_terms(uncertainty, device):
-    loss = MASTLoss(make_masks(device), uncertainty=uncertainty)
-    views, log_var = make_inputs(uncertainty, device)
-    terms = loss(views, torch.full((VIEWS, VIEWS, BATCH), -1, device=device), log_var)
-    assert terms.logs["invariance"] == 0 and terms.loss > 0
-    terms.loss.backward()
-    assert views.grad.isfinite().all()
+def test_a_dimension_that_few_pairs_compare_is_held_as_firmly(device):
+    """The mean over its own pairs: moving all of them apart costs as much as for any other."""
+    loss = make_loss(device, learned=False, variance=0.0, covariance=0.0, freed=(0.5,))
+    x = torch.zeros(BATCH, DIM, device=device)
+    changed = torch.ones(BATCH, 1, dtype=torch.bool, device=device)
+    changed[:3] = False  # compared on all dimensions
+    freed = loss.masks()[0] == 0
+    apart = [x.clone() for _ in range(2)]
+    apart[0][:3, freed] += 1
+    apart[1][:, ~freed] += 1
+    of_freed, of_others = (loss(x, y, changed).loss for y in apart)
+    assert_close(of_freed, of_others)
 
 
-def test_uncertain_pairs_count_less(device):
-    loss = MASTLoss(make_masks(device), variance=0.0, covariance=0.0, uncertainty="subspace")
-    views, _ = make_inputs("subspace", device)
-    log_var = torch.zeros(VIEWS, BATCH, SUBSPACES, device=device)
-    log_var[:, 0] = 4.0
-    loss(views, make_pairs(device), log_var).loss.backward()
-    sure, unsure = views.grad[0, 2].norm(), views.grad[0, 0].norm()  # both in subspace 1
-    assert unsure < 0.2 * sure
-
-
-def test_a_nan_in_an_unused_pair_is_not_an_invariance(device):
-    loss = MASTLoss(make_masks(device), uncertainty="subspace")
-    views, log_var = make_inputs("subspace", device)
-    log_var = log_var.detach()
-    log_var[:, :, 2] = float("nan")  # no pair belongs to subspace 2
-    assert loss(views, make_pairs(device), log_var).logs["invariance"].isfinite()
-
-
-@pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
-def test_pair_losses(uncertainty, device):
-    loss = MASTLoss(make_masks(device), **WEIGHTS, uncertainty=uncertainty)
-    views, log_var = make_inputs(uncertainty, device)
-    pairs = loss.pair_losses(views, log_var)
-    assert pairs.shape == (VIEWS, VIEWS, BATCH)
-    masks = loss.masks()
-    if uncertainty == "none":
-        distance = reference.subspace_similarity(views, masks=masks, metric="sqeuclidean")
-        terms = distance / masks.square().sum(1)[:, None, None, None]
-    else:
-        terms = reference.subspace_nll(views, log_var, masks=masks, variance=uncertainty)
-    assert_close(pairs, WEIGHTS["invariance"] * terms.mean(0))
-
-
-@pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
-def test_compiles_whole(uncertainty, device):
-    loss = MASTLoss(make_masks(device), uncertainty=uncertainty)
-    views, log_var = make_inputs(uncertainty, device)
-    pairs = make_pairs(device)
-    want = loss(views, pairs, log_var)
-    got = torch.compile(loss, fullgraph=True, backend="aot_eager")(views, pairs, log_var)
-    assert_close(got.loss, want.loss)
-    for name, value in want.logs.items():
-        assert_close(got.logs[name], value)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_16_bit_embeddings(dtype, device):
-    loss = MASTLoss(make_masks(device))
-    views = make_inputs("none", device)[0].detach().to(dtype).requires_grad_()
-    terms = loss(views, make_pairs(device))
-    assert terms.loss.dtype == torch.float32
-    assert_close(terms.loss, loss(views.float(), make_pairs(device)).loss, rtol=1e-2, atol=0)
-    terms.loss.backward()
-    assert views.grad.dtype == dtype and views.grad.isfinite().all()
-
-
-def test_a_blank_mask_has_no_distance(device):
-    masks = SubspaceMasks(2, DIM, "relu").to(device)
+def test_nothing_is_held_by_less_than_a_pair(device):
+    """No pair shares what a learned mask has all but freed: it stays free."""
+    loss = make_loss(device, variance=0.0, covariance=0.0, freed=(0.5,))
     with torch.no_grad():
-        masks.logits[0] = -1
-    views = make_inputs("none", device)[0]
-    pairs = torch.zeros(VIEWS, VIEWS, BATCH, dtype=torch.int64, device=device)
-    terms = MASTLoss(masks)(views, pairs)
-    assert terms.logs["invariance"] == 0
+        loss.masks.logits.copy_(torch.linspace(-40, 40, DIM)[None])
+    x, y, *_ = make_inputs(device)
+    changed = torch.ones(BATCH, 1, dtype=torch.bool, device=device)
+    (grad,) = torch.autograd.grad(loss(x, y, changed).loss, x)
+    per_dimension = grad.abs().mean(0)
+    assert per_dimension[:8].max() < 1e-3 * per_dimension[-8:].min()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_uncertain_pairs_count_less(base, device):
+    loss = make_loss(device, base, variance=0.0, covariance=0.0)
+    x, y, changed, _ = make_inputs(device)
+    changed[:] = True
+    y = x.detach() + torch.randn(1, DIM, device=device)  # all alike
+    log_variance = torch.zeros(BATCH, device=device)
+    plain = torch.autograd.grad(loss(x, y, changed, log_variance).loss, x)[0]
+    log_variance[: BATCH // 2] = 3.0
+    grad = torch.autograd.grad(loss(x, y, changed, log_variance).loss, x)[0]
+    if base == "vicreg":
+        ratio = grad.norm(dim=1) / plain.norm(dim=1)
+        assert ratio[: BATCH // 2].max() < 0.2 and ratio[BATCH // 2 :].min() > 1.5
+    assert_close(
+        loss(x, y, changed, log_variance + 7).loss - loss(x, y, changed, log_variance).loss,
+        _likelihood_change(loss, x, y, changed, log_variance),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def _likelihood_change(loss, x, y, changed, log_variance):
+    """A constant more in all log-variances changes no weight, but only the likelihood."""
+    found = [definition(loss, x, y, changed, log_variance + more) for more in (7.0, 0.0)]
+    return found[0] - found[1]
+
+
+def test_the_network_of_the_uncertainty_learns_the_residual(device):
+    """The minimum of the likelihood is the log of the pair's mean squared difference."""
+    loss = make_loss(device)
+    x, y, changed, log_variance = make_inputs(device)
+    weights = masks_of_pairs(loss, changed).square()
+    residual = (weights * (x - y).square()).sum(1) / weights.sum(1)
+    best = residual.log().detach().requires_grad_()
+    (grad,) = torch.autograd.grad(loss(x, y, changed, best).loss, best)
+    assert grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_pair_losses(base, device):
+    loss = make_loss(device, base)
+    views = torch.randn(3, BATCH, DIM, device=device)
+    changed = make_inputs(device)[2]
+    pairs = loss.pair_losses(views, changed)
+    assert pairs.shape == (3, 3, BATCH)
+    masks = masks_of_pairs(loss, changed)
+    for i in range(3):
+        for j in range(3):
+            if base == "vicreg":
+                weights = masks.square()
+                squares = weights * (views[i] - views[j]).square()
+                want = squares.sum(1) / weights.sum(1)
+            else:
+                each = NTXentLoss(0.3, reduction="none")
+                pair = (views[i], views[j])
+                want = torch.stack([each(*(z * masks[n] for z in pair))[n] for n in range(BATCH)])
+            assert_close(pairs[i, j], loss.invariance * want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("uncertain", [False, True])
+@pytest.mark.parametrize("base", BASES)
+def test_compiles_whole(base, uncertain, device):
+    loss = make_loss(device, base)
+    inputs = make_inputs(device)[: 4 if uncertain else 3]
+    want = loss(*inputs)
+    got = torch.compile(loss, fullgraph=True, backend="aot_eager")(*inputs)
+    assert_close(got.loss, want.loss)
+    leaves = [inputs[0], loss.masks.logits]
+    for mine, truth in zip(
+        *(torch.autograd.grad(t.loss, leaves) for t in (got, want)), strict=True
+    ):
+        assert_close(mine, truth)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_embeddings(dtype, base, device):
+    loss = make_loss(device, base)
+    x, y, changed, log_variance = make_inputs(device, dtype)
+    found, exact = (
+        loss(a, b, changed, log_variance).loss for a, b in ((x, y), (x.float(), y.float()))
+    )
+    assert found.dtype == torch.float32
+    assert_close(found, exact, rtol=1e-2, atol=0)
+    found.backward()
+    assert x.grad.dtype == dtype and x.grad.isfinite().all() and y.grad.isfinite().all()
+
+
+def test_float64(device):
+    if device.type == "cuda":
+        pytest.skip("float64 is for the CPU")
+    loss = make_loss(device).double()
+    x, y, changed, log_variance = make_inputs(device, torch.float64)
+    assert loss(x, y, changed, log_variance).loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize("extreme", [-80.0, 80.0])
+def test_extreme_uncertainty_is_finite(extreme, device):
+    loss = make_loss(device)
+    x, y, changed, _ = make_inputs(device)
+    log_variance = torch.zeros(BATCH, device=device)
+    log_variance[3] = extreme
+    terms = loss(x, y, changed, log_variance)
     terms.loss.backward()
-    assert masks.logits.grad.isfinite().all() and views.grad.isfinite().all()
+    assert terms.logs["invariance"].isfinite() and x.grad.isfinite().all()
 
 
 def test_state_is_that_of_the_masks(device):
-    loss = MASTLoss(make_masks(device))
-    assert list(loss.state_dict()) == ["masks.logits"]
+    assert list(make_loss(device).state_dict()) == ["masks.logits"]
+
+
+def test_one_image_contrasts_with_nothing(device):
+    loss = make_loss(device, "nt_xent")
+    x, y, changed, _ = make_inputs(device)
+    terms = loss(x[:1], y[:1], changed[:1])
+    assert terms.logs["invariance"].abs() < 1e-6
+    terms.loss.backward()
+    assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("uncertainty", "change", "error", "message"),
+    ("change", "error", "message"),
     [
+        ({"x": torch.zeros(5, 8)}, ValueError, r"x and y must have one shape \[N, D\]"),
         (
-            "none",
-            {"pair_subspace": torch.zeros(2, 2, 5, dtype=torch.int64)},
+            {"changed": torch.zeros(5, 2).bool()},
             ValueError,
-            r"pair_subspace must have shape \[3, 3, 5\] to fit views of shape \[3, 5, 20\], got "
-            r"\[2, 2, 5\]",
+            r"changed must have shape \[N, 3\], a column for every augmentation, got \[5, 2\]",
         ),
         (
-            "none",
-            {"pair_subspace": torch.full((3, 3, 5), 4)},
+            {"changed": torch.zeros(4, 3).bool()},
             ValueError,
-            "pair_subspace must lie below 4, the number of subspaces, got 4",
+            r"changed must have a row for each of the 5 pairs, got \[4, 3\]",
         ),
-        ("none", {"log_var": torch.zeros(3, 5, 4)}, ValueError, "log_var is not used with"),
-        ("subspace", {}, ValueError, "log_var must be given with uncertainty='subspace'"),
+        ({"changed": torch.zeros(5, 3)}, TypeError, "changed must be bool, got torch.float32"),
         (
-            "subspace",
-            {"log_var": torch.zeros(3, 5, 20)},
+            {"log_variance": torch.zeros(5, 1)},
             ValueError,
-            r"log_var_x must have shape \[3, 5, 4\]",
+            r"log_variance must have shape \[5\], one number for each pair, got \[5, 1\]",
         ),
-        ("none", {"views": torch.zeros(3, 1, 20)}, ValueError, "with N >= 2"),
-        ("none", {"views": torch.zeros(3, 5, 8)}, ValueError, r"masks must have shape \[K, 8\]"),
-        ("none", {"views": torch.zeros(3, 5, 20).int()}, TypeError, "x must be float32"),
+        (
+            {"x": torch.zeros(5, 8), "y": torch.zeros(5, 8)},
+            ValueError,
+            r"x must have 20 dimensions, those of the masks, got \[5, 8\]",
+        ),
+        (
+            {"x": torch.zeros(5, DIM).int(), "y": torch.zeros(5, DIM).int()},
+            TypeError,
+            "x must be float32",
+        ),
     ],
 )
-def test_rejects(uncertainty, change, error, message):
-    inputs = {"views": torch.randn(3, 5, DIM), "log_var": None} | change
-    batch = inputs["views"].shape[1]
-    inputs.setdefault("pair_subspace", torch.zeros(3, 3, batch, dtype=torch.int64))
+def test_rejects(change, error, message):
+    inputs = {"x": torch.randn(5, DIM), "y": torch.randn(5, DIM)}
+    inputs |= {"changed": torch.zeros(5, 3, dtype=torch.bool)} | change
     with pytest.raises(error, match=message):
-        MASTLoss(make_masks("cpu"), uncertainty=uncertainty)(**inputs)
+        make_loss("cpu")(**inputs)
+
+
+def test_rejects_a_single_pair():
+    one = torch.randn(1, DIM)
+    with pytest.raises(ValueError, match="with N >= 2"):
+        make_loss("cpu")(one, one, torch.zeros(1, 3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"uncertainty": "full"}, "uncertainty must be 'none', .* got 'full'"),
         ({"base": "simclr"}, "base must be 'vicreg' or 'nt_xent', got 'simclr'"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        (
-            {"base": "nt_xent", "uncertainty": "subspace"},
-            "uncertainty must be 'none' with base='nt_xent', got 'subspace'",
-        ),
+        ({"softness": -1.0}, "softness must not be negative, got -1.0"),
     ],
 )
 def test_rejects_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        MASTLoss(make_masks("cpu"), **arguments)
+        make_loss("cpu", **arguments)

@@ -15,9 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mast_ext import functional
 
 # Arguments that have no gradient, and functions that have none.
-CONSTANT = {"teacher", "center", "weights", "index", "candidates"}
+CONSTANT = {
+    *("teacher", "center", "weights", "index", "candidates", "group", "dimension_weights"),
+}
 WITHOUT_GRADIENT = {
     "prototype_column_logsumexp",
+    "sigmoid_shift",
     "sinkhorn_knopp",
     "select_hard_pairs",
     "select_hard_cosine_pairs",
@@ -102,16 +105,18 @@ class Call:
 def random(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator) -> Tensor:
     """A tensor as the argument `name` has it."""
     sums = torch.promote_types(dtype, torch.float32)
-    if name == "index":
+    if name in ("index", "group"):
         return torch.randint(3, shape, generator=generator)
     if name == "candidates":
         return torch.ones(shape, dtype=torch.bool)
+    if name == "mean":
+        return (torch.rand(shape, generator=generator) * 0.8 + 0.1).to(sums)
     if name == "temperature":
         return torch.full(shape, 0.5, dtype=sums)
-    if name == "masks":
+    if name in ("masks", "dimension_weights"):
         return torch.rand(shape, generator=generator).to(sums)
     return torch.randn(shape, generator=generator).to(
-        sums if name in ("center", "weights") else dtype
+        sums if name in ("center", "weight", "weights") else dtype
     )
 
 
@@ -207,6 +212,21 @@ CALLS = [
         {"lambda_": 0.1, "variant": "paper"},
     ),
     Call(
+        functional.grouped_squared_difference,
+        "",
+        lambda n, d: {"x": (n, d), "y": (n, d), "group": (n,)},
+        {"groups": 3},
+    ),
+    Call(
+        functional.grouped_squared_difference_with_residual,
+        "weight",
+        lambda n, d: {
+            **{"x": (n, d), "y": (n, d), "group": (n,), "weight": (n,)},
+            "dimension_weights": (3, d),
+        },
+        many=((300, 70), (1100, 8)),
+    ),
+    Call(
         functional.contrastive_logsumexp,
         "",
         lambda n, d: {"x": (2, 8 * n, d), "temperature": ()},
@@ -263,6 +283,12 @@ CALLS = [
         lambda n, d: {"logits": (2, 4 * n, 8 * d)},
         {"temperature": 0.5},
         many=((38, 88), (5, 625)),
+    ),
+    Call(
+        functional.sigmoid_shift,
+        "",
+        lambda n, d: {"logits": (n, d), "mean": (n,)},
+        many=((20, 4000),),
     ),
     Call(
         functional.nearest_neighbor_distance,
