@@ -142,7 +142,7 @@ class AugmentationMasks(nn.Module):
 
     def group_weights(self) -> Tensor:
         """Weights of squared differences, ``Π m_k²`` over a group's augmentations: ``[G, D]``."""
-        # Group by group's bits, each doubling the groups. No matrix product: autocast would round it.
+        # Each mask doubles the groups. Not by a matrix product, which autocast would round.
         if self.logits is None:
             masks = self._full(self.blocks)
             weights = masks.new_ones(1, self.dim)

@@ -47,7 +47,8 @@ class MASTLoss(nn.Module):
     ``Π_{k∈A} m_k`` (:class:`AugmentationMasks`), so with the weights ``w_nd = Π_{k∈A_n} m_kd²`` of
     the squared differences::
 
-        vicreg    invariance · mean_d inv_d + variance · mean_v v(z_v) + covariance · 2 mean_v c(z_v)
+        vicreg    invariance · mean_d inv_d + variance · ½ [v(x) + v(y)]
+                    + covariance · [c(x) + c(y)]
                   inv_d = Σ_n p_n w_nd (x_nd − y_nd)² / Σ_n p_n w_nd
         nt_xent   invariance · mean_n p_n NT-Xent_n
 
