@@ -148,8 +148,8 @@ class MASTLoss(nn.Module):
             )
         weight = None
         if log_variance is not None:
-            sums = torch.promote_types(x.dtype, torch.float32)
-            weight = self._precision(log_variance, len(x), sums)
+            log_variance = log_variance.to(torch.promote_types(x.dtype, torch.float32))
+            weight = self._precision(log_variance, len(x))
         invariance_of = self._vicreg if self.base == "vicreg" else self._nt_xent
         invariance, residual = invariance_of(x, y, group, weight)
         parts = {"invariance": invariance}
@@ -191,14 +191,14 @@ class MASTLoss(nn.Module):
         )[0]
         return self.invariance * distance / each.sum(1).clamp_min(1e-30)
 
-    def _precision(self, log_variance: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
+    def _precision(self, log_variance: Tensor, pairs: int) -> Tensor:
         """Weights of the pairs, with mean 1 over all processes; without gradient."""
         if log_variance.shape != (pairs,):
             raise ValueError(
                 f"log_variance must have shape [{pairs}], one number for each pair, got "
                 f"{list(log_variance.shape)}"
             )
-        log_weight = -self.softness * log_variance.detach().to(dtype)
+        log_weight = -self.softness * log_variance.detach()
         log_total = log_weight.logsumexp(0)
         if self._shares:
             log_total = all_reduce_logsumexp(log_total)

@@ -21,8 +21,8 @@ def test_means_are_met(scale, dim, device):
     mean = torch.tensor([0.001, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999], device=device)
     shift = assert_means(logits, mean, 2e-6)
     want = reference.sigmoid_shift(logits.cpu().double(), mean.cpu().double())
-    if scale < 30:  # beyond, it may lie anywhere between two groups of logits
-        assert_close(shift.cpu().double(), want, rtol=1e-4, atol=1e-4)
+    if scale < 30:  # beyond, and near 0 and 1, the mean hardly tells where the shift is
+        assert_close(shift[1:-1].cpu().double(), want[1:-1], rtol=1e-4, atol=1e-4)
 
 
 def test_between_two_far_groups(device):
@@ -39,4 +39,4 @@ def test_a_lone_outlier(device):
 
 def test_float64():
     logits = torch.randn(4, 50).double()
-    assert_means(logits, torch.full((4,), 0.3).double(), 1e-7)
+    assert_means(logits, torch.full((4,), 0.3).double(), 1e-15)

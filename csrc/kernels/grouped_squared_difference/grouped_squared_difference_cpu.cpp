@@ -62,14 +62,18 @@ void add_rows(const GroupedSquaredDifference& p, std::int64_t slice, std::int64_
   }
 }
 
-// to[i] = sum over `parts` of from[part * count + i]
+// to[i] = sum over `parts` of from[part * count + i]. In double: parts may be many.
 template <typename A>
 void add_parts(std::int64_t parts, std::int64_t count, const A* from, A* to) {
-  std::copy(from, from + count, to);
-  for (std::int64_t part = 1; part < parts; ++part) {
-    for_vectors(0, count, kLanes<A>, [&](const auto& load, const auto& store) {
-      store(to, load(to) + load(from + part * count));
-    });
+  constexpr std::int64_t kChunk = 256;
+  for (std::int64_t begin = 0; begin < count; begin += kChunk) {
+    const std::int64_t length = std::min(kChunk, count - begin);
+    double total[kChunk] = {};
+    for (std::int64_t part = 0; part < parts; ++part) {
+      const A* row = from + part * count + begin;
+      for (std::int64_t i = 0; i < length; ++i) total[i] += static_cast<double>(row[i]);
+    }
+    for (std::int64_t i = 0; i < length; ++i) to[begin + i] = static_cast<A>(total[i]);
   }
 }
 

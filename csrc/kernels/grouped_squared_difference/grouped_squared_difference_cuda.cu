@@ -57,10 +57,10 @@ __global__ void __launch_bounds__(kMergeThreads) add_slices(GroupedSquaredDiffer
   const bool is_sum = i < all_sums;
   const std::int64_t at = is_sum ? i : i - all_sums, stride = is_sum ? all_sums : p.pairs.groups;
   const auto* from = static_cast<const float*>(is_sum ? p.slice_sums : p.slice_counts) + at;
-  float sum = 0;
+  double sum = 0;  // slices may be many
 #pragma unroll 4
   for (std::int64_t slice = 0; slice < p.slices; ++slice) sum += from[slice * stride];
-  static_cast<float*>(is_sum ? p.sums : p.counts)[at] = sum;
+  static_cast<float*>(is_sum ? p.sums : p.counts)[at] = static_cast<float>(sum);
 }
 
 template <typename T>

@@ -45,7 +45,7 @@ struct ShiftSearch {
     const A excess = found - mean;
     (excess > 0 ? low : high) = shift;
     const A next = shift + excess / slope;
-    shift = next > low && next < high ? next : low + (high - low) / 2;
+    shift = next >= low && next <= high ? next : low + (high - low) / 2;
   }
 };
 
