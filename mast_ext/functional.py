@@ -9,6 +9,7 @@ from torch import Tensor
 from mast_ext import ops
 
 __all__ = [
+    "budgeted_masks",
     "contrastive_logsumexp",
     "cross_correlation_penalty",
     "gather_views",
@@ -21,7 +22,6 @@ __all__ = [
     "select_hard_cosine_pairs",
     "select_hard_crops",
     "select_hard_pairs",
-    "sigmoid_shift",
     "sinkhorn_knopp",
     "subspace_nll",
     "subspace_similarity",
@@ -328,6 +328,34 @@ def grouped_squared_difference_with_residual(
     return op(x, y, group, groups, weight, dimension_weights)
 
 
+def budgeted_masks(logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:
+    r"""Masks of a given mean, and the products of every subset of them.
+
+    ::
+
+        m_fd = sigmoid(sharpness · logits_fd − c_f)         c_f such that  mean_d m_fd = mean_f
+        weights[g, d] = Π_{f in g} m_fd²                    f is in subset g if bit f of g is set
+
+    So ``weights[0]`` is 1, and ``weights[2**f]`` mask ``f`` squared. The budget holds to about 1e-6
+    whatever the logits are. Two launches on a GPU, as many for the gradient: the shift ``c`` is
+    found by Newton's method within bounds, and its derivative follows from the implicit function
+    theorem. :class:`mast_ext.losses.AugmentationMasks` are made of it.
+
+    Args:
+        logits: ``[F, D]`` with ``F ≤ 8``, float32, or float64 on the CPU; finite.
+        mean: ``[F]`` in ``(0, 1)``, dtype of ``logits``; not checked, and without gradient.
+        sharpness: Multiplies the logits.
+
+    Returns:
+        ``[2^F, D]``, dtype of ``logits``. Differentiable once in ``logits``.
+
+    Raises:
+        ValueError: A shape or device does not fit.
+        TypeError: A dtype is not supported.
+    """
+    return ops.budgeted_masks.op(logits, mean, sharpness)[0]
+
+
 def prototype_cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -475,28 +503,6 @@ def prototype_column_logsumexp(
         TypeError: A dtype is not supported, or that of ``center`` does not fit.
     """
     return ops.prototype_column_logsumexp.op(logits, center, temperature, True)
-
-
-def sigmoid_shift(logits: Tensor, mean: Tensor) -> Tensor:
-    r"""The shift with which the sigmoids of every row have a given mean.
-
-    ``mean_d sigmoid(logits_kd − shift_k) = mean_k``, to about 1e-6 (float32): found in one launch,
-    by Newton's method within bounds. Masks of a fixed budget are made with it
-    (:class:`mast_ext.losses.AugmentationMasks`).
-
-    Args:
-        logits: ``[K, D]`` float32, or float64 on the CPU; finite.
-        mean: ``[K]`` in ``(0, 1)``, dtype of ``logits``; not checked.
-
-    Returns:
-        ``[K]``, dtype of ``logits``, without gradient: by the implicit function theorem it is
-        ``slope_kd / Σ_d slope_kd`` for ``logits_kd``, with the sigmoid's slope.
-
-    Raises:
-        ValueError: A shape or device does not fit.
-        TypeError: A dtype is not supported.
-    """
-    return ops.sigmoid_shift.op(logits, mean)
 
 
 def sinkhorn_knopp(

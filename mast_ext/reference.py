@@ -158,6 +158,25 @@ def grouped_squared_difference_with_residual(
     return *found, (weights * (x - y).square()).sum(1).detach()
 
 
+def budgeted_masks(logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:
+    """See :func:`mast_ext.functional.budgeted_masks`."""
+    scaled = sharpness * logits
+    fixed, logit = scaled.detach(), mean.logit()
+    low, high = fixed.amin(1) - logit, fixed.amax(1) - logit
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_much = torch.sigmoid(fixed - middle[:, None]).mean(1) > mean
+        low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
+    slope = torch.sigmoid(fixed - low[:, None])
+    slope = slope * (1 - slope)
+    moves = (slope * scaled).sum(1) / slope.sum(1)  # with the shift's derivative
+    masks = torch.sigmoid(scaled - (low + moves - moves.detach())[:, None])
+    weights = torch.ones_like(masks[:1])
+    for mask in masks:
+        weights = torch.cat((weights, weights * mask.square()))
+    return weights
+
+
 def prototype_cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -205,17 +224,6 @@ def prototype_column_logsumexp(
     """See :func:`mast_ext.functional.prototype_column_logsumexp`."""
     scaled = (logits if center is None else logits - center) / temperature
     return scaled.log_softmax(-1).logsumexp(0)
-
-
-def sigmoid_shift(logits: Tensor, mean: Tensor) -> Tensor:
-    """See :func:`mast_ext.functional.sigmoid_shift`."""
-    logits, logit = logits.detach(), mean.logit()
-    low, high = logits.amin(1) - logit, logits.amax(1) - logit
-    for _ in range(60):
-        middle = (low + high) / 2
-        too_much = torch.sigmoid(logits - middle[:, None]).mean(1) > mean
-        low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
-    return (low + high) / 2
 
 
 def sinkhorn_knopp(logits: Tensor, *, temperature: float, iterations: int = 3) -> Tensor:

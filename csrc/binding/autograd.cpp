@@ -353,6 +353,25 @@ struct NearestNeighborDistance
   }
 };
 
+// The means have no gradient: they are what is asked for.
+struct BudgetedMasks : Formula<BudgetedMasks, Op<"budgeted_masks", decltype(budgeted_masks)>> {
+  using Backward = Op<"budgeted_masks_backward", decltype(budgeted_masks_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor&,
+                   const Tensor&, double sharpness) {
+    const auto& [weights, shifted] = result;
+    save_tensors(ctx, weights, shifted);
+    keep_options(ctx, sharpness);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    if (!ctx->needs_input_grad(0)) return {};
+    const auto [weights, shifted] = saved_tensors<2>(ctx);
+    const auto [sharpness] = kept_options<double>(ctx);
+    return {Backward::call(grads[0], weights, shifted, sharpness)};
+  }
+};
+
 // gather_views and its backward are each other's adjoint: derivatives of any order exist.
 using GatherViewsOp = Op<"gather_views", decltype(gather_views)>;
 using GatherViewsBackwardOp = Op<"gather_views_backward", decltype(gather_views_backward)>;
@@ -415,7 +434,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   no_derivative<"select_hard_crops", decltype(select_hard_crops)>(m);
   differentiable_once<NearestNeighborDistance>(m);
   no_derivative<"prototype_column_logsumexp", decltype(prototype_column_logsumexp)>(m);
-  no_derivative<"sigmoid_shift", decltype(sigmoid_shift)>(m);
+  differentiable_once<BudgetedMasks>(m);
   differentiable<GatherViews>(m);
   differentiable<GatherViewsBackward>(m);
 }

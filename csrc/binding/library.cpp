@@ -91,7 +91,12 @@ void define(torch::Library& m) {
   m.def(
       "prototype_column_logsumexp(Tensor logits, Tensor? center, float temperature, "
       "bool normalize_rows) -> Tensor");
-  m.def("sigmoid_shift(Tensor logits, Tensor mean) -> Tensor");
+  m.def(
+      "budgeted_masks(Tensor logits, Tensor mean, float sharpness) -> (Tensor weights, "
+      "Tensor shifted)");
+  m.def(
+      "budgeted_masks_backward(Tensor grad_weights, Tensor weights, Tensor shifted, "
+      "float sharpness) -> Tensor");
   m.def("gather_views(Tensor views, Tensor index) -> Tensor");
   m.def("gather_views_backward(Tensor grad, Tensor index, int views) -> Tensor");
 }
@@ -125,7 +130,8 @@ void implement(torch::Library& m) {
   m.impl("nearest_neighbor_distance_backward",
          TORCH_FN(mast_ext::nearest_neighbor_distance_backward));
   m.impl("prototype_column_logsumexp", TORCH_FN(mast_ext::prototype_column_logsumexp));
-  m.impl("sigmoid_shift", TORCH_FN(mast_ext::sigmoid_shift));
+  m.impl("budgeted_masks", TORCH_FN(mast_ext::budgeted_masks));
+  m.impl("budgeted_masks_backward", TORCH_FN(mast_ext::budgeted_masks_backward));
   m.impl("gather_views", TORCH_FN(mast_ext::gather_views));
   m.impl("gather_views_backward", TORCH_FN(mast_ext::gather_views_backward));
 }

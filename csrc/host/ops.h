@@ -87,7 +87,10 @@ std::tuple<Tensor, Tensor> select_hard_cosine_pairs(const Tensor& x, const Optio
                                                     const OptionalTensor& candidates, double eps);
 std::tuple<Tensor, Tensor> select_hard_crops(const Tensor& ce, const OptionalTensor& tuples,
                                              std::int64_t num_locals);
-Tensor sigmoid_shift(const Tensor& logits, const Tensor& mean);
+std::tuple<Tensor, Tensor> budgeted_masks(const Tensor& logits, const Tensor& mean,
+                                          double sharpness);
+Tensor budgeted_masks_backward(const Tensor& grad_weights, const Tensor& weights,
+                               const Tensor& shifted, double sharpness);
 
 Tensor gather_views(const Tensor& views, const Tensor& index);
 Tensor gather_views_backward(const Tensor& grad, const Tensor& index, std::int64_t views);

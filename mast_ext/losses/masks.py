@@ -117,9 +117,9 @@ class AugmentationMasks(nn.Module):
 
     def forward(self) -> Tensor:
         """The masks ``[K, D]``, float32 (float64 for float64 parameters)."""
-        freeing = self._full(self.blocks) if self.logits is None else self._scaled().sigmoid()
-        masks = freeing.new_ones(len(self.freed), self.dim)
-        return masks.index_copy(0, self.freeing_index, freeing)
+        of_one = self.group_weights()[self.bits].sqrt()  # the groups of a single augmentation
+        masks = of_one.new_ones(len(self.freed), self.dim)
+        return masks.index_copy(0, self.freeing_index, of_one)
 
     def group(self, changed: Tensor) -> Tensor:
         """The group of every pair, ``[N]`` int64: which freeing augmentations it differs by.
@@ -142,37 +142,18 @@ class AugmentationMasks(nn.Module):
 
     def group_weights(self) -> Tensor:
         """Weights of squared differences, ``Π m_k²`` over a group's augmentations: ``[G, D]``."""
-        # Each mask doubles the groups. Not by a matrix product, which autocast would round.
-        if self.logits is None:
-            masks = self._full(self.blocks)
-            weights = masks.new_ones(1, self.dim)
-            for mask in masks:
-                weights = torch.cat((weights, weights * mask))
-            return weights
-        log_masks = 2 * F.logsigmoid(self._scaled())
-        weights = log_masks.new_zeros(1, self.dim)
-        for log_mask in log_masks:
-            weights = torch.cat((weights, weights + log_mask))
-        return weights.exp()
+        if self.logits is not None:
+            logits = self._full(self.logits)
+            return functional.budgeted_masks(logits, self.kept.to(logits), sharpness=self.sharpness)
+        masks = self._full(self.blocks)
+        weights = masks.new_ones(1, self.dim)
+        for mask in masks:
+            weights = torch.cat((weights, weights * mask))
+        return weights
 
     def _full(self, x: Tensor) -> Tensor:
         """Not what `module.half()` made of it: budgets are sums over all dimensions."""
         return x.to(torch.promote_types(x.dtype, torch.float32))
-
-    def _scaled(self) -> Tensor:
-        """The sigmoid's argument, ``[F, D]``."""
-        assert self.logits is not None
-        logits = self.sharpness * self._full(self.logits)
-        shift = functional.sigmoid_shift(logits.detach(), self.kept.to(logits))[:, None]
-        if torch.is_grad_enabled():
-            # The budget holds for any logits, so the shift moves with their mean, weighted by the
-            # sigmoid's slope: its derivative by the implicit function theorem.
-            slope = torch.sigmoid(logits.detach() - shift)
-            slope = slope * (1 - slope)
-            slope = slope / slope.sum(1, keepdim=True).clamp_min(1e-30)
-            moves = (slope * logits).sum(1, keepdim=True)
-            shift = shift + (moves - moves.detach())
-        return logits - shift
 
     @torch.no_grad()
     def effective_dimensions(self) -> Tensor:

@@ -10,6 +10,7 @@ except ImportError as error:
         "PyTorch with `pip install --no-build-isolation .`"
     ) from error
 from mast_ext.ops import (  # they look their operators up, which _C has just registered
+    budgeted_masks,
     contrastive_logsumexp,
     cross_correlation_penalty,
     gather_views,
@@ -20,7 +21,6 @@ from mast_ext.ops import (  # they look their operators up, which _C has just re
     select_hard_cosine_pairs,
     select_hard_crops,
     select_hard_pairs,
-    sigmoid_shift,
     subspace_nll,
     subspace_similarity,
     variance_covariance,
@@ -29,6 +29,7 @@ from mast_ext.ops import (  # they look their operators up, which _C has just re
 _C.cpu_isa()  # raises a ValueError if MAST_EXT_CPU_ISA names what this machine does not have
 
 __all__ = [
+    "budgeted_masks",
     "build_info",
     "contrastive_logsumexp",
     "cross_correlation_penalty",
@@ -40,7 +41,6 @@ __all__ = [
     "select_hard_cosine_pairs",
     "select_hard_crops",
     "select_hard_pairs",
-    "sigmoid_shift",
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",

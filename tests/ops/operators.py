@@ -17,10 +17,10 @@ from mast_ext import functional
 # Arguments that have no gradient, and functions that have none.
 CONSTANT = {
     *("teacher", "center", "weights", "index", "candidates", "group", "dimension_weights"),
+    "mean",
 }
 WITHOUT_GRADIENT = {
     "prototype_column_logsumexp",
-    "sigmoid_shift",
     "sinkhorn_knopp",
     "select_hard_pairs",
     "select_hard_cosine_pairs",
@@ -285,10 +285,11 @@ CALLS = [
         many=((38, 88), (5, 625)),
     ),
     Call(
-        functional.sigmoid_shift,
+        functional.budgeted_masks,
         "",
-        lambda n, d: {"logits": (n, d), "mean": (n,)},
-        many=((20, 4000),),
+        lambda n, d: {"logits": (3, d), "mean": (3,)},
+        {"sharpness": 2.0},
+        many=((1, 4000),),
     ),
     Call(
         functional.nearest_neighbor_distance,

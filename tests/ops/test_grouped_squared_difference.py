@@ -27,7 +27,9 @@ def make_inputs(shape, device="cpu", dtype=torch.float32):
 def with_gradients(function, x, y, group, weight, dimension_weights, grads):
     leaves = [t.detach().requires_grad_() for t in (x, y, weight)]
     results = function(*leaves[:2], group, dimension_weights, weight=leaves[2])
-    found = torch.autograd.grad(results[:2], leaves, [g.to(r) for g, r in zip(grads, results)])
+    found = torch.autograd.grad(
+        results[:2], leaves, [g.to(r) for g, r in zip(grads, results[:2], strict=True)]
+    )
     return *results, *found
 
 
@@ -36,9 +38,7 @@ def with_gradients(function, x, y, group, weight, dimension_weights, grads):
 def test_matches_definition(shape, dtype, device):
     inputs = make_inputs(shape, device, dtype)
     grads = torch.randn(shape[2], shape[1]).to(device), torch.randn(shape[2]).to(device)
-    found = with_gradients(
-        functional.grouped_squared_difference_with_residual, *inputs, grads
-    )
+    found = with_gradients(functional.grouped_squared_difference_with_residual, *inputs, grads)
     exact = [t.cpu() if t.dtype == torch.int64 else t.cpu().double() for t in inputs]
     want = with_gradients(
         reference.grouped_squared_difference_with_residual, *exact, [g.cpu() for g in grads]
@@ -116,7 +116,9 @@ def test_no_pairs(device):
 
 @pytest.mark.parametrize("wanted", [("x",), ("y",), ("weight",), ("x", "weight")])
 def test_only_what_is_wanted_gets_a_gradient(wanted, device):
-    tensors = dict(zip(("x", "y", "group", "weight"), make_inputs((30, 8, 3), device)[:4]))
+    tensors = dict(
+        zip(("x", "y", "group", "weight"), make_inputs((30, 8, 3), device)[:4], strict=True)
+    )
     everything = {
         name: t.detach().requires_grad_() if name != "group" else t for name, t in tensors.items()
     }

@@ -1,0 +1,133 @@
+// budgeted_masks: F masks of D dimensions, each with a given mean, and for each of the 2^F subsets
+// of them the product of its masks' squares. Bit f of g says whether mask f belongs to subset g.
+//
+//   m_fd = sigmoid(u_fd)   u_fd = sharpness * logits_fd - shift_f   so that mean_d m_fd = mean_f
+//   w_gd = prod_{f in g} m_fd^2
+//
+// The mean falls with the shift. As a mean of sigmoids it reaches mean_f at a shift between
+// (least - logit(mean_f)) and (largest - logit(mean_f)) of the scaled logits; Newton's method,
+// which is kept within that interval, finds where.
+//
+// Backward, with H the gradient of w and the slopes s_fd = m_fd (1 - m_fd):
+//
+//   grad u_fd      = 2 (1 - m_fd) sum_{g with f} H_gd w_gd
+//   grad logits_fd = sharpness (grad u_fd - s_fd / sum_e s_fe * sum_e grad u_fe)
+//
+// where the last term is the shift's own derivative, by the implicit function theorem.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/common/dtype.h"
+#include "kernels/common/host_device.h"
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace mast_ext::kernels {
+
+inline constexpr int kMostMasks = 8;
+
+// All tensors are of one dtype, float32 or float64, and dense.
+struct BudgetedMasks {
+  DType dtype;
+  std::int64_t masks;  // F
+  std::int64_t dim;    // D
+  const void* logits;  // [F, D]
+  const void* mean;    // [F], in (0, 1)
+  double sharpness;
+  void* shifted;  // [F, D]  u
+  void* weights;  // [2^F, D]
+};
+
+struct BudgetedMasksBackward {
+  DType dtype;
+  std::int64_t masks, dim;
+  const void* shifted;       // [F, D]
+  const void* weights;       // [2^F, D]
+  const void* grad_weights;  // [2^F, D]
+  double sharpness;
+  void* grad_shifted;  // [F, D], work space
+  void* grad_logits;   // [F, D]
+};
+
+// At most. Halving alone would need 24, Newton's method needs about six.
+inline constexpr int kShiftSteps = 24;
+
+// The search of a mask's shift. The caller computes the means of the sigmoids and of their slopes
+// at `shift`.
+template <typename A>
+struct ShiftSearch {
+  A low, high, mean, shift;
+
+  MAST_EXT_HD ShiftSearch(A least, A largest, A mean_) : mean(mean_) {
+    const A logit = std::log(mean / (1 - mean));
+    low = least - logit;
+    high = largest - logit;
+    shift = low + (high - low) / 2;
+  }
+
+  MAST_EXT_HD void step(A found, A slope) {
+    const A excess = found - mean;
+    (excess > 0 ? low : high) = shift;
+    const A next = shift + excess / slope;
+    shift = next >= low && next <= high ? next : low + (high - low) / 2;
+  }
+};
+
+template <typename A>
+MAST_EXT_HD A sigmoid(A u) {
+  return 1 / (1 + std::exp(-u));
+}
+
+// log(sigmoid(u)) without overflow.
+template <typename A>
+MAST_EXT_HD A log_sigmoid(A u) {
+  const A size = u < 0 ? -u : u;
+  return (u < 0 ? u : A{0}) - std::log1p(std::exp(-size));
+}
+
+// w of dimension d for all subsets, each mask doubling their number.
+template <typename A>
+MAST_EXT_HD void write_subsets(const BudgetedMasks& p, std::int64_t d) {
+  const A* u = static_cast<const A*>(p.shifted) + d;
+  A* w = static_cast<A*>(p.weights) + d;
+  w[0] = 1;
+  for (std::int64_t f = 0, subsets = 1; f < p.masks; ++f, subsets *= 2) {
+    // The square of a mask by its logarithm: a product of few small masks would be denormal sooner.
+    const A square = std::exp(2 * log_sigmoid(u[f * p.dim]));
+    for (std::int64_t g = 0; g < subsets; ++g) w[(subsets + g) * p.dim] = w[g * p.dim] * square;
+  }
+}
+
+// grad u of dimension d for all masks.
+template <typename A>
+MAST_EXT_HD void write_grad_shifted(const BudgetedMasksBackward& p, std::int64_t d) {
+  const A* u = static_cast<const A*>(p.shifted) + d;
+  const A* w = static_cast<const A*>(p.weights) + d;
+  const A* grad = static_cast<const A*>(p.grad_weights) + d;
+  A sums[kMostMasks] = {};
+  for (std::int64_t g = 1; g < std::int64_t{1} << p.masks; ++g) {
+    const A product = grad[g * p.dim] * w[g * p.dim];
+    for (std::int64_t f = 0; f < p.masks; ++f) sums[f] += g >> f & 1 ? product : A{0};
+  }
+  A* out = static_cast<A*>(p.grad_shifted) + d;
+  for (std::int64_t f = 0; f < p.masks; ++f) {
+    out[f * p.dim] = 2 * sigmoid(-u[f * p.dim]) * sums[f];
+  }
+}
+
+// Masks [begin, end), then dimensions [begin, end).
+void budgeted_masks_shift_cpu(const BudgetedMasks& p, std::int64_t begin, std::int64_t end);
+void budgeted_masks_subsets_cpu(const BudgetedMasks& p, std::int64_t begin, std::int64_t end);
+// Dimensions [begin, end), then masks [begin, end).
+void budgeted_masks_backward_subsets_cpu(const BudgetedMasksBackward& p, std::int64_t begin,
+                                         std::int64_t end);
+void budgeted_masks_backward_shift_cpu(const BudgetedMasksBackward& p, std::int64_t begin,
+                                       std::int64_t end);
+
+// Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
+int budgeted_masks_cuda(const BudgetedMasks& p, CUstream_st* stream);
+int budgeted_masks_backward_cuda(const BudgetedMasksBackward& p, CUstream_st* stream);
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,106 @@
+#include "kernels/budgeted_masks/budgeted_masks.h"
+
+#include <algorithm>
+
+#include "kernels/common/isa.h"
+#include "kernels/common/simd.h"
+
+namespace mast_ext::kernels {
+namespace MAST_EXT_ISA {
+namespace {
+
+// The means of the sigmoids of scaled - shift, and of their slopes.
+template <typename A>
+void sigmoid_means(const A* scaled, std::int64_t dim, A shift, A& mean, A& slope) {
+  const std::int64_t whole = dim / kLanes<A> * kLanes<A>;
+  vec<A> values{}, slopes{};
+  for (std::int64_t d = 0; d < whole; d += kLanes<A>) {
+    const vec<A> value = 1 / (1 + MAST_EXT_ISA::exp(shift - load(scaled + d)));
+    values += value;
+    slopes += value * (1 - value);
+  }
+  mean = sum_lanes<A>(values), slope = sum_lanes<A>(slopes);
+  for (std::int64_t d = whole; d < dim; ++d) {
+    const A value = sigmoid(scaled[d] - shift);
+    mean += value;
+    slope += value * (1 - value);
+  }
+  mean /= static_cast<A>(dim), slope /= static_cast<A>(dim);
+}
+
+template <typename A>
+void write_shifted(const BudgetedMasks& p, std::int64_t f) {
+  const A* logits = static_cast<const A*>(p.logits) + f * p.dim;
+  A* shifted = static_cast<A*>(p.shifted) + f * p.dim;
+  const A sharpness = static_cast<A>(p.sharpness);
+  for (std::int64_t d = 0; d < p.dim; ++d) shifted[d] = sharpness * logits[d];
+  const auto [least, largest] = std::minmax_element(shifted, shifted + p.dim);
+  ShiftSearch<A> search(*least, *largest, static_cast<const A*>(p.mean)[f]);
+  for (int i = 0; i < kShiftSteps; ++i) {
+    const A before = search.shift;
+    A mean, slope;
+    sigmoid_means(shifted, p.dim, before, mean, slope);
+    search.step(mean, slope);
+    if (search.shift == before) break;
+  }
+  for (std::int64_t d = 0; d < p.dim; ++d) shifted[d] -= search.shift;
+}
+
+template <typename A>
+void write_grad_logits(const BudgetedMasksBackward& p, std::int64_t f) {
+  const A* u = static_cast<const A*>(p.shifted) + f * p.dim;
+  const A* grad = static_cast<const A*>(p.grad_shifted) + f * p.dim;
+  A* out = static_cast<A*>(p.grad_logits) + f * p.dim;
+  A slopes = 0, grads = 0;
+  for (std::int64_t d = 0; d < p.dim; ++d) {
+    const A mask = sigmoid(u[d]);
+    out[d] = mask * (1 - mask);
+    slopes += out[d];
+    grads += grad[d];
+  }
+  const A sharpness = static_cast<A>(p.sharpness), share = slopes > 0 ? grads / slopes : A{0};
+  for (std::int64_t d = 0; d < p.dim; ++d) out[d] = sharpness * (grad[d] - out[d] * share);
+}
+
+}  // namespace
+
+void budgeted_masks_shift_cpu(const BudgetedMasks& p, std::int64_t begin, std::int64_t end) {
+  visit_accumulation(p.dtype, [&]<typename A>() {
+    for (std::int64_t f = begin; f < end; ++f) write_shifted<A>(p, f);
+  });
+}
+
+void budgeted_masks_subsets_cpu(const BudgetedMasks& p, std::int64_t begin, std::int64_t end) {
+  visit_accumulation(p.dtype, [&]<typename A>() {
+    for (std::int64_t d = begin; d < end; ++d) write_subsets<A>(p, d);
+  });
+}
+
+void budgeted_masks_backward_subsets_cpu(const BudgetedMasksBackward& p, std::int64_t begin,
+                                         std::int64_t end) {
+  visit_accumulation(p.dtype, [&]<typename A>() {
+    for (std::int64_t d = begin; d < end; ++d) write_grad_shifted<A>(p, d);
+  });
+}
+
+void budgeted_masks_backward_shift_cpu(const BudgetedMasksBackward& p, std::int64_t begin,
+                                       std::int64_t end) {
+  visit_accumulation(p.dtype, [&]<typename A>() {
+    for (std::int64_t f = begin; f < end; ++f) write_grad_logits<A>(p, f);
+  });
+}
+
+}  // namespace MAST_EXT_ISA
+
+MAST_EXT_CPU_ENTRY(budgeted_masks_shift_cpu,
+                   (const BudgetedMasks& p, std::int64_t begin, std::int64_t end), (p, begin, end))
+MAST_EXT_CPU_ENTRY(budgeted_masks_subsets_cpu,
+                   (const BudgetedMasks& p, std::int64_t begin, std::int64_t end), (p, begin, end))
+MAST_EXT_CPU_ENTRY(budgeted_masks_backward_subsets_cpu,
+                   (const BudgetedMasksBackward& p, std::int64_t begin, std::int64_t end),
+                   (p, begin, end))
+MAST_EXT_CPU_ENTRY(budgeted_masks_backward_shift_cpu,
+                   (const BudgetedMasksBackward& p, std::int64_t begin, std::int64_t end),
+                   (p, begin, end))
+
+}  // namespace mast_ext::kernels

@@ -1,0 +1,104 @@
+// What sums over a mask is one thread block for each; what is by dimension, one thread for each.
+#include "kernels/budgeted_masks/budgeted_masks.h"
+#include "kernels/common/launch.cuh"
+#include "kernels/common/reductions.cuh"
+
+namespace mast_ext::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kDimThreads = 64;  // of a block: there are few dimensions
+
+// Returns to every thread the largest value of its block.
+__device__ __forceinline__ float block_max(float value) {
+  __shared__ float partial[kThreads / kWarpSize];
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  }
+  if (threadIdx.x % kWarpSize == 0) partial[threadIdx.x / kWarpSize] = value;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kThreads / kWarpSize; ++i) value = fmaxf(value, partial[i]);
+  __syncthreads();  // the next call writes `partial` again
+  return value;
+}
+
+// All threads of a block make the same search, of sums that all of them get.
+__global__ void __launch_bounds__(kThreads) write_shifted(BudgetedMasks p) {
+  const float* logits = static_cast<const float*>(p.logits) + blockIdx.x * p.dim;
+  float* shifted = static_cast<float*>(p.shifted) + blockIdx.x * p.dim;
+  const float sharpness = static_cast<float>(p.sharpness);
+  float least = sharpness * logits[0], largest = least;
+  for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) {
+    const float scaled = sharpness * logits[d];
+    shifted[d] = scaled;  // read again by this thread alone
+    least = fminf(least, scaled);
+    largest = fmaxf(largest, scaled);
+  }
+  least = -block_max(-least);
+  largest = block_max(largest);
+  ShiftSearch<float> search(least, largest, static_cast<const float*>(p.mean)[blockIdx.x]);
+  const float count = static_cast<float>(p.dim);
+  for (int i = 0; i < kShiftSteps; ++i) {
+    const float before = search.shift;
+    float values = 0, slopes = 0;
+    for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) {
+      const float value = sigmoid(shifted[d] - before);
+      values += value;
+      slopes += value * (1 - value);
+    }
+    values = block_sum<kThreads>(values);
+    slopes = block_sum<kThreads>(slopes);
+    search.step(values / count, slopes / count);
+    if (search.shift == before) break;  // the same for the whole block
+  }
+  for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) shifted[d] -= search.shift;
+}
+
+__global__ void __launch_bounds__(kDimThreads) subsets(BudgetedMasks p) {
+  const std::int64_t d = std::int64_t{blockIdx.x} * kDimThreads + threadIdx.x;
+  if (d < p.dim) write_subsets<float>(p, d);
+}
+
+__global__ void __launch_bounds__(kDimThreads) grad_shifted(BudgetedMasksBackward p) {
+  const std::int64_t d = std::int64_t{blockIdx.x} * kDimThreads + threadIdx.x;
+  if (d < p.dim) write_grad_shifted<float>(p, d);
+}
+
+__global__ void __launch_bounds__(kThreads) grad_logits(BudgetedMasksBackward p) {
+  const float* u = static_cast<const float*>(p.shifted) + blockIdx.x * p.dim;
+  const float* grad = static_cast<const float*>(p.grad_shifted) + blockIdx.x * p.dim;
+  float* out = static_cast<float*>(p.grad_logits) + blockIdx.x * p.dim;
+  float slopes = 0, grads = 0;
+  for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) {
+    const float mask = sigmoid(u[d]);
+    out[d] = mask * (1 - mask);  // read again by this thread alone
+    slopes += out[d];
+    grads += grad[d];
+  }
+  slopes = block_sum<kThreads>(slopes);
+  grads = block_sum<kThreads>(grads);
+  const float sharpness = static_cast<float>(p.sharpness);
+  const float share = slopes > 0 ? grads / slopes : 0;
+  for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) {
+    out[d] = sharpness * (grad[d] - out[d] * share);
+  }
+}
+
+}  // namespace
+
+int budgeted_masks_cuda(const BudgetedMasks& p, cudaStream_t stream) {
+  const cudaError_t error = launch(write_shifted, blocks(p.masks, 1), kThreads, stream, p);
+  if (error != cudaSuccess) return error;
+  return launch(subsets, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
+}
+
+int budgeted_masks_backward_cuda(const BudgetedMasksBackward& p, cudaStream_t stream) {
+  const cudaError_t error =
+      launch(grad_shifted, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
+  if (error != cudaSuccess) return error;
+  return launch(grad_logits, blocks(p.masks, 1), kThreads, stream, p);
+}
+
+}  // namespace mast_ext::kernels

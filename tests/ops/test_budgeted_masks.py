@@ -1,0 +1,78 @@
+"""budgeted_masks: the budgets are met, whatever the logits; products of all subsets."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mast_ext import functional, reference
+
+MEANS = [0.001, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999]
+
+
+def masks_of(logits, mean, **options):
+    weights = functional.budgeted_masks(logits, mean, **options)
+    return weights[2 ** torch.arange(len(logits), device=logits.device)].sqrt()
+
+
+def assert_means(logits, mean, tolerance):
+    masks = masks_of(logits, mean)
+    assert_close(masks.double().mean(1), mean.double(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("masks", [0, 1, 2, 3, 8])
+@pytest.mark.parametrize("dim", [1, 17, 300])
+def test_matches_definition(dim, masks, device):
+    logits = torch.randn(masks, dim, device=device)
+    mean = torch.rand(masks, device=device) * 0.8 + 0.1
+    grad = torch.randn(2**masks, dim).to(device)
+    results = []
+    for function, of in ((functional.budgeted_masks, float), (reference.budgeted_masks, None)):
+        x, m, g = (logits, mean, grad) if of else (t.cpu().double() for t in (logits, mean, grad))
+        x = x.detach().requires_grad_()
+        weights = function(x, m, sharpness=2.0)
+        found = torch.autograd.grad(weights, x, g)[0]
+        results.append((weights.detach().cpu().double(), found.cpu().double()))
+    for mine, truth in zip(*results, strict=True):
+        assert_close(mine, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 100, 2049])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0])
+def test_means_are_met(scale, dim, device):
+    logits = scale * torch.randn(len(MEANS), dim, device=device) + 5
+    assert_means(logits, torch.tensor(MEANS, device=device), 4e-6)
+
+
+def test_between_two_far_groups(device):
+    """Where the mean hardly depends on the shift, which Newton's method would be thrown by."""
+    logits = torch.cat((torch.full((3, 40), -60.0), torch.full((3, 60), 60.0)), 1).to(device)
+    assert_means(logits, torch.tensor([0.6, 0.59, 0.61], device=device), 2e-6)
+
+
+def test_a_lone_outlier(device):
+    logits = torch.zeros(1, 1000, device=device)
+    logits[0, 0] = 1e4
+    assert_means(logits, torch.tensor([0.3], device=device), 1e-5)
+
+
+def test_float64():
+    logits = torch.randn(4, 50).double()
+    assert_means(logits, torch.full((4,), 0.3).double(), 1e-15)
+
+
+def test_gradient():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 7).double().requires_grad_()
+    mean = torch.tensor([0.2, 0.5, 0.8]).double()
+    assert torch.autograd.gradcheck(
+        lambda x: functional.budgeted_masks(x, mean, sharpness=2.0), logits
+    )
+
+
+def test_small_masks_have_finite_gradients(device):
+    logits = torch.full((2, 100), -300.0, device=device)
+    logits[:, 0] = 300
+    logits.requires_grad_()
+    weights = functional.budgeted_masks(logits, torch.tensor([0.01, 0.01], device=device))
+    weights.sum().backward()
+    assert weights.isfinite().all() and logits.grad.isfinite().all()
