@@ -171,7 +171,7 @@ def budgeted_masks(logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> T
     slope = slope * (1 - slope)
     moves = (slope * scaled).sum(1) / slope.sum(1)  # with the shift's derivative
     masks = torch.sigmoid(scaled - (low + moves - moves.detach())[:, None])
-    weights = torch.ones_like(masks[:1])
+    weights = masks.new_ones(1, masks.shape[1])
     for mask in masks:
         weights = torch.cat((weights, weights * mask.square()))
     return weights

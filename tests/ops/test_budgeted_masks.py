@@ -19,7 +19,7 @@ def assert_means(logits, mean, tolerance):
     assert_close(masks.double().mean(1), mean.double(), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("masks", [0, 1, 2, 3, 8])
+@pytest.mark.parametrize("masks", [1, 2, 3, 8])
 @pytest.mark.parametrize("dim", [1, 17, 300])
 def test_matches_definition(dim, masks, device):
     logits = torch.randn(masks, dim, device=device)
@@ -34,6 +34,11 @@ def test_matches_definition(dim, masks, device):
         results.append((weights.detach().cpu().double(), found.cpu().double()))
     for mine, truth in zip(*results, strict=True):
         assert_close(mine, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_no_masks(device):
+    none = torch.zeros(0, 5, device=device)
+    assert (functional.budgeted_masks(none, none[:, 0]) == torch.ones(1, 5, device=device)).all()
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 100, 2049])

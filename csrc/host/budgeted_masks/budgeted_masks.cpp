@@ -18,6 +18,10 @@ DType checked_masks(const Tensor& t, const char* name) {
   return dtype;
 }
 
+std::int64_t blocks_of(std::int64_t dim) {
+  return (dim + kernels::kMaskBlock - 1) / kernels::kMaskBlock;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> budgeted_masks(const Tensor& logits_, const Tensor& mean_,
@@ -43,9 +47,9 @@ std::tuple<Tensor, Tensor> budgeted_masks(const Tensor& logits_, const Tensor& m
         parallel_rows(masks, 32 * dim, [&](auto begin, auto end) {
           kernels::budgeted_masks_shift_cpu(p, begin, end);
         });
-        parallel_rows(dim, 16 * masks + weights.size(0), [&](auto begin, auto end) {
-          kernels::budgeted_masks_subsets_cpu(p, begin, end);
-        });
+        parallel_rows(
+            blocks_of(dim), kernels::kMaskBlock * (16 * masks + weights.size(0)),
+            [&](auto begin, auto end) { kernels::budgeted_masks_subsets_cpu(p, begin, end); });
       },
       [&](auto stream) { return kernels::budgeted_masks_cuda(p, stream); });
   return {weights, shifted};
@@ -76,9 +80,10 @@ Tensor budgeted_masks_backward(const Tensor& grad_weights_, const Tensor& weight
   run_on(
       shifted,
       [&] {
-        parallel_rows(dim, 16 * masks + masks * weights.size(0), [&](auto begin, auto end) {
-          kernels::budgeted_masks_backward_subsets_cpu(p, begin, end);
-        });
+        parallel_rows(blocks_of(dim), kernels::kMaskBlock * masks * (16 + weights.size(0)),
+                      [&](auto begin, auto end) {
+                        kernels::budgeted_masks_backward_subsets_cpu(p, begin, end);
+                      });
         parallel_rows(masks, 16 * dim, [&](auto begin, auto end) {
           kernels::budgeted_masks_backward_shift_cpu(p, begin, end);
         });

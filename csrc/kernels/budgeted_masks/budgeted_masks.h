@@ -80,47 +80,13 @@ MAST_EXT_HD A sigmoid(A u) {
   return 1 / (1 + std::exp(-u));
 }
 
-// log(sigmoid(u)) without overflow.
-template <typename A>
-MAST_EXT_HD A log_sigmoid(A u) {
-  const A size = u < 0 ? -u : u;
-  return (u < 0 ? u : A{0}) - std::log1p(std::exp(-size));
-}
+// The CPU takes this many dimensions together.
+inline constexpr std::int64_t kMaskBlock = 64;
 
-// w of dimension d for all subsets, each mask doubling their number.
-template <typename A>
-MAST_EXT_HD void write_subsets(const BudgetedMasks& p, std::int64_t d) {
-  const A* u = static_cast<const A*>(p.shifted) + d;
-  A* w = static_cast<A*>(p.weights) + d;
-  w[0] = 1;
-  for (std::int64_t f = 0, subsets = 1; f < p.masks; ++f, subsets *= 2) {
-    // The square of a mask by its logarithm: a product of few small masks would be denormal sooner.
-    const A square = std::exp(2 * log_sigmoid(u[f * p.dim]));
-    for (std::int64_t g = 0; g < subsets; ++g) w[(subsets + g) * p.dim] = w[g * p.dim] * square;
-  }
-}
-
-// grad u of dimension d for all masks.
-template <typename A>
-MAST_EXT_HD void write_grad_shifted(const BudgetedMasksBackward& p, std::int64_t d) {
-  const A* u = static_cast<const A*>(p.shifted) + d;
-  const A* w = static_cast<const A*>(p.weights) + d;
-  const A* grad = static_cast<const A*>(p.grad_weights) + d;
-  A sums[kMostMasks] = {};
-  for (std::int64_t g = 1; g < std::int64_t{1} << p.masks; ++g) {
-    const A product = grad[g * p.dim] * w[g * p.dim];
-    for (std::int64_t f = 0; f < p.masks; ++f) sums[f] += g >> f & 1 ? product : A{0};
-  }
-  A* out = static_cast<A*>(p.grad_shifted) + d;
-  for (std::int64_t f = 0; f < p.masks; ++f) {
-    out[f * p.dim] = 2 * sigmoid(-u[f * p.dim]) * sums[f];
-  }
-}
-
-// Masks [begin, end), then dimensions [begin, end).
+// Masks [begin, end), then blocks [begin, end) of dimensions.
 void budgeted_masks_shift_cpu(const BudgetedMasks& p, std::int64_t begin, std::int64_t end);
 void budgeted_masks_subsets_cpu(const BudgetedMasks& p, std::int64_t begin, std::int64_t end);
-// Dimensions [begin, end), then masks [begin, end).
+// Blocks [begin, end) of dimensions, then masks [begin, end).
 void budgeted_masks_backward_subsets_cpu(const BudgetedMasksBackward& p, std::int64_t begin,
                                          std::int64_t end);
 void budgeted_masks_backward_shift_cpu(const BudgetedMasksBackward& p, std::int64_t begin,

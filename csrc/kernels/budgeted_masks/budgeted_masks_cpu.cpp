@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "kernels/common/isa.h"
-#include "kernels/common/simd.h"
+#include "kernels/common/vector_loops_cpu.h"
 
 namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
@@ -46,6 +46,67 @@ void write_shifted(const BudgetedMasks& p, std::int64_t f) {
   for (std::int64_t d = 0; d < p.dim; ++d) shifted[d] -= search.shift;
 }
 
+// Calls body(d, left) for every vector of a block of dimensions; `left` are those up to its end.
+template <typename A, typename Body>
+void for_block(std::int64_t dim, std::int64_t block, const Body& body) {
+  const std::int64_t end = std::min(dim, (block + 1) * kMaskBlock);
+  for (std::int64_t d = block * kMaskBlock; d < end; d += kLanes<A>) body(d, end - d);
+}
+
+// log(sigmoid(u)) without overflow.
+template <typename A>
+vec<A> log_sigmoid(vec<A> u) {
+  const vec<A> none{};
+  return (u < none ? u : none) - log1p_unit(MAST_EXT_ISA::exp(u < none ? u : -u));
+}
+
+template <typename A>
+void write_subsets(const BudgetedMasks& p, std::int64_t block) {
+  const A* u = static_cast<const A*>(p.shifted);
+  A* w = static_cast<A*>(p.weights);
+  A squares[kMaskBlock + kPad];
+  const std::int64_t first = block * kMaskBlock;
+  for_block<A>(p.dim, block, [&](auto d, auto left) { store_some(w + d, broadcast(A{1}), left); });
+  for (std::int64_t f = 0, subsets = 1; f < p.masks; ++f, subsets *= 2) {
+    for_block<A>(p.dim, block, [&](auto d, auto left) {
+      const vec<A> log_mask = log_sigmoid<A>(load_some(u + f * p.dim + d, left));
+      store(squares + d - first, MAST_EXT_ISA::exp(2 * log_mask));
+    });
+    for (std::int64_t g = 0; g < subsets; ++g) {
+      for_block<A>(p.dim, block, [&](auto d, auto left) {
+        const vec<A> product = load_some(w + g * p.dim + d, left) * load(squares + d - first);
+        store_some(w + (subsets + g) * p.dim + d, product, left);
+      });
+    }
+  }
+}
+
+template <typename A>
+void write_grad_shifted(const BudgetedMasksBackward& p, std::int64_t block) {
+  const A* u = static_cast<const A*>(p.shifted);
+  const A* w = static_cast<const A*>(p.weights);
+  const A* grad = static_cast<const A*>(p.grad_weights);
+  A sums[kMostMasks][kMaskBlock + kPad] = {};
+  const std::int64_t first = block * kMaskBlock;
+  for (std::int64_t g = 1; g < std::int64_t{1} << p.masks; ++g) {
+    for_block<A>(p.dim, block, [&](auto d, auto left) {
+      const std::int64_t at = g * p.dim + d;
+      const vec<A> product = load_some(grad + at, left) * load_some(w + at, left);
+      for (std::int64_t f = 0; f < p.masks; ++f) {
+        A* sum = sums[f] + d - first;
+        if (g >> f & 1) store(sum, load(sum) + product);
+      }
+    });
+  }
+  for (std::int64_t f = 0; f < p.masks; ++f) {
+    for_block<A>(p.dim, block, [&](auto d, auto left) {
+      const vec<A> rest = 1 / (1 + MAST_EXT_ISA::exp(load_some(u + f * p.dim + d, left)));  // 1 - m
+      store_some(static_cast<A*>(p.grad_shifted) + f * p.dim + d,
+                 2 * rest * load(sums[f] + d - first), left);
+    });
+  }
+}
+
 template <typename A>
 void write_grad_logits(const BudgetedMasksBackward& p, std::int64_t f) {
   const A* u = static_cast<const A*>(p.shifted) + f * p.dim;
@@ -72,14 +133,14 @@ void budgeted_masks_shift_cpu(const BudgetedMasks& p, std::int64_t begin, std::i
 
 void budgeted_masks_subsets_cpu(const BudgetedMasks& p, std::int64_t begin, std::int64_t end) {
   visit_accumulation(p.dtype, [&]<typename A>() {
-    for (std::int64_t d = begin; d < end; ++d) write_subsets<A>(p, d);
+    for (std::int64_t block = begin; block < end; ++block) write_subsets<A>(p, block);
   });
 }
 
 void budgeted_masks_backward_subsets_cpu(const BudgetedMasksBackward& p, std::int64_t begin,
                                          std::int64_t end) {
   visit_accumulation(p.dtype, [&]<typename A>() {
-    for (std::int64_t d = begin; d < end; ++d) write_grad_shifted<A>(p, d);
+    for (std::int64_t block = begin; block < end; ++block) write_grad_shifted<A>(p, block);
   });
 }
 

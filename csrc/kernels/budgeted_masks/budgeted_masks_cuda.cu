@@ -56,17 +56,43 @@ __global__ void __launch_bounds__(kThreads) write_shifted(BudgetedMasks p) {
   for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) shifted[d] -= search.shift;
 }
 
-__global__ void __launch_bounds__(kDimThreads) subsets(BudgetedMasks p) {
-  const std::int64_t d = std::int64_t{blockIdx.x} * kDimThreads + threadIdx.x;
-  if (d < p.dim) write_subsets<float>(p, d);
+// log(sigmoid(u)) without overflow.
+__device__ __forceinline__ float log_sigmoid(float u) {
+  return fminf(u, 0) - log1pf(expf(-fabsf(u)));
 }
 
-__global__ void __launch_bounds__(kDimThreads) grad_shifted(BudgetedMasksBackward p) {
+__global__ void __launch_bounds__(kDimThreads) write_subsets(BudgetedMasks p) {
   const std::int64_t d = std::int64_t{blockIdx.x} * kDimThreads + threadIdx.x;
-  if (d < p.dim) write_grad_shifted<float>(p, d);
+  if (d >= p.dim) return;
+  const float* u = static_cast<const float*>(p.shifted) + d;
+  float* w = static_cast<float*>(p.weights) + d;
+  w[0] = 1;
+  for (std::int64_t f = 0, subsets = 1; f < p.masks; ++f, subsets *= 2) {
+    const float square = expf(2 * log_sigmoid(u[f * p.dim]));
+    for (std::int64_t g = 0; g < subsets; ++g) w[(subsets + g) * p.dim] = w[g * p.dim] * square;
+  }
 }
 
-__global__ void __launch_bounds__(kThreads) grad_logits(BudgetedMasksBackward p) {
+__global__ void __launch_bounds__(kDimThreads) write_grad_shifted(BudgetedMasksBackward p) {
+  const std::int64_t d = std::int64_t{blockIdx.x} * kDimThreads + threadIdx.x;
+  if (d >= p.dim) return;
+  const float* u = static_cast<const float*>(p.shifted) + d;
+  const float* w = static_cast<const float*>(p.weights) + d;
+  const float* grad = static_cast<const float*>(p.grad_weights) + d;
+  float sums[kMostMasks] = {};
+  for (int g = 1; g < 1 << p.masks; ++g) {
+    const float product = grad[g * p.dim] * w[g * p.dim];
+#pragma unroll
+    for (int f = 0; f < kMostMasks; ++f) sums[f] += g >> f & 1 ? product : 0;
+  }
+  float* out = static_cast<float*>(p.grad_shifted) + d;
+#pragma unroll
+  for (int f = 0; f < kMostMasks; ++f) {
+    if (f < p.masks) out[f * p.dim] = 2 * sigmoid(-u[f * p.dim]) * sums[f];
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) write_grad_logits(BudgetedMasksBackward p) {
   const float* u = static_cast<const float*>(p.shifted) + blockIdx.x * p.dim;
   const float* grad = static_cast<const float*>(p.grad_shifted) + blockIdx.x * p.dim;
   float* out = static_cast<float*>(p.grad_logits) + blockIdx.x * p.dim;
@@ -91,14 +117,14 @@ __global__ void __launch_bounds__(kThreads) grad_logits(BudgetedMasksBackward p)
 int budgeted_masks_cuda(const BudgetedMasks& p, cudaStream_t stream) {
   const cudaError_t error = launch(write_shifted, blocks(p.masks, 1), kThreads, stream, p);
   if (error != cudaSuccess) return error;
-  return launch(subsets, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
+  return launch(write_subsets, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
 }
 
 int budgeted_masks_backward_cuda(const BudgetedMasksBackward& p, cudaStream_t stream) {
   const cudaError_t error =
-      launch(grad_shifted, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
+      launch(write_grad_shifted, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
   if (error != cudaSuccess) return error;
-  return launch(grad_logits, blocks(p.masks, 1), kThreads, stream, p);
+  return launch(write_grad_logits, blocks(p.masks, 1), kThreads, stream, p);
 }
 
 }  // namespace mast_ext::kernels
