@@ -328,12 +328,12 @@ def grouped_squared_difference_with_residual(
     return op(x, y, group, groups, weight, dimension_weights)
 
 
-def budgeted_masks(logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:
+def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:
     r"""Masks of a given mean, and the products of every subset of them.
 
     ::
 
-        m_fd = sigmoid(sharpness · logits_fd − c_f)         c_f such that  mean_d m_fd = mean_f
+        m_fd = sigmoid(sharpness · mask_logits_fd − c_f)         c_f such that  mean_d m_fd = mean_f
         weights[g, d] = Π_{f in g} m_fd²                    f is in subset g if bit f of g is set
 
     So ``weights[0]`` is 1, and ``weights[2**f]`` mask ``f`` squared. The budget holds to about 1e-6
@@ -342,18 +342,18 @@ def budgeted_masks(logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> T
     theorem. :class:`mast_ext.losses.AugmentationMasks` are made of it.
 
     Args:
-        logits: ``[F, D]`` with ``F ≤ 8``, float32, or float64 on the CPU; finite.
-        mean: ``[F]`` in ``(0, 1)``, dtype of ``logits``; not checked, and without gradient.
+        mask_logits: ``[F, D]`` with ``F ≤ 8``, float32, or float64 on the CPU; finite.
+        mean: ``[F]`` in ``(0, 1)``, dtype of ``mask_logits``; not checked, and without gradient.
         sharpness: Multiplies the logits.
 
     Returns:
-        ``[2^F, D]``, dtype of ``logits``. Differentiable once in ``logits``.
+        ``[2^F, D]``, dtype of ``mask_logits``, in which it is differentiable once.
 
     Raises:
         ValueError: A shape or device does not fit.
         TypeError: A dtype is not supported.
     """
-    return ops.budgeted_masks.op(logits, mean, sharpness)[0]
+    return ops.budgeted_masks.op(mask_logits, mean, sharpness)[0]
 
 
 def prototype_cross_entropy(

@@ -158,9 +158,9 @@ def grouped_squared_difference_with_residual(
     return *found, (weights * (x - y).square()).sum(1).detach()
 
 
-def budgeted_masks(logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:
+def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:
     """See :func:`mast_ext.functional.budgeted_masks`."""
-    scaled = sharpness * logits
+    scaled = sharpness * mask_logits
     fixed, logit = scaled.detach(), mean.logit()
     low, high = fixed.amin(1) - logit, fixed.amax(1) - logit
     for _ in range(60):

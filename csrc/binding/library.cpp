@@ -92,7 +92,7 @@ void define(torch::Library& m) {
       "prototype_column_logsumexp(Tensor logits, Tensor? center, float temperature, "
       "bool normalize_rows) -> Tensor");
   m.def(
-      "budgeted_masks(Tensor logits, Tensor mean, float sharpness) -> (Tensor weights, "
+      "budgeted_masks(Tensor mask_logits, Tensor mean, float sharpness) -> (Tensor weights, "
       "Tensor shifted)");
   m.def(
       "budgeted_masks_backward(Tensor grad_weights, Tensor weights, Tensor shifted, "

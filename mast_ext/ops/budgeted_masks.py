@@ -7,9 +7,9 @@ backward_op = torch.ops.mast_ext.budgeted_masks_backward.default
 
 
 @torch.library.register_fake("mast_ext::budgeted_masks")
-def _(logits, mean, sharpness):
-    masks, dim = logits.shape
-    return logits.new_empty(2**masks, dim), logits.new_empty(masks, dim)
+def _(mask_logits, mean, sharpness):
+    masks, dim = mask_logits.shape
+    return mask_logits.new_empty(2**masks, dim), mask_logits.new_empty(masks, dim)
 
 
 @torch.library.register_fake("mast_ext::budgeted_masks_backward")

@@ -110,13 +110,13 @@ def random(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator) -> 
     if name == "candidates":
         return torch.ones(shape, dtype=torch.bool)
     if name == "mean":
-        return (torch.rand(shape, generator=generator) * 0.8 + 0.1).to(sums)
+        return (torch.rand(shape, generator=generator) * 0.4 + 0.05).to(sums)
     if name == "temperature":
         return torch.full(shape, 0.5, dtype=sums)
     if name in ("masks", "dimension_weights"):
         return torch.rand(shape, generator=generator).to(sums)
     return torch.randn(shape, generator=generator).to(
-        sums if name in ("center", "weight", "weights") else dtype
+        sums if name in ("center", "mask_logits", "weight", "weights") else dtype
     )
 
 
@@ -287,7 +287,7 @@ CALLS = [
     Call(
         functional.budgeted_masks,
         "",
-        lambda n, d: {"logits": (3, d), "mean": (3,)},
+        lambda n, d: {"mask_logits": (3, d), "mean": (3,)},
         {"sharpness": 2.0},
         many=((1, 4000),),
     ),

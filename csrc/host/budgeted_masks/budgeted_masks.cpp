@@ -26,10 +26,10 @@ std::int64_t blocks_of(std::int64_t dim) {
 
 std::tuple<Tensor, Tensor> budgeted_masks(const Tensor& logits_, const Tensor& mean_,
                                           double sharpness) {
-  const DType dtype = checked_masks(logits_, "logits");
+  const DType dtype = checked_masks(logits_, "mask_logits");
   const std::int64_t masks = logits_.size(0), dim = logits_.size(1);
   check_shape(mean_, "mean", {masks});
-  check_like(mean_, "mean", logits_, "logits");
+  check_like(mean_, "mean", logits_, "mask_logits");
   const Tensor logits = logits_.contiguous(), mean = mean_.contiguous();
   Tensor weights = logits.new_empty({std::int64_t{1} << masks, dim});
   Tensor shifted = logits.new_empty({masks, dim});
