@@ -129,10 +129,9 @@ class AugmentationParameters:
             ``[B, P + 3]`` float32: the squared differences of the standardized columns, the crops'
             intersection over union, and the sum and the absolute difference of their areas.
         """
-        first, second = self.standardized(*recipes)[[i, j]]
-        areas = self.group("crop")[[i, j], :, 2:].prod(-1)
-        crops = (self.crop_iou(i, j), areas.sum(0), (areas[0] - areas[1]).abs())
-        return torch.cat(((first - second).square(), torch.stack(crops, dim=-1)), dim=-1)
+        rows, areas = self.standardized(*recipes), self.group("crop")[..., 2:].prod(-1)
+        crops = (self.crop_iou(i, j), areas[i] + areas[j], (areas[i] - areas[j]).abs())
+        return torch.cat(((rows[i] - rows[j]).square(), torch.stack(crops, dim=-1)), dim=-1)
 
 
 @functools.lru_cache(maxsize=64)
