@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Projector(nn.Sequential):
@@ -42,15 +42,21 @@ class PairUncertainty(nn.Sequential):
     """How uncertain it is that two views belong together: ``[B, inputs] -> [B]`` log-variances.
 
     A perceptron of one hidden layer on what tells a pair's views apart. It starts at log-variance 0
-    everywhere, so that training begins with every pair trusted alike.
+    everywhere, so that training begins with every pair trusted alike, and stays within ±8: equal
+    views, whose likeliest variance is 0, have a finite one.
 
     Args:
         inputs: Numbers that describe a pair.
         hidden: Width of the hidden layer.
     """
 
+    limit = 8.0
+
     def __init__(self, inputs: int, hidden: int = 32) -> None:
         last = nn.Linear(hidden, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        super().__init__(nn.Linear(inputs, hidden), nn.ReLU(), last, nn.Flatten(0))
+        super().__init__(nn.Linear(inputs, hidden), nn.ReLU(), last)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return self.limit * (super().forward(pairs)[:, 0] / self.limit).tanh()
