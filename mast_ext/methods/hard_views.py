@@ -281,7 +281,8 @@ class HardViews(HardSelection):
     def _logs(
         self, batch: ViewBatch, chosen: ViewBatch, losses: Tensor, score: Tensor
     ) -> dict[str, Tensor]:
-        pairs = torch.triu_indices(*losses.shape[:2], 1, device=losses.device)
+        views = len(losses)
+        pairs = torch.triu_indices(views, views, 1, device=losses.device)
         mean = (losses[pairs[0], pairs[1]] + losses[pairs[1], pairs[0]]).mean(0) / 2
         random = self._differences(batch.parameters[pairs].flatten(1, 2))
         iou, color = self._differences(chosen.parameters[:2])

@@ -7,9 +7,8 @@ dimensions that are invariant to all of these, so that freed ones keep what an a
 they are compared only where the views share it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -28,22 +27,24 @@ from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.models import PairUncertainty, Projector
 
 
-@dataclass(frozen=True)
-class SharedOptions:
+class SharedOptions(TypedDict, total=False):
     """Settings of one augmentation that the views of an image may have in common.
 
     Attributes:
         share: Probability that the views of an image have it in common, drawn apart from the other
-            augmentations.
-        freed: Share of the embedding's dimensions that are compared only where they have. With 0
-            sharing it makes pairs easier, and the whole embedding is invariant to it.
-        start: Fraction of the run's epochs after which any views share it: what the dimensions of
-            another augmentation are to keep has to be learned before geometry is shared.
+            augmentations (0.5).
+        freed: Share of the embedding's dimensions that are compared only where they have. With 0,
+            the default, sharing makes pairs easier, and the whole embedding is invariant to it.
+        start: Fraction of the run's epochs after which any views share it (0): what the dimensions
+            of another augmentation are to keep has to be learned before geometry is shared.
     """
 
-    share: float = 0.5
-    freed: float = 0.0
-    start: float = 0.0
+    share: float
+    freed: float
+    start: float
+
+
+_SHARED: SharedOptions = {"share": 0.5, "freed": 0.0, "start": 0.0}
 
 
 @dataclass(frozen=True)
@@ -89,21 +90,31 @@ class MASTOptions:
     epochs: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shared, Mapping) or not self.shared:
-            raise ValueError(f"mast.shared must name at least one augmentation, got {self.shared}")
-        for name, shared in self.shared.items():
-            for option, fits, expected in (
-                ("share", 0 <= shared.share <= 1, "[0, 1]"),
-                ("freed", 0 <= shared.freed < 1, "[0, 1)"),
-                ("start", 0 <= shared.start <= 1, "[0, 1]"),
-            ):
-                if not fits:
-                    raise ValueError(
-                        f"mast.shared: {option} of {name} must lie in {expected}, "
-                        f"got {getattr(shared, option)}"
-                    )
+        if not isinstance(self.shared, dict) or not self.shared:
+            raise ValueError(
+                "mast.shared must map at least one augmentation to its settings, got "
+                f"{self.shared!r}"
+            )
+        # With all settings, so that what a run writes down does not depend on defaults.
+        complete = {name: _completed(name, shared) for name, shared in self.shared.items()}
+        object.__setattr__(self, "shared", complete)
         if self.masks not in ("learned", "blocks"):
             raise ValueError(f"mast.masks must be learned or blocks, got {self.masks!r}")
+
+
+def _completed(name: str, shared: SharedOptions) -> SharedOptions:
+    unknown = sorted(shared.keys() - _SHARED.keys())
+    if unknown:
+        raise ValueError(f"mast.shared: {name} takes share, freed and start, got {unknown[0]!r}")
+    found: SharedOptions = {**_SHARED, **shared}
+    for option, value, fits, expected in (
+        ("share", found["share"], 0 <= found["share"] <= 1, "[0, 1]"),
+        ("freed", found["freed"], 0 <= found["freed"] < 1, "[0, 1)"),
+        ("start", found["start"], 0 <= found["start"] <= 1, "[0, 1]"),
+    ):
+        if not fits:
+            raise ValueError(f"mast.shared: {option} of {name} must lie in {expected}, got {value}")
+    return found
 
 
 @register
@@ -132,7 +143,7 @@ class MAST(Method):
         if invariance is None and options.base == "vicreg":
             invariance = VICRegOptions().invariance
         masks = AugmentationMasks(
-            [options.shared[name].freed for name in self.shared],
+            [options.shared[name]["freed"] for name in self.shared],
             self.projector.dim,
             learned=options.masks == "learned",
         )
@@ -157,7 +168,7 @@ class MAST(Method):
     def policy(self, recipe: AugmentationRecipe) -> SharedPolicy:
         epochs = self.options.epochs or 0.0
         sharing = {
-            name: Sharing(shared.share, round(shared.start * epochs))
+            name: Sharing(shared["share"], round(shared["start"] * epochs))
             for name, shared in self.options.shared.items()
         }
         return SharedPolicy(recipe, shared=sharing)
@@ -185,7 +196,7 @@ class MAST(Method):
     @torch.no_grad()
     def subspaces(self) -> Subspaces | None:
         """None where nothing is freed: the embedding is one."""
-        if not any(shared.freed for shared in self.options.shared.values()):
+        if not any(shared["freed"] for shared in self.options.shared.values()):
             return None
         masks = self.loss.masks
         return Subspaces(self.shared, masks().float().cpu(), masks.overlap().float().cpu())
