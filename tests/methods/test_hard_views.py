@@ -134,8 +134,8 @@ def brute_force(method, features, targets, changed):
             normal = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True, unbiased=False)
             scores[i, j] = (normal[i] - normal[j]).square().sum(1)
         elif name == "mast":
-            masks = torch.where(changed[..., None], method.loss.masks(), 1.0).prod(1)
-            scores[i, j] = (masks * (z[i] - z[j]).square()).sum(1) / masks.sum(1)
+            weights = torch.where(changed[..., None], method.loss.masks().square(), 1.0).prod(1)
+            scores[i, j] = (weights * (z[i] - z[j]).square()).sum(1) / weights.sum(1)
         else:
             other = z.detach() if name == "simsiam" else targets
             p = method.predictor(z.flatten(0, 1)).view_as(z)
