@@ -36,16 +36,17 @@ BACKENDS = ("torchvision", "dali")
 class ViewBatch:
     """Views of a batch of images, and how they were made.
 
-    Parameters and pairs are of all views, in this order: the full-size ones, L local ones, and the
-    plain center view where there is one. V counts them all.
+    Parameters are of all views, in this order: the full-size ones, L local ones, and the plain
+    center view where there is one. V counts them all.
 
     Attributes:
         images: Normalized full-size views (the center view is one), ``[V − L, B, 3, S, S]``
             float32; on the way to a GPU (see `ViewLoader.on`) perhaps their levels, uint8.
         parameters: Augmentation parameters, ``[V, B, P]`` float32.
-        pair_subspace: Subspace of every pair of views, ``[V, V, B]`` int64.
         index: Sample indices in the source, ``[B]`` int64.
         labels: Class ids of every factor, each ``[B]`` int64.
+        changed: By which of the policy's ``shared`` augmentations any two views of an image but the
+            center one differ, ``[B, K]`` bool; None when the policy shares none.
         local_images: Normalized local views, ``[L, B, 3, s, s]`` float32; None when there are
             none.
         masks: Patches to hide of the full-size views but the center one, bool ``[F, B, H, W]``;
@@ -56,9 +57,9 @@ class ViewBatch:
 
     images: Tensor
     parameters: Tensor
-    pair_subspace: Tensor
     index: Tensor
     labels: dict[str, Tensor]
+    changed: Tensor | None = None
     local_images: Tensor | None = None
     masks: Tensor | None = None
     hidden: HiddenPlaces | None = None
@@ -111,7 +112,7 @@ class ViewBatch:
             raise ValueError(
                 f"a batch of {len(self.index)} images does not divide into {parts} equal parts"
             )
-        axes = {"index": 0, "pair_subspace": 2}  # those of the images; all others have them second
+        axes = {"index": 0, "changed": 0}  # those of the images; all others have them second
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         chunks = {
             name: value.chunk(parts, axes.get(name, 1))
@@ -274,12 +275,12 @@ class ViewLoader:
         return ViewBatch(
             images=batch.images,
             parameters=plan.rows,
-            pair_subspace=plan.pair_subspace,
             index=torch.from_numpy(indices),
             labels={
                 name: torch.from_numpy(ids[indices].astype(np.int64))
                 for name, ids in self.source.labels.items()
             },
+            changed=plan.changed,
             local_images=batch.local_images,
             masks=plan.masks,
             hidden=plan.hidden,

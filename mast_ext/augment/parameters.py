@@ -117,6 +117,22 @@ class AugmentationParameters:
         areas = extent.prod(-1)
         return overlap / (areas[0] + areas[1] - overlap)
 
+    def pair_differences(self, i: int, j: int, *recipes: AugmentationRecipe) -> Tensor:
+        """How far apart views ``i`` and ``j`` are made, the same for ``j`` and ``i``.
+
+        Args:
+            i: A view.
+            j: Another one.
+            *recipes: What the views were made with, as in `standardized`.
+
+        Returns:
+            ``[B, P + 3]`` float32: the squared differences of the standardized columns, the crops'
+            intersection over union, and the sum and the absolute difference of their areas.
+        """
+        rows, areas = self.standardized(*recipes), self.group("crop")[..., 2:].prod(-1)
+        crops = (self.crop_iou(i, j), areas[i] + areas[j], (areas[i] - areas[j]).abs())
+        return torch.cat(((rows[i] - rows[j]).square(), torch.stack(crops, dim=-1)), dim=-1)
+
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)

@@ -19,7 +19,6 @@ ATTEMPTS = 10
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
-_REDRAW = 1 << 32  # streams of repeated crop draws lie above those of all views
 
 # Positions of the uniform numbers of a row within its stream.
 _AREA, _RATIO = slice(0, ATTEMPTS), slice(ATTEMPTS, 2 * ATTEMPTS)
@@ -98,58 +97,6 @@ def composed_rows(
     rows[:, GROUPS["blur"]] = _blur(recipe, u, u[:, _BLUR] < recipe.blur)
     rows[:, COLUMN["solarize"]] = u[:, _SOLARIZE] < recipe.solarize
     return rows.astype(np.float32)
-
-
-def forced_rows(
-    recipe: AugmentationRecipe,
-    anchor: NDArray[np.float32],
-    seed: int,
-    epoch: int,
-    indices: ArrayLike,
-    sizes: ArrayLike,
-    view: int,
-) -> NDArray[np.float32]:
-    """Rows in which *every* augmentation that is on differs from the anchor's.
-
-    A view that differs by one augmentation takes that group's columns from here and the rest from
-    the anchor. Crop and color are drawn anew (color always applied); flip, grayscale, blur and
-    solarize are gates and are toggled, so a gate of probability 1 is switched off. A new crop equal
-    to the anchor's is drawn again; an image of so few pixels that only one box exists keeps it.
-
-    Args:
-        recipe: Probabilities and ranges; augmentations that it switches off stay the anchor's.
-        anchor: Rows to differ from, ``[B, P]`` float32.
-        seed: Seed of the run.
-        epoch: Epoch, at least 0.
-        indices: Sample indices in the source, ``[B]`` integers.
-        sizes: Height and width of every image, ``[B, 2]`` integers.
-        view: Stream of the draw, not the anchor's.
-
-    Returns:
-        ``[B, P]`` float32.
-    """
-    sizes, indices = _checked_sizes(sizes), np.asarray(indices)
-    u = uniforms(keys(seed, epoch, indices, view), _UNIFORMS)
-    rows = anchor.copy()
-    on = np.ones(len(sizes), bool)
-    for name in recipe.augmentations:
-        group = GROUPS[name]
-        if name == "crop":
-            rows[:, group] = _crop(recipe, u, sizes)
-            for attempt in range(1, ATTEMPTS):
-                same = (rows[:, group] == anchor[:, group]).all(axis=1).nonzero()[0]
-                if not len(same):
-                    break
-                stream = view + attempt * _REDRAW
-                again = uniforms(keys(seed, epoch, indices[same], stream), _UNIFORMS)
-                rows[same, group] = _crop(recipe, again, sizes[same])
-        elif name == "color":
-            rows[:, group] = _color(recipe, u, on)
-        elif name == "blur":
-            rows[:, group] = _blur(recipe, u, anchor[:, COLUMN["blur"]] == 0)
-        else:
-            rows[:, group] = 1 - anchor[:, group]
-    return rows
 
 
 def _crop(

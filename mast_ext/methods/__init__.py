@@ -13,10 +13,10 @@ from mast_ext.methods.hard_crops import HardCrops as HardCrops
 from mast_ext.methods.hard_crops import hard_selection as hard_selection
 from mast_ext.methods.hard_views import HardSelection as HardSelection
 from mast_ext.methods.hard_views import HardViewOptions as HardViewOptions
-from mast_ext.methods.hard_views import HardViewPolicy as HardViewPolicy
 from mast_ext.methods.hard_views import HardViews as HardViews
 from mast_ext.methods.ibot import IBOT as IBOT
 from mast_ext.methods.mast import MAST as MAST
+from mast_ext.methods.mast import SharedOptions as SharedOptions
 from mast_ext.methods.method import METHODS as METHODS
 from mast_ext.methods.method import Encoded as Encoded
 from mast_ext.methods.method import HiddenPatches as HiddenPatches

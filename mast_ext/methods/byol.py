@@ -68,9 +68,9 @@ class BYOL(TeacherMethod):
         )
 
     def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
-        return {"loss": mean_over_pairs(self.pair_losses(encoded)).mean()}
+        return {"loss": mean_over_pairs(self.pair_losses(encoded, batch)).mean()}
 
-    def pair_losses(self, encoded: Encoded) -> Tensor:
+    def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
         embedded = self.embed(encoded.features)
         predicted = self.predictor(embedded.flatten(0, 1)).view_as(embedded)
         return self.loss.pair_losses(predicted, self.targets_of(encoded))

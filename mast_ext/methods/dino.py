@@ -185,5 +185,5 @@ class DINO(TeacherMethod):
         targets = self.targets_of(encoded)
         return self.loss.crop_losses(targets, scores, teacher_temp=self.teacher_temperature)
 
-    def pair_losses(self, encoded: Encoded) -> Tensor:
+    def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
         return self.crop_losses(encoded).transpose(0, 1)

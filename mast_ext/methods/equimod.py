@@ -127,12 +127,7 @@ class EquiMod(_Base):
 
     def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
         """The wrapped method's loss plus the weighted equivariance loss, and both for the log."""
-        shown = replace(
-            batch,
-            images=batch.images[:-1],
-            parameters=batch.parameters[:-1],
-            pair_subspace=batch.pair_subspace[:-1, :-1],
-        )
+        shown = replace(batch, images=batch.images[:-1], parameters=batch.parameters[:-1])
         own = replace(encoded, features=encoded.features[:-1][self.base.student_views])
         terms = self.base(own, shown)
 
@@ -151,9 +146,9 @@ class EquiMod(_Base):
             **self._gains(actual, predicted, start, batch.parameters),
         }
 
-    def pair_losses(self, encoded: Encoded) -> Tensor:
+    def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
         """Those of the wrapped method: hard views are chosen by them."""
-        return self.base.pair_losses(encoded)
+        return self.base.pair_losses(encoded, batch)
 
     forwards = Method.forwards  # by this class's views and teacher
 

@@ -131,15 +131,12 @@ class HardCrops(HardSelection):
         # All even views of an image have one mask, and all odd ones: see `MultiCropPolicy`.
         masks = None if batch.masks is None else batch.masks[:2]
         hidden = None if batch.hidden is None else batch.hidden.of_first_views(2)
-        # All pairs are of one kind: those of the first views stand for those of any others.
-        kept = torch.cat((self._first_views(index.device), last[:, 0]))
         shown = torch.cat((pair, torch.full_like(last, len(batch.images) - 1)))
         return replace(
             batch,
             images=functional.gather_views(batch.images, shown),
             local_images=local,
             parameters=functional.gather_views(batch.parameters, torch.cat((index, last))),
-            pair_subspace=batch.pair_subspace[kept][:, kept],
             masks=masks,
             hidden=hidden,
         )

@@ -11,9 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -26,7 +25,6 @@ from mast_ext.augment import (
     ViewBatch,
     ViewPolicy,
 )
-from mast_ext.augment.policies import JOINT, UNUSED
 from mast_ext.losses import HardViewSelector
 from mast_ext.methods.method import Encoded, Method
 from mast_ext.models import forward_views
@@ -115,43 +113,6 @@ class HardViewOptions:
         return steps // self.every - first // self.every
 
 
-class HardViewPolicy(ViewPolicy):
-    """Two views by a method's own policy, and further composed views to choose from.
-
-    An image whose own two views are a composed pair may be trained on any two: all pairs are of
-    the joint subspace. One whose own two views belong to another subspace (MAST) keeps them: a
-    pair of others would say nothing of that one.
-
-    Args:
-        pair: The method's policy.
-        views: Views of an image, at least 2.
-
-    Raises:
-        ValueError: The policy does not give two views (and the plain one).
-    """
-
-    def __init__(self, pair: ViewPolicy, views: int) -> None:
-        super().__init__(pair.recipe, with_center=pair.with_center)
-        found = pair.num_views() - pair.with_center
-        if found != 2:
-            raise ValueError(
-                "hard_views needs a method that trains on two views of an image, got"
-                f" {found}: set augment.views (of mast: mast.policy, mast.partners)"
-            )
-        self.pair, self.views = pair, views
-
-    def _augmented_views(self) -> int:
-        return self.views
-
-    def _views(self, draw: Any) -> tuple[list[np.ndarray], dict[tuple[int, int], Any]]:
-        views, pairs = self.pair._views(draw)
-        own = pairs[0, 1]
-        views = [*views, *(draw.composed(view) for view in range(2, self.views))]
-        joint = np.where(own == np.int64(JOINT), JOINT, UNUSED)
-        others = {(i, j): joint for j in range(self.views) for i in range(j)}
-        return views, {**others, (0, 1): own}
-
-
 class HardSelection(ABC):
     """Replaces a batch of many views by one of those that are hardest for the model.
 
@@ -226,7 +187,8 @@ def nothing_selected(device: torch.device) -> dict[str, Tensor]:
 class HardViews(HardSelection):
     """Every image's hardest two views, by a method's `Method.pair_losses`.
 
-    Images that have no choice (see `HardViewPolicy`) do not count in the logs.
+    What the views of an image have in common (MAST) all candidates have, so that any two may be
+    chosen.
 
     Args:
         method: What is trained, EquiMod around it included.
@@ -253,7 +215,14 @@ class HardViews(HardSelection):
                 f"hard_views.size must be at most the views' {recipe.size} pixels,"
                 f" got {options.size}"
             )
-        self.policy = HardViewPolicy(method.policy(recipe), options.views)
+        plain = method.policy(recipe)
+        found = plain.views + plain.local_views
+        if found != 2:
+            raise ValueError(
+                "hard_views needs a method that trains on two views of an image, got"
+                f" {found}: set augment.views"
+            )
+        self.policy = plain.enlarged(options.views)
         self.method, self.options = method, options
         self.sizes = () if options.size is None else (options.size,)
         self.trained = 2 + self.policy.with_center
@@ -276,56 +245,50 @@ class HardViews(HardSelection):
     def __call__(
         self, batch: ViewBatch, backbone: nn.Module, teacher: nn.Module | None, *, select: bool
     ) -> tuple[ViewBatch, dict[str, Tensor]]:
-        images = batch.images.shape[1]
-        index = torch.arange(2, device=batch.index.device)[:, None].expand(2, images)
         if not select:
-            return self._pair(batch, index), nothing_selected(index.device)
-        views = batch.images[: self.options.views]
-        losses = self._pair_losses(views, backbone, teacher)
-        hard, score = self.selector(losses)
-        free = batch.pair_subspace[0, 1] == JOINT
-        chosen = self._pair(batch, torch.where(free, hard, index))
-        return chosen, self._logs(batch, chosen, losses, score, free)
+            images, device = batch.images.shape[1], batch.index.device
+            first = torch.arange(2, device=device)[:, None].expand(2, images)
+            return self._pair(batch, first), nothing_selected(device)
+        losses = self._pair_losses(batch, backbone, teacher)
+        index, score = self.selector(losses)
+        chosen = self._pair(batch, index)
+        return chosen, self._logs(batch, chosen, losses, score)
 
-    def _pair_losses(self, views: Tensor, backbone: nn.Module, teacher: nn.Module | None) -> Tensor:
-        """``[V, V, B]`` of views ``[V, B, 3, S, S]``."""
+    def _pair_losses(
+        self, batch: ViewBatch, backbone: nn.Module, teacher: nn.Module | None
+    ) -> Tensor:
+        """``[V, V, B]`` of the candidates, at the size of selection."""
+        views = batch.images[: self.options.views]
         if self.sizes:
             views = scaled_down(views, *self.sizes)
         with self._selecting(views.device.type, backbone, self.method, teacher):
             targets = None if teacher is None else forward_views(teacher, views)
             if self.options.scorer == "teacher" and targets is not None:
                 return self.method.teacher_pair_losses(targets)
-            return self.method.pair_losses(Encoded(forward_views(backbone, views), targets))
+            encoded = Encoded(forward_views(backbone, views), targets)
+            return self.method.pair_losses(encoded, batch)
 
     def _pair(self, batch: ViewBatch, index: Tensor) -> ViewBatch:
         """Views ``index [2, B]`` of every image with their parameters, and the plain view."""
-        first, second = index
-        subspace = batch.pair_subspace[first, second, torch.arange(len(first), device=index.device)]
-        pairs = batch.pair_subspace.new_full((self.trained, self.trained, len(first)), UNUSED)
-        pairs[0, 1] = pairs[1, 0] = subspace
         if self.policy.with_center:
             index = torch.cat((index, torch.full_like(index[:1], len(batch.images) - 1)))
         return replace(
             batch,
             images=functional.gather_views(batch.images, index),
             parameters=functional.gather_views(batch.parameters, index),
-            pair_subspace=pairs,
         )
 
     def _logs(
-        self, batch: ViewBatch, chosen: ViewBatch, losses: Tensor, score: Tensor, free: Tensor
+        self, batch: ViewBatch, chosen: ViewBatch, losses: Tensor, score: Tensor
     ) -> dict[str, Tensor]:
-        views, images = losses.shape[1:]
+        views = len(losses)
         pairs = torch.triu_indices(views, views, 1, device=losses.device)
         mean = (losses[pairs[0], pairs[1]] + losses[pairs[1], pairs[0]]).mean(0) / 2
-        every = batch.parameters[pairs].flatten(1, 2)
-        random = [values.view(-1, images).mean(0) for values in self._differences(every)]
+        random = self._differences(batch.parameters[pairs].flatten(1, 2))
         iou, color = self._differences(chosen.parameters[:2])
         values = (score - mean, iou, random[0], color, random[1])
-        count = free.sum()
         return {
-            f"hard_views/{name}": value.where(free, 0.0).sum() / count
-            for name, value in zip(LOGS, values, strict=True)
+            f"hard_views/{name}": value.mean() for name, value in zip(LOGS, values, strict=True)
         }
 
 

@@ -1,31 +1,50 @@
-"""MAST: one embedding, a mask for every subspace of it, and invariance inside every mask.
+"""MAST: one embedding, and a mask for every augmentation that views may have in common.
 
-After Huang et al., "MAST: Masked Augmentation Subspace Training" (ICLR 2023); the
-definition is ours (see `mast_ext.losses.MASTLoss`). Subspace 0, the joint one,
-compares pairs whose views were drawn independently. With the policy ``shared`` subspace k compares
-pairs that have the k-th entry of ``shared`` in common, and so learns to keep it; with ``sampled``
-and ``factorized`` pairs that differ by the recipe's k-th augmentation alone.
+After Huang et al., "MAST: Masked Augmentation Subspace Training" (ICLR 2023); the definition is
+ours (see `mast_ext.losses.MASTLoss`). An augmentation's mask says which dimensions are invariant to
+it; it frees the others. Two views of an image that differ by some augmentations are compared on the
+dimensions that are invariant to all of these, so that freed ones keep what an augmentation changes:
+they are compared only where the views share it.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from mast_ext.augment import (
+    COLUMNS,
+    AugmentationParameters,
     AugmentationRecipe,
-    FactorizedPolicy,
-    SampledPolicy,
     SharedPolicy,
+    Sharing,
     ViewBatch,
-    ViewPolicy,
 )
-from mast_ext.augment.policies import JOINT, AlignedPairs
-from mast_ext.losses import MASTLoss, SubspaceMasks
+from mast_ext.losses import AugmentationMasks, MASTLoss
 from mast_ext.methods.method import GATHER, Encoded, Method, Subspaces, register
 from mast_ext.methods.vicreg import VICRegOptions
-from mast_ext.models import LogVarianceHead, Projector
+from mast_ext.models import PairUncertainty, Projector
+
+
+class SharedOptions(TypedDict, total=False):
+    """Settings of one augmentation that the views of an image may have in common.
+
+    Attributes:
+        share: Probability that the views of an image have it in common, drawn apart from the other
+            augmentations (0.5).
+        freed: Share of the embedding's dimensions that are compared only where they have. With 0,
+            the default, sharing makes pairs easier, and the whole embedding is invariant to it.
+        start: Fraction of the run's epochs after which any views share it (0): what the dimensions
+            of another augmentation are to keep has to be learned before geometry is shared.
+    """
+
+    share: float
+    freed: float
+    start: float
+
+
+_SHARED: SharedOptions = {"share": 0.5, "freed": 0.0, "start": 0.0}
 
 
 @dataclass(frozen=True)
@@ -34,56 +53,68 @@ class MASTOptions:
 
     Attributes:
         projector: Widths of the projector's layers; the last one is the embedding's dimension.
-        policy: ``shared``: two independent views, which with probability ``share`` have one entry
-            of ``shared`` in common.
-            ``sampled``: an anchor and ``partners`` views, each drawn per image: a composed
-            one with probability ``joint``, else one that differs by a single augmentation.
-            ``factorized``: an anchor, one view per augmentation that differs by it alone, and one
-            composed view if ``joint`` is above 0.
-        shared: What views have in common (``shared``), each of which gets a subspace: ``crop``,
-            ``flip``, ``geometry`` (both), ``brightness``, ``contrast``, ``saturation``, ``hue``,
-            ``blur``.
-        share: Probability that the views of an image have something in common (``shared``).
-        aligned: Probability that two views are crops of one place, flipped alike (``shared``).
-        aligned_pairs: Which may be: those with something of ``shared`` in common (``shared``), or
-            those without (``joint``).
-        aligned_from: The epoch from which any are (``shared``): what is shared has to be learned
-            before. By default a third of the program's epochs.
-        partners: How many views are compared with the anchor (``sampled``).
-        joint: Probability of a composed pair (``sampled``); any number above 0 adds one
-            (``factorized``).
-        masks: ``blocks`` of dimensions, as many for each subspace; ``ones``, as without masks; or
-            how masks are learned: ``balanced`` ones cannot collapse onto few dimensions, the
-            others can.
+        shared: What the two views of an image may have in common: ``crop``, ``flip``, ``geometry``
+            (both), ``brightness``, ``contrast``, ``saturation``, ``hue``, ``blur``. Of each,
+            ``share`` is the probability that they have (0.5), ``freed`` the share of dimensions
+            that keep what it changes (0), and ``start`` the fraction of the epochs after which it
+            is shared (0). Example: ``{hue: {freed: 0.25}, geometry: {start: 0.33}}``.
+        masks: Which dimensions are freed is ``learned``, or ``blocks`` of them are.
         base: What keeps the embedding from collapsing: variance and covariance (``vicreg``), or
-            the other images of the batch, told apart in every subspace (``nt_xent``).
-        uncertainty: Learned variance that discounts ambiguous samples: none, one per subspace,
-            or one per dimension (``vicreg``).
-        invariance: Weight of the pair terms' mean over subspaces; by default 5 on ``vicreg`` (see
-            `VICRegOptions`) and 1 on ``nt_xent``.
+            the other images of the batch (``nt_xent``).
+        uncertainty: Whether pairs are weighted by a learned uncertainty: that of two views of
+            which so much was changed that they are hardly alike.
+        softness: How much it counts: pairs have weights ``exp(-softness * log_variance)``.
+        invariance: Weight of the pairs' distance; by default 5 on ``vicreg`` (see `VICRegOptions`)
+            and 1 on ``nt_xent``.
         variance: Weight of the hinge on every dimension's standard deviation (``vicreg``).
         covariance: Weight of the squared off-diagonal covariances (``vicreg``).
         temperature: Temperature of the cosine similarities (``nt_xent``).
-        sparsity: Weight of the masks' mean (L1).
+        epochs: What ``start`` is a fraction of; by default the run's epochs.
     """
 
     projector: tuple[int, ...] = (256, 256, 256)
-    policy: Literal["shared", "sampled", "factorized"] = "shared"
-    shared: tuple[str, ...] = ("hue",)
-    share: float = 0.5
-    aligned: float = 1.0
-    aligned_pairs: AlignedPairs = "shared"
-    aligned_from: int | None = None
-    partners: int = 1
-    joint: float = 0.5
-    masks: Literal["blocks", "ones", "balanced", "softmax", "sigmoid", "relu"] = "blocks"
+    shared: dict[str, SharedOptions] = field(
+        default_factory=lambda: {
+            "hue": SharedOptions(freed=0.25),
+            "geometry": SharedOptions(start=1 / 3),
+        }
+    )
+    masks: Literal["learned", "blocks"] = "learned"
     base: Literal["vicreg", "nt_xent"] = "vicreg"
-    uncertainty: Literal["none", "subspace", "diagonal"] = "none"
+    uncertainty: bool = False
+    softness: float = 1.0
     invariance: float | None = None
     variance: float = 25.0
     covariance: float = 1.0
     temperature: float = 0.2
-    sparsity: float = 0.0
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shared, dict) or not self.shared:
+            raise ValueError(
+                "mast.shared must map at least one augmentation to its settings, got "
+                f"{self.shared!r}"
+            )
+        # With all settings, so that what a run writes down does not depend on defaults.
+        complete = {name: _completed(name, shared) for name, shared in self.shared.items()}
+        object.__setattr__(self, "shared", complete)
+        if self.masks not in ("learned", "blocks"):
+            raise ValueError(f"mast.masks must be learned or blocks, got {self.masks!r}")
+
+
+def _completed(name: str, shared: SharedOptions) -> SharedOptions:
+    unknown = sorted(shared.keys() - _SHARED.keys())
+    if unknown:
+        raise ValueError(f"mast.shared: {name} takes share, freed and start, got {unknown[0]!r}")
+    found: SharedOptions = {**_SHARED, **shared}
+    for option, value, fits, expected in (
+        ("share", found["share"], 0 <= found["share"] <= 1, "[0, 1]"),
+        ("freed", found["freed"], 0 <= found["freed"] < 1, "[0, 1)"),
+        ("start", found["start"], 0 <= found["start"] <= 1, "[0, 1]"),
+    ):
+        if not fits:
+            raise ValueError(f"mast.shared: {option} of {name} must lie in {expected}, got {value}")
+    return found
 
 
 @register
@@ -96,7 +127,7 @@ class MAST(Method):
         options: See `MASTOptions`.
 
     Raises:
-        ValueError: The recipe switches no augmentation on, or an option lies out of range.
+        ValueError: An option lies out of range, or the recipe does not vary what is shared.
     """
 
     name = "mast"
@@ -104,84 +135,72 @@ class MAST(Method):
 
     def __init__(self, num_features: int, recipe: AugmentationRecipe, options: MASTOptions) -> None:
         super().__init__()
-        if not recipe.augmentations:
-            raise ValueError("mast needs a recipe with at least one augmentation switched on")
         self.options = options
-        self.subspace_names = self.policy(recipe).subspaces
+        self.recipe = recipe
+        self.shared = self.policy(recipe).shared
         self.projector = Projector(num_features, options.projector)
-        dim = self.projector.dim
         invariance = options.invariance
         if invariance is None and options.base == "vicreg":
             invariance = VICRegOptions().invariance
+        masks = AugmentationMasks(
+            [options.shared[name]["freed"] for name in self.shared],
+            self.projector.dim,
+            learned=options.masks == "learned",
+        )
         self.loss = MASTLoss(
-            SubspaceMasks(len(self.subspace_names), dim, options.masks),
+            masks,
             base=options.base,
             invariance=invariance,
             variance=options.variance,
             covariance=options.covariance,
-            sparsity=options.sparsity,
-            uncertainty=options.uncertainty,
             temperature=options.temperature,
+            softness=options.softness,
             gather_distributed=GATHER,
         )
-        self.log_variance: LogVarianceHead | None = None
-        if options.uncertainty != "none":
-            outputs = dim if options.uncertainty == "diagonal" else len(self.subspace_names)
-            self.log_variance = LogVarianceHead(num_features, outputs)
+        self.uncertainty: PairUncertainty | None = None
+        if options.uncertainty:
+            self.uncertainty = PairUncertainty(len(COLUMNS) + 3 + len(self.shared))
 
     @classmethod
     def complete(cls, options: MASTOptions, epochs: float) -> MASTOptions:
-        if options.aligned_from is not None:
-            return options
-        return replace(options, aligned_from=round(epochs / 3))
+        return options if options.epochs is not None else replace(options, epochs=epochs)
 
-    def policy(self, recipe: AugmentationRecipe) -> ViewPolicy:
-        options = self.options
-        if options.policy == "shared":
-            return SharedPolicy(
-                recipe,
-                shared=options.shared,
-                share=options.share,
-                aligned=options.aligned,
-                aligned_pairs=options.aligned_pairs,
-                aligned_from=options.aligned_from or 0,
-            )
-        if options.policy == "factorized":
-            return FactorizedPolicy(recipe, joint=options.joint > 0)
-        return SampledPolicy(recipe, n=options.partners, joint=options.joint)
+    def policy(self, recipe: AugmentationRecipe) -> SharedPolicy:
+        epochs = self.options.epochs or 0.0
+        sharing = {
+            name: Sharing(shared["share"], round(shared["start"] * epochs))
+            for name, shared in self.options.shared.items()
+        }
+        return SharedPolicy(recipe, shared=sharing)
 
     def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
-        features = encoded.features
-        terms = self.loss(self.embed(features), batch.pair_subspace, self._log_var(features))
-        logs = dict(terms.logs)
-        for k, name in enumerate(self.subspace_names):
-            logs[f"invariance/{name}"] = logs.pop(f"invariance/{k}")
-        return {"loss": terms.loss, **logs}
+        x, y = self.embed(encoded.features)
+        terms = self.loss(x, y, self._changed(batch), self.pair_uncertainty(batch))
+        return {"loss": terms.loss, **terms.logs}
 
-    def pair_losses(self, encoded: Encoded) -> Tensor:
-        # Views to choose from are drawn independently: their pairs belong to the joint subspace.
-        features = encoded.features
-        return self.loss.pair_losses(self.embed(features), self._log_var(features), subspace=JOINT)
+    def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
+        return self.loss.pair_losses(self.embed(encoded.features), self._changed(batch))
 
-    def _log_var(self, features: Tensor) -> Tensor | None:
-        return None if self.log_variance is None else self.log_variance(features)
+    def pair_uncertainty(self, batch: ViewBatch) -> Tensor | None:
+        if self.uncertainty is None:
+            return None
+        parameters = AugmentationParameters(batch.parameters[:2])
+        pairs = parameters.pair_differences(0, 1, self.recipe)
+        return self.uncertainty(torch.cat((pairs, self._changed(batch).to(pairs)), dim=1)).float()
+
+    def _changed(self, batch: ViewBatch) -> Tensor:
+        if batch.changed is None:
+            raise ValueError("mast needs views of a SharedPolicy, got a batch without `changed`")
+        return batch.changed
 
     @torch.no_grad()
-    def subspaces(self) -> Subspaces:
+    def subspaces(self) -> Subspaces | None:
+        """None where nothing is freed: the embedding is one."""
+        if not any(shared["freed"] for shared in self.options.shared.values()):
+            return None
         masks = self.loss.masks
-        return Subspaces(
-            self.subspace_names,
-            masks().float().cpu(),
-            masks.effective_dimensions().float().cpu(),
-            masks.overlap().float().cpu(),
-        )
-
-    def uncertainty(self, features: Tensor) -> Tensor | None:
-        log_var = self._log_var(features)
-        if log_var is None or self.options.uncertainty == "subspace":
-            return log_var
-        weights = self.loss.masks().square()  # of every dimension in the subspace's pair terms
-        return log_var @ (weights / weights.sum(1, keepdim=True)).mT.to(log_var)
+        return Subspaces(self.shared, masks().float().cpu(), masks.overlap().float().cpu())
 
     def no_weight_decay(self) -> set[str]:
+        """The masks: decay would pull every dimension towards the same mask."""
         return {name for name, _ in self.named_parameters() if name.startswith("loss.")}

@@ -24,19 +24,39 @@ GATHER = torch.distributed.is_available()
 
 @dataclass(frozen=True)
 class Subspaces:
-    """How an embedding is divided into subspaces, for probes and pictures.
+    """Which dimensions of an embedding are invariant to which augmentation.
 
     Attributes:
-        names: Name of every subspace.
-        masks: Weight of every dimension in every subspace, ``[K, D]`` float32, non-negative.
-        effective_dimensions: How many dimensions each subspace uses in effect, ``[K]``.
-        overlap: How much each pair of subspaces shares, ``[K, K]``, 1 on the diagonal.
+        names: The augmentations.
+        masks: ``[K, D]`` float32 in ``[0, 1]``: 1 where a dimension is invariant to the
+            augmentation, 0 where the augmentation frees it to keep what it changes.
+        overlap: How much the freed dimensions of each pair of augmentations have in common,
+            ``[K, K]``, 1 on the diagonal.
     """
 
     names: tuple[str, ...]
     masks: Tensor
-    effective_dimensions: Tensor
     overlap: Tensor
+
+    @property
+    def freed(self) -> Tensor:
+        """How many dimensions every augmentation frees, ``[K]``: the sum of ``1 - mask``."""
+        return (1 - self.masks).sum(1)
+
+    def dimensions(self) -> dict[str, Tensor]:
+        """The indices of the dimensions of every subspace, by its name.
+
+        Every augmentation that frees some makes two of the embedding: ``invariant to <name>``, and
+        ``freed by <name>``, which is as many of the dimensions with the smallest masks as it frees.
+        """
+        found = {}
+        for name, mask, freed in zip(self.names, self.masks, self.freed.tolist(), strict=True):
+            if freed == 0:
+                continue
+            kept = min(max(1, len(mask) - round(freed)), len(mask) - 1)
+            order = mask.argsort(descending=True, stable=True)
+            found[f"invariant to {name}"], found[f"freed by {name}"] = order.tensor_split([kept])
+        return found
 
 
 @dataclass(frozen=True)
@@ -157,11 +177,12 @@ class Method(nn.Module, ABC):
         """
 
     @abstractmethod
-    def pair_losses(self, encoded: Encoded) -> Tensor:
+    def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
         """How hard every pair of views of every image is, for hard view selection.
 
         Args:
             encoded: Features and targets of all V views.
+            batch: What is known of these views; its images are not read.
 
         Returns:
             ``[V, V, B]``: the loss of view ``i`` with view ``j`` (see the ``pair_losses``
@@ -224,8 +245,11 @@ class Method(nn.Module, ABC):
         """The subspaces of the embedding, on the CPU; None when there is only the whole."""
         return None
 
-    def uncertainty(self, features: Tensor) -> Tensor | None:
-        """Log-variances of views in every subspace, ``[V, B, K]``; None where none are learned."""
+    def pair_uncertainty(self, batch: ViewBatch) -> Tensor | None:
+        """Log-variances of every image's first two views as a pair, ``[B]``.
+
+        None where none are learned. Images are not read.
+        """
         return None
 
     def no_weight_decay(self) -> set[str]:

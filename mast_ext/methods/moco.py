@@ -91,7 +91,7 @@ class MoCo(TeacherMethod):
             self.queue.update(keys.flatten(0, 1))
         return {"loss": torch.stack(losses).mean()}
 
-    def pair_losses(self, encoded: Encoded) -> Tensor:
+    def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
         queries, targets = self.embed(encoded.features), self.targets_of(encoded)
         both = self.loss.pair_losses(torch.cat((queries, targets)), self.queue.bank)
         return both[: len(queries), len(queries) :]

@@ -58,5 +58,5 @@ class SimCLR(Method):
     def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
         return {"loss": self.loss(*self.embed(encoded.features))}
 
-    def pair_losses(self, encoded: Encoded) -> Tensor:
+    def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
         return self.loss.pair_losses(self.embed(encoded.features))

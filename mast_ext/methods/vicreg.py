@@ -63,5 +63,5 @@ class VICReg(Method):
         pairs = [self.loss(views[i], views[j]) for i, j in combinations(range(len(views)), 2)]
         return {"loss": torch.stack(pairs).mean()}
 
-    def pair_losses(self, encoded: Encoded) -> Tensor:
+    def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
         return self.loss.pair_losses(self.embed(encoded.features))

@@ -10,7 +10,7 @@ from mast_ext.models.backbones import (
     to_channels_last,
 )
 from mast_ext.models.ema import BatchNormMode, EMATeacher, cosine_momentum
-from mast_ext.models.heads import LogVarianceHead, Projector
+from mast_ext.models.heads import PairUncertainty, Projector
 from mast_ext.models.patches import PatchLayout, forward_patches, patch_layout
 from mast_ext.models.prototypes import DINOHead, NormalizedLinear
 from mast_ext.models.sync_batch_norm import sync_batch_norm
@@ -20,8 +20,8 @@ __all__ = [
     "BatchNormMode",
     "DINOHead",
     "EMATeacher",
-    "LogVarianceHead",
     "NormalizedLinear",
+    "PairUncertainty",
     "PatchLayout",
     "Projector",
     "cosine_momentum",

@@ -1,4 +1,4 @@
-"""Heads on a backbone's features: the projector, and the log-variances of uncertain embeddings."""
+"""The projector on a backbone's features, and the uncertainty of a pair of views."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -38,22 +38,25 @@ class Projector(nn.Sequential):
         self.dim = widths[-1]
 
 
-class LogVarianceHead(nn.Module):
-    """Log-variances of an embedding from a backbone's features: ``[N, F] -> [N, outputs]``.
+class PairUncertainty(nn.Sequential):
+    """How uncertain it is that two views belong together: ``[B, inputs] -> [B]`` log-variances.
 
-    It starts at log-variance 0 everywhere, so that training begins with every sample trusted
-    alike.
+    A perceptron of one hidden layer on what tells a pair's views apart. It starts at log-variance 0
+    everywhere, so that training begins with every pair trusted alike, and stays within ±8: equal
+    views, whose likeliest variance is 0, have a finite one.
 
     Args:
-        num_features: Width of the input ``F``.
-        outputs: One per subspace, or one per embedding dimension.
+        inputs: Numbers that describe a pair.
+        hidden: Width of the hidden layer.
     """
 
-    def __init__(self, num_features: int, outputs: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(num_features, outputs)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+    limit = 8.0
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.linear(features)
+    def __init__(self, inputs: int, hidden: int = 32) -> None:
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(nn.Linear(inputs, hidden), nn.ReLU(), last)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return self.limit * (super().forward(pairs)[:, 0] / self.limit).tanh()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mast_ext.augment import AugmentationRecipe, ViewPlan, make_policy
+from mast_ext.augment import AugmentationRecipe, Sharing, ViewPlan, make_policy
 from mast_ext.augment.dali import DaliRenderer
 from mast_ext.augment.torchvision import render
 
@@ -48,7 +48,7 @@ def dali(images, rows, recipe, local=None, **options):
     source = images if isinstance(images, Images) else Images(images)
     options = {"batch_size": len(source.sizes), "prefetch": False, **options}
     renderer = DaliRenderer(source, policy_of(recipe, local, len(rows)), **options)
-    plan = ViewPlan(rows, torch.empty(0))
+    plan = ViewPlan(rows)
     (batch,) = renderer.render([np.arange(len(source.sizes))], lambda _: plan)
     views = [*batch.images] + ([] if local is None else [*batch.local_images])
     return [view.round() for view in views]
@@ -169,8 +169,8 @@ def test_fused_jitter_is_as_strong_as_exact(smooth_images):
 POLICIES = [
     ("composed", {"views": 2}, (32, 32)),
     ("composed", {"views": 2}, (90, 70)),
-    ("factorized", {"with_center": True}, (40, 30)),
-    ("sampled", {"with_center": True}, (90, 90)),
+    ("shared", {"shared": {"geometry": Sharing()}, "with_center": True}, (40, 30)),
+    ("shared", {"shared": {"hue": Sharing()}, "with_center": True}, (90, 90)),
 ]
 
 
@@ -202,7 +202,7 @@ def test_normalization(smooth_images, row):
     images, rows = smooth_images(4, 32, 32), row().repeat(1, 4, 1)
     recipe = AugmentationRecipe()
     renderer = DaliRenderer(Images(images), policy_of(recipe, None, 1), batch_size=4)
-    (batch,) = renderer.render([np.arange(4)], lambda _: ViewPlan(rows, torch.empty(0)))
+    (batch,) = renderer.render([np.arange(4)], lambda _: ViewPlan(rows))
     torch.testing.assert_close(batch.images, render(images, rows, recipe))
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mast_ext.augment import AugmentationRecipe, build_loader, make_policy
+from mast_ext.augment import AugmentationRecipe, Sharing, build_loader, make_policy
 from mast_ext.data import BadImageError, open_source
 
 pytest.importorskip("nvidia.dali", reason="needs DALI")
@@ -70,7 +70,7 @@ def build(source, policy="composed", batch_size=4, recipe=RECIPE, options=None, 
     return build_loader(source, chosen, batch_size=batch_size, **loader)
 
 
-TENSORS = ("images", "parameters", "pair_subspace", "index", "local_images")
+TENSORS = ("images", "parameters", "changed", "index", "local_images")
 
 
 def assert_same(batch, other):
@@ -87,7 +87,7 @@ def visited(loader):
 
 POLICIES = [
     ("composed", {"views": 1}),
-    ("sampled", {"with_center": True}),
+    ("shared", {"shared": {"hue": Sharing()}, "with_center": True}),
     ("multi_crop", {"views": 2, "local_views": 2, "local_size": 8, "with_center": True}),
 ]
 
@@ -101,8 +101,9 @@ def test_same_batches_as_torchvision(sources, name, policy, options):
     )
     assert len(ours) == len(theirs) == 6
     for batch, other in zip(ours, theirs, strict=True):
-        for tensor in ("parameters", "pair_subspace", "index"):
-            assert torch.equal(getattr(batch, tensor), getattr(other, tensor))
+        for tensor in ("parameters", "changed", "index"):
+            mine, their = getattr(batch, tensor), getattr(other, tensor)
+            assert (mine is None and their is None) or torch.equal(mine, their)
         assert all(torch.equal(batch.labels[name], other.labels[name]) for name in other.labels)
         scale = 255 * torch.tensor(RECIPE.std).view(3, 1, 1)
         for tensor in ("images", "local_images"):

@@ -11,6 +11,7 @@ import torch
 
 from mast_ext.augment import (
     AugmentationRecipe,
+    Sharing,
     ViewBatch,
     build_loader,
     evaluation_images,
@@ -42,15 +43,19 @@ class Images:
         return self._images[index]
 
 
-def build(source=None, policy="sampled", batch_size=8, **options):
-    return build_loader(
-        source or Images(), make_policy(policy, RECIPE), batch_size=batch_size, **options
-    )
+SHARED = {"shared": {"hue": Sharing(), "crop": Sharing()}}
+
+
+def build(source=None, policy="shared", batch_size=8, **options):
+    made = make_policy(policy, RECIPE, **(SHARED if policy == "shared" else {}))
+    return build_loader(source or Images(), made, batch_size=batch_size, **options)
 
 
 def assert_same(batch, other):
-    for name in ("images", "parameters", "pair_subspace", "index"):
+    for name in ("images", "parameters", "index"):
         assert torch.equal(getattr(batch, name), getattr(other, name)), name
+    assert (batch.changed is None) == (other.changed is None)
+    assert batch.changed is None or torch.equal(batch.changed, other.changed)
     assert batch.labels.keys() == other.labels.keys()
     assert all(torch.equal(batch.labels[name], other.labels[name]) for name in batch.labels)
 
@@ -63,7 +68,7 @@ def test_batch_has_the_promised_form():
     batch = next(iter(build()))
     assert batch.images.shape == (2, 8, 3, 16, 16) and batch.images.dtype == torch.float32
     assert batch.parameters.shape == (2, 8, 14)
-    assert batch.pair_subspace.shape == (2, 2, 8) and batch.pair_subspace.dtype == torch.int64
+    assert batch.changed.shape == (8, 2) and batch.changed.dtype == torch.bool
     assert batch.index.shape == (8,) and batch.index.dtype == torch.int64
     assert torch.equal(batch.labels["third"], batch.index % 3)
     assert batch.labels["third"].dtype == torch.int64
@@ -120,7 +125,7 @@ def test_split(parts):
     batch = next(iter(build()))
     pieces = batch.split(parts)
     assert [len(piece.index) for piece in pieces] == [8 // parts] * parts
-    for name, axis in (("images", 1), ("parameters", 1), ("pair_subspace", 2), ("index", 0)):
+    for name, axis in (("images", 1), ("parameters", 1), ("changed", 0), ("index", 0)):
         joined = torch.cat([getattr(piece, name) for piece in pieces], axis)
         assert torch.equal(joined, getattr(batch, name))
     joined = torch.cat([piece.labels["third"] for piece in pieces])
@@ -248,7 +253,7 @@ def test_workers_leave_the_callers_threads_alone():
 def test_batch_moves_to_a_device(device):
     batch = next(iter(build())).to(device)
     assert isinstance(batch, ViewBatch)
-    tensors = (batch.images, batch.parameters, batch.pair_subspace, batch.index)
+    tensors = (batch.images, batch.parameters, batch.changed, batch.index)
     assert {t.device.type for t in (*tensors, *batch.labels.values())} == {
         torch.device(device).type
     }

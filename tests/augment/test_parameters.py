@@ -18,6 +18,9 @@ RECIPES = {
 }
 
 
+STRONG = AugmentationRecipe(**RECIPES["strong"])
+
+
 def rows_of(*changes):
     rows = torch.tensor(NEUTRAL).repeat(len(changes), 1, 1)
     for row, change in zip(rows, changes, strict=True):
@@ -104,3 +107,20 @@ def test_crop_iou(first, second, expected):
 def test_misuse_is_refused(action, error, message):
     with pytest.raises(error, match=message):
         action()
+
+
+def test_pair_differences():
+    draw = (STRONG, 0, 0, np.arange(50), np.full((50, 2), 32))
+    rows = torch.from_numpy(np.stack([sampler.composed_rows(*draw, view) for view in (0, 1)]))
+    parameters = AugmentationParameters(rows)
+    found = parameters.pair_differences(0, 1, STRONG)
+    assert found.shape == (50, 17) and found.dtype == torch.float32
+    torch.testing.assert_close(parameters.pair_differences(1, 0, STRONG), found)
+    standard = parameters.standardized(STRONG)
+    torch.testing.assert_close(found[:, :14], (standard[0] - standard[1]).square())
+    h, w = parameters.column("h"), parameters.column("w")
+    assert torch.equal(found[:, 14], parameters.crop_iou(0, 1))
+    torch.testing.assert_close(found[:, 15], (h * w).sum(0))
+    torch.testing.assert_close(found[:, 16], (h * w).diff(dim=0)[0].abs())
+    same = AugmentationParameters(rows[:1].expand(2, -1, -1)).pair_differences(0, 1, STRONG)
+    assert (same[:, :14] == 0).all() and (same[:, 14] > 0.999).all() and (same[:, 16] == 0).all()

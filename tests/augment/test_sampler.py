@@ -118,38 +118,6 @@ def test_crop_that_is_off_is_the_central_square():
     assert draw([0], recipe=recipe, size=(20, 40))[0, :4].tolist() == [0, 0.25, 1, 0.5]
 
 
-@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
-def test_forced_draws_differ_in_every_group(size):
-    indices = np.arange(500)
-    sizes = np.tile(size, (500, 1))
-    anchor = draw(indices, size=size)
-    forced = sampler.forced_rows(EVERYTHING, anchor, 0, 0, indices, sizes, 1)
-    for name, group in GROUPS.items():
-        assert (forced[:, group] != anchor[:, group]).any(axis=1).all(), name
-    assert (forced[:, COLUMN["jitter"]] == 1).all()
-    for name in ("flip", "grayscale", "blur", "solarize"):
-        np.testing.assert_array_equal(forced[:, COLUMN[name]], 1 - anchor[:, COLUMN[name]])
-    off = forced[:, COLUMN["blur"]] == 0
-    assert (forced[off, COLUMN["sigma"]] == 0).all()
-    assert (forced[~off, COLUMN["sigma"]] > 0).all()
-
-
-def test_forced_crops_differ_even_where_few_boxes_exist():
-    recipe = AugmentationRecipe(crop_scale=(0.5, 1.0))
-    indices, sizes = np.arange(2000), np.full((2000, 2), 2)
-    anchor = draw(indices, recipe=recipe, size=(2, 2))
-    forced = sampler.forced_rows(recipe, anchor, 0, 0, indices, sizes, 1)
-    assert (forced[:, :4] == anchor[:, :4]).all(axis=1).mean() < 0.5
-
-
-def test_forced_draw_keeps_what_the_recipe_switches_off():
-    recipe = AugmentationRecipe(crop_scale=(1.0, 1.0), jitter=0.0, grayscale=0.0)
-    anchor = draw(np.arange(10), recipe=recipe)
-    forced = sampler.forced_rows(recipe, anchor, 0, 0, np.arange(10), np.full((10, 2), 32), 1)
-    changed = (forced != anchor).any(axis=0)
-    assert changed.tolist() == [name == "flip" for name in COLUMN]
-
-
 def test_permutation_is_keyed_and_complete():
     order = sampler.permutation(0, 0, 1000)
     assert sorted(order) == list(range(1000))

@@ -188,7 +188,7 @@ def test_levels_go_over_the_bus_from_page_locked_memory(sent, workers):
     plain = list(build(policy=policy))
     assert len(batches) == len(plain) == 3
     for batch, want in zip(batches, plain, strict=True):
-        for name in ("images", "local_images", "parameters", "pair_subspace", "index"):
+        for name in ("images", "local_images", "parameters", "index"):
             found, truth = getattr(batch, name), getattr(want, name)
             assert (found.device, found.dtype) == (DEVICE, truth.dtype)
             assert found.shape == truth.shape
@@ -197,7 +197,7 @@ def test_levels_go_over_the_bus_from_page_locked_memory(sent, workers):
     whole = sum(b.images.nbytes + b.local_images.nbytes for b in plain)
     assert 4 * sum(tensor.nbytes for tensor in pixels) == whole
     assert len(pixels) == 2 * len(plain)
-    assert len(sent) == len(plain) * (2 + 4)  # and parameters, pairs, indices, labels
+    assert len(sent) == len(plain) * (2 + 3)  # and parameters, indices, labels
 
 
 def test_all_epochs_have_one_stream(sent, monkeypatch):

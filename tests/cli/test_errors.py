@@ -41,7 +41,18 @@ WRONG = [
     (["pretrain", "--train.accumulate=5", *SMALL], 1, "8 does not divide into 5 equal parts"),
     (["pretrain", "--train.batch_size=1"], 1, "batch_size must be at least 2, got 1"),
     (["pretrain", "--evaluation.neighbors=[]"], 1, "evaluation.neighbors must be positive"),
-    (["pretrain", "--mast.share=2", *SMALL], 1, "share must be a probability"),
+    (["pretrain", "--mast.shared={hue: {share: 2}}"], 1, "mast.shared: share of hue must lie in"),
+    (["pretrain", "--mast.shared={hue: {freed: 1}}"], 1, "freed of hue must lie in [0, 1), got 1"),
+    (["pretrain", "--mast.shared={hue: {fred: 1}}"], 2, "--mast.shared: Unexpected keys: {'fred'}"),
+    (["pretrain", "--mast.shared={hue: 0.5}"], 2, "--mast.shared: expected dict. Got value: 0.5"),
+    (["pretrain", "--mast.shared={}"], 1, "mast.shared must map at least one augmentation"),
+    (["pretrain", "--mast.shared={tint: {}}", *SMALL], 1, "shared must name crop, flip, geometry"),
+    (["pretrain", "--mast.shared={crop: {}, geometry: {}}", *SMALL], 1, "not both: geometry is"),
+    (["pretrain", "--mast.policy=sampled"], 2, "there is no option --mast.policy"),
+    (["pretrain", "--mast.masks=ones"], 2, "--mast.masks: expected one of 'learned', 'blocks'"),
+    (["pretrain", "--config=old.yaml"], 2, "--mast.shared: expected dict. Got value: ['hue']"),
+    (["pretrain", "--config=older.yaml"], 2, "Group 'mast' does not accept option 'policy'"),
+    (["pretrain", "--resume=old"], 2, "--mast.shared: expected dict. Got value: ['hue']"),
     *(
         (["pretrain", f"--method={name}", "--augment.views=1", *SMALL], 1, message)
         for name, message in (
@@ -63,7 +74,6 @@ WRONG = [
     (["pretrain", "--hard-views=4", "--hard-views.fraction=2", *SMALL], 1, "fraction must be in"),
     (["pretrain", "--hard-views=4", "--hard-views.size=64", *SMALL], 1, "at most the views' 32"),
     (["pretrain", "--hard-views=4", "--hard-views.scorer=teacher"], 1, "mast has no teacher"),
-    (["pretrain", "--hard-views=4", "--mast.policy=factorized"], 1, "trains on two views"),
     (["pretrain", "--method=simclr", "--hard-views=4", "--augment.views=3"], 1, "on two views"),
     (["pretrain", "--method=byol", "--byol.momentum=2", *SMALL], 1, "momentum must lie in [0, 1]"),
     (["pretrain", "--model.name=resnt18", *SMALL], 1, "did you mean resnet18"),
@@ -96,6 +106,10 @@ def surroundings(tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("work of years")
     (tmp_path / "file").write_text("a file")
     (tmp_path / "odd.yaml").write_text("data: {nme: shapes}")
+    (tmp_path / "old.yaml").write_text("mast: {shared: [hue], share: 0.5}")
+    (tmp_path / "older.yaml").write_text("mast: {policy: sampled}")
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "old" / "config.yaml").write_text("mast: {shared: [hue], share: 0.5}")
     (tmp_path / "torn.yaml").write_text("data: [")
     (tmp_path / "bad").mkdir()
     for name in "123":

@@ -54,7 +54,7 @@ def test_mast_leaves_a_backbone_that_loads(folder, tmp_path):
     weights = tmp_path / "backbone.safetensors"
     output = output_of(EXAMPLES / "mast_on_a_folder.py", folder, *SMALL, "--out", weights)
     assert len(losses_in(output)) == 2
-    assert "joint" in output and "hue" in output
+    assert "invariance" in output and "covariance" in output
     backbone, spec = load_backbone(weights)
     assert spec.name == "resnet_small"
     assert backbone.num_features == 128

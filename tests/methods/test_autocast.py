@@ -7,7 +7,7 @@ without hear the same numbers.
 import pytest
 import torch
 
-from mast_ext.methods import METHODS, HardViewOptions, Method, encode, hard_selection
+from mast_ext.methods import METHODS, HardViewOptions, Method, SharedOptions, encode, hard_selection
 from mast_ext.methods.barlow_twins import BarlowTwinsOptions
 from mast_ext.methods.mast import MASTOptions
 from mast_ext.methods.moco import MoCoOptions
@@ -15,7 +15,9 @@ from mast_ext.methods.moco import MoCoOptions
 SMALL = (12, 8)  # projector
 OPTIONS = {
     "barlow_twins": BarlowTwinsOptions(SMALL, redundancy=1.0, chunks=3),
-    "mast": MASTOptions(SMALL, shared=("crop", "hue"), masks="balanced", sparsity=1.0),
+    "mast": MASTOptions(
+        SMALL, shared={"crop": SharedOptions(freed=0.25), "hue": SharedOptions()}, uncertainty=True
+    ),
     "moco": MoCoOptions(SMALL, queue=30, symmetric=True),
 }  # by default those of conftest.py
 

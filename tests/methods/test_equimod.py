@@ -25,7 +25,7 @@ BASES = [
     ("moco", MoCoOptions((12, 8), queue=20, symmetric=True), 2),
     ("byol", BYOLOptions((12, 8)), 2),
     ("mast", MASTOptions((12, 8)), 2),
-    ("mast", MASTOptions((12, 8), policy="factorized"), 6),
+    ("mast", MASTOptions((12, 8), masks="blocks", base="nt_xent"), 2),
 ]
 each_base = pytest.mark.parametrize(("name", "options", "views"), BASES)
 
@@ -40,7 +40,7 @@ def batch_of(method, recipe=RECIPE):
     sizes = torch.full((IMAGES, 2), 8)
     plan = method.policy(recipe).plan(0, 0, torch.arange(IMAGES), sizes)
     images = torch.randn(len(plan.rows), IMAGES, 3, 8, 8)
-    return ViewBatch(images, plan.rows, plan.pair_subspace, torch.arange(IMAGES), {})
+    return ViewBatch(images, plan.rows, torch.arange(IMAGES), {}, plan.changed)
 
 
 def targets_of(method, batch):
@@ -83,12 +83,13 @@ def test_base_sees_no_plain_view(name, options, views, monkeypatch):
     assert torch.equal(shown, features[:views][method.base.student_views])
     assert torch.equal(hidden.images, batch.images[:views])
     assert torch.equal(hidden.parameters, batch.parameters[:views])
-    assert torch.equal(hidden.pair_subspace, batch.pair_subspace[:views, :views])
+    assert hidden.changed is batch.changed
     assert passed is targets
     # As the base alone arranges its views.
     plan = method.base.policy(RECIPE).plan(0, 0, torch.arange(IMAGES), torch.full((IMAGES, 2), 8))
     assert torch.equal(hidden.parameters, plan.rows)
-    assert torch.equal(hidden.pair_subspace, plan.pair_subspace)
+    assert (plan.changed is None) == (name != "mast")
+    assert plan.changed is None or torch.equal(hidden.changed, plan.changed)
 
 
 @pytest.mark.parametrize(("options", "views"), [(b[1], b[2]) for b in BASES if b[0] == "moco"])
@@ -166,13 +167,19 @@ def test_one_batch_to_batch_norm():
 
 
 def test_delegates_to_its_base():
-    method = build("mast", MASTOptions((12, 8), masks="balanced"))
+    method = build("mast", MASTOptions((12, 8), uncertainty=True))
     assert method.name == "mast+equimod"
     features = torch.randn(4, FEATURES)
     assert torch.equal(method.eval().embed(features), method.base.embed(features))
     assert method.subspaces().names == method.base.subspaces().names
-    assert method.no_weight_decay() == {"base.loss.masks.logits"}
+    decayless = {f"base.{name}" for name in method.base.no_weight_decay()}
+    assert method.no_weight_decay() == decayless and decayless
     assert method.no_weight_decay() <= dict(method.named_parameters()).keys()
+    torch.nn.init.normal_(method.base.uncertainty[-1].weight)
+    batch = batch_of(method)
+    found = method.pair_uncertainty(batch)
+    alone = replace(batch, parameters=batch.parameters[:-1])
+    assert torch.equal(found, method.base.pair_uncertainty(alone)) and found.std() > 0
     plain = build()
     assert plain.subspaces() is None and plain.teacher() is None
     assert plain.policy(RECIPE).num_views() == plain.forwards(3) == 3

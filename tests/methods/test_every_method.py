@@ -100,7 +100,7 @@ def test_names_weights_that_must_not_decay_and_subspaces_it_has(crops, name):
     subspaces = method.subspaces()
     if subspaces is not None:
         count, dims = subspaces.masks.shape
-        assert len(subspaces.names) == count == len(subspaces.effective_dimensions)
+        assert len(subspaces.names) == count == len(subspaces.freed)
         assert dims == method.embed(torch.zeros(2, 8)).shape[1]
         assert torch.equal(subspaces.overlap, subspaces.overlap.T)
 

@@ -7,7 +7,16 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from mast_ext.augment import COLUMNS, AugmentationParameters, AugmentationRecipe, ViewBatch
-from mast_ext.methods import METHODS, Encoded, EquiMod, EquiModOptions, HardViewOptions, HardViews
+from mast_ext.augment.parameters import SHAREABLE
+from mast_ext.methods import (
+    METHODS,
+    Encoded,
+    EquiMod,
+    EquiModOptions,
+    HardViewOptions,
+    HardViews,
+    encode,
+)
 from mast_ext.methods.barlow_twins import BarlowTwinsOptions
 from mast_ext.methods.byol import BYOLOptions
 from mast_ext.methods.mast import MASTOptions
@@ -49,14 +58,6 @@ OPTIONS_REFUSED = [
 # method, its options, recipe, changes of the options, part of the sentence
 REFUSED = [
     ("simclr", None, replace(RECIPE, views=3), {}, "trains on two views of an image, got 3"),
-    ("mast", MASTOptions(SMALL, policy="factorized"), RECIPE, {}, "two views of an image, got 6"),
-    (
-        "mast",
-        MASTOptions(SMALL, policy="sampled", partners=2),
-        RECIPE,
-        {},
-        "two views of an image, got 3",
-    ),
     ("simclr", None, RECIPE, {"scorer": "teacher"}, "scorer teacher: simclr has no teacher"),
     ("simclr", None, RECIPE, {"size": 9}, "at most the views' 8 pixels, got 9"),
     ("simclr", None, RECIPE, {"candidates": "some"}, "candidates must be"),
@@ -108,7 +109,7 @@ def batch_of(hard_views):
     sizes = torch.full((IMAGES, 2), 40)
     plan = hard_views.policy.plan(0, 0, torch.arange(IMAGES), sizes)
     images = torch.randn(len(plan.rows), IMAGES, 3, 8, 8)
-    return ViewBatch(images, plan.rows, plan.pair_subspace, torch.arange(IMAGES), {})
+    return ViewBatch(images, plan.rows, torch.arange(IMAGES), {}, plan.changed)
 
 
 def nt_xent(x, y, temperature):
@@ -120,7 +121,7 @@ def nt_xent(x, y, temperature):
     return terms.view(2, -1).mean(0)
 
 
-def brute_force(method, features, targets):
+def brute_force(method, features, targets, changed):
     """Score of every pair as published: per image, symmetric, pair by pair."""
     name, z = method.name, method.embed(features)
     scores = {}
@@ -133,8 +134,8 @@ def brute_force(method, features, targets):
             normal = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True, unbiased=False)
             scores[i, j] = (normal[i] - normal[j]).square().sum(1)
         elif name == "mast":
-            joint = method.loss.masks()[0]
-            scores[i, j] = (joint * (z[i] - z[j])).square().sum(-1) / joint.square().sum()
+            weights = torch.where(changed[..., None], method.loss.masks().square(), 1.0).prod(1)
+            scores[i, j] = (weights * (z[i] - z[j]).square()).sum(1) / weights.sum(1)
         else:
             other = z.detach() if name == "simsiam" else targets
             p = method.predictor(z.flatten(0, 1)).view_as(z)
@@ -147,7 +148,7 @@ def brute_force(method, features, targets):
 @pytest.mark.parametrize("equimod", [False, True])
 @pytest.mark.parametrize("name", [name for name in METHOD_OPTIONS if name != "moco"])
 def test_choice_is_that_of_brute_force(name, equimod):
-    """And pixels, parameters and subspaces of the chosen views stay together."""
+    """And pixels and parameters of the chosen views stay together, and what they share."""
     hard_views, backbone, teacher = build(name, equimod=equimod)
     batch = batch_of(hard_views)
     chosen, _ = hard_views(batch, backbone, teacher, select=True)
@@ -155,19 +156,17 @@ def test_choice_is_that_of_brute_force(name, equimod):
     images = batch.images[:VIEWS]
     targets = None if teacher is None else forward_views(teacher, images)
     with torch.no_grad():
-        index = brute_force(method, forward_views(backbone, images), targets)
-    free = batch.pair_subspace[0, 1] == 0
-    assert free.all() == (name != "mast")
-    index = torch.where(free, index, torch.tensor([[0], [1]]))
+        index = brute_force(method, forward_views(backbone, images), targets, batch.changed)
     each = torch.arange(IMAGES)
     for slot in range(2):
         assert torch.equal(chosen.images[slot], batch.images[index[slot], each])
         assert torch.equal(chosen.parameters[slot], batch.parameters[index[slot], each])
     assert len({tuple(pair) for pair in index.T.tolist()}) > 3
     assert torch.equal(chosen.index, batch.index)
-    # The subspaces are those of a plain batch of the method.
+    # What views share is as in a plain batch of the method.
     plan = hard_views.method.policy(RECIPE).plan(0, 0, each, torch.full((IMAGES, 2), 40))
-    assert torch.equal(chosen.pair_subspace, plan.pair_subspace)
+    assert (plan.changed is None) == (name != "mast")
+    assert plan.changed is None or torch.equal(chosen.changed, plan.changed)
     if equimod:
         assert len(chosen.images) == 3
         assert torch.equal(chosen.images[2], batch.images[VIEWS])
@@ -183,26 +182,26 @@ def test_first_views_are_those_of_plain_training(name, equimod):
     assert hard_views.policy.num_views() == len(batch.images) == VIEWS + equimod
     pair, logs = hard_views(batch, backbone, teacher, select=False)
     assert torch.equal(pair.parameters, plan.rows)
-    assert torch.equal(pair.pair_subspace, plan.pair_subspace)
+    assert plan.changed is None or torch.equal(pair.changed, plan.changed)
     assert torch.equal(pair.images[:2], batch.images[:2])
     assert len(pair.images) == 2 + equimod
     assert backbone.seen == [] and all(value.isnan() for value in logs.values())
 
 
-def test_mast_keeps_pairs_that_share():
-    hard_views, *networks = build("mast")
+def test_mast_chooses_among_views_that_share():
+    """Whatever two are chosen, they have in common what the batch says."""
+    hard_views, *networks = build("mast", recipe=replace(RECIPE, hue=0.5))
     batch = batch_of(hard_views)
-    own = batch.pair_subspace[0, 1]
-    fixed = own > 0
-    assert 0 < fixed.sum() < IMAGES
-    others = [
-        batch.pair_subspace[i, j] for i, j in combinations(range(VIEWS), 2) if (i, j) != (0, 1)
-    ]
-    assert all(torch.equal(found, torch.where(fixed, -1, 0)) for found in others)
+    shared = ~batch.changed[:, 0]
+    assert 0 < shared.sum() < IMAGES
     chosen, _ = hard_views(batch, *networks, select=True)
-    assert torch.equal(chosen.parameters[:, fixed], batch.parameters[:2, fixed])
-    assert torch.equal(chosen.pair_subspace[0, 1], own)
-    assert not torch.equal(chosen.parameters[:, ~fixed], batch.parameters[:2, ~fixed])
+    first, second = chosen.parameters[:2]
+    columns = [COLUMNS.index(name) for name in SHAREABLE["hue"]]
+    assert torch.equal(first[shared][:, columns], second[shared][:, columns])
+    assert not torch.equal(first[~shared][:, columns], second[~shared][:, columns])
+    for members in (shared, ~shared):
+        assert not torch.equal(chosen.parameters[:2, members], batch.parameters[:2, members])
+    assert hard_views.method(encode(hard_views.method, networks[0], None, chosen), chosen)
 
 
 @each_method
@@ -237,7 +236,6 @@ def test_frozen_choice_does_not_depend_on_the_batch():
         batch,
         images=batch.images[:, :7],
         parameters=batch.parameters[:, :7],
-        pair_subspace=batch.pair_subspace[:, :, :7],
         index=batch.index[:7],
     )
     part, _ = hard_views(half, backbone, None, select=True)
@@ -295,29 +293,28 @@ def test_nothing_has_a_gradient():
 
 @pytest.mark.parametrize("name", ["simclr", "mast"])
 def test_logs_by_hand(name):
-    """Of the images that had a choice: the mean pair is the mean over all pairs of views."""
+    """The mean pair is the mean over all pairs of views."""
     hard_views, *networks = build(name)
     batch = batch_of(hard_views)
     chosen, logs = hard_views(batch, *networks, select=True)
-    free = batch.pair_subspace[0, 1] == 0
     with torch.no_grad():
         features = forward_views(networks[0], batch.images)
-        losses = hard_views.method.pair_losses(Encoded(features))
+        losses = hard_views.method.pair_losses(Encoded(features), batch)
     pairs = list(combinations(range(VIEWS), 2))
     scores = torch.stack([(losses[i, j] + losses[j, i]) / 2 for i, j in pairs])
-    margin = (scores.amax(0) - scores.mean(0))[free].mean()
+    margin = (scores.amax(0) - scores.mean(0)).mean()
     torch.testing.assert_close(logs["hard_views/margin"], margin)
 
     rows = AugmentationParameters(batch.parameters)
     colors = rows.standardized(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
     iou = torch.stack([rows.crop_iou(i, j) for i, j in pairs]).mean(0)
     color = torch.stack([(colors[i] - colors[j]).norm(dim=-1) for i, j in pairs]).mean(0)
-    torch.testing.assert_close(logs["hard_views/iou_random"], iou[free].mean())
-    torch.testing.assert_close(logs["hard_views/color_random"], color[free].mean())
+    torch.testing.assert_close(logs["hard_views/iou_random"], iou.mean())
+    torch.testing.assert_close(logs["hard_views/color_random"], color.mean())
     rows = AugmentationParameters(chosen.parameters)
     colors = rows.standardized(RECIPE)[..., COLUMNS.index("jitter") : COLUMNS.index("blur")]
-    torch.testing.assert_close(logs["hard_views/iou"], rows.crop_iou(0, 1)[free].mean())
-    expected = (colors[0] - colors[1]).norm(dim=-1)[free].mean()
+    torch.testing.assert_close(logs["hard_views/iou"], rows.crop_iou(0, 1).mean())
+    expected = (colors[0] - colors[1]).norm(dim=-1).mean()
     torch.testing.assert_close(logs["hard_views/color"], expected)
 
 

@@ -1,11 +1,12 @@
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mast_ext.augment import AugmentationRecipe, ViewBatch
-from mast_ext.methods import METHODS, Encoded
+from mast_ext.augment import AugmentationParameters, AugmentationRecipe, Sharing, ViewBatch
+from mast_ext.methods import METHODS, Encoded, SharedOptions
 from mast_ext.methods.barlow_twins import BarlowTwinsOptions
 from mast_ext.methods.byol import BYOLOptions
 from mast_ext.methods.mast import MASTOptions
@@ -17,7 +18,8 @@ from mast_ext.methods.vicreg import VICRegOptions
 RECIPE = AugmentationRecipe(size=8)
 PLAIN = AugmentationRecipe(size=8, crop_scale=(1, 1), flip=0, jitter=0, grayscale=0)
 SMALL = (12, 8)  # projector
-NAMES = ("joint", "crop", "flip", "color", "grayscale")
+KEEP = SharedOptions(freed=0.25)
+KINDS = ("invariant to", "freed by")
 
 # method, options, recipe, views
 CASES = [
@@ -35,17 +37,14 @@ CASES = [
     ("simsiam", SimSiamOptions(SMALL, 5), RECIPE, 2),
     ("simsiam", SimSiamOptions(SMALL, 5), AugmentationRecipe(size=8, views=3), 3),
     ("mast", MASTOptions(SMALL), RECIPE, 2),
-    ("mast", MASTOptions(SMALL, shared=("crop", "hue", "flip")), RECIPE, 2),
-    ("mast", MASTOptions(SMALL, share=0.0), RECIPE, 2),
-    ("mast", MASTOptions(SMALL, policy="sampled", masks="balanced"), RECIPE, 2),
-    ("mast", MASTOptions(SMALL, policy="sampled", partners=3, joint=0.2), RECIPE, 4),
-    ("mast", MASTOptions(SMALL, policy="factorized"), RECIPE, 6),
-    ("mast", MASTOptions(SMALL, policy="factorized", masks="balanced", joint=0), RECIPE, 5),
-    ("mast", MASTOptions(SMALL, masks="softmax", sparsity=1.0), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, shared=dict.fromkeys(("crop", "hue", "flip"), KEEP)), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, shared={"hue": SharedOptions(share=0.0, freed=0.25)}), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, shared={"hue": SharedOptions(share=1.0)}), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, masks="blocks"), RECIPE, 2),
     ("mast", MASTOptions(SMALL, base="nt_xent"), RECIPE, 2),
-    ("mast", MASTOptions(SMALL, base="nt_xent", policy="factorized"), RECIPE, 6),
-    ("mast", MASTOptions(SMALL, uncertainty="subspace"), RECIPE, 2),
-    ("mast", MASTOptions(SMALL, uncertainty="diagonal"), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, base="nt_xent", masks="blocks"), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, uncertainty=True), RECIPE, 2),
+    ("mast", MASTOptions(SMALL, uncertainty=True, base="nt_xent"), RECIPE, 2),
 ]
 IDS = [f"{name}-{views}-{i}" for i, (name, _, _, views) in enumerate(CASES)]
 
@@ -70,14 +69,17 @@ REFUSED = [
     ("byol", BYOLOptions(SMALL, momentum=-0.1), RECIPE, "momentum must lie in"),
     ("byol", BYOLOptions(SMALL, 0), RECIPE, "projector widths"),
     ("simsiam", SimSiamOptions(SMALL, 0), RECIPE, "projector widths"),
-    ("mast", MASTOptions(SMALL), PLAIN, "at least one augmentation switched on"),
+    ("mast", MASTOptions(SMALL), PLAIN, "'hue', which the recipe does not change"),
     ("mast", MASTOptions(SMALL), AugmentationRecipe(hue=0.0), "'hue', which the recipe does not"),
-    ("mast", MASTOptions(SMALL, shared=("tint",)), RECIPE, "shared must name crop, .* got 'tint'"),
-    ("mast", MASTOptions(SMALL, policy="sampled", joint=1.5), RECIPE, "joint"),
+    ("mast", MASTOptions(SMALL, shared={"tint": KEEP}), RECIPE, "shared must name crop, .*'tint'"),
+    (
+        "mast",
+        MASTOptions(SMALL, shared={"crop": KEEP, "geometry": KEEP}),
+        RECIPE,
+        "not both: geometry is crop and flip",
+    ),
     ("mast", MASTOptions(SMALL, base="nt_xent", temperature=0.0), RECIPE, "temperature must be"),
-    ("mast", MASTOptions(SMALL, base="nt_xent", uncertainty="diagonal"), RECIPE, "uncertainty"),
-    ("mast", MASTOptions(SMALL, policy="sampled", partners=0), RECIPE, "n must be"),
-    ("mast", MASTOptions(SMALL, masks="round"), RECIPE, "parameterization must be one of"),
+    ("mast", MASTOptions(SMALL, base="dino"), RECIPE, "base must be"),
 ]
 
 
@@ -93,9 +95,9 @@ def views_of(method, recipe, images=40):
     batch = ViewBatch(
         torch.empty(count, images, 3, 8, 8),
         plan.rows,
-        plan.pair_subspace,
         torch.arange(images),
         {},
+        plan.changed,
     )
     return torch.randn(count, images, 6)[method.student_views].requires_grad_(), batch
 
@@ -120,7 +122,8 @@ def test_loss_reaches_features_and_every_parameter(name, options, recipe, views)
     terms["loss"].backward()
     assert features.grad.abs().sum() > 0
     still = [n for n, p in method.named_parameters() if p.grad is None or not p.grad.any()]
-    assert still == []
+    # The uncertainty starts at 0 whatever its hidden layer says.
+    assert [name for name in still if not name.startswith("uncertainty.0.")] == []
 
 
 @pytest.mark.parametrize(("name", "options", "recipe", "message"), REFUSED)
@@ -177,22 +180,30 @@ def test_simclr_is_nt_xent_of_all_views(negatives):
     assert torch.allclose(method(Encoded(features), batch)["loss"], torch.stack(losses).mean())
 
 
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        (MASTOptions(SMALL), ("joint", "hue")),
-        (MASTOptions(SMALL, policy="sampled", masks="balanced"), NAMES),
-    ],
-)
-def test_mast_subspaces_and_logs(options, names):
-    method = build("mast", options, RECIPE)
-    features, batch = views_of(method, RECIPE, images=200)
-    terms = method(Encoded(features), batch)
-    assert {f"invariance/{name}" for name in names} <= terms.keys()
-    found, count = method.subspaces(), len(names)
-    assert found.names == names
-    assert found.masks.shape == (count, 8) and not found.masks.requires_grad
-    assert found.effective_dimensions.shape == (count,) and found.overlap.shape == (count, count)
+@pytest.mark.parametrize("masks", ["learned", "blocks"])
+def test_mast_subspaces(masks):
+    shared = {"hue": KEEP, "geometry": SharedOptions(), "blur": SharedOptions(freed=0.5)}
+    recipe = AugmentationRecipe(size=8, blur=0.5)
+    method = build("mast", MASTOptions(SMALL, shared=shared, masks=masks), recipe)
+    found = method.subspaces()
+    assert found.names == ("hue", "geometry", "blur")
+    assert found.masks.shape == (3, 8) and not found.masks.requires_grad
+    assert torch.equal(found.masks, method.loss.masks().detach())
+    torch.testing.assert_close(found.freed, torch.tensor([2.0, 0, 4]), rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.overlap, method.loss.masks.overlap())
+    dims = found.dimensions()
+    assert list(dims) == [f"{kind} {name}" for name in ("hue", "blur") for kind in KINDS]
+    for k, name in ((0, "hue"), (2, "blur")):
+        invariant, freed = dims[f"invariant to {name}"], dims[f"freed by {name}"]
+        assert len(freed) == round(8 * shared[name]["freed"])
+        assert sorted([*invariant.tolist(), *freed.tolist()]) == list(range(8))
+        assert found.masks[k, invariant].min() >= found.masks[k, freed].max()
+
+
+def test_mast_without_freed_dimensions_is_one_space():
+    method = build("mast", MASTOptions(SMALL, shared={"hue": SharedOptions()}), RECIPE)
+    assert method.subspaces() is None
+    assert (method.loss.masks() == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -214,26 +225,112 @@ def test_mast_is_a_weighted_sum_of_what_it_logs(options, weight):
     assert torch.allclose(terms["loss"], expected)
 
 
-def test_mast_reads_only_used_pairs():
-    method = build("mast", MASTOptions(SMALL), RECIPE).eval()
+@pytest.mark.parametrize("epochs", [0.5, 9.0, 100.0])
+def test_mast_shares_from_a_fraction_of_the_epochs_on(epochs):
+    shared = {"hue": KEEP, "flip": SharedOptions(share=0.25, start=1 / 3)}
+    options = METHODS["mast"].complete(MASTOptions(SMALL, shared=shared), epochs)
+    assert METHODS["mast"].complete(options, 1000.0) == options
+    policy = build("mast", options, RECIPE).policy(RECIPE)
+    assert policy.sharing == {"hue": Sharing(0.5, 0), "flip": Sharing(0.25, round(epochs / 3))}
+
+
+def test_mast_needs_to_know_what_views_share():
+    method = build("mast", MASTOptions(SMALL), RECIPE)
     features, batch = views_of(method, RECIPE)
-    batch.pair_subspace = torch.full_like(batch.pair_subspace, -1)
-    assert method(Encoded(features), batch)["invariance"] == 0
+    with pytest.raises(ValueError, match="needs views of a SharedPolicy"):
+        method(Encoded(features), replace(batch, changed=None))
+
+
+def test_mast_compares_freed_dimensions_only_where_they_are_shared():
+    """Views of one hue are all that the dimensions freed by hue learn from."""
+    shared = {"hue": SharedOptions(freed=0.25)}
+    options = MASTOptions(SMALL, shared=shared, masks="blocks", variance=0.0, covariance=0.0)
+    method = build("mast", options, RECIPE).eval()
+    _, batch = views_of(method, RECIPE)
+    changed = batch.changed[:, 0]
+    assert 5 < changed.sum() < 35
+    method.projector = torch.nn.Identity()
+    embeddings = torch.randn(2, 40, 8, requires_grad=True)
+    method(Encoded(embeddings), batch)["loss"].backward()
+    gradient = embeddings.grad
+    free = method.subspaces().dimensions()["freed by hue"]
+    assert (gradient[:, changed][..., free] == 0).all()
+    assert (gradient[:, ~changed][..., free] != 0).any(-1).all()
+    assert (gradient != 0).any(-1).all()
+
+
+def test_mast_pairs_are_as_uncertain_as_their_parameters_say():
+    """The same for views in the other order; of an image alone; and it learns."""
+    method = build("mast", MASTOptions(SMALL, uncertainty=True), RECIPE)
+    _, batch = views_of(method, RECIPE)
+    assert (method.pair_uncertainty(batch) == 0).all()
+    torch.nn.init.normal_(method.uncertainty[-1].weight)
+    found = method.pair_uncertainty(batch)
+    assert found.shape == (40,) and found.std() > 0
+    swapped = replace(batch, parameters=batch.parameters.flip(0))
+    torch.testing.assert_close(method.pair_uncertainty(swapped), found)
+    part = replace(batch, parameters=batch.parameters[:, 3:9], changed=batch.changed[3:9])
+    torch.testing.assert_close(method.pair_uncertainty(part), found[3:9])
+    other = method.pair_uncertainty(replace(batch, changed=~batch.changed))
+    assert not torch.allclose(other, found)
+    assert build("mast", MASTOptions(SMALL), RECIPE).pair_uncertainty(batch) is None
+
+
+def test_mast_learns_which_pairs_are_uncertain():
+    """Of features that are the further apart the less the crops overlap."""
+    method = build("mast", MASTOptions((8,), uncertainty=True, masks="blocks"), RECIPE)
+    _, batch = views_of(method, RECIPE, images=200)
+    distance = 1 - AugmentationParameters(batch.parameters).crop_iou(0, 1)
+    x = torch.randn(200, 6)
+    features = torch.stack((x, x + 2 * distance[:, None] * torch.randn(200, 6)))
+    optimizer = torch.optim.Adam(method.uncertainty.parameters(), 0.01)
+    logs = []
+    for _ in range(200):
+        terms = method(Encoded(features), batch)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        logs.append(terms["uncertainty"].item())
+    assert logs[-1] < logs[0]
+    found = torch.stack((method.pair_uncertainty(batch).detach(), distance))
+    assert torch.corrcoef(found)[0, 1] > 0.5
 
 
 def test_masks_do_not_decay():
-    method = build("mast", MASTOptions(SMALL, masks="balanced"), RECIPE)
-    names = dict(method.named_parameters())
-    assert method.no_weight_decay() == {"loss.masks.logits"}
-    assert method.no_weight_decay() <= names.keys()
+    method = build("mast", MASTOptions(SMALL, uncertainty=True), RECIPE)
+    names = {name for name, _ in method.named_parameters()}
+    assert method.no_weight_decay() == {name for name in names if name.startswith("loss.masks.")}
+    assert method.no_weight_decay()
+    fixed = build("mast", MASTOptions(SMALL, masks="blocks"), RECIPE)
+    assert fixed.no_weight_decay() == set()
     assert build("vicreg", VICRegOptions(SMALL), RECIPE).no_weight_decay() == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shared": {}}, "mast.shared must map at least one augmentation to"),
+        (
+            {"shared": {"hue": SharedOptions(share=1.5)}},
+            r"share of hue must lie in \[0, 1\], got 1.5",
+        ),
+        ({"shared": {"hue": SharedOptions(freed=1)}}, r"freed of hue must lie in \[0, 1\), got 1"),
+        ({"shared": {"blur": SharedOptions(start=-1)}}, "mast.shared: start of blur must lie in"),
+        ({"shared": ("hue",)}, "mast.shared must map at least one augmentation to its settings"),
+        ({"shared": {"hue": {"fred": 0.1}}}, "hue takes share, freed and start, got 'fred'"),
+        ({"masks": "round"}, "mast.masks must be learned or blocks, got 'round'"),
+    ],
+)
+def test_mast_options_refuse(options, message):
+    with pytest.raises(ValueError, match=message):
+        MASTOptions(SMALL, **options)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "forwards"),
     [
         ("vicreg", VICRegOptions(SMALL), 2),
-        ("mast", MASTOptions(SMALL, policy="sampled", partners=3), 4),
+        ("mast", MASTOptions(SMALL), 2),
         ("moco", MoCoOptions(SMALL), 2),
         ("moco", MoCoOptions(SMALL, symmetric=True), 4),
     ],
@@ -263,7 +360,7 @@ def test_pair_losses_are_those_of_training_on_the_pair(name, options):
     method = build(name, options, RECIPE).eval()
     features = torch.randn(4, 10, 6)
     targets = torch.randn(4, 10, 8) if method.teacher() else None
-    losses = method.pair_losses(Encoded(features, targets))
+    losses = method.pair_losses(Encoded(features, targets), None)
     assert losses.shape == (4, 4, 10)
     for i, j in ((0, 1), (1, 3), (0, 2)):
         pair = [i, j]
@@ -277,29 +374,25 @@ def test_pair_losses_are_those_of_training_on_the_pair(name, options):
     [
         ("vicreg", VICRegOptions(SMALL)),
         ("barlow_twins", BarlowTwinsOptions(SMALL)),
-        ("mast", MASTOptions(SMALL)),
     ],
 )
 def test_pair_losses_are_the_invariance_terms(name, options):
     method = build(name, options, RECIPE).eval()
     features = torch.randn(3, 10, 6)
-    losses, z = method.pair_losses(Encoded(features)), method.embed(features)
-    if name == "mast":  # of independent views, whose pairs are those of the joint subspace
-        joint = (z[0, :, :4] - z[2, :, :4]).square().mean()
-        torch.testing.assert_close(losses[0, 2].mean(), 5 * joint)
-        return
+    losses, z = method.pair_losses(Encoded(features), None), method.embed(features)
     assert torch.equal(losses, method.loss.pair_losses(z))
     if name == "vicreg":
         torch.testing.assert_close(losses[0, 2].mean(), 5 * (z[0] - z[2]).square().mean())
 
 
-@pytest.mark.parametrize("uncertainty", ["subspace", "diagonal"])
-def test_mast_judges_pairs_by_their_uncertainty(uncertainty):
-    method = build("mast", MASTOptions(SMALL, uncertainty=uncertainty), RECIPE).eval()
-    features = torch.randn(3, 10, 6)
-    before = method.pair_losses(Encoded(features))
-    torch.nn.init.constant_(method.log_variance.linear.bias, 2.0)
-    assert not torch.allclose(before, method.pair_losses(Encoded(features)))
+def test_mast_pair_losses_are_of_what_the_views_do_not_share():
+    method = build("mast", MASTOptions(SMALL), RECIPE).eval()
+    _, batch = views_of(method, RECIPE)
+    features = torch.randn(3, 40, 6)
+    losses, z = method.pair_losses(Encoded(features), batch), method.embed(features)
+    assert torch.equal(losses, method.loss.pair_losses(z, batch.changed))
+    swapped = method.pair_losses(Encoded(features), replace(batch, changed=~batch.changed))
+    assert not torch.allclose(losses, swapped)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -307,7 +400,7 @@ def test_moco_pair_losses_are_queries_against_keys(symmetric):
     method = build("moco", MoCoOptions(SMALL, queue=9, symmetric=symmetric), RECIPE)
     features, targets = torch.randn(3, 10, 6), torch.randn(3, 10, 8)
     queue, queries = method.queue.bank.clone(), method.embed(features)
-    losses = method.pair_losses(Encoded(features, targets))
+    losses = method.pair_losses(Encoded(features, targets), None)
     for i in range(3):
         for j in range(3):
             expected = method.loss(queries[i], targets[j], queue)

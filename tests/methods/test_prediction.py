@@ -88,7 +88,7 @@ def test_barlow_twins_by_hand(views):
 def test_barlow_twins_judges_chunks_by_their_loss(chunks):
     method = build(BarlowTwins, BarlowTwinsOptions((8, DIM), chunks=chunks))
     features = features_of(4)
-    found, z = method.pair_losses(Encoded(features)), method.embed(features)
+    found, z = method.pair_losses(Encoded(features), None), method.embed(features)
     for part in torch.arange(IMAGES).tensor_split(chunks):
         for i, j in combinations(range(4), 2):
             expected = method.loss(z[i, part], z[j, part]).expand(len(part))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mast_ext.models import LogVarianceHead, Projector
+from mast_ext.models import PairUncertainty, Projector
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,13 @@ def test_projector_refuses(widths):
         Projector(6, widths)
 
 
-def test_log_variance_starts_at_zero_and_learns():
-    head = LogVarianceHead(6, 3)
-    log_var = head(torch.randn(2, 4, 6))
-    assert torch.equal(log_var, torch.zeros(2, 4, 3))
-    log_var.sum().backward()
-    assert head.linear.weight.grad.abs().sum() > 0
+def test_pair_uncertainty_starts_at_zero_learns_and_is_bounded():
+    head = PairUncertainty(6)
+    log_variance = head(torch.randn(5, 6))
+    assert torch.equal(log_variance, torch.zeros(5))
+    log_variance.sum().backward()
+    assert head[-1].weight.grad.abs().sum() > 0
+    torch.nn.init.constant_(head[-1].bias, -1e4)
+    assert (head(torch.randn(5, 6)) == -8).all()
+    torch.nn.init.constant_(head[-1].bias, 0.1)
+    torch.testing.assert_close(head(torch.randn(5, 6)), torch.full((5,), 0.1), atol=1e-4, rtol=0)

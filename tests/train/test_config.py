@@ -14,16 +14,20 @@ from mast_ext.train.networks import build_networks
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(16, 5), (0.5, 0), (100, 33)])
-def test_pairs_are_aligned_after_a_third_of_the_epochs(epochs, expected):
+def test_geometry_is_shared_after_a_third_of_the_epochs(epochs, expected):
     config = PretrainConfig(train=TrainConfig(epochs=epochs))
-    assert config.mast.aligned_from == expected
-    assert build_networks(config).method.policy(config.augment).aligned_from == expected
+    policy = build_networks(config).method.policy(config.augment)
+    assert {name: sharing.start for name, sharing in policy.sharing.items()} == {
+        "hue": 0,
+        "geometry": expected,
+    }
 
 
-def test_an_epoch_that_is_given_stays():
-    config = PretrainConfig(mast=MASTOptions(aligned_from=2), train=TrainConfig(epochs=30))
-    assert config.mast.aligned_from == 2
-    assert replace(config, train=TrainConfig(epochs=3)).mast.aligned_from == 2
+def test_epochs_that_are_given_stay():
+    config = PretrainConfig(mast=MASTOptions(epochs=9), train=TrainConfig(epochs=30))
+    shorter = replace(config, train=TrainConfig(epochs=3))
+    for each in (config, shorter):
+        assert build_networks(each).method.policy(each.augment).sharing["geometry"].start == 3
 
 
 @pytest.mark.parametrize(("workers", "cpu", "cuda"), [(None, 0, 1), (0, 0, 0), (3, 3, 3)])

@@ -4,7 +4,7 @@ from torch import nn
 
 from mast_ext.augment import AugmentationRecipe, evaluation_images
 from mast_ext.data import open_source
-from mast_ext.methods import MAST
+from mast_ext.methods import MAST, Subspaces
 from mast_ext.methods.mast import MASTOptions
 from mast_ext.models import create_backbone
 from mast_ext.train.config import EvaluationConfig
@@ -15,7 +15,6 @@ from mast_ext.train.evaluation.evaluate import (
     evaluate,
     extract_features,
     protocols,
-    subspace_dimensions,
 )
 from mast_ext.train.evaluation.probes import linear_accuracy
 
@@ -71,7 +70,7 @@ def test_rows(images, backbone):
     method = MAST(16, RECIPE, MASTOptions((8, 8)))
     config = EvaluationConfig(neighbors=(5,))
     rows = evaluate("mast", backbone, images, RECIPE, config, method=method)
-    parts = ["backbone", "embedding", "subspace joint", "subspace hue"]
+    parts = ["backbone", "embedding", "subspace invariant to hue", "subspace freed by hue"]
     assert [row.part for row in rows] == parts
     assert protocols(rows) == [LINEAR, "k-NN 5"]
     for row in rows:
@@ -88,26 +87,31 @@ def test_mean_color_tells_hue_and_not_rotation(images):
         assert scores["rotation"] < 0.45
 
 
-def test_subspaces_are_probed_on_their_own_dimensions(images, backbone):
-    method = MAST(16, RECIPE, MASTOptions((8, 8), policy="sampled", masks="sigmoid"))
-    with torch.no_grad():
-        method.loss.masks.logits.fill_(-200.0)
-        method.loss.masks.logits[0] = 0.0  # joint: all dimensions alike
-        method.loss.masks.logits[1, 5] = method.loss.masks.logits[1, 2] = 3.0  # crop: two of them
-    dims = subspace_dimensions(method)
-    assert dims["joint"].tolist() == list(range(8))
-    assert dims["crop"].tolist() == [2, 5]
-    assert len(dims["flip"]) == 1  # sees nothing, and is probed on something all the same
-
+def test_subspaces_are_probed_on_their_own_dimensions(images, backbone, monkeypatch):
+    method = MAST(16, RECIPE, MASTOptions((8, 8)))
+    masks = torch.ones(2, 8)
+    masks[0, [5, 2]] = torch.tensor([0.1, 0.0])
+    subspaces = Subspaces(("hue", "geometry"), masks, torch.eye(2))
+    monkeypatch.setattr(method, "subspaces", lambda: subspaces)
     rows = evaluate("m", backbone, images, RECIPE, EvaluationConfig((5,)), method=method)
     scores = {row.part: row.scores[LINEAR] for row in rows}
-    assert scores["subspace joint"] == scores["embedding"]
-    train, test = (
-        extract_features(backbone, source, RECIPE, method=method).embedding[:, [2, 5]]
-        for source in (images.train, images.test)
-    )
-    expected = linear_accuracy(train, test, images.train_labels, images.test_labels)
-    assert scores["subspace crop"] == expected
+    parts = {"invariant to hue": [0, 1, 3, 4, 6, 7], "freed by hue": [5, 2]}
+    assert list(scores) == ["backbone", "embedding", *(f"subspace {name}" for name in parts)]
+    for name, dims in parts.items():
+        train, test = (
+            extract_features(backbone, source, RECIPE, method=method).embedding[:, dims]
+            for source in (images.train, images.test)
+        )
+        expected = linear_accuracy(train, test, images.train_labels, images.test_labels)
+        assert scores[f"subspace {name}"] == expected
+
+
+@pytest.mark.parametrize(
+    ("freed", "counts"), [(0.01, [7, 1]), (0.5, [4, 4]), (0.3, [6, 2]), (0.99, [1, 7])]
+)
+def test_subspaces_have_a_dimension_at_least(freed, counts):
+    dims = Subspaces(("hue",), torch.full((1, 8), 1 - freed), torch.eye(1)).dimensions()
+    assert [len(found) for found in dims.values()] == counts
 
 
 def test_chance(images):

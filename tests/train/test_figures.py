@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mast_ext.augment import AugmentationRecipe, ViewBatch, build_loader
+from mast_ext.augment import (
+    AugmentationParameters,
+    AugmentationRecipe,
+    ViewBatch,
+    build_loader,
+)
 from mast_ext.data import open_source
 from mast_ext.methods import HardViewOptions
 from mast_ext.train.report.figures import (
@@ -22,9 +27,8 @@ VIEWS, BATCH = 4, 10
 def test_frames_stand_around_the_chosen_views(views):
     torch.manual_seed(0)
     recipe = AugmentationRecipe(size=4)
-    pairs = torch.zeros(VIEWS, VIEWS, BATCH, dtype=torch.int64)
     images, rows = torch.randn(VIEWS, BATCH, 3, 4, 4), torch.rand(VIEWS, BATCH, 14)
-    batch = ViewBatch(images, rows, pairs, torch.arange(BATCH), {})
+    batch = ViewBatch(images, rows, torch.arange(BATCH), {})
     index = torch.stack([torch.randperm(views)[:2] for _ in range(BATCH)], 1)
     chosen = replace(batch, parameters=rows.gather(0, index[..., None].expand(-1, -1, 14)))
     figure = draw_chosen_views(batch, chosen, recipe, views=views)
@@ -55,44 +59,34 @@ def test_no_picture_without_hard_views(train_tiny):
     assert draw_hard_view_examples(train_tiny(), loader=None) is None
 
 
-@pytest.mark.parametrize("uncertainty", ["subspace", "diagonal"])
-@pytest.mark.parametrize("method", ["mast", "mast+equimod"])
-def test_uncertainty_against_strength(train_tiny, tiny, method, uncertainty):
-    config = replace(tiny, mast=replace(tiny.mast, uncertainty=uncertainty))
+@pytest.mark.parametrize("method", ["mast", "mast+equimod", "mast+hard"])
+def test_uncertainty_against_what_tells_views_apart(train_tiny, tiny, method):
+    """Of every image's first two views; as they are given to the method."""
+    config = replace(tiny, mast=replace(tiny.mast, uncertainty=True))
     module = train_tiny(config=config, method=method)
     source = open_source("shapes", "train", size=config.data.size, max_images=64)
     policy = module.method.policy(config.augment)
+    if module.hard_views is not None:
+        policy = module.hard_views.policy
     loader = build_loader(source, policy, batch_size=32)
     figure = draw_uncertainty(module, loader)
-    assert len(figure.axes) == 4  # two subspaces against two strengths
-    views = 64 * policy.num_views()
     loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
-    batch = next(iter(loader))
-    areas = (batch.parameters[..., 2] * batch.parameters[..., 3]).flatten()
-    for subspace, axes in enumerate(figure.axes[::2]):
-        drawn = torch.from_numpy(axes.collections[0].get_offsets().data)
-        assert len(drawn) == views and "ρ" in axes.get_title()
-        with torch.no_grad():
-            features = module.backbone(batch.images.flatten(0, 1)).unflatten(0, (-1, 32))
-            want = module.method.uncertainty(features)[..., subspace].flatten()
-        torch.testing.assert_close(drawn[: len(areas), 0].float(), areas)
-        torch.testing.assert_close(drawn[: len(areas), 1].float(), want, rtol=1e-4, atol=1e-5)
-
-
-def test_views_without_jitter_have_the_least_change_of_color(train_tiny, tiny):
-    config = replace(
-        tiny,
-        mast=replace(tiny.mast, uncertainty="subspace"),
-        augment=replace(tiny.augment, jitter=0.5),
-    )
-    module = train_tiny(config=config, method="mast")
-    source = open_source("shapes", "train", size=config.data.size, max_images=64)
-    loader = build_loader(source, module.method.policy(config.augment), batch_size=64)
-    figure = draw_uncertainty(module, loader)
-    change = torch.from_numpy(figure.axes[1].collections[0].get_offsets().data)[:, 0]
-    loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
-    jittered = next(iter(loader)).parameters[..., 5].flatten() > 0
-    assert change[~jittered].max() < change[jittered].median()
+    batches = list(loader)
+    with torch.no_grad():
+        want = torch.cat([module.method.pair_uncertainty(batch) for batch in batches])
+    assert want.std() > 0
+    rows = torch.cat([batch.parameters[:2] for batch in batches], 1)
+    parameters = AugmentationParameters(rows)
+    colors = parameters.standardized(config.augment)[..., 6:10].diff(dim=0)[0].norm(dim=-1)
+    drawn = [torch.from_numpy(a.collections[0].get_offsets().data).float() for a in figure.axes]
+    for found, difference in zip(drawn, (parameters.crop_iou(0, 1), colors), strict=True):
+        torch.testing.assert_close(found[:, 0], difference)
+        torch.testing.assert_close(found[:, 1], want)
+    for axes, found in zip(figure.axes, drawn, strict=True):
+        rho = torch.corrcoef(found.T.argsort().argsort().float())[0, 1]
+        shown = float(axes.get_title().split()[-1])
+        assert shown == pytest.approx(rho.item(), abs=0.02)  # ties apart
+    assert "pair of views" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize("method", ["mast", "vicreg"])

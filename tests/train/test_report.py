@@ -6,7 +6,7 @@ import torch
 
 from mast_ext.methods import Subspaces
 from mast_ext.train.evaluation.evaluate import LINEAR, Row
-from mast_ext.train.report.figures import draw_hard_views, gain_columns
+from mast_ext.train.report.figures import draw_hard_views, draw_masks, gain_columns
 from mast_ext.train.report.html import write_report
 from mast_ext.train.report.tables import grids, tables
 
@@ -20,9 +20,8 @@ ONE = [
     Row("mast", "backbone", {LINEAR: {"class": 0.5}, "k-NN 20": {"class": 0.4}}),
     Row("chance", "", {LINEAR: {"class": 0.1}}),
 ]
-SUBSPACES = Subspaces(
-    ("joint", NASTY), torch.rand(2, 8), torch.tensor([4.0, 5.0]), torch.tensor([[1, 0.2], [0.2, 1]])
-)
+MASKS = torch.tensor([[1.0, 1, 1, 1, 1, 0, 0.25, 0], [1, 1, 0, 1, 1, 1, 1, 1]])
+SUBSPACES = Subspaces(("hue", NASTY), MASKS, torch.tensor([[1, 0.2], [0.2, 1]]))
 
 
 def test_a_table_per_protocol():
@@ -74,7 +73,16 @@ def test_report_files(report):
     assert names == [*pictures, "report.html", "results.json"]
     found = json.loads((report.parent / "results.json").read_text())
     assert found["rows"][1]["accuracy"] == {LINEAR: {"hue": 0.125, NASTY: 1.0}}
-    assert found["subspaces"]["effective_dimensions"] == [4.0, 5.0]
+    assert found["subspaces"]["freed_dimensions"] == [2.75, 1.0]
+
+
+def test_masks_are_drawn_by_who_frees_a_dimension():
+    """First the dimensions that are invariant to all, then those of each augmentation."""
+    axes = draw_masks(SUBSPACES).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["hue (frees 3)", f"{NASTY} (frees 1)"]
+    drawn = torch.from_numpy(axes.images[0].get_array().data)
+    assert torch.equal(drawn, MASKS[:, [0, 1, 3, 4, 6, 5, 7, 2]])
 
 
 def test_gains_are_drawn(tmp_path):

@@ -256,9 +256,8 @@ VARIANTS = {
     "random selection": lambda config: replace(
         config, hard_views=HardViewOptions(4, strategy="softmax", fraction=0.5)
     ),
-    "learned masks": lambda config: replace(
-        config, mast=replace(config.mast, masks="balanced", uncertainty="diagonal")
-    ),
+    "uncertainty": lambda config: replace(config, mast=replace(config.mast, uncertainty=True)),
+    "fixed masks": lambda config: replace(config, mast=replace(config.mast, masks="blocks")),
     "contrast": lambda config: replace(config, mast=replace(config.mast, base="nt_xent")),
 }
 

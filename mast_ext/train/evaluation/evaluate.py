@@ -111,7 +111,8 @@ def evaluate(
 ) -> list[Row]:
     """Rows for the backbone's features and, given a method, its embedding and its subspaces.
 
-    A subspace is probed on the dimensions that `subspace_dimensions` gives it.
+    A subspace is probed on its dimensions alone (`Subspaces.dimensions`). Scaling all dimensions by
+    a mask instead would tell little: a linear probe undoes any scale that is not zero.
     """
     train, test = (
         extract_features(
@@ -128,27 +129,11 @@ def evaluate(
     rows = [_row(name, "backbone", train.backbone, test.backbone, labels, config)]
     if method is not None and train.embedding is not None and test.embedding is not None:
         rows.append(_row(name, "embedding", train.embedding, test.embedding, labels, config))
-        for subspace, dims in subspace_dimensions(method).items():
+        subspaces = method.subspaces()
+        for subspace, dims in ({} if subspaces is None else subspaces.dimensions()).items():
             scores = linear_accuracy(train.embedding[:, dims], test.embedding[:, dims], *labels)
             rows.append(Row(name, f"subspace {subspace}", {LINEAR: scores}))
     return rows
-
-
-def subspace_dimensions(method: Method) -> dict[str, Tensor]:
-    """The dimensions that make up each subspace of a method's embedding, by name.
-
-    As many of the largest mask as the subspace has effective dimensions (at least one). Scaling
-    all dimensions by the mask instead would tell little: a linear probe undoes any scale that is
-    not zero.
-    """
-    subspaces = method.subspaces()
-    if subspaces is None:
-        return {}
-    counts = subspaces.effective_dimensions.round().long().clamp(min=1)
-    return {
-        name: mask.argsort(descending=True, stable=True)[:count]
-        for name, mask, count in zip(subspaces.names, subspaces.masks, counts, strict=True)
-    }
 
 
 def chance(images: LabeledImages) -> Row:

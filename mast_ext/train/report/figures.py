@@ -16,27 +16,33 @@ from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.report.tables import percent
 
 IMAGES = 8
-BATCHES = 4  # whose views' uncertainty is drawn
+BATCHES = 4  # whose pairs' uncertainty is drawn
 
 
 def draw_masks(subspaces: Subspaces) -> Figure:
-    """Masks as a picture, ``K`` rows; dimensions sorted by the subspace they belong to most."""
+    """Masks as a picture, a row per augmentation.
+
+    Dimensions are sorted by the augmentation that frees them; those that none frees come first.
+    """
     masks = subspaces.masks.numpy()
-    order = np.lexsort((-masks.max(0), masks.argmax(0)))
-    figure = Figure(figsize=(9, 1.2 + 0.4 * len(masks)), layout="constrained")
+    freed = 1 - masks
+    owner = np.where(freed.max(0) > 0.5, 1 + freed.argmax(0), 0)
+    order = np.lexsort((freed.max(0), owner))
+    figure = Figure(figsize=(9, 1.6 + 0.4 * len(masks)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(masks[:, order], aspect="auto", interpolation="nearest", vmin=0)
-    dims = subspaces.effective_dimensions.tolist()
-    ticks = [f"{name} ({n:.0f})" for name, n in zip(subspaces.names, dims, strict=True)]
-    axes.set_yticks(range(len(ticks)), ticks)
-    axes.set_xlabel("embedding dimension, sorted")
-    axes.set_title("masks (effective dimensions)")
+    image = axes.imshow(masks[:, order], aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+    counts = zip(subspaces.names, subspaces.freed.tolist(), strict=True)
+    axes.set_yticks(range(len(masks)), [f"{name} (frees {count:.0f})" for name, count in counts])
+    axes.set_xlabel("dimension of the embedding, sorted")
+    axes.set_title(
+        "masks: 1 where a dimension is invariant to the augmentation, 0 where it is free"
+    )
     figure.colorbar(image)
     return figure
 
 
 def draw_overlap(subspaces: Subspaces) -> Figure:
-    """The overlap of every pair of subspaces."""
+    """How much the freed dimensions of every pair of augmentations have in common."""
     overlap, names = subspaces.overlap.numpy(), subspaces.names
     side = 2.2 + 0.6 * len(names)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -47,7 +53,7 @@ def draw_overlap(subspaces: Subspaces) -> Figure:
         axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set_title("overlap of subspaces")
+    axes.set_title("overlap of freed dimensions", fontsize=10)
     figure.colorbar(image)
     return figure
 
@@ -183,9 +189,9 @@ def draw_chosen_views(
 
 
 def draw_uncertainty(module: PretrainModule, loader: ViewLoader) -> Figure | None:
-    """Log-variances of the first views of an epoch, against the strength of augmentations.
+    """Uncertainty of the first pairs of an epoch, against how far apart their views are made.
 
-    That is how much of the image a view's crop shows, and how far its colors were changed, with
+    That is how much of the image both crops show, and how differently the colors were changed, with
     Spearman's correlation.
 
     Args:
@@ -196,38 +202,37 @@ def draw_uncertainty(module: PretrainModule, loader: ViewLoader) -> Figure | Non
         None for a run that has learned no uncertainty.
     """
     module.eval()
-    subspaces = module.method.subspaces()
-    if subspaces is None or module.hard_views is not None:
-        return None
     loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
     device = next(module.backbone.parameters()).device
     found, rows = [], []
     with torch.no_grad():
         for batch in islice(loader, BATCHES):
-            batch = batch.to(device)
-            features = module.backbone(batch.images.flatten(0, 1))
-            log_var = module.method.uncertainty(features.unflatten(0, batch.images.shape[:2]))
-            if log_var is None:
+            log_variance = module.method.pair_uncertainty(batch.to(device))
+            if log_variance is None:
                 return None
-            found.append(log_var.flatten(0, 1).float().cpu())
-            rows.append(batch.parameters.flatten(0, 1).cpu())
-    log_vars = torch.cat(found)
-    parameters = AugmentationParameters(torch.cat(rows)[None])
+            found.append(log_variance.cpu())
+            rows.append(batch.parameters[:2].cpu())
+    log_variances = torch.cat(found)
+    parameters = AugmentationParameters(torch.cat(rows, dim=1))
     changes = slice(COLUMN["brightness"], COLUMN["hue"] + 1)  # without jitter's gate
-    colors = parameters.standardized(*loader.policy.recipes[:1])[..., changes]
-    strengths = {
-        "area of the crop": parameters.group("crop")[0, :, 2:].prod(-1),
-        "change of color (standard deviations)": colors[0].norm(dim=-1),
+    first, second = parameters.standardized(*loader.policy.recipes[:1])[..., changes]
+    differences = {
+        "overlap of the two crops (IoU)": parameters.crop_iou(0, 1),
+        "distance of the two colors (standard deviations)": (first - second).norm(dim=-1),
     }
-    size = (3.2 * len(strengths), 0.6 + 2.2 * len(subspaces.names))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(subspaces.names), len(strengths), squeeze=False)
-    for row, name, values in zip(grid, subspaces.names, log_vars.T, strict=True):
-        row[0].set_ylabel(f"log-variance, {name}")
-        for axes, (label, strength) in zip(row, strengths.items(), strict=True):
-            axes.scatter(strength, values, s=3, alpha=0.5)
-            axes.set_title(f"Spearman's ρ {spearman_corrcoef(values, strength):+.2f}", fontsize=8)
-            axes.set_xlabel(label)
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(differences), sharey=True)
+    for axes, (label, difference) in zip(panels, differences.items(), strict=True):
+        axes.scatter(difference, log_variances, s=3, alpha=0.5)
+        correlation = spearman_corrcoef(log_variances, difference)
+        axes.set_title(f"Spearman's ρ {correlation:+.2f}", fontsize=9)
+        axes.set_xlabel(label)
+    panels[0].set_ylabel("log-variance of the pair")
+    figure.suptitle(
+        "Each point is a pair of views: the higher, the less alike it is expected to be,\n"
+        "and the less it counts in training",
+        fontsize=9,
+    )
     return figure
 
 

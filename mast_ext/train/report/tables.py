@@ -64,14 +64,14 @@ def tables(rows: Sequence[Row], which: Sequence[str] | None = None) -> list[Tabl
 
 
 def results(rows: Sequence[Row], subspaces: Subspaces | None) -> dict[str, Any]:
-    """The same numbers for programs: accuracies in [0, 1], masks' dimensions and overlaps."""
+    """The same numbers for programs: accuracies in [0, 1], freed dimensions and their overlaps."""
     found: dict[str, Any] = {
         "rows": [{"model": r.model, "part": r.part, "accuracy": r.scores} for r in rows]
     }
     if subspaces is not None:
         found["subspaces"] = {
             "names": list(subspaces.names),
-            "effective_dimensions": subspaces.effective_dimensions.tolist(),
+            "freed_dimensions": subspaces.freed.tolist(),
             "overlap": subspaces.overlap.tolist(),
         }
     return found
