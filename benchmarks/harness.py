@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -42,6 +42,7 @@ class Workload:
         gpu_cases: Sizes that only a GPU is asked for.
         inputs: Makes the tensors of a case; those of floating point get a gradient.
         contestants: Name to function of the tensors; the first is ours.
+        beside: What is timed beside them though its result is another.
         tolerance: How far contestants may differ from ours, relative to the loss.
     """
 
@@ -50,6 +51,7 @@ class Workload:
     inputs: Callable[..., tuple[Tensor, ...]]
     contestants: dict[str, Callable[..., Tensor]]
     gpu_cases: tuple[Case, ...] = ()
+    beside: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
     tolerance: float = 1e-3
 
     def runs(self) -> list[tuple[str, Case]]:
@@ -130,9 +132,10 @@ def race(workload: Workload, case: Case, mode: str, device: str, rounds: int) ->
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     inputs = workload.make_inputs(case, device, dtype)
     steps, losses = {}, {}
-    for name, function in workload.contestants.items():
-        with torch.no_grad():
-            losses[name] = function(*inputs).item()
+    for name, function in (workload.contestants | workload.beside).items():
+        if name in workload.contestants:
+            with torch.no_grad():
+                losses[name] = function(*inputs).item()
         steps[name] = step_of(function, inputs, mode)
     if device == "cuda":
         ours = next(iter(steps))
