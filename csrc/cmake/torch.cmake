@@ -2,9 +2,10 @@
 #
 # Not by find_package(Torch), whose configuration is PyTorch's own build script: it requires the
 # whole CUDA toolkit (nvrtc, cuBLAS, ...) even for a CPU-only extension, and overrides
-# CMAKE_CUDA_ARCHITECTURES. Asking Python instead costs one import.
+# CMAKE_CUDA_ARCHITECTURES. Nor by importing it, which takes seconds, and libraries that `make` still
+# downloads while this compiles.
 execute_process(
-  COMMAND ${Python_EXECUTABLE} -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent, torch.__version__, torch.version.cuda or '', sep=';', end='')"
+  COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/find_torch.py
   OUTPUT_VARIABLE _torch
   ERROR_QUIET
   RESULT_VARIABLE _failed)
