@@ -22,6 +22,8 @@ endif()
 
 add_library(torch::libs INTERFACE IMPORTED)
 target_include_directories(torch::libs SYSTEM INTERFACE ${TORCH_DIR}/include)
+# ATen's headers otherwise include all operators' instead of those that they use.
+target_compile_definitions(torch::libs INTERFACE AT_PER_OPERATOR_HEADERS)
 target_link_directories(torch::libs INTERFACE ${TORCH_DIR}/lib)
 target_link_libraries(torch::libs INTERFACE c10 torch torch_cpu)
 message(STATUS "PyTorch ${TORCH_VERSION} (CUDA '${TORCH_CUDA_VERSION}') in ${TORCH_DIR}")
