@@ -1,6 +1,6 @@
 # The verbs. Each one sets up what it needs: .venv with the pinned environment, and the native build.
-# On a machine without a GPU `make pretrain` compiles for the CPU alone; the tests, for every
-# generation of GPUs as well, so that nothing rots uncompiled.
+# `make pretrain` compiles for this machine alone, its CPU and the GPU it may have; the tests, for
+# every CPU and every generation of GPUs, so that nothing rots uncompiled.
 #
 #   make pretrain [ARGS="--method vicreg"]    make test [ARGS="-k nll"]    make bench    make lint
 #   make docs                                 the site, in build/docs
@@ -9,6 +9,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := python -m pip install --quiet --constraint .ci/constraints.txt
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 CUDA_ARCHS ?= $(if $(GPU),native,80-real;90a-real;100-real;120)
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
@@ -21,15 +22,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: pretrain test lint format bench docs gpu-check clean
 .NOTPARALLEL:  # there is one build folder
 
-# The first time takes minutes: it downloads the packages and compiles.
-pretrain: export MAST_EXT_CUDA ?= $(if $(GPU),AUTO,OFF)
-pretrain: .venv/built$(if $(GPU),-for-gpus)
+# The first time takes minutes: it downloads the packages and compiles. Where there is a build for
+# the tests it is used.
+pretrain: $(or $(wildcard .venv/built),.venv/built-here$(if $(GPU),-for-gpus))
 	mast-ext pretrain $(ARGS)
 
 # The slow tests run beside the others, and print when these are through: threads with nothing to do
 # must not keep the cores from them. Exit code 5: none chosen.
 test: export OMP_WAIT_POLICY ?= passive
-test: .venv/built-for-gpus build/emulation/built
+test: .venv/built build/emulation/built
 	@log=$$(mktemp); \
 	python -m pytest -m slow $(ARGS) >$$log 2>&1 & slow=$$!; \
 	python -m pytest -m "not slow" $(ARGS); code=$$?; \
@@ -47,7 +48,7 @@ format: .venv/installed
 	ruff format .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format -i
 
-bench: .venv/built-for-gpus
+bench: .venv/built
 	python -m pytest benchmarks/ops --benchmark-only $(ARGS)
 
 docs: .venv/built
@@ -59,22 +60,32 @@ gpu-check:
 clean:
 	rm -rf .venv build mast_ext/*.so *.egg-info
 
-# torch comes first: the extension is built against the installed one.
-.venv/installed: pyproject.toml .ci/constraints.txt
+# What the extension is compiled with. The packages that torch needs in turn, of several GB, are not
+# among it: they come with the others.
+.venv/tools: .ci/constraints.txt
 	@echo "Installing PyTorch and the other packages into .venv (several GB)"
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --constraint .ci/constraints.txt torch torchvision setuptools cmake ninja pybind11
-	@echo "Compiling mast_ext (MAST_EXT_CUDA=$${MAST_EXT_CUDA:-AUTO}) and installing what it needs"
-	python -m pip install --quiet --constraint .ci/constraints.txt --no-build-isolation --editable ".[dev]"
+	$(PIP) --no-deps torch setuptools cmake ninja pybind11
+	touch $@
+
+# The package and what it needs are installed while the extension compiles.
+.venv/installed: EXTRA := dev
+.venv/installed-to-train: EXTRA := train
+.venv/installed .venv/installed-to-train: .venv/tools pyproject.toml
+	MAST_EXT_BUILD=later $(PIP) --no-build-isolation --editable ".[$(EXTRA)]" & packages=$$!; \
+	python setup.py --quiet build_ext --inplace; compiled=$$?; \
+	wait $$packages && test $$compiled = 0
 	touch $@
 
 .venv/built: .venv/installed $(NATIVE)
 	python setup.py --quiet build_ext --inplace
 	touch $@
 
-.venv/built-for-gpus: .venv/installed $(NATIVE)
-	MAST_EXT_CUDA=$${MAST_EXT_CUDA:-AUTO} python setup.py --quiet build_ext --inplace
-	touch $@ .venv/built
+.venv/built-here .venv/built-here-for-gpus: export MAST_EXT_CPU ?= native
+.venv/built-here: export MAST_EXT_CUDA ?= OFF
+.venv/built-here .venv/built-here-for-gpus: .venv/installed-to-train $(NATIVE)
+	python setup.py --quiet build_ext --inplace
+	touch $@
 
 # For tests without a GPU, which build it themselves when asked alone.
 build/emulation/built: .venv/installed $(NATIVE) $(EMULATION)

@@ -1,7 +1,9 @@
 """Thin driver: everything native is described in CMakeLists.txt.
 
-MAST_EXT_CUDA=AUTO|ON|OFF and CMAKE_ARGS reach CMake; MAX_JOBS bounds the build. The build tree
-stays in build/, so that a changed file costs only its own compilation.
+MAST_EXT_CUDA=AUTO|ON|OFF, MAST_EXT_CPU=all|native and CMAKE_ARGS reach CMake; MAX_JOBS bounds the
+build. The build tree stays in build/, so that a changed file costs only its own compilation.
+MAST_EXT_BUILD=later installs the package without its native module: `make pretrain` compiles that
+while packages are downloaded.
 """
 
 import os
@@ -41,6 +43,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DMAST_EXT_CUDA={cuda}",
+            f"-DMAST_EXT_CPU={os.environ.get('MAST_EXT_CPU', 'all')}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
@@ -49,4 +52,6 @@ class CMakeBuild(build_ext):
         run(["cmake", "--install", str(build), "--prefix", str(package.parent)])
 
 
-setup(ext_modules=[Extension("mast_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+later = os.environ.get("MAST_EXT_BUILD") == "later"
+modules = [] if later else [Extension("mast_ext._C", sources=[])]
+setup(ext_modules=modules, cmdclass={"build_ext": CMakeBuild})

@@ -67,7 +67,8 @@ def pytest_collection_modifyitems(config, items):
         items[:] = kept
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+# Without a GPU thousands of tests need not even be made, to be skipped.
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def device(request):
     torch.manual_seed(0)
     return torch.device(request.param)

@@ -27,7 +27,8 @@ STEPS = {
 PATIENCE = ["--seconds=9000"]  # for a machine that is busy with other things
 
 # Takes the options that the manual of compute-sanitizer lists and no others, runs the program and
-# reports as the tool does; those of its tools that STAND_IN_FAULTS lists find one in our kernels.
+# reports as the tool does. Where STAND_IN_FAULTS is set, the program's part is played, too, and the
+# tools that it lists find a fault in our kernels.
 STAND_IN = r"""
 import os, re, subprocess, sys
 
@@ -54,8 +55,13 @@ tool = options.get("--tool", "memcheck")
 if "--padding" in options and tool != "memcheck":
     sys.exit("compute-sanitizer: --padding is an option of memcheck")
 print("========= COMPUTE-SANITIZER", flush=True)
-code = subprocess.run(arguments).returncode
-ours = tool in os.environ.get("STAND_IN_FAULTS", "").split()
+faults = os.environ.get("STAND_IN_FAULTS")
+if faults is None:
+    code = subprocess.run(arguments).returncode
+else:
+    code = 0
+    print("12 passed in 1s")
+ours = tool in (faults or "").split()
 kernel = "mast_ext::kernels::tile" if ours else "at::native::fill"
 found = ours or tool == "initcheck"
 if found:
@@ -122,11 +128,10 @@ def test_whole_sequence(emulated_module, stand_in, tmp_path):
     assert "| mast_ext |" in (results / "emulated.md").read_text()
 
 
-@pytest.mark.slow
-def test_faults_are_named_and_do_not_stop_other_steps(emulated_module, stand_in, tmp_path):
+def test_faults_are_named_and_do_not_stop_other_steps(stand_in, tmp_path):
     code, output, found = run(
         tmp_path,
-        f"--emulated={emulated_module}",
+        "--emulated=none",
         "--steps=sanitizers",
         *PATIENCE,
         path=stand_in,
@@ -246,7 +251,7 @@ from contextlib import suppress
 for name in ("lightly", "lightning", "jsonargparse", "timm", "nvidia.dali", "rich"):
     sys.modules[name] = None
 import pytest
-sys.exit(pytest.main(["tests/ops", "tests/losses", "--collect-only", "-q", "-k", "cuda"]))
+sys.exit(pytest.main(["tests/ops", "tests/losses", "--collect-only", "-q"]))
 """
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -1,12 +1,21 @@
 # mast_ext_add_cpu_kernels(target source... [OPTIONS option...]): compiles every source once per
-# instruction set.
+# instruction set of MAST_EXT_ISAS.
 #
-# Each copy has a namespace of its own, MAST_EXT_ISA; the baseline copy also holds the dispatcher
-# (csrc/kernels/common/isa.h). The baseline objects come first on the link line: of a weak symbol
+# Each copy has a namespace of its own, MAST_EXT_ISA; the baseline copy also holds the functions that
+# forward to the others (csrc/kernels/common/isa.h). The baseline objects come first on the link line: of a weak symbol
 # that several copies define, the linker keeps the first one, which runs on every machine.
+#
+# A copy is compiled alike whichever others there are, so that MAST_EXT_CPU=all after native only
+# compiles what is missing.
 include(CheckCXXCompilerFlag)
 
+set(MAST_EXT_CPU all CACHE STRING "CPU kernels: all instruction sets, or native, the best one of this machine")
+if(NOT MAST_EXT_CPU MATCHES "^(all|native)$")
+  message(FATAL_ERROR "MAST_EXT_CPU must be all or native, got ${MAST_EXT_CPU}")
+endif()
+
 set(MAST_EXT_ISAS baseline)
+set(MAST_EXT_NATIVE_ISA baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(MAST_EXT_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
   set(MAST_EXT_ISA_FLAGS_avx512
@@ -18,11 +27,33 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
       list(APPEND MAST_EXT_ISAS ${isa})
     endif()
   endforeach()
+  execute_process(COMMAND ${CMAKE_CXX_COMPILER} -march=native -dM -E -x c++ /dev/null
+                  OUTPUT_VARIABLE _native)
+  if(_native MATCHES "__AVX512DQ__")
+    set(MAST_EXT_NATIVE_ISA avx512)
+  elseif(_native MATCHES "__AVX2__")
+    set(MAST_EXT_NATIVE_ISA avx2)
+  endif()
+endif()
+if(MAST_EXT_CPU STREQUAL native)
+  set(MAST_EXT_ISAS ${MAST_EXT_NATIVE_ISA})
 endif()
 list(JOIN MAST_EXT_ISAS " " MAST_EXT_CPU_ISAS)
 
 function(mast_ext_add_cpu_kernels target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" OPTIONS)
+  foreach(isa IN LISTS MAST_EXT_ISAS)
+    string(TOUPPER ${isa} isa_upper)
+    list(APPEND builds MAST_EXT_BUILDS_${isa_upper})
+  endforeach()
+
+  # What chooses among the copies runs on every machine, so that it can say what one lacks.
+  add_library(${target}_isa OBJECT csrc/kernels/common/isa_cpu.cpp)
+  target_include_directories(${target}_isa PRIVATE csrc)
+  target_compile_definitions(${target}_isa PRIVATE ${builds})
+  target_compile_options(${target}_isa PRIVATE -Wall -Wextra -Werror ${arg_OPTIONS})
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_isa>)
+
   foreach(isa IN LISTS MAST_EXT_ISAS)
     set(kernels ${target}_cpu_kernels_${isa})
     add_library(${kernels} OBJECT ${arg_UNPARSED_ARGUMENTS})
@@ -30,10 +61,9 @@ function(mast_ext_add_cpu_kernels target)
     target_include_directories(${kernels} PRIVATE csrc)
     target_link_libraries(${kernels} PRIVATE torch::libs)
     target_compile_definitions(${kernels} PRIVATE MAST_EXT_ISA=${isa} MAST_EXT_ISA_IS_${isa_upper})
-    foreach(other IN LISTS MAST_EXT_ISAS)
-      string(TOUPPER ${other} other_upper)
-      target_compile_definitions(${kernels} PRIVATE MAST_EXT_BUILDS_${other_upper})
-    endforeach()
+    if(isa STREQUAL baseline)
+      target_compile_definitions(${kernels} PRIVATE ${builds})
+    endif()
     # Contraction to fused multiply-adds is allowed, fast-math is not: NaN and Inf must propagate.
     target_compile_options(${kernels} PRIVATE
       -Wall -Wextra -Werror -Wno-psabi -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast

@@ -2,9 +2,10 @@
 #
 # Not by find_package(Torch), whose configuration is PyTorch's own build script: it requires the
 # whole CUDA toolkit (nvrtc, cuBLAS, ...) even for a CPU-only extension, and overrides
-# CMAKE_CUDA_ARCHITECTURES. Asking Python instead costs one import.
+# CMAKE_CUDA_ARCHITECTURES. Nor by importing it, which takes seconds, and libraries that `make` still
+# downloads while this compiles.
 execute_process(
-  COMMAND ${Python_EXECUTABLE} -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent, torch.__version__, torch.version.cuda or '', sep=';', end='')"
+  COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/find_torch.py
   OUTPUT_VARIABLE _torch
   ERROR_QUIET
   RESULT_VARIABLE _failed)
@@ -21,6 +22,8 @@ endif()
 
 add_library(torch::libs INTERFACE IMPORTED)
 target_include_directories(torch::libs SYSTEM INTERFACE ${TORCH_DIR}/include)
+# ATen's headers otherwise include all operators' instead of those that they use.
+target_compile_definitions(torch::libs INTERFACE AT_PER_OPERATOR_HEADERS)
 target_link_directories(torch::libs INTERFACE ${TORCH_DIR}/lib)
 target_link_libraries(torch::libs INTERFACE c10 torch torch_cpu)
 message(STATUS "PyTorch ${TORCH_VERSION} (CUDA '${TORCH_CUDA_VERSION}') in ${TORCH_DIR}")

@@ -55,6 +55,17 @@ def trained(tmp_path_factory):
     return run
 
 
+SIX_STEPS = [*TINY, *SHAPES, "--train.epochs=2", "--train.checkpoint_every=2"]
+
+
+@pytest.fixture(scope="session")
+def six_steps(tmp_path_factory):
+    """Options of a run of MAST and its baseline, and the directory of it, to be read only."""
+    run = tmp_path_factory.mktemp("six_steps") / "run"
+    assert main(["pretrain", *SIX_STEPS, f"--out={run}"]) == 0
+    return list(SIX_STEPS), run
+
+
 @pytest.fixture
 def call(capsys, tmp_path, monkeypatch):
     """Runs the program in an empty directory: exit status, standard output, standard error."""

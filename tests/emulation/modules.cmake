@@ -30,9 +30,8 @@ mast_ext_emulate(emulated_kernels)
 mast_ext_add_module(_C)
 target_compile_definitions(_C PRIVATE MAST_EXT_WITHOUT_CPU_KERNELS)
 set(MAST_EXT_ISAS baseline)
-# Host code uses these two outside of the lambdas that run_on() does not instantiate.
-mast_ext_add_cpu_kernels(_C csrc/kernels/common/isa_cpu.cpp csrc/kernels/common/products_cpu.cpp
-                         OPTIONS -O0)
+# Host code uses this one outside of the lambdas that run_on() does not instantiate.
+mast_ext_add_cpu_kernels(_C csrc/kernels/common/products_cpu.cpp OPTIONS -O0)
 target_link_libraries(_C PRIVATE emulated_kernels)
 
 add_library(watched_kernels OBJECT ${cuda_sources})
@@ -57,14 +56,7 @@ mast_ext_add_module(sanitized)
 target_compile_options(sanitized PRIVATE ${sanitizers})
 target_link_options(sanitized PRIVATE ${sanitizers})
 target_link_libraries(sanitized PRIVATE sanitized_kernels)
-# Of the CPU kernels only the copy that this machine runs, and the baseline with the dispatcher.
-execute_process(COMMAND ${CMAKE_CXX_COMPILER} -march=native -dM -E -x c++ /dev/null
-                OUTPUT_VARIABLE native)
-if(native MATCHES "__AVX512DQ__")
-  set(MAST_EXT_ISAS baseline avx512)
-elseif(native MATCHES "__AVX2__")
-  set(MAST_EXT_ISAS baseline avx2)
-endif()
+set(MAST_EXT_ISAS ${MAST_EXT_NATIVE_ISA})  # the tests run no other
 mast_ext_add_cpu_kernels(sanitized ${cpu_sources} OPTIONS ${sanitizers})
 set_target_properties(sanitized PROPERTIES OUTPUT_NAME _C)
 set_target_properties(sanitized sanitized_kernels PROPERTIES LIBRARY_OUTPUT_DIRECTORY sanitized)

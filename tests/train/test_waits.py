@@ -27,7 +27,7 @@ from mast_ext.train.loop import fit as fitting
 from mast_ext.train.loop.module import PretrainModule
 
 DEVICE = torch.device("meta")
-FIRST, LAST = 2, 5  # steps that are watched, from 0, the last one excluded
+FIRST, LAST = 1, 3  # steps that are watched, from 0, the last one excluded
 
 METHODS = [
     *sorted(REGISTRY),

@@ -1,8 +1,10 @@
 // The choice among the instruction sets that CPU kernels are compiled for, made once per process.
 //
 // csrc/cmake/cpu_kernels.cmake compiles each *_cpu.cpp once per instruction set, with MAST_EXT_ISA
-// defined as the name of the namespace that holds this copy. MAST_EXT_CPU_ENTRY defines, in the
-// baseline copy alone, the function that host code calls, which forwards to the chosen copy.
+// defined as the name of the namespace that holds this copy. MAST_EXT_CPU_ENTRY defines the
+// function that host code calls: in the baseline copy it forwards to the chosen copy. The others'
+// are weak and forward to their own copy; one is linked where that copy is the only one
+// (MAST_EXT_CPU=native).
 #pragma once
 
 namespace mast_ext::kernels {
@@ -11,7 +13,8 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 
 // The best instruction set that was compiled and that this CPU has, or the one that the environment
 // variable MAST_EXT_CPU_ISA names: baseline, avx2 or avx512. Throws std::invalid_argument if that
-// one is unknown or unavailable; importing the package makes the first call, and so reports it.
+// one is unknown or unavailable, or if this CPU has none of those that were compiled; importing the
+// package makes the first call, and so reports it.
 Isa isa_in_use();
 const char* name_of(Isa isa);
 
@@ -43,6 +46,7 @@ const char* name_of(Isa isa);
 
 #else
 
-#define MAST_EXT_CPU_ENTRY(name, params, args)
+#define MAST_EXT_CPU_ENTRY(name, params, args) \
+  __attribute__((weak)) void name params { MAST_EXT_ISA::name args; }
 
 #endif

@@ -1,7 +1,5 @@
 #include "kernels/common/isa.h"
 
-#ifdef MAST_EXT_ISA_IS_BASELINE
-
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -24,8 +22,10 @@ bool is_usable(Isa isa) {
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
              __builtin_cpu_supports("f16c");
 #endif
+#ifdef MAST_EXT_BUILDS_BASELINE
     case Isa::kBaseline:
       return true;
+#endif
     default:
       return false;
   }
@@ -39,6 +39,11 @@ Isa choose() {
     if (!is_usable(isa)) continue;
     if (wanted.empty() || wanted == name_of(isa)) return isa;
     usable += usable.empty() ? name_of(isa) : std::string(", ") + name_of(isa);
+  }
+  if (usable.empty()) {
+    throw std::invalid_argument(
+        "mast_ext was built with MAST_EXT_CPU=native, for an instruction set that this CPU lacks: "
+        "build it on this machine");
   }
   throw std::invalid_argument(
       "MAST_EXT_CPU_ISA must be one of what this CPU and this build have, " + usable + "; got " +
@@ -57,5 +62,3 @@ const char* name_of(Isa isa) {
 }
 
 }  // namespace mast_ext::kernels
-
-#endif

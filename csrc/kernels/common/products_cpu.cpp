@@ -140,8 +140,9 @@ void product_cpu(const MatrixProduct& p) {
 
 MAST_EXT_CPU_ENTRY(product_cpu, (const MatrixProduct& p), (p))
 
-#ifdef MAST_EXT_ISA_IS_BASELINE
-bool has_product_cpu() { return isa_in_use() == Isa::kAvx512 && !__builtin_cpu_is("intel"); }
-#endif
+// Weak, for every copy has it and is linked alone in some builds.
+__attribute__((weak)) bool has_product_cpu() {
+  return isa_in_use() == Isa::kAvx512 && !__builtin_cpu_is("intel");
+}
 
 }  // namespace mast_ext::kernels
