@@ -21,8 +21,11 @@ VARIANTS: dict[str, list[str]] = {
     "MAST, fixed masks": ["--method=mast", "--mast.masks=blocks"],
     "MAST without masks": ["--method=mast", f"--mast.shared={UNMASKED}"],
     "MAST with uncertainty": ["--method=mast", "--mast.uncertainty=true"],
+    "separate heads (LooC)": ["--method=looc"],
+    "VICReg + AugSelf": ["--method=augself"],
+    "VICReg + EquiMod": ["--method=vicreg", "--equimod.weight=1"],
 }
-"""What is trained, by its name in the tables; the last ones are changes of MAST."""
+"""What is trained, by its name in the tables: MAST's changes, and other ways to the same end."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, epochs: float, runs: str) -> None:
@@ -51,7 +54,7 @@ def _train(variant: str, seed: int, values: argparse.Namespace, options: Sequenc
     run = values.runs / name
     if (run / "report" / "results.json").exists():
         return run
-    command = [sys.executable, "-m", "mast_ext.cli.main", "pretrain"]
+    command = [sys.executable, str(Path(__file__).with_name("rivals.py")), "pretrain"]
     if run.exists():
         command += ["--resume", str(run)]
     else:
