@@ -131,6 +131,7 @@ class MAST(Method):
     """
 
     name = "mast"
+    baseline = "vicreg"
     Options: ClassVar[type[MASTOptions]] = MASTOptions
 
     def __init__(self, num_features: int, recipe: AugmentationRecipe, options: MASTOptions) -> None:

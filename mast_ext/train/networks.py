@@ -58,8 +58,9 @@ def build_networks(config: PretrainConfig) -> Networks:
     recipe = config.augment
     options = config.options(config.method)
     method = METHODS[config.method].create(backbone, num_features, recipe, options)
-    if method.local_views:
-        _require_size(backbone, spec, f"{config.method}.local_size", options.local_size)
+    local = method.policy(recipe).local_recipe
+    if method.local_views and local is not None:
+        _require_size(backbone, spec, f"{config.method}.local_size", local.size)
     if config.equimod.weight > 0:
         method = EquiMod(method, num_features, recipe, config.equimod)
     hard_views = None

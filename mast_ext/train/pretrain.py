@@ -15,6 +15,7 @@ from rich.console import Console
 
 from mast_ext.data import Source
 from mast_ext.distributed import rank, run_on_first_rank
+from mast_ext.methods import METHODS
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation.evaluate import Row, chance, evaluate
@@ -177,7 +178,7 @@ def baseline_of(config: PretrainConfig) -> list[PretrainConfig]:
     method = config.baseline
     wrapped = config.equimod.weight > 0 or config.hard_views.views > 0
     if method == "auto":
-        method = config.method if wrapped else {"mast": "vicreg"}.get(config.method, "none")
+        method = config.method if wrapped else METHODS[config.method].baseline
         method = method if config.data.name == "shapes" else "none"
     if method == "none" or (method == config.method and not wrapped):
         return []

@@ -1,5 +1,6 @@
 #include "kernels/grouped_squared_difference/grouped_squared_difference.h"
 
+#include "host/common/caching_allocator.h"
 #include "host/common/checks.h"
 #include "host/common/run_on.h"
 #include "host/ops.h"
@@ -129,8 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference_backward(
   }
   const Tensor grad_sums = grad_sums_.contiguous(), grad_counts = grad_counts_.contiguous();
   Tensor grad_x, grad_y, grad_weight;
-  if (wanted[0]) grad_x = x.new_empty({in.rows, in.dim});
-  if (wanted[1]) grad_y = x.new_empty({in.rows, in.dim});
+  if (wanted[0]) grad_x = new_result(x, x.sizes());
+  if (wanted[1]) grad_y = new_result(x, x.sizes());
   if (wanted[2]) grad_weight = in.new_sums({in.rows});
   const kernels::GroupedSquaredDifferenceBackward p{
       .pairs = in.pairs(),
