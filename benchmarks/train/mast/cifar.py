@@ -23,7 +23,7 @@ from mast_ext.models import load_backbone, to_channels_last
 from mast_ext.train.config import RECIPES
 from mast_ext.train.evaluation.probes import knn_accuracy, linear_accuracy
 
-NEIGHBOURS, BATCH = 20, 512
+NEIGHBORS, BATCH = 20, 512
 
 
 def rotated(images: Tensor, turns: int) -> Tensor:
@@ -85,7 +85,7 @@ def probe(backbone: torch.nn.Module, made: dict, recipe) -> Accuracies:
         data = (features(backbone, train, recipe), features(backbone, test, recipe))
         labels = ({task: train_labels}, {task: test_labels})
         linear = linear_accuracy(*data, *labels)[task]
-        nearest = knn_accuracy(*data, *labels, neighbors=(NEIGHBOURS,))[NEIGHBOURS][task]
+        nearest = knn_accuracy(*data, *labels, neighbors=(NEIGHBORS,))[NEIGHBORS][task]
         found[task] = (linear, nearest)
     return found
 
@@ -120,7 +120,7 @@ def main() -> None:
     rows = [
         [name, kind, *(mean_and_spread([seed[task][i] for seed in seeds]) for task in tasks)]
         for name, seeds in found.items()
-        for i, kind in enumerate(("linear", f"{NEIGHBOURS}-NN"))
+        for i, kind in enumerate(("linear", f"{NEIGHBORS}-NN"))
     ]
     write_table(
         "MAST on CIFAR-10",
