@@ -32,7 +32,7 @@ pretrain: $(or $(wildcard .venv/built),.venv/built-here$(if $(GPU),-for-gpus))
 test: export OMP_WAIT_POLICY ?= passive
 test: .venv/built build/emulation/built
 	@log=$$(mktemp); \
-	python -m pytest -m slow $(ARGS) >$$log 2>&1 & slow=$$!; \
+	python -m pytest -m slow $(ARGS) >$$log 2>&1 & slow=$$!; trap "kill $$slow" INT TERM; \
 	python -m pytest -m "not slow" $(ARGS); code=$$?; \
 	wait $$slow; slow_code=$$?; cat $$log; rm $$log; \
 	test $$code = 0 -o $$code = 5 && test $$slow_code = 0 -o $$slow_code = 5 && test $$code$$slow_code != 55
@@ -61,7 +61,7 @@ clean:
 	rm -rf .venv build mast_ext/*.so *.egg-info
 
 # What the extension is compiled with. The packages that torch needs in turn, of several GB, are not
-# among it: they come with the others.
+# among them: they come with the others.
 .venv/tools: .ci/constraints.txt
 	@echo "Installing PyTorch and the other packages into .venv (several GB)"
 	$(PYTHON) -m venv .venv
@@ -72,9 +72,10 @@ clean:
 .venv/installed: EXTRA := dev
 .venv/installed-to-train: EXTRA := train
 .venv/installed .venv/installed-to-train: .venv/tools pyproject.toml
-	MAST_EXT_BUILD=later $(PIP) --no-build-isolation --editable ".[$(EXTRA)]" & packages=$$!; \
-	python setup.py --quiet build_ext --inplace; compiled=$$?; \
-	wait $$packages && test $$compiled = 0
+	@MAST_EXT_BUILD=later $(PIP) --no-build-isolation --editable ".[$(EXTRA)]" & \
+	packages=$$!; trap "kill $$packages" INT TERM; \
+	python setup.py --quiet build_ext --inplace || { kill $$packages; exit 1; }; \
+	wait $$packages || { echo "Installing the packages failed: pip says why, above" >&2; exit 1; }
 	touch $@
 
 .venv/built: .venv/installed $(NATIVE)
@@ -85,6 +86,7 @@ clean:
 .venv/built-here: export MAST_EXT_CUDA ?= OFF
 .venv/built-here .venv/built-here-for-gpus: .venv/installed-to-train $(NATIVE)
 	python setup.py --quiet build_ext --inplace
+	rm -f .venv/built-here*
 	touch $@
 
 # For tests without a GPU, which build it themselves when asked alone.

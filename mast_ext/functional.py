@@ -323,6 +323,10 @@ def grouped_squared_difference_with_residual(
         ValueError: See `grouped_squared_difference`.
         TypeError: See there.
     """
+    if dimension_weights.ndim != 2:
+        raise ValueError(
+            f"dimension_weights must have shape [G, D], got {list(dimension_weights.shape)}"
+        )
     groups = dimension_weights.shape[0]
     op = ops.grouped_squared_difference.op
     return op(x, y, group, groups, weight, dimension_weights)
@@ -336,8 +340,8 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
         m_fd = sigmoid(sharpness · mask_logits_fd − c_f)         c_f such that  mean_d m_fd = mean_f
         weights[g, d] = Π_{f in g} m_fd²                    f is in subset g if bit f of g is set
 
-    So ``weights[0]`` is 1, and ``weights[2**f]`` mask ``f`` squared. The budget holds to about 1e-6
-    whatever the logits are. Two launches on a GPU, as many for the gradient: the shift ``c`` is
+    So ``weights[0]`` is 1, and ``weights[2**f]`` mask ``f`` squared. The budget holds to about 1e-5
+    for logits within ±100. Two launches on a GPU, as many for the gradient: the shift ``c`` is
     found by Newton's method within bounds, and its derivative follows from the implicit function
     theorem. :class:`mast_ext.losses.AugmentationMasks` are made of it.
 

@@ -2,8 +2,9 @@
 # instruction set of MAST_EXT_ISAS.
 #
 # Each copy has a namespace of its own, MAST_EXT_ISA; the baseline copy also holds the functions that
-# forward to the others (csrc/kernels/common/isa.h). The baseline objects come first on the link line: of a weak symbol
-# that several copies define, the linker keeps the first one, which runs on every machine.
+# forward to the others (csrc/kernels/common/isa.h). The baseline objects come first on the link
+# line: of a weak symbol that several copies define, the linker keeps the first one, which runs on
+# every machine.
 #
 # A copy is compiled alike whichever others there are, so that MAST_EXT_CPU=all after native only
 # compiles what is missing.
@@ -29,11 +30,20 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   endforeach()
   execute_process(COMMAND ${CMAKE_CXX_COMPILER} -march=native -dM -E -x c++ /dev/null
                   OUTPUT_VARIABLE _native)
-  if(_native MATCHES "__AVX512DQ__")
-    set(MAST_EXT_NATIVE_ISA avx512)
-  elseif(_native MATCHES "__AVX2__")
-    set(MAST_EXT_NATIVE_ISA avx2)
-  endif()
+  # All that the flags above ask for: virtual machines may hide some of it.
+  foreach(isa avx2 avx512)
+    set(_lacks FALSE)
+    foreach(flag IN LISTS MAST_EXT_ISA_FLAGS_${isa})
+      string(TOUPPER "${flag}" macro)
+      string(REGEX REPLACE "^-M" "__" macro "${macro}__")
+      if(NOT flag MATCHES "vector-width" AND NOT _native MATCHES "${macro}")
+        set(_lacks TRUE)
+      endif()
+    endforeach()
+    if(NOT _lacks AND isa IN_LIST MAST_EXT_ISAS)
+      set(MAST_EXT_NATIVE_ISA ${isa})
+    endif()
+  endforeach()
 endif()
 if(MAST_EXT_CPU STREQUAL native)
   set(MAST_EXT_ISAS ${MAST_EXT_NATIVE_ISA})

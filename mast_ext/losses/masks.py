@@ -5,6 +5,7 @@ subspace per augmentation, with features that are shared by subspaces and featur
 How the masks are made here is ours.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,8 +14,14 @@ from torch.nn import functional as F
 
 from mast_ext import functional
 
+SMALLEST = 1e-6  # share of the dimensions, to which a sum in float32 is exact
 MOST_MASKS = 8
 """Augmentations that may free dimensions: there is a group of pairs for every subset of them."""
+
+
+def masks_of(weights: Tensor) -> Tensor:
+    """The masks whose squares are these weights, with a finite gradient where one is 0."""
+    return weights.clamp_min(1e-30).sqrt()
 
 
 class AugmentationMasks(nn.Module):
@@ -37,8 +44,8 @@ class AugmentationMasks(nn.Module):
     have found. Masks that are not learned free blocks of dimensions, apart for every augmentation.
 
     Args:
-        freed: The share of the dimensions that each augmentation frees, in ``[0, 1)``. One that
-            frees none has a mask of ones. At most 8 may free some.
+        freed: The share of the dimensions that each augmentation frees: 0, whose mask is ones, or
+            from 1e-6 to 1 − 1e-6. At most 8 augmentations may free some.
         dim: ``D``, at least 1.
         learned: Whether masks are learned.
         sharpness: Multiplies the logits, which are drawn with standard deviation 1: the larger, the
@@ -70,10 +77,13 @@ class AugmentationMasks(nn.Module):
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
-        if not all(0 <= share < 1 for share in freed):
-            raise ValueError(f"freed must hold shares of the dimensions in [0, 1), got {freed}")
-        if not sharpness > 0:
-            raise ValueError(f"sharpness must be positive, got {sharpness}")
+        if not all(share == 0 or SMALLEST <= share <= 1 - SMALLEST for share in freed):
+            raise ValueError(
+                f"freed must hold shares of the dimensions, 0 or from {SMALLEST:g} to "
+                f"{1 - SMALLEST:g}, got {freed}"
+            )
+        if not 0 < sharpness < math.inf:
+            raise ValueError(f"sharpness must be positive and finite, got {sharpness}")
         self.freed = tuple(float(share) for share in freed)
         self.dim = dim
         self.learned = learned
@@ -89,7 +99,8 @@ class AugmentationMasks(nn.Module):
         for name, buffer in (
             ("bits", bits),
             ("freeing_index", torch.tensor(self.freeing, dtype=torch.int64)),
-            ("kept", 1 - torch.tensor([self.freed[k] for k in self.freeing])),
+            # In parts of 2**30: `module.half()` leaves integers alone.
+            ("kept", torch.tensor([round((1 - self.freed[k]) * 2**30) for k in self.freeing])),
             ("blocks", torch.ones(len(self.freeing), dim)),
         ):
             self.register_buffer(name, buffer, persistent=False)
@@ -117,7 +128,7 @@ class AugmentationMasks(nn.Module):
 
     def forward(self) -> Tensor:
         """The masks ``[K, D]``, float32 (float64 for float64 parameters)."""
-        of_one = self.group_weights()[self.bits].sqrt()  # the groups of a single augmentation
+        of_one = masks_of(self.group_weights()[self.bits])  # the groups of a single augmentation
         masks = of_one.new_ones(len(self.freed), self.dim)
         return masks.index_copy(0, self.freeing_index, of_one)
 
@@ -156,7 +167,7 @@ class AugmentationMasks(nn.Module):
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     @torch.no_grad()
-    def effective_dimensions(self) -> Tensor:
+    def invariant_dimensions(self) -> Tensor:
         """The dimensions that are invariant to each augmentation, ``Σ_d m_kd``: ``[K]``."""
         return self().sum(1)
 

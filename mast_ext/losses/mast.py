@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.distributed import (
+    all_reduce,
     all_reduce_logsumexp,
     gather_batch,
     require_distributed,
@@ -28,7 +29,7 @@ from mast_ext.losses.common.inputs import (
     require_views,
 )
 from mast_ext.losses.common.view_pairs import nt_xent_pairs
-from mast_ext.losses.masks import AugmentationMasks
+from mast_ext.losses.masks import AugmentationMasks, masks_of
 
 Base = Literal["vicreg", "nt_xent"]
 
@@ -58,7 +59,8 @@ class MASTLoss(nn.Module):
       whole embedding: without masks the loss is that of :class:`mast_ext.losses.VICRegLoss`.
     * ``nt_xent``: NT-Xent of the masked views of a pair (:class:`mast_ext.losses.NTXentLoss`),
       whose negatives, the rows of both views of the whole batch, are under the pair's mask. They
-      keep every subspace from collapsing, so that variance and covariance are left out.
+      keep every subspace from collapsing, so that variance and covariance are left out. All images
+      are contrasted under the masks of all ``2^F`` groups (see `AugmentationMasks`), in one pass.
 
     ``p`` are weights of the pairs, 1 unless their uncertainty is given: with the log-variance
     ``s_n`` that a network predicts of a pair, say from how its views were augmented
@@ -68,7 +70,8 @@ class MASTLoss(nn.Module):
 
     is added to the loss: the likelihood by which the network learns, ``r_n`` being the pair's mean
     squared difference under its mask (its loss on ``nt_xent``), without gradient; nor do the
-    weights have one. So pairs that are ambiguous for a known reason count less.
+    weights have one. So pairs that are ambiguous for a known reason count less. Means are over the
+    pairs whose mask leaves at least one dimension; others have no weight.
 
     Args:
         masks: The masks, a submodule of the loss.
@@ -146,12 +149,15 @@ class MASTLoss(nn.Module):
             raise ValueError(
                 f"changed must have a row for each of the {len(x)} pairs, got {list(changed.shape)}"
             )
-        weight = None
+        weights = self.masks.group_weights()
+        weight, likelihood = None, None
         if log_variance is not None:
             log_variance = log_variance.to(torch.promote_types(x.dtype, torch.float32))
-            weight = self._precision(log_variance, len(x))
+            # Pairs that differ by so much that not a dimension is left say nothing.
+            comparable = weights.detach().sum(1)[group] >= 1
+            weight, likelihood = self._precision(log_variance, comparable)
         invariance_of = self._vicreg if self.base == "vicreg" else self._nt_xent
-        invariance, residual = invariance_of(x, y, group, weight)
+        invariance, residual = invariance_of(x, y, group, weights, weight)
         parts = {"invariance": invariance}
         if self.base == "vicreg":
             # One view at a time: stacking them would copy both.
@@ -161,8 +167,10 @@ class MASTLoss(nn.Module):
             parts["variance"] = (variance_x + variance_y).sum() / 2
             parts["covariance"] = (covariance_x + covariance_y).sum()
         loss = reduce(torch.add, (getattr(self, name) * part for name, part in parts.items()))
-        if log_variance is not None:
-            parts["uncertainty"] = _likelihood(residual, log_variance)
+        if log_variance is not None and likelihood is not None:
+            # Gaussian, up to a constant (Kendall & Gal, 2017).
+            terms = residual.detach() * (-log_variance).exp() + log_variance
+            parts["uncertainty"] = (likelihood * terms).sum() / 2
             loss = loss + parts["uncertainty"]
         return MASTTerms(loss, {name: part.detach() for name, part in parts.items()})
 
@@ -187,38 +195,45 @@ class MASTLoss(nn.Module):
             return self.invariance * self._nt_xent_of_groups(require_views(views), group, weights)
         each = weights[group]  # [B, D]
         distance = functional.subspace_similarity(
-            require_views(views) * each.sqrt(), metric="sqeuclidean"
+            require_views(views) * masks_of(each), metric="sqeuclidean"
         )[0]
         return self.invariance * distance / each.sum(1).clamp_min(1e-30)
 
-    def _precision(self, log_variance: Tensor, pairs: int) -> Tensor:
-        """Weights of the pairs, with mean 1 over all processes; without gradient."""
+    def _precision(self, log_variance: Tensor, comparable: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of the pairs, with mean 1 over all that can be compared; without gradient.
+
+        And their weights in the likelihood's mean, so that the mean over processes is that of all
+        pairs.
+        """
+        pairs = len(comparable)
         if log_variance.shape != (pairs,):
             raise ValueError(
                 f"log_variance must have shape [{pairs}], one number for each pair, got "
                 f"{list(log_variance.shape)}"
             )
         log_weight = -self.softness * log_variance.detach()
-        log_total = log_weight.logsumexp(0)
+        log_total = log_weight.masked_fill(~comparable, -torch.inf).logsumexp(0)
+        count, share = comparable.sum(), 1.0
         if self._shares:
-            log_total = all_reduce_logsumexp(log_total)
-            pairs *= world_size()
-        return pairs * (log_weight - log_total).exp()
+            log_total, count = all_reduce_logsumexp(log_total), all_reduce(count)
+            share = float(world_size())
+        one = comparable.to(log_weight)
+        weight = ((log_weight - log_total).exp() * count).where(comparable, 0.0)
+        return weight, one * (share / count.clamp_min(1))
 
     @property
     def _shares(self) -> bool:
         return self.gather_distributed and world_size() > 1
 
     def _vicreg(
-        self, x: Tensor, y: Tensor, group: Tensor, weight: Tensor | None
+        self, x: Tensor, y: Tensor, group: Tensor, weights: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The mean over dimensions, and with weights every pair's own mean squared difference."""
-        weights = self.masks.group_weights()
         if weight is None:
             sums, counts = functional.grouped_squared_difference(x, y, group, len(weights))
             residual = counts
         else:
-            fixed = weights.detach()
+            fixed = weights.detach().to(weight.dtype)
             sums, counts, residual = functional.grouped_squared_difference_with_residual(
                 x, y, group, fixed, weight=weight
             )
@@ -230,25 +245,19 @@ class MASTLoss(nn.Module):
         return ((weights * sums).sum(0) / compared.clamp_min(1)).mean(), residual
 
     def _nt_xent(
-        self, x: Tensor, y: Tensor, group: Tensor, weight: Tensor | None
+        self, x: Tensor, y: Tensor, group: Tensor, weights: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The weighted mean over the pairs, and every pair's NT-Xent."""
-        views, weights = torch.stack((x, y)), self.masks.group_weights()
-        terms = self._nt_xent_of_groups(views, group, weights)[0, 1]
+        terms = self._nt_xent_of_groups(torch.stack((x, y)), group, weights)[0, 1]
         return (terms if weight is None else terms * weight).mean(), terms
 
     def _nt_xent_of_groups(self, views: Tensor, group: Tensor, weights: Tensor) -> Tensor:
         """NT-Xent of every pair of views under its group's mask, ``[V, V, N]``."""
         blocks = contrast_views(
             views,
-            weights.clamp_min(1e-30).sqrt(),
+            masks_of(weights),
             temperature=self.temperature,
             gather=self.gather_distributed,
         )
         terms = nt_xent_pairs(*blocks)
         return terms[group, :, :, torch.arange(len(group), device=group.device)].movedim(0, -1)
-
-
-def _likelihood(residual: Tensor, log_variance: Tensor) -> Tensor:
-    """Negative log-likelihood of residuals of this variance, up to a constant (Kendall & Gal)."""
-    return (residual.detach() * (-log_variance).exp() + log_variance).mean() / 2

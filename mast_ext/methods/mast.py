@@ -103,17 +103,19 @@ class MASTOptions:
 
 
 def _completed(name: str, shared: SharedOptions) -> SharedOptions:
+    if not isinstance(shared, dict):
+        raise ValueError(f"mast.shared: {name} takes share, freed and start, got {shared!r}")
     unknown = sorted(shared.keys() - _SHARED.keys())
     if unknown:
         raise ValueError(f"mast.shared: {name} takes share, freed and start, got {unknown[0]!r}")
     found: SharedOptions = {**_SHARED, **shared}
-    for option, value, fits, expected in (
-        ("share", found["share"], 0 <= found["share"] <= 1, "[0, 1]"),
-        ("freed", found["freed"], 0 <= found["freed"] < 1, "[0, 1)"),
-        ("start", found["start"], 0 <= found["start"] <= 1, "[0, 1]"),
-    ):
-        if not fits:
-            raise ValueError(f"mast.shared: {option} of {name} must lie in {expected}, got {value}")
+    for option, value in found.items():
+        below = option == "freed"  # an augmentation that frees everything leaves nothing to compare
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1 or (below and value == 1):
+            expected = "[0, 1)" if below else "[0, 1]"
+            raise ValueError(
+                f"mast.shared: {option} of {name} must lie in {expected}, got {value!r}"
+            )
     return found
 
 

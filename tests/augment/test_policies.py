@@ -175,7 +175,7 @@ def test_entries_are_shared_from_their_epoch_on():
 @pytest.mark.parametrize(
     ("name", "options"), [("composed", {}), ("shared", {"shared": {"geometry": Sharing(1.0)}})]
 )
-def test_centre_view_is_plain(name, options):
+def test_center_view_is_plain(name, options):
     policy = make_policy(name, EVERYTHING, with_center=True, **options)
     plan = policy.plan(0, 0, [5, 9], [[32, 32], [20, 40]])
     assert plan.rows[-1].tolist() == [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mast_ext import functional, reference
+from mast_ext import functional, ops, reference
 
 MEANS = [0.001, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999]
 
@@ -12,6 +12,12 @@ MEANS = [0.001, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999]
 def masks_of(logits, mean, **options):
     weights = functional.budgeted_masks(logits, mean, **options)
     return weights[2 ** torch.arange(len(logits), device=logits.device)].sqrt()
+
+
+def with_gradient(function, logits, mean, grad):
+    logits = logits.detach().requires_grad_()
+    weights = function(logits, mean, sharpness=2.0)
+    return weights.detach(), torch.autograd.grad(weights, logits, grad)[0]
 
 
 def assert_means(logits, mean, tolerance):
@@ -25,15 +31,29 @@ def test_matches_definition(dim, masks, device):
     logits = torch.randn(masks, dim, device=device)
     mean = torch.rand(masks, device=device) * 0.8 + 0.1
     grad = torch.randn(2**masks, dim).to(device)
-    results = []
-    for function, of in ((functional.budgeted_masks, float), (reference.budgeted_masks, None)):
-        x, m, g = (logits, mean, grad) if of else (t.cpu().double() for t in (logits, mean, grad))
-        x = x.detach().requires_grad_()
-        weights = function(x, m, sharpness=2.0)
-        found = torch.autograd.grad(weights, x, g)[0]
-        results.append((weights.detach().cpu().double(), found.cpu().double()))
-    for mine, truth in zip(*results, strict=True):
-        assert_close(mine, truth, rtol=1e-5, atol=1e-5)
+    found = with_gradient(functional.budgeted_masks, logits, mean, grad)
+    exact = [t.cpu().double() for t in (logits, mean, grad)]
+    want = with_gradient(reference.budgeted_masks, *exact)
+    for mine, truth in zip(found, want, strict=True):
+        assert_close(mine.cpu().double(), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [10.0, 17.0, 20.0, 40.0])
+def test_saturated_masks_have_the_right_gradient(size, device):
+    """Beyond 17 a sigmoid in float32 is 1, but its slope is not 0."""
+    shifted = size + torch.rand(1, 256)
+    shifted[0, :64] *= -1
+    masks = shifted.double().sigmoid()
+    weights = torch.cat((torch.ones_like(masks), masks.square()))
+    grad = torch.randn(2, 256)
+    backward = ops.budgeted_masks.backward_op
+    found = backward(*(t.float().to(device) for t in (grad, weights, shifted)), 2.0)
+
+    rest = (-shifted.double()).sigmoid()
+    grad_shifted = 2 * rest * grad[1:].double() * weights[1:]
+    slope = masks * rest
+    want = 2 * (grad_shifted - slope / slope.sum() * grad_shifted.sum())
+    assert_close(found.cpu().double(), want, rtol=1e-4, atol=1e-5 * want.abs().max().item())
 
 
 def test_no_masks(device):

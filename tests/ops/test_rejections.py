@@ -11,6 +11,68 @@ NAN, INF = float("nan"), float("inf")
 
 # By function: arguments it accepts, and what it says of changes to them.
 REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
+    "budgeted_masks": {
+        "accepts": {"mask_logits": ones(2, 5), "mean": ones(2) / 2},
+        ValueError: {
+            r"mask_logits must have shape \[F, D\] with F <= 8 and D >= 1, got \[5\]": {
+                "mask_logits": ones(5)
+            },
+            r"with F <= 8 and D >= 1, got \[9, 5\]": {"mask_logits": ones(9, 5)},
+            r"with F <= 8 and D >= 1, got \[2, 0\]": {"mask_logits": ones(2, 0)},
+            r"mean must have shape \[2\], got \[3\]": {"mean": ones(3)},
+        },
+        TypeError: {
+            "mask_logits must be float32 or float64, got Half": {"mask_logits": ones(2, 5).half()},
+            "mask_logits must be float32, .* got Long": {"mask_logits": ones(2, 5).long()},
+            "mean must be Float like mask_logits, got Double": {"mean": ones(2).double()},
+        },
+    },
+    "grouped_squared_difference": {
+        "accepts": {
+            **{"x": ones(3, 5), "y": ones(3, 5), "group": zeros(3).long(), "groups": 2},
+            "weight": ones(3),
+        },
+        ValueError: {
+            r"x must have shape \[N, D\] with D >= 1, got \[5\]": {"x": ones(5)},
+            r"x must have shape \[N, D\] with D >= 1, got \[3, 0\]": {"x": ones(3, 0)},
+            r"y must have shape \[3, 5\], got \[3, 4\]": {"y": ones(3, 4)},
+            r"group must have shape \[3\], got \[4\]": {"group": zeros(4).long()},
+            r"group must lie below 2, got 2 at \[1\]": {"group": tensor([0, 2, 1])},
+            "groups must be from 1 to 65535, got 0": {"groups": 0},
+            "groups must be from 1 to 65535, got 65536": {"groups": 65536},
+            r"weight must have shape \[3\], got \[3, 1\]": {"weight": ones(3, 1)},
+        },
+        TypeError: {
+            "x must be float32, .* got Long": {"x": ones(3, 5).long()},
+            "y must be Float like x, got Half": {"y": ones(3, 5).half()},
+            "group must be Long, got Int": {"group": zeros(3).int()},
+            "weight must be Float beside Float embeddings, got Double": {
+                "weight": ones(3).double()
+            },
+        },
+    },
+    "grouped_squared_difference_with_residual": {
+        "accepts": {
+            **{"x": ones(3, 5), "y": ones(3, 5), "group": zeros(3).long()},
+            "dimension_weights": ones(2, 5),
+        },
+        ValueError: {
+            r"dimension_weights must have shape \[G, D\], got \[5\]": {
+                "dimension_weights": ones(5)
+            },
+            r"dimension_weights must have shape \[G, D\], got \[\]": {
+                "dimension_weights": ones(())
+            },
+            r"dimension_weights must have shape \[2, 5\], got \[2, 4\]": {
+                "dimension_weights": ones(2, 4)
+            },
+        },
+        TypeError: {
+            "dimension_weights must be Float beside Float embeddings, got Double": {
+                "dimension_weights": ones(2, 5).double()
+            },
+        },
+    },
     "contrastive_logsumexp": {
         "accepts": {
             "x": ones(2, 3, 5),

@@ -11,6 +11,7 @@ when one view alone is gray.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from mast_ext.augment import AugmentationParameters, build_loader
+from mast_ext.augment.parameters import COLUMN
 from mast_ext.cli.pretrain import load_config
 from mast_ext.data import ShapesSource
 from mast_ext.data.shapes import OFFSET, RADII
@@ -59,7 +61,7 @@ def pairs_of(run: Path, source: ShapesSource) -> tuple[Tensor, Tensor, Tensor]:
         shuffle=False,
         drop_last=False,
     )
-    loader.set_epoch(int(config.train.epochs))
+    loader.set_epoch(max(math.ceil(config.train.epochs) - 1, 0))
     log_variances, losses, rows = [], [], []
     for batch in loader:
         log_variance = method.pair_uncertainty(batch)
@@ -80,7 +82,7 @@ def main() -> None:
 
     parameters = AugmentationParameters(rows)
     gray = parameters.column("grayscale") > 0
-    colors = parameters.standardized(config.augment)[..., 6:10]
+    colors = parameters.standardized(config.augment)[..., COLUMN["brightness"] : COLUMN["hue"] + 1]
     shown = visible(parameters.group("crop").numpy(), source.labels).min(0)
     truths = {
         "distance of the embeddings": losses,

@@ -114,8 +114,7 @@ void write_grad_logits(const BudgetedMasksBackward& p, std::int64_t f) {
   A* out = static_cast<A*>(p.grad_logits) + f * p.dim;
   A slopes = 0, grads = 0;
   for (std::int64_t d = 0; d < p.dim; ++d) {
-    const A mask = sigmoid(u[d]);
-    out[d] = mask * (1 - mask);
+    out[d] = sigmoid(u[d]) * sigmoid(-u[d]);  // 1 - sigmoid(u) would be 0 for a large u
     slopes += out[d];
     grads += grad[d];
   }

@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(kThreads) write_grad_logits(BudgetedMasksBackw
   float* out = static_cast<float*>(p.grad_logits) + blockIdx.x * p.dim;
   float slopes = 0, grads = 0;
   for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) {
-    const float mask = sigmoid(u[d]);
-    out[d] = mask * (1 - mask);  // read again by this thread alone
+    // 1 - sigmoid(u) would be 0 for a large u. Read again by this thread alone.
+    out[d] = sigmoid(u[d]) * sigmoid(-u[d]);
     slopes += out[d];
     grads += grad[d];
   }
@@ -115,12 +115,14 @@ __global__ void __launch_bounds__(kThreads) write_grad_logits(BudgetedMasksBackw
 }  // namespace
 
 int budgeted_masks_cuda(const BudgetedMasks& p, cudaStream_t stream) {
+  if (p.dtype != DType::kFloat32) return cudaErrorInvalidValue;
   const cudaError_t error = launch(write_shifted, blocks(p.masks, 1), kThreads, stream, p);
   if (error != cudaSuccess) return error;
   return launch(write_subsets, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
 }
 
 int budgeted_masks_backward_cuda(const BudgetedMasksBackward& p, cudaStream_t stream) {
+  if (p.dtype != DType::kFloat32) return cudaErrorInvalidValue;
   const cudaError_t error =
       launch(write_grad_shifted, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
   if (error != cudaSuccess) return error;

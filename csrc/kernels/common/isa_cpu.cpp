@@ -43,7 +43,7 @@ Isa choose() {
   if (usable.empty()) {
     throw std::invalid_argument(
         "mast_ext was built with MAST_EXT_CPU=native, for an instruction set that this CPU lacks: "
-        "build it on this machine");
+        "build it again on this machine (in a clone after `make clean`)");
   }
   throw std::invalid_argument(
       "MAST_EXT_CPU_ISA must be one of what this CPU and this build have, " + usable + "; got " +

@@ -140,7 +140,7 @@ void product_cpu(const MatrixProduct& p) {
 
 MAST_EXT_CPU_ENTRY(product_cpu, (const MatrixProduct& p), (p))
 
-// Weak, for every copy has it and is linked alone in some builds.
+// Weak: every copy defines it, and some builds link only one.
 __attribute__((weak)) bool has_product_cpu() {
   return isa_in_use() == Isa::kAvx512 && !__builtin_cpu_is("intel");
 }

@@ -96,8 +96,10 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
   const T* x = row_of<T>(pairs.x, pairs.x_stride, n);
   const T* y = row_of<T>(pairs.y, pairs.y_stride, n);
   const float* grad_sums = row_of<float>(p.grad_sums, pairs.dim, g);
-  T* grad_x = static_cast<T*>(p.grad_x) + n * pairs.dim;
-  T* grad_y = static_cast<T*>(p.grad_y) + n * pairs.dim;
+  const auto row = [&](void* grad) {
+    return grad == nullptr ? nullptr : static_cast<T*>(grad) + n * pairs.dim;
+  };
+  T *grad_x = row(p.grad_x), *grad_y = row(p.grad_y);
   float total = 0;
   for (std::int64_t d = std::int64_t{threadIdx.x} * N; d < pairs.dim; d += kWarpSize * N) {
     float left[N] = {}, right[N] = {}, grad[N] = {};
@@ -114,8 +116,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
       grad[i] = twice * product;
       opposite[i] = -grad[i];
     }
-    if (p.grad_x != nullptr) write<N>(grad, grad_x + d);
-    if (p.grad_y != nullptr) write<N>(opposite, grad_y + d);
+    if (grad_x != nullptr) write<N>(grad, grad_x + d);
+    if (grad_y != nullptr) write<N>(opposite, grad_y + d);
   }
   if (p.grad_weight == nullptr) return;
   total = group_sum<kWarpSize>(total);
