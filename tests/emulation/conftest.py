@@ -28,3 +28,17 @@ def run():
         return result.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def watched_tests():
+    """Which tests run on kernels whose every load and store is watched for races.
+
+    Small inputs of every operator, which together pass every barrier. Of the contrastive kernels:
+    with a fixed shift of the exponentials, and with a running one and a view left out. Thousands of
+    rows, which a block walks along, are in one layout: few are in both.
+    """
+    return (
+        "cpu and (matches_definition or matches_search or in_chunks or in_tiles) "
+        "and (not contrastive or 0.5 or 0.02) and not (many_wide_rows and padded)"
+    )
