@@ -155,7 +155,9 @@ class AugmentationMasks(nn.Module):
         """Weights of squared differences, ``Π m_k²`` over a group's augmentations: ``[G, D]``."""
         if self.logits is not None:
             logits = self._full(self.logits)
-            return functional.budgeted_masks(logits, self.kept.to(logits), sharpness=self.sharpness)
+            return functional.budgeted_masks(
+                logits, self.kept.to(logits) / 2**30, sharpness=self.sharpness
+            )
         masks = self._full(self.blocks)
         weights = masks.new_ones(1, self.dim)
         for mask in masks:
