@@ -21,7 +21,7 @@ MOST_MASKS = 8
 
 def masks_of(weights: Tensor) -> Tensor:
     """The masks whose squares are these weights, with a finite gradient where one is 0."""
-    return weights.clamp_min(1e-30).sqrt()
+    return weights.clamp_min(1e-30).sqrt() * (weights > 0)
 
 
 class AugmentationMasks(nn.Module):

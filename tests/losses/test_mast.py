@@ -170,8 +170,8 @@ def test_pairs_that_no_dimension_compares_have_no_weight(base, device):
         loss(x[rows], y[rows], changed[rows], log_variance[rows]).logs
         for rows in (slice(None), slice(6, None))
     )
-    assert_close(found["uncertainty"], want["uncertainty"])
-    if base == "vicreg":
+    if base == "vicreg":  # on the other, these pairs are among the negatives
+        assert_close(found["uncertainty"], want["uncertainty"])
         assert_close(found["invariance"], want["invariance"])
     log_variance.requires_grad_()
     (grad,) = torch.autograd.grad(loss(x, y, changed, log_variance).loss, log_variance)
