@@ -26,6 +26,7 @@ def weights(run):
     return read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_stops_and_goes_on_as_one_process_would(call, start, stop_at, tiny, shapes, tmp_path):
     """Started by the program itself, stopped by a signal, resumed by torchrun."""

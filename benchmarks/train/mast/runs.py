@@ -30,7 +30,7 @@ VARIANTS: dict[str, list[str]] = {
 
 def add_arguments(parser: argparse.ArgumentParser, *, epochs: float, runs: str) -> None:
     """What `train_all` reads, with these defaults."""
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--epochs", type=float, default=epochs)
     parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")
