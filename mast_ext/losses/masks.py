@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from mast_ext import functional
 
 SMALLEST = 1e-6  # share of the dimensions, to which a sum in float32 is exact
-MOST_MASKS = 8
-"""Augmentations that may free dimensions: there is a group of pairs for every subset of them."""
+MOST_MASKS = 8  # kMostMasks of csrc/kernels/budgeted_masks: every subset of them has a group
 
 
 def masks_of(weights: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class MASTLoss(nn.Module):
     is added to the loss: the likelihood by which the network learns, ``r_n`` being the pair's mean
     squared difference under its mask (its loss on ``nt_xent``), without gradient; nor do the
     weights have one. So pairs that are ambiguous for a known reason count less. Means are over the
-    pairs whose mask leaves at least one dimension; others have no weight.
+    pairs whose mask leaves at least one dimension; others have no weight (and count as 0 in the
+    mean of ``nt_xent``).
 
     Args:
         masks: The masks, a submodule of the loss.
@@ -231,7 +232,7 @@ class MASTLoss(nn.Module):
         """The mean over dimensions, and with weights every pair's own mean squared difference."""
         if weight is None:
             sums, counts = functional.grouped_squared_difference(x, y, group, len(weights))
-            residual = counts
+            residual = counts  # nobody reads it
         else:
             fixed = weights.detach().to(weight.dtype)
             sums, counts, residual = functional.grouped_squared_difference_with_residual(

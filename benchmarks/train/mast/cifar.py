@@ -11,6 +11,7 @@ done to an image is drawn once per image, the same for all runs.
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -90,8 +91,10 @@ def probe(backbone: torch.nn.Module, made: dict, recipe) -> Accuracies:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def runs_on_images(
+    parser: argparse.ArgumentParser,
+) -> tuple[argparse.Namespace, dict[tuple[str, int], Path]]:
+    """The arguments of a benchmark on a folder of images, and its runs, trained or found."""
     add_arguments(parser, epochs=12, runs="runs/mast-cifar10")
     parser.add_argument("--path", required=True, help="The folder with train/ and test/.")
     parser.add_argument("--hue", type=float, default=0.5, help="Strength of the hue change.")
@@ -102,7 +105,12 @@ def main() -> None:
 
     data = ["--data.name=folder", f"--data.path={values.path}", f"--augment.hue={values.hue:g}"]
     data.append(f"--data.max_images={values.train_images}")
-    runs = train_all(values, data)
+    return values, train_all(values, data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    values, runs = runs_on_images(parser)
     recipe = RECIPES["folder"]
     sources = [
         open_source("folder", split, path=values.path, max_images=most)
@@ -126,8 +134,8 @@ def main() -> None:
         "MAST on CIFAR-10",
         [
             f"Accuracy in %, mean ± standard deviation over seeds {values.seeds}.",
-            f"Every run: {values.epochs:g} epochs of two views of {values.train_images} images,"
-            f" with hue changes of up to {values.hue:g} turns.",
+            f"Every run has the image forwards of {values.epochs:g} epochs of two views of"
+            f" {values.train_images} images, with hue changes of up to {values.hue:g} turns.",
             f"Probes: {values.images} training and {values.test_images} test images.",
         ],
         ["", "", *tasks],

@@ -40,8 +40,8 @@ def main() -> None:
         "MAST, VICReg and SimCLR on `shapes`",
         [
             f"Linear probes (accuracy in %), mean ± standard deviation over seeds {values.seeds}.",
-            f"Every run: {values.epochs:g} epochs of two views of 8,192 images, as many image"
-            " forwards each.",
+            f"Every run has the image forwards of {values.epochs:g} epochs of two views of 8,192"
+            " images.",
         ],
         ["", "", *FACTORS],
         rows,

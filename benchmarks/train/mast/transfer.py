@@ -14,8 +14,8 @@ import argparse
 
 import numpy as np
 import torch
-from cifar import features
-from runs import add_arguments, mean_and_spread, train_all, write_table
+from cifar import features, runs_on_images
+from runs import mean_and_spread, write_table
 from torch import Tensor, nn
 
 from mast_ext.augment import (
@@ -83,17 +83,7 @@ def explained(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser, epochs=12, runs="runs/mast-cifar10")
-    parser.add_argument("--path", required=True, help="The folder with train/ and test/.")
-    parser.add_argument("--hue", type=float, default=0.5, help="Strength of the hue change.")
-    parser.add_argument("--train-images", type=int, default=20000, help="What runs train on.")
-    parser.add_argument("--images", type=int, default=8000, help="Training images of the probes.")
-    parser.add_argument("--test-images", type=int, default=5000)
-    values = parser.parse_args()
-
-    data = ["--data.name=folder", f"--data.path={values.path}", f"--augment.hue={values.hue:g}"]
-    data.append(f"--data.max_images={values.train_images}")
-    runs = train_all(values, data)
+    values, runs = runs_on_images(parser)
     recipe = RECIPES["folder"]
     varied = AugmentationRecipe(size=32, hue=values.hue)
     counts = {"train": values.images, "test": values.test_images}
