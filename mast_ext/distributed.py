@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mast_ext.compiling import never_compiled
+
 T = TypeVar("T")
 
 
@@ -72,7 +74,7 @@ def all_reduce(x: Tensor) -> Tensor:
     return _all_reduce(x) if world_size() > 1 else x
 
 
-@torch.compiler.disable
+@never_compiled
 def _all_reduce(x: Tensor) -> Tensor:
     x = x.detach().clone()
     with _collective("all-reduce"):
@@ -80,7 +82,7 @@ def _all_reduce(x: Tensor) -> Tensor:
     return x
 
 
-@torch.compiler.disable
+@never_compiled
 def start_all_reduce(x: Tensor) -> Callable[[], Tensor]:
     """Starts to sum ``x`` over processes, without gradient, while other work goes on.
 
@@ -111,7 +113,7 @@ def all_reduce_logsumexp(x: Tensor) -> Tensor:
     return all_gather(x[None]).logsumexp(0) if world_size() > 1 else x
 
 
-@torch.compiler.disable
+@never_compiled
 def all_gather(x: Tensor, out: Tensor | None = None, group: Any = None) -> Tensor:
     """Concatenates ``x [B, ...]`` of all processes in the order of ranks, without gradient.
 
@@ -131,7 +133,7 @@ def all_gather(x: Tensor, out: Tensor | None = None, group: Any = None) -> Tenso
     return out
 
 
-@torch.compiler.disable
+@never_compiled
 def require_equal_batches(x: Tensor, dim: int) -> None:
     """Compares what the processes are about to gather along ``dim``.
 
@@ -167,7 +169,7 @@ def gather_batch(x: Tensor, dim: int) -> Tensor:
     return _gather_batch(x, dim) if world_size() > 1 else x
 
 
-@torch.compiler.disable
+@never_compiled
 def _gather_batch(x: Tensor, dim: int) -> Tensor:
     require_equal_batches(x, dim)
     return _Gather.apply(x.movedim(dim, 0)).movedim(0, dim)

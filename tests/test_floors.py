@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ PACKAGE = ROOT / "mast_ext"
 
 # Lowest first; modules of one floor are siblings, and none imports another.
 FLOORS = [
-    {"_C"},
+    {"_C", "compiling"},
     {"ops"},
     {"functional"},
     {"distributed"},
@@ -137,3 +138,14 @@ def test_devices_are_told_apart_in_one_place():
         if path.is_file() and "MAST_EXT_WITH_CUDA" in path.read_text()
     }
     assert users == {"run_on.h", "library.cpp", "module.cpp"}
+
+
+def test_losses_load_no_compiler():
+    """Which takes more than half as long as to import torch, and is in use in few programs."""
+    code = "import mast_ext.losses, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"torch._dynamo", "torch._inductor", "torchvision", "sympy"}

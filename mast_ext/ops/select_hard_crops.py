@@ -9,6 +9,7 @@ import random
 import torch
 from torch import Tensor
 
+from mast_ext.compiling import never_compiled
 from mast_ext.ops.common import accumulation_dtype
 
 op = torch.ops.mast_ext.select_hard_crops.default
@@ -21,7 +22,7 @@ def _(ce, tuples, num_locals):
     return index, ce.new_empty((batch,), dtype=accumulation_dtype(ce))
 
 
-@torch.compiler.disable
+@never_compiled
 def draw_tuples(
     num_globals: int,
     local_crops: int,

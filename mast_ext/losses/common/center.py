@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.compiling import never_compiled
 from mast_ext.distributed import all_reduce_logsumexp, start_all_reduce, world_size
 from mast_ext.losses.common.inputs import require_option
 
@@ -163,7 +164,7 @@ class Center(nn.Module):
             new = mean.to(self.center.dtype).view(self.size)
             self.center.mul_(self.momentum).add_(new, alpha=1 - self.momentum)
 
-    @torch.compiler.disable
+    @never_compiled
     def _start(self, mean: Tensor, rows: int) -> None:
         self.settle()
         total = mean.flatten() * rows if rows else mean.new_zeros(mean.numel())
@@ -171,7 +172,7 @@ class Center(nn.Module):
         if self.center_update == "now":
             self.settle()
 
-    @torch.compiler.disable
+    @never_compiled
     @torch.no_grad()
     def settle(self) -> None:
         """Applies the update that is under way, if there is one.

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.compiling import never_compiled
 from mast_ext.distributed import all_gather, rank, require_equal_batches, world_size
 from mast_ext.ops import contrastive_logsumexp
 
@@ -74,7 +75,7 @@ def positive_cross_entropy(negatives: Tensor, positive: Tensor) -> Tensor:
     return F.softplus(negatives - positive, threshold=40)
 
 
-@torch.compiler.disable
+@never_compiled
 def _contrast_gathered(
     views: Tensor,
     masks: Tensor | None,
