@@ -6,7 +6,6 @@ a read beside them shows in its results. What it allocates is NaN until it is wr
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 LINE = 64  # bytes of a cache line, and the alignment of every allocation
@@ -46,26 +45,44 @@ def padded(t):
     return copy.copy_(t)
 
 
-class PoisonedMemory(TorchDispatchMode):
-    """Lets ``layout`` copy every tensor that an op of mast_ext is given."""
+class PoisonedMemory:
+    """Stands before the kernels of mast_ext's ops and lets ``layout`` copy the tensors they get.
 
-    def __init__(self, layout):
-        super().__init__()
-        self.layout = layout
+    At the key BackendSelect, which comes after autograd and whatever traces ops: a mode of torch
+    would be called for every other op, too, and takes longer than all kernels.
+    """
 
-    @classmethod
-    def ignore_compile_internals(cls):
-        return True  # or nothing would be compiled under this mode
+    def __init__(self):
+        self.layout = None  # as they are
+        self.library = torch.library.Library("mast_ext", "IMPL")
+        for name in torch._C._dispatch_get_all_op_names():
+            if name.startswith("mast_ext::") and self.has_kernel(name):
+                self.stand_before(name.removeprefix("mast_ext::"))
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "mast_ext":
-            args, kwargs = tree_map_only(torch.Tensor, self.copy, (args, kwargs))
-        return func(*args, **(kwargs or {}))
+    @staticmethod
+    def has_kernel(name):  # other ops call those that have
+        return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+
+    def stand_before(self, name):
+        key = torch._C.DispatchKey.BackendSelect
+        after, op = torch._C._dispatch_keyset_full_after(key), getattr(torch.ops.mast_ext, name)
+
+        def copied(keys, *args, **kwargs):
+            if self.layout is not None:
+                args, kwargs = tree_map_only(torch.Tensor, self.copy, (args, kwargs))
+            return op.default.redispatch(keys & after, *args, **kwargs)
+
+        self.library.impl(name, copied, key.name, with_keyset=True)
 
     def copy(self, t):
         if type(t) is not torch.Tensor or t.numel() == 0:
             return t
         return same_layout(t) if t.dim() == 0 else self.layout(t)
+
+
+@pytest.fixture(scope="session")
+def memory():
+    return PoisonedMemory()
 
 
 def pytest_generate_tests(metafunc):
@@ -106,12 +123,14 @@ def poisoned_memory(request):
     if request.config.getoption("--plain-memory"):
         yield
         return
+    memory = request.getfixturevalue("memory")
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     # Fills what torch allocates; that algorithms without a deterministic form warn is a by-product.
     torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.layout = getattr(request, "param", same_layout)
     try:
-        with PoisonedMemory(getattr(request, "param", same_layout)):
-            yield
+        yield
     finally:
+        memory.layout = None
         torch.use_deterministic_algorithms(before, warn_only=warns)
