@@ -148,7 +148,7 @@ class AugmentationMasks(nn.Module):
             )
         if changed.dtype != torch.bool:
             raise TypeError(f"changed must be bool, got {changed.dtype}")
-        return (changed[:, self.freeing_index] * self.bits).sum(1)
+        return (changed.index_select(1, self.freeing_index) * self.bits).sum(1)
 
     def group_weights(self) -> Tensor:
         """Weights of squared differences, ``Π m_k²`` over a group's augmentations: ``[G, D]``."""
