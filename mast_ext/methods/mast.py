@@ -57,7 +57,7 @@ class MASTOptions:
             (both), ``brightness``, ``contrast``, ``saturation``, ``hue``, ``blur``. Of each,
             ``share`` is the probability that they have (0.5), ``freed`` the share of dimensions
             that keep what it changes (0), and ``start`` the fraction of the epochs after which it
-            is shared (0). Example: ``{hue: {freed: 0.25}, geometry: {start: 0.33}}``.
+            is shared (0). Example: ``{hue: {freed: 0.125}, geometry: {start: 0.33}}``.
         masks: Which dimensions are freed is ``learned``, or ``blocks`` of them are.
         base: What keeps the embedding from collapsing: variance and covariance (``vicreg``), or
             the other images of the batch (``nt_xent``).
@@ -75,7 +75,7 @@ class MASTOptions:
     projector: tuple[int, ...] = (256, 256, 256)
     shared: dict[str, SharedOptions] = field(
         default_factory=lambda: {
-            "hue": SharedOptions(freed=0.25),
+            "hue": SharedOptions(freed=0.125),
             "geometry": SharedOptions(start=1 / 3),
         }
     )
