@@ -77,17 +77,19 @@ class BlockMasks:
     """Draws masks of rectangular blocks on a grid of patches.
 
     A view is masked with probability ``probability``; then its share of hidden patches is drawn
-    uniformly from ``ratio``. Blocks of random place, area and shape are added while they fit into
-    that number of patches; what they leave of it is hidden patch by patch.
+    uniformly from ``ratio`` and rounded to a number of patches, at least 1. Blocks of random place,
+    area and shape are added while they fit into that number; what they leave of it is hidden patch
+    by patch.
 
     Attributes:
         grid: Height and width of a view in patches.
         probability: How many views are masked, in ``[0, 1]``.
-        ratio: Range of the share of hidden patches, in ``[0, 1]``.
+        ratio: Range of the share of hidden patches, in ``[0, 1]``; not 0 at both ends unless no
+            view is masked.
         aspect: Blocks are at most this many times higher than wide, or wider than high.
 
     Raises:
-        ValueError: A value lies out of range.
+        ValueError: A value lies out of range, or views are to be masked without hiding anything.
     """
 
     grid: tuple[int, int]
@@ -102,6 +104,11 @@ class BlockMasks:
         low, high = self.ratio
         if not 0 <= low <= high <= 1:
             raise ValueError(f"ratio must be 0 <= low <= high <= 1, got {low} and {high}")
+        if high == 0 and self.probability > 0:
+            raise ValueError(
+                f"ratio must have high > 0, as a masked view hides patches, got {low} and {high} "
+                f"with probability {self.probability} (0 masks no view)"
+            )
         check_number("aspect", self.aspect, 1, math.inf, "a finite number of at least 1")
 
     def draw(self, seed: int, epoch: int, indices: ArrayLike, views: int) -> NDArray[np.bool_]:
@@ -122,7 +129,8 @@ class BlockMasks:
         u = sampler.uniforms(keys.ravel(), 2 + 4 * BLOCKS + patches)
         masked = u[:, 0] < self.probability
         low, high = self.ratio
-        target = np.rint((low + (high - low) * u[:, 1]) * patches) * masked
+        # A small share of a small grid rounds to nothing.
+        target = np.maximum(np.rint((low + (high - low) * u[:, 1]) * patches), 1) * masked
 
         masks = np.zeros((len(u), height, width), bool)
         for block in range(BLOCKS):

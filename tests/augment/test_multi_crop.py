@@ -194,14 +194,23 @@ def test_share_of_hidden_patches(grid, probability, ratio):
     masks = BlockMasks(grid, probability, ratio).draw(0, 0, np.arange(2000), 1)[0]
     hidden = masks.sum((1, 2))
     patches = grid[0] * grid[1]
-    low, high = (np.rint(value * patches) for value in ratio)
+    low, high = (max(1, np.rint(value * patches)) for value in ratio)
     some = hidden[hidden > 0]
-    if low > 0:
-        assert (hidden > 0).mean() == pytest.approx(probability, abs=0.04)
-        assert some.min() >= low
-    assert not len(some) or some.max() <= high
+    assert (hidden > 0).mean() == pytest.approx(probability, abs=0.04)
+    assert low <= some.min() and some.max() <= high
     if patches > 100:
         assert some.mean() == pytest.approx(sum(ratio) / 2 * patches, rel=0.05)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (2, 2), (1, 8), (1, 1)])
+@pytest.mark.parametrize("ratio", [(0.0, 0.01), (0.01, 0.01), (0.1, 0.5)])
+def test_a_masked_view_hides_a_patch(grid, ratio):
+    masks = BlockMasks(grid, 1.0, ratio).draw(0, 0, INDICES, 2)
+    assert masks.any((2, 3)).all()
+
+
+def test_without_masked_views_the_ratio_may_be_zero():
+    assert not BlockMasks((4, 4), 0.0, (0.0, 0.0)).draw(0, 0, INDICES, 2).any()
 
 
 def test_masks_are_blocks():
@@ -218,6 +227,7 @@ def test_masks_are_blocks():
         ({"grid": (0, 4)}, "grid must be an integer of at least 1"),
         ({"probability": 1.5}, "probability must be a probability"),
         ({"ratio": (0.5, 0.1)}, "ratio must be 0 <= low <= high <= 1, got 0.5 and 0.1"),
+        ({"ratio": (0.0, 0.0)}, "ratio must have high > 0, .* got 0.0 and 0.0"),
         ({"aspect": 0.3}, "aspect must be"),
     ],
 )
