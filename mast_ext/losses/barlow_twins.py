@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.common.inputs import require_option
+from mast_ext.losses.common.inputs import require_images, require_option
 
 Variant = Literal["official", "paper"]
 
@@ -56,7 +56,8 @@ class BarlowTwinsLoss(nn.Module):
             A scalar, float32 (float64 for float64 inputs).
 
         Raises:
-            ValueError: A shape does not fit, or ``B < 2``.
+            ValueError: A shape does not fit, or ``B < 2`` (of all processes, with
+                ``gather_distributed``).
         """
         if self.gather_distributed:
             z_a, z_b = gather_batch(z_a, 0), gather_batch(z_b, 0)
@@ -86,11 +87,13 @@ class BarlowTwinsLoss(nn.Module):
             ``[V, V, B]``, float32 (float64 for float64 inputs).
 
         Raises:
-            ValueError: ``chunks`` is not between 1 and ``B / 2``.
+            ValueError: ``B < 2`` (of all processes, with ``gather_distributed``), or ``chunks`` is
+                not between 1 and ``B / 2``.
         """
         wide = views.double() if views.dtype == torch.float64 else views.float()
         if chunks is None:
             batch = gather_batch(wide, 1) if self.gather_distributed else wide
+            require_images(batch.shape[1], "views", least=2)
             normal = self._standardize(wide, batch)
             return functional.subspace_similarity(normal, metric="sqeuclidean")[0] / 2
         if not 1 <= chunks <= wide.shape[1] // 2:

@@ -53,7 +53,10 @@ class DCLLoss(ViewPairLoss):
     def _blocks(self, views: Tensor) -> tuple[Tensor, Tensor]:
         images = views.shape[1] * (world_size() if self.gather_distributed else 1)
         if images == 1:
-            raise ValueError("decoupled contrast needs at least 2 images: one has no negatives")
+            raise ValueError(
+                "views must have shape [V, N, D] with N >= 2 to be contrasted decoupled, as a "
+                f"single image has no negatives, got {list(views.shape)}"
+            )
         return super()._blocks(views)
 
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:

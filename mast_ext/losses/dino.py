@@ -112,7 +112,8 @@ class DINOLoss(Center):
 
         Raises:
             ValueError: A shape does not fit, no view of the student differs from one of the
-                teacher, a temperature is not positive, or the epoch is negative.
+                teacher, there is no image to take the mean over, a temperature is not positive, or
+                the epoch is negative.
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
@@ -138,7 +139,7 @@ class DINOLoss(Center):
         )
         if summed:
             return ce
-        return reduce(ce.where(others, 0.0).sum((0, 1)) / terms, self.reduction)
+        return reduce(ce.where(others, 0.0).sum((0, 1)) / terms, self.reduction, "student_out")
 
     def crop_losses(
         self,

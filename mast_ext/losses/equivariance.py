@@ -26,7 +26,8 @@ class EquivarianceLoss(nn.Module):
         mean over rows r of [actual; predicted]:  log Σ_{q ≠ r} exp(s(r, q)) − s(r, r⁺)
 
     with ``s`` the cosine over ``temperature``, and ``r⁺`` the prediction of actual row ``r``, or
-    the other way round (the paper's equivariance term; no gradient is stopped).
+    the other way round (the paper's equivariance term; no gradient is stopped). The only view of a
+    single image has no negatives, and loss 0.
 
     Args:
         temperature: Divides the cosines; above 0.
@@ -63,7 +64,8 @@ class EquivarianceLoss(nn.Module):
             A scalar, or ``[B]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
 
         Raises:
-            ValueError: The shapes do not fit, or the processes' batches differ in size.
+            ValueError: The shapes do not fit, there is no image to take the mean over, or the
+                processes' batches differ in size.
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
@@ -72,7 +74,7 @@ class EquivarianceLoss(nn.Module):
         same = torch.eye(len(actual), dtype=torch.bool, device=lse.device).unsqueeze(-1)
         negatives = torch.where(same, own, other).logsumexp(2)
         terms = positive_cross_entropy(negatives, _partners(positive))
-        return reduce(terms.mean((0, 1)), self.reduction)
+        return reduce(terms.mean((0, 1)), self.reduction, "actual")
 
     def pair_losses(self, actual: Tensor, predicted: Tensor) -> Tensor:
         """The loss of training on a pair of views alone, for every pair and image.

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from mast_ext.distributed import all_reduce, world_size
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.common.inputs import Reduction, require_option, require_temperature
+from mast_ext.losses.common.inputs import (
+    Reduction,
+    require_images,
+    require_option,
+    require_temperature,
+)
 
 Weighting = Literal["image", "token"]
 CenterTokens = Literal["masked", "all"]
@@ -103,8 +108,8 @@ class IBOTPatchLoss(nn.Module):
 
         Raises:
             ValueError: A shape does not fit, the mask is set for another number of tokens (looked
-                at on the CPU only: a GPU is not waited for, and returns NaN), or a temperature is
-                not positive.
+                at on the CPU only: a GPU is not waited for, and returns NaN), there is no image to
+                take the mean over, or a temperature is not positive.
             TypeError: A dtype is not supported or the mask not bool.
             RuntimeError: Another process died or is late.
         """
@@ -119,14 +124,17 @@ class IBOTPatchLoss(nn.Module):
             return sums * shares.to(sums)
         if self.reduction == "mean":
             shares = shares / len(mask)
-        return self._cross_entropy(
+        loss = self._cross_entropy(
             teacher_out,
             student_out,
             mask,
             teacher_temp,
             update=update_center,
-            weights=shares.repeat_interleave(mask[:1].numel()),
+            weights=shares.repeat_interleave(mask.shape[1] * mask.shape[2]),
         )
+        if self.reduction == "mean":
+            require_images(len(mask), "mask")
+        return loss
 
     def patch_losses(
         self,
@@ -180,7 +188,7 @@ class IBOTPatchLoss(nn.Module):
         ce = self._cross_entropy(teacher_out, student_out, mask, teacher_temp, update=update)
         tokens = ce.new_zeros(mask.numel())
         tokens = tokens.index_copy(0, self._masked_tokens(mask, len(ce)), ce)
-        return tokens.view(*mask.shape[:-2], -1).sum(-1)
+        return tokens.view(mask.shape).sum((-2, -1))
 
     def _cross_entropy(
         self,

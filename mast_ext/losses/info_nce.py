@@ -35,7 +35,8 @@ class InfoNCELoss(nn.Module):
 
     with ``s`` the cosine over the temperature. ``two_sided`` takes the mean of this and of keys
     finding their queries, in one sweep (CLIP: Radford et al. 2021, figure 3). The second form is
-    MoCo's, with its queue as ``negatives``. No ``N × N`` matrix is ever stored.
+    MoCo's, with its queue as ``negatives``. A query without negatives, such as one that is alone in
+    its batch, has loss 0. No ``N × N`` matrix is ever stored.
 
     Args:
         temperature: Divides the cosines; above 0.
@@ -94,8 +95,9 @@ class InfoNCELoss(nn.Module):
             A scalar, or ``[N]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
 
         Raises:
-            ValueError: A shape or device does not fit, ``negatives`` are given to a two-sided
-                loss, or the processes' batches differ in size.
+            ValueError: A shape or device does not fit, there is no query to take the mean over,
+                ``negatives`` are given to a two-sided loss, or the processes' batches differ in
+                size.
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
@@ -126,7 +128,7 @@ class InfoNCELoss(nn.Module):
                 exclude_positive=True,
             )
             terms = positive_cross_entropy(lse[0, 0, 0], positive[0, 0, 0])
-        return reduce(terms, self.reduction)
+        return reduce(terms, self.reduction, "queries")
 
     def pair_losses(self, views: Tensor, negatives: Tensor | None = None) -> Tensor:
         """The loss of every view as queries with every view as keys, per image.

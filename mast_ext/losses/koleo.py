@@ -58,7 +58,8 @@ class KoLeoLoss(nn.Module):
             A scalar, or ``[N]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
 
         Raises:
-            ValueError: ``x`` has another shape, or the processes' batches differ in size.
+            ValueError: ``x`` has another shape, or no embedding to take the mean over, or the
+                processes' batches differ in size.
             TypeError: The dtype is not supported.
             RuntimeError: Another process died or is late.
         """
@@ -73,7 +74,7 @@ class KoLeoLoss(nn.Module):
             distance = (normal - normal[neighbor] + self.eps).norm(self.p, dim=1)
         start = rank() * len(x) if self.gather_distributed else 0
         own = distance[start : start + len(x)]
-        return reduce(-(own + self.eps).log(), self.reduction)
+        return reduce(-(own + self.eps).log(), self.reduction, "x")
 
     def extra_repr(self) -> str:
         return f"p={self.p}, eps={self.eps}"

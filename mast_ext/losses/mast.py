@@ -24,6 +24,7 @@ from mast_ext.distributed import (
 from mast_ext.losses.common.contrast import contrast_views
 from mast_ext.losses.common.inputs import (
     require_alike,
+    require_images,
     require_option,
     require_temperature,
     require_views,
@@ -135,8 +136,9 @@ class MASTLoss(nn.Module):
             ``vicreg`` base) and, with ``log_variance``, ``uncertainty``, each before its weight.
 
         Raises:
-            ValueError: A shape does not fit, ``N < 2`` on the ``vicreg`` base, or the processes'
-                batches differ in size.
+            ValueError: A shape does not fit, there is no pair or, on the ``vicreg`` base, a single
+                one (of all processes, with ``gather_distributed``), or the processes' batches
+                differ in size.
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
@@ -163,6 +165,7 @@ class MASTLoss(nn.Module):
         if self.base == "vicreg":
             # One view at a time: stacking them would copy both.
             views = [gather_batch(z, 0) if self.gather_distributed else z for z in (x, y)]
+            require_images(len(views[0]), "x", least=2)
             of_views = [functional.variance_covariance(z[None], eps=self.eps) for z in views]
             (variance_x, covariance_x), (variance_y, covariance_y) = of_views
             parts["variance"] = (variance_x + variance_y).sum() / 2
@@ -250,6 +253,7 @@ class MASTLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The weighted mean over the pairs, and every pair's NT-Xent."""
         terms = self._nt_xent_of_groups(torch.stack((x, y)), group, weights)[0, 1]
+        require_images(len(terms), "x")
         return (terms if weight is None else terms * weight).mean(), terms
 
     def _nt_xent_of_groups(self, views: Tensor, group: Tensor, weights: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class NegativeCosineSimilarity(nn.Module):
             IndexError: ``dim`` is not a dimension of the inputs.
             RuntimeError: The shapes do not broadcast.
             TypeError: The inputs are not floating-point tensors.
+            ValueError: There is no similarity to take the mean over.
         """
         if x0.shape != x1.shape:
             x0, x1 = torch.broadcast_tensors(x0, x1)
@@ -54,7 +55,7 @@ class NegativeCosineSimilarity(nn.Module):
         similarity = functional.subspace_similarity(
             x0.reshape(1, -1, x0.shape[-1]), x1.reshape(1, -1, x1.shape[-1]), eps=self.eps
         )
-        return reduce(-similarity.view(x0.shape[:-1]), self.reduction)
+        return reduce(-similarity.view(x0.shape[:-1]), self.reduction, "x0")
 
     def pair_losses(self, views: Tensor, targets: Tensor | None = None) -> Tensor:
         """The loss of every view against every target, per image.

@@ -21,7 +21,8 @@ class NTXentLoss(ViewPairLoss):
 
     with ``s`` the cosine over ``temperature``. Without a bank both ``a`` and ``r`` run over the
     rows of both views (SimCLR's eq. 1). Of more than two views, every ordered pair gives an anchor
-    and its positive. No ``B × B`` matrix is ever stored.
+    and its positive. An anchor without negatives, such as that of a single image, has loss 0. No
+    ``B × B`` matrix is ever stored.
 
     Values equal those of lightly 1.6.0 to float32 accuracy, with these differences: the loss of
     16-bit inputs is float32 (theirs is rounded to the inputs' dtype), the memory bank is in
@@ -66,8 +67,9 @@ class NTXentLoss(ViewPairLoss):
             A scalar, or ``[B]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
 
         Raises:
-            ValueError: The shapes or devices differ, a memory bank has another width or is given
-                more than two views, or the processes' batches differ in size.
+            ValueError: The shapes or devices differ, there is no image to take the mean over, a
+                memory bank has another width or is given more than two views, or the processes'
+                batches differ in size.
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
@@ -77,7 +79,7 @@ class NTXentLoss(ViewPairLoss):
             raise ValueError(f"a memory bank takes 2 views, got {2 + len(views)}")
         require_alike(out0=out0, out1=out1)
         losses = self._bank_losses(out0[None], out1[None], update=out0.requires_grad)
-        return reduce(losses[0, 0], self.reduction)
+        return reduce(losses[0, 0], self.reduction, "out0")
 
     def pair_losses(self, views: Tensor) -> Tensor:
         """The loss of every pair of views of every image.

@@ -80,8 +80,8 @@ class SwaVLoss(nn.Module):
             A scalar, or ``[B]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
 
         Raises:
-            ValueError: A shape does not fit, there is a single crop, or there is not one queue per
-                high-resolution crop.
+            ValueError: A shape does not fit, there is a single crop or no image to take the mean
+                over, or there is not one queue per high-resolution crop.
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
@@ -91,7 +91,7 @@ class SwaVLoss(nn.Module):
             raise ValueError("SwaVLoss compares different crops, got a single one")
         same = torch.eye(high, crops, dtype=torch.bool, device=ce.device).unsqueeze(-1)
         per_image = ce.masked_fill(same, 0.0).sum((0, 1)) / (high * (crops - 1))
-        return reduce(per_image, self.reduction)
+        return reduce(per_image, self.reduction, "high_resolution_outputs")
 
     def crop_losses(
         self,

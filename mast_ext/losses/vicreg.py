@@ -70,16 +70,22 @@ class VICRegLoss(nn.Module):
             A scalar, float32 (float64 for float64 inputs).
 
         Raises:
-            AssertionError: The shapes differ, or ``B < 2`` (the type lightly raises).
+            AssertionError: The shapes differ, or ``B < 2`` (the type lightly raises). With
+                ``gather_distributed`` the images of all processes count.
+            ValueError: The processes' batches differ in size.
+            RuntimeError: Another process died or is late.
         """
         if z_a.shape != z_b.shape:
             raise AssertionError(
                 f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and "
                 f"{tuple(z_b.shape)}"
             )
-        if z_a.ndim < 2 or z_a.shape[0] < 2:
+        batches = [z_a, z_b]
+        if self.gather_distributed and z_a.ndim > 1:
+            batches = [gather_batch(z, 0) for z in batches]
+        if z_a.ndim < 2 or batches[0].shape[0] < 2:
             raise AssertionError(
-                f"z_a and z_b must have shape [B, ..., D] with B > 1, got {tuple(z_a.shape)}"
+                f"z_a and z_b must have shape [B, ..., D] with B > 1, got {tuple(batches[0].shape)}"
             )
         distance = functional.subspace_similarity(
             z_a.flatten(0, -2).unsqueeze(0), z_b.flatten(0, -2).unsqueeze(0), metric="sqeuclidean"
@@ -87,9 +93,7 @@ class VICRegLoss(nn.Module):
         loss = distance.sum() * (self.lambda_param / z_a.numel())
         mu = self.mu_param / 2 if self.variant == "official" else self.mu_param
         # One view at a time: stacking them would copy both.
-        for z in (z_a, z_b):
-            if self.gather_distributed:
-                z = gather_batch(z, 0)
+        for z in batches:
             positions = z.flatten(1, -2).transpose(0, 1) if z.ndim > 2 else z.unsqueeze(0)
             variance, covariance = functional.variance_covariance(positions, eps=self.eps)
             loss = loss.add(variance.mean(), alpha=mu)

@@ -83,6 +83,8 @@ LOSSES = {
 WITHOUT_GATHERS = ("negative_cosine", "info_nce_negatives", "dino", "ibot", "swav")
 # Their pair losses see the negatives of all processes.
 GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
+# They need two images, or negatives, which may be on other processes.
+OF_TWO_IMAGES = ["vicreg", "vicreg_positions", "mast", "nt_xent", "dcl", "dclw", "koleo"]
 
 
 class Model(nn.Module):
@@ -290,6 +292,11 @@ def run_world(rank, world_size, directory):
         "shares": {
             name: pair_losses(name, images[:, mine], changed[mine]) for name in GATHERED_PAIRS
         },
+        "an_image_each": {
+            name: train(name, images[:, [rank]], changed[[rank]], average)
+            for name in OF_TWO_IMAGES
+            if world_size > 1
+        },
         "gathered": gather_batch(torch.full((2, 1), float(rank), dtype=torch.bfloat16), 1),
         "unequal": unequal_batches(rank) if world_size > 1 else None,
         "on_gpu": sizes_of_what_lies_on_a_gpu(rank) if world_size > 1 else None,
@@ -328,6 +335,18 @@ def test_equals_one_process(objective, world_size, processes):
     for found in processes[:world_size]:
         results = found[world_size]["results"][objective]
         assert len(results) == len(want)
+        for mine, truth in zip(results, want, strict=True):
+            scale = max(1.0, truth.abs().max().item())
+            torch.testing.assert_close(mine, truth, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+@pytest.mark.parametrize("objective", OF_TWO_IMAGES)
+def test_an_image_on_each_process_equals_one_process(objective, world_size, processes):
+    images, changed = global_batch(world_size)
+    want = train(objective, images[:, :world_size], changed[:world_size], average=lambda x: x)
+    for found in processes[:world_size]:
+        results = found[world_size]["an_image_each"][objective]
         for mine, truth in zip(results, want, strict=True):
             scale = max(1.0, truth.abs().max().item())
             torch.testing.assert_close(mine, truth, rtol=0, atol=1e-5 * scale)

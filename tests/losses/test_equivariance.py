@@ -105,7 +105,7 @@ def test_compiles_whole(method, device):
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([(3, 4), (3, 4)], r"actual must have shape \[V, B, D\], got \[3, 4\]"),
+        ([(3, 4), (3, 4)], r"actual must have shape \[V, B, D\] with V >= 1, got \[3, 4\]"),
         (
             [(2, 3, 4), (2, 3, 5)],
             r"predicted must have the shape of actual, \[2, 3, 4\], got \[2, 3, 5\]",

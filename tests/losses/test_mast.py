@@ -331,7 +331,7 @@ def test_rejects(change, error, message):
 
 def test_rejects_a_single_pair():
     one = torch.randn(1, DIM)
-    with pytest.raises(ValueError, match="with N >= 2"):
+    with pytest.raises(ValueError, match="x must hold 2 or more images, got 1"):
         make_loss("cpu")(one, one, torch.zeros(1, 3, dtype=torch.bool))
 
 

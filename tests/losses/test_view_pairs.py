@@ -211,13 +211,15 @@ def test_rejects_integers():
 
 @pytest.mark.parametrize("name", ["nt_xent", "dcl", "dclw"])
 def test_pair_losses_reject_shapes(name):
-    with pytest.raises(ValueError, match=r"views must have shape \[V, B, D\], got \[3, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"views must have shape \[V, B, D\] with V >= 1, got \[3, 4\]"
+    ):
         LOSSES[name].pair_losses(torch.ones(3, 4))
 
 
 @pytest.mark.parametrize("loss", [losses.DCLLoss(), losses.DCLWLoss()])
 def test_decoupled_contrast_needs_negatives(loss):
-    with pytest.raises(ValueError, match="needs at least 2 images: one has no negatives"):
+    with pytest.raises(ValueError, match="a single image has no negatives"):
         loss(torch.ones(1, 4), torch.ones(1, 4))
 
 

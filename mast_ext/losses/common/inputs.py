@@ -10,11 +10,40 @@ Negatives = Literal["pairs", "all_views"]
 Reduction = Literal["mean", "sum", "none"]
 
 
-def reduce(per_image: Tensor, reduction: Reduction) -> Tensor:
-    """``[N]`` to what the caller of a loss asked for."""
+def require_images(images: int, name: str, least: int = 1) -> None:
+    """Refuses what is too small for a mean, or for a statistic over the batch.
+
+    To be called after what processes do together, as the others would wait for one that raises.
+
+    Args:
+        images: How many there are; of all processes, if the statistic is over theirs.
+        name: The argument that holds them, for the error.
+        least: How many are needed.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if images < least:
+        raise ValueError(f"{name} must hold {least} or more images, got {images}")
+
+
+def reduce(per_image: Tensor, reduction: Reduction, name: str) -> Tensor:
+    """``[N]`` to what the caller of a loss asked for.
+
+    Args:
+        per_image: A loss of every image.
+        reduction: What of them.
+        name: The argument that holds the images, for the error.
+
+    Raises:
+        ValueError: A mean is asked for of no image. (The sum is 0.)
+    """
     if reduction == "none":
         return per_image
-    return per_image.mean() if reduction == "mean" else per_image.sum()
+    if reduction == "sum":
+        return per_image.sum()
+    require_images(per_image.numel(), name)
+    return per_image.mean()
 
 
 def require_alike(**named: Tensor) -> None:
@@ -41,10 +70,10 @@ def require_views(views: Tensor, name: str = "views") -> Tensor:
     """Returns ``views``.
 
     Raises:
-        ValueError: They are not ``[V, B, D]``.
+        ValueError: They are not ``[V, B, D]``, or there is no view.
     """
-    if views.ndim != 3:
-        raise ValueError(f"{name} must have shape [V, B, D], got {list(views.shape)}")
+    if views.ndim != 3 or not views.shape[0]:
+        raise ValueError(f"{name} must have shape [V, B, D] with V >= 1, got {list(views.shape)}")
     return views
 
 

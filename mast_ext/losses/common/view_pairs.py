@@ -90,7 +90,8 @@ class ViewPairLoss(nn.Module):
             A scalar, or ``[B]`` with ``reduction="none"``; float32 (float64 for float64 inputs).
 
         Raises:
-            ValueError: The shapes or devices differ, or the processes' batches differ in size.
+            ValueError: The shapes or devices differ, there is no image to take the mean over, or
+                the processes' batches differ in size.
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
@@ -103,7 +104,7 @@ class ViewPairLoss(nn.Module):
             per_image = self._terms(lse.logsumexp(1), of_other).mean(0)
         else:
             per_image = mean_over_pairs(self._pair_terms(lse, positive))
-        return reduce(per_image, self.reduction)
+        return reduce(per_image, self.reduction, "out0")
 
     def pair_losses(self, views: Tensor) -> Tensor:
         """The loss of every pair of views of every image.
