@@ -1,4 +1,4 @@
-"""What compilers leave alone."""
+"""What compilers leave alone, and what they treat as an input."""
 
 import functools
 from collections.abc import Callable
@@ -8,6 +8,18 @@ import torch
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def changes_between_calls(number: float) -> bool:
+    """Whether torch.compile makes a program for any value of a number, not for this one alone.
+
+    So it does with one that it has seen to change. The operators take constants.
+    """
+    if not torch.compiler.is_compiling() or not isinstance(number, (int, float)):
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # part of the compiler
+
+    return not has_static_value(number)
 
 
 def never_compiled(function: Callable[P, T]) -> Callable[P, T]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mast_ext import ops
+from mast_ext.compiling import changes_between_calls
 
 __all__ = [
     "budgeted_masks",
@@ -177,6 +178,9 @@ def contrastive_logsumexp(
             out of the columns, or views are to be told apart but ``Vx`` differs from ``Vy``.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
+    if not isinstance(temperature, Tensor) and changes_between_calls(temperature):
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        temperature = x.new_ones((), dtype=dtype) * temperature
     tensor = isinstance(temperature, Tensor)
     return ops.contrastive_logsumexp.op(
         x,
@@ -357,6 +361,8 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
         ValueError: A shape or device does not fit.
         TypeError: A dtype is not supported.
     """
+    if changes_between_calls(sharpness):
+        mask_logits, sharpness = mask_logits * sharpness, 1.0
     return ops.budgeted_masks.op(mask_logits, mean, sharpness)[0]
 
 
@@ -470,13 +476,30 @@ def _prototype_cross_entropy(
     *,
     with_mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    options = student_temperature, teacher_temperature, with_mean
-    if weights is not None:
-        return ops.prototype_cross_entropy.weighted_op(student, teacher, center, weights, *options)
+    temperatures = student_temperature, teacher_temperature
+    scheduled = any(changes_between_calls(temperature) for temperature in temperatures)
+    if weights is not None and not scheduled:
+        return ops.prototype_cross_entropy.weighted_op(
+            student, teacher, center, weights, *temperatures, with_mean
+        )
     # What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
     teacher = teacher.detach()
     center = None if center is None else center.detach()
-    return ops.prototype_cross_entropy.op(student, teacher, center, *options)[:2]
+    if not scheduled:
+        results = ops.prototype_cross_entropy.op(student, teacher, center, *temperatures, with_mean)
+        return results[:2]
+    cross_entropy, mean, *_ = ops.scheduled.prototype_cross_entropy(
+        student, teacher, center, *(_as_input(number) for number in temperatures), with_mean
+    )
+    if weights is not None:  # as csrc/binding/composites.cpp sums
+        weights = weights.detach().to(cross_entropy.dtype).expand(cross_entropy.shape)
+        cross_entropy = (cross_entropy * weights).masked_fill(weights == 0, 0).sum()
+    return cross_entropy, mean
+
+
+def _as_input(number: float) -> Tensor:
+    """What `mast_ext.ops.scheduled` takes; made by a product, which compilers keep variable."""
+    return torch.ones((), dtype=torch.float64, device="cpu") * number
 
 
 def prototype_column_logsumexp(
@@ -506,7 +529,16 @@ def prototype_column_logsumexp(
         ValueError: A shape or device does not fit, or ``temperature`` is not positive.
         TypeError: A dtype is not supported, or that of ``center`` does not fit.
     """
-    return ops.prototype_column_logsumexp.op(logits, center, temperature, True)
+    return _column_logsumexp(logits, center, temperature, normalize_rows=True)
+
+
+def _column_logsumexp(
+    logits: Tensor, center: Tensor | None, temperature: float, *, normalize_rows: bool
+) -> Tensor:
+    if changes_between_calls(temperature):
+        op = ops.scheduled.prototype_column_logsumexp
+        return op(logits.detach(), center, _as_input(temperature), normalize_rows)
+    return ops.prototype_column_logsumexp.op(logits, center, temperature, normalize_rows)
 
 
 def sinkhorn_knopp(
@@ -558,7 +590,7 @@ def sinkhorn_knopp(
     rows = logits.detach().flatten(0, -2)
     center = rows.new_zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
     for iteration in range(iterations):
-        mass = ops.prototype_column_logsumexp.op(rows, center, temperature, iteration > 0)
+        mass = _column_logsumexp(rows, center, temperature, normalize_rows=iteration > 0)
         if merge is not None:
             mass = merge(mass)
         center = torch.where(mass == -torch.inf, center, center + temperature * mass)

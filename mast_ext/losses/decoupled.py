@@ -113,7 +113,7 @@ class DCLWLoss(DCLLoss):
         self.sigma = sigma
 
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:
-        similarity = positive.detach() * (self.temperature / self.sigma)
+        similarity = positive.detach() * self.temperature / self.sigma
         if not self.gather_distributed or world_size() == 1:
             return positive * (2 - similarity.shape[-1] * similarity.softmax(-1))
         every = gather_last(similarity)

@@ -30,7 +30,7 @@ class DINOLoss(Center):
     give a float32 loss, the teacher gets no gradient, and a temperature below 0 is an error.
 
     When processes train together, the center and Sinkhorn-Knopp's sums are those of the global
-    batch. torch.compile compiles anew for every temperature.
+    batch. A temperature that changes from step to step does not make torch.compile compile anew.
 
     Args:
         output_dim: ``C``, the number of prototypes.

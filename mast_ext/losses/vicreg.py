@@ -90,14 +90,15 @@ class VICRegLoss(nn.Module):
         distance = functional.subspace_similarity(
             z_a.flatten(0, -2).unsqueeze(0), z_b.flatten(0, -2).unsqueeze(0), metric="sqeuclidean"
         )
-        loss = distance.sum() * (self.lambda_param / z_a.numel())
-        mu = self.mu_param / 2 if self.variant == "official" else self.mu_param
+        # Weights meet tensors alone: torch.compile makes constants of numbers made of them.
+        loss = distance.sum() * self.lambda_param / z_a.numel()
+        views = 2 if self.variant == "official" else 1
         # One view at a time: stacking them would copy both.
         for z in batches:
             positions = z.flatten(1, -2).transpose(0, 1) if z.ndim > 2 else z.unsqueeze(0)
             variance, covariance = functional.variance_covariance(positions, eps=self.eps)
-            loss = loss.add(variance.mean(), alpha=mu)
-            loss = loss.add(covariance.mean(), alpha=self.nu_param)
+            loss = loss + self.mu_param * variance.mean() / views
+            loss = loss + self.nu_param * covariance.mean()
         return loss
 
     def pair_losses(self, views: Tensor) -> Tensor:
@@ -113,4 +114,4 @@ class VICRegLoss(nn.Module):
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
         distance = functional.subspace_similarity(views, metric="sqeuclidean")[0]
-        return distance * (self.lambda_param / views.shape[2])
+        return distance * self.lambda_param / views.shape[2]

@@ -8,5 +8,6 @@ op = torch.ops.mast_ext.prototype_column_logsumexp.default
 
 
 @torch.library.register_fake("mast_ext::prototype_column_logsumexp")
-def _(logits, center, temperature, normalize_rows):
+def shapes(logits, center, temperature, normalize_rows):
+    """What the operator returns, without values."""
     return logits.new_empty((logits.shape[1],), dtype=accumulation_dtype(logits))

@@ -15,7 +15,8 @@ with_grad_backward_op = torch.ops.mast_ext.prototype_cross_entropy_with_grad_bac
 
 
 @torch.library.register_fake("mast_ext::prototype_cross_entropy")
-def _(student, teacher, center, student_temperature, teacher_temperature, with_mean):
+def shapes(student, teacher, center, student_temperature, teacher_temperature, with_mean):
+    """What the operator returns, without values."""
     students, batch, prototypes = student.shape
     teachers = teacher.shape[0]
     cross_entropy = student.new_empty(
@@ -30,7 +31,7 @@ def _(student, teacher, center, student_temperature, teacher_temperature, with_m
 
 
 @torch.library.register_fake("mast_ext::prototype_cross_entropy_backward")
-def _(
+def backward_shapes(
     grad,
     student,
     teacher,
@@ -40,6 +41,7 @@ def _(
     student_temperature,
     teacher_temperature,
 ):
+    """What the backward operator returns, without values."""
     return student.new_empty(student.shape)
 
 

@@ -162,7 +162,7 @@ class Center(nn.Module):
             self._start(mean, rows)
         elif rows:
             new = mean.to(self.center.dtype).view(self.size)
-            self.center.mul_(self.momentum).add_(new, alpha=1 - self.momentum)
+            self.center.mul_(self.momentum).add_((1 - self.momentum) * new)
 
     @never_compiled
     def _start(self, mean: Tensor, rows: int) -> None:
