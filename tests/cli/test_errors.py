@@ -1,6 +1,7 @@
 """Whatever a user can get wrong: one sentence on standard error, a status, and no traces."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,19 @@ def test_truncated_jpeg_is_named_and_leaves_no_run(call, tiny, tmp_path):
     assert err.splitlines()[-1].startswith(f"mast-ext: cannot decode image {damaged}: ")
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_nan_before_the_first_checkpoint_leaves_the_listing_it_names(call, tiny, shapes, tmp_path):
+    """And nothing else: the run may be tried again in the same directory."""
+    big = ["--optimizer.name=sgd", "--optimizer.lr=1e30", "--optimizer.warmup=0"]
+    options = [*tiny, *shapes, "--method=simclr", "--baseline=none", "--out=run"]
+    status, _, err = call("pretrain", *options, *big)
+    assert status == 1 and "no checkpoint yet" in err
+    listing = re.search(r"all in (\S+)\)", err)[1]
+    assert len((tmp_path / listing).read_text().split()) == 8
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["nonfinite_batch.txt"]
+    assert call("pretrain", *options)[0] == 0
+    assert not (tmp_path / listing).exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anyway")

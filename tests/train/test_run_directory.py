@@ -27,6 +27,23 @@ def test_remove_leaves_what_was_there_before(tmp_path):
     assert list((tmp_path / "old").iterdir()) == []
 
 
+@pytest.mark.parametrize("was_there", [True, False])
+def test_remove_leaves_the_listing_that_a_message_names(tmp_path, was_there):
+    """Alone, and the next run may take its place."""
+    path = tmp_path / "run"
+    if was_there:
+        path.mkdir()
+    run = RunDirectory.create(str(path), "x")
+    run.save_config({"seed": 1})
+    write_text(run.nonfinite_batch, "3\n")
+    run.remove()
+    assert list(path.iterdir()) == [run.nonfinite_batch]
+    again = RunDirectory.create(str(path), "x")
+    assert list(path.iterdir()) == [again.checkpoints]
+    again.remove()
+    assert path.exists() and list(path.iterdir()) == []
+
+
 def test_refuses_an_existing_run(tmp_path):
     run = RunDirectory.create(str(tmp_path / "run"), "x")
     with pytest.raises(RunError, match="exists and is not empty: choose another --out"):

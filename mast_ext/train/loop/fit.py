@@ -189,16 +189,15 @@ def _name_unused_weights(module: nn.Module) -> str:
 
 
 def _describe(error: NonFiniteError, run: RunDirectory) -> RunError:
-    listing = run.path / "nonfinite_batch.txt"
     if rank() == 0:
-        write_text(listing, "".join(f"{index}\n" for index in error.indices))
+        write_text(run.nonfinite_batch, "".join(f"{index}\n" for index in error.indices))
     first = ", ".join(str(index) for index in error.indices[:8])
     more = ", …" if len(error.indices) > 8 else ""
     good = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint yet"
     before = "saving weights that it changed" if error.late else "changing any weight"
     return RunError(
         f"{error}: stopped before {before}. Its batch has samples {first}{more} (all in"
-        f" {listing}); {good}"
+        f" {run.nonfinite_batch}); {good}"
     )
 
 

@@ -31,10 +31,13 @@ class RunDirectory:
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
         self.report = path / "report"
+        self.nonfinite_batch = path / "nonfinite_batch.txt"
 
     @classmethod
     def create(cls, out: str | None, stem: str) -> "RunDirectory":
         """Makes a new run directory: ``out``, or ``runs/<stem>-<number>`` when it is None.
+
+        What `remove` has left in it of an earlier run does not count, and goes.
 
         Raises:
             RunError: The directory holds something already, or cannot be made or written to.
@@ -42,10 +45,11 @@ class RunDirectory:
         path = Path(out) if out is not None else _next_free(Path("runs"), stem)
         run = cls(path)
         try:
-            if path.is_dir() and any(path.iterdir()):
+            if path.is_dir() and any(entry != run.nonfinite_batch for entry in path.iterdir()):
                 hint = f"continue it with --resume {path}, or " if run.config.exists() else ""
                 raise RunError(f"{path} exists and is not empty: {hint}choose another --out")
             run.checkpoints.mkdir(parents=True)
+            run.nonfinite_batch.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
         return run
@@ -87,10 +91,17 @@ class RunDirectory:
         return values
 
     def remove(self) -> None:
-        """Removes what `create` made, after a run that failed before its first checkpoint."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._was_there:
-            self.path.mkdir(exist_ok=True)
+        """Removes what `create` made, after a run that failed before its first checkpoint.
+
+        The listing of a batch that made the loss NaN stays, since the error's message names it.
+        """
+        for entry in list(self.path.glob("*")):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry != self.nonfinite_batch:
+                entry.unlink(missing_ok=True)
+        if not (self._was_there or self.nonfinite_batch.exists()):
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
