@@ -97,6 +97,12 @@ def test_files_are_utf_8_in_any_locale(tmp_path):
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "path: \u03c1\u2212"
 
 
+def test_what_is_not_unicode_is_written_escaped(tmp_path):
+    """Bytes of a file's name as such, and half of a pair of surrogates, which JSON may hold."""
+    write_text(tmp_path / "file.txt", os.fsdecode(b"caf\xe9/") + "\u03c1\ud83d")
+    assert (tmp_path / "file.txt").read_text(encoding="utf-8") == "caf\\xe9/\u03c1\\ud83d"
+
+
 def test_settings_of_older_runs_keep_their_values(tmp_path):
     run = RunDirectory(tmp_path)
     run.config.write_text("seed: 1\nevaluation: {neighbours: [3], temperature: 0.1}\n")

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from mast_ext.train.errors import RunError
+from mast_ext.train.state.text import READABLE
 
 RENAMED_SETTINGS = {"evaluation": {"neighbours": "neighbors"}}
 """New names of settings, by section and the name that older runs wrote."""
@@ -107,10 +108,11 @@ class RunDirectory:
 def write_text(path: Path, text: str) -> None:
     """Writes a file through a temporary one beside it, so that readers never see a part of it.
 
-    In UTF-8, whatever the locale: names of classes may have any letters.
+    In UTF-8, whatever the locale: names of classes may have any letters. What is not Unicode, as
+    names of files need not be, is written escaped.
     """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors=READABLE)
     os.replace(partial, path)
 
 
