@@ -50,6 +50,10 @@ class BadImageError(ValueError):
     """A file is not an image that can be decoded; the message names it."""
 
 
+class SplitError(ValueError):
+    """A split has no images, or labels that the training split has not; the message says which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A file inside a tar archive that is not compressed.
@@ -90,7 +94,7 @@ class EncodedSource:
         skipped: Names of the files that were left out.
 
     Raises:
-        ValueError: No file can be decoded.
+        SplitError: No file can be decoded.
         BadImageError: A file cannot be decoded and ``on_bad_image`` is ``"error"``.
     """
 
@@ -123,7 +127,7 @@ class EncodedSource:
         good = [i for i, found in enumerate(usable) if found is not None]
         self.skipped = [str(files[i]) for i, found in enumerate(usable) if found is None]
         if not good:
-            raise ValueError(f"none of the {len(files)} image files {where} can be decoded")
+            raise SplitError(f"none of the {len(files)} image files {where} can be decoded")
 
         self.files = [files[i] for i in good]
         self.sizes = np.array([sizes[i] for i in good], np.int32)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mast_ext.data.encoded import SUFFIXES, EncodedSource, is_image
+from mast_ext.data.encoded import SUFFIXES, EncodedSource, SplitError, is_image
 
 TEST_FRACTION = 0.1
 """Share of the images that is the test split of a folder which has no split of its own."""
@@ -38,7 +38,8 @@ class FolderSource(EncodedSource):
 
     Raises:
         FileNotFoundError: The folder, or the split in it, does not exist.
-        ValueError: There are no images, or the layout is ambiguous.
+        SplitError: The split has no images, or classes that the training split has not.
+        ValueError: The layout is ambiguous.
         BadImageError: A file cannot be decoded and ``on_bad_image`` is ``"error"``.
     """
 
@@ -82,10 +83,10 @@ def _select(root: Path, split: str) -> tuple[list[Path], NDArray[np.int64], list
         where = str(folders[0])
         unknown = [name or "files without a class" for name in paths if name not in names]
         if unknown:
-            raise ValueError(f"{where} has classes that train/ has not: {', '.join(unknown)}")
+            raise SplitError(f"{where} has classes that train/ has not: {', '.join(unknown)}")
     flat = [path for members in paths.values() for path in members]
     if not flat:
-        raise ValueError(f"no images ({', '.join(SUFFIXES)}) in {where}")
+        raise SplitError(f"no images ({', '.join(SUFFIXES)}) in {where}")
     ids = [names.index(name) for name, members in paths.items() for _ in members]
     return flat, np.array(ids, np.int64), [] if names == [""] else names
 

@@ -267,6 +267,18 @@ def test_folder_without_labels(call, tiny, folder, tmp_path):
     assert status == 1 and err == "mast-ext: nothing to evaluate by: the images have no labels\n"
 
 
+def test_folder_of_one_image_per_class(call, tiny, folder, tmp_path):
+    for i, path in enumerate(sorted((folder / "train").rglob("*.png"))):
+        (tmp_path / "cases" / str(i)).mkdir(parents=True)
+        path.rename(tmp_path / "cases" / str(i) / "0.png")
+    data = ["--data.name=folder", f"--data.path={tmp_path / 'cases'}"]
+    status, out, err = call("pretrain", *tiny, *data, "--out=run")
+    assert status == 0, err
+    assert "nothing was probed: no images" in out and "in the test split of" in out
+    status, _, err = call("evaluate", "run")
+    assert status == 1 and err.startswith("mast-ext: nothing to evaluate by: no images")
+
+
 def test_bad_image_skipped_and_counted(call, tiny, folder):
     (folder / "train" / "blue" / "0.png").write_bytes(b"")
     data = ["--data.name=folder", f"--data.path={folder}", "--data.on_bad_image=skip"]
