@@ -375,5 +375,11 @@ def test_evaluate(call, trained, shapes, tmp_path, what):
     assert status == 0, err
     assert "k-NN 5: accuracy (%) of every factor" in out
     found = json.loads((tmp_path / "found.json").read_text())["rows"]
-    trained = json.loads((trained / "report" / "results.json").read_text())["rows"]
-    assert found[0]["accuracy"] == trained[0]["accuracy"]
+    expected = json.loads((trained / "report" / "results.json").read_text())["rows"]
+    assert found[0]["accuracy"] == expected[0]["accuracy"]
+    # Nothing in an evaluation is by chance, the weights of the untrained network included.
+    torch.rand(7)
+    assert call("evaluate", trained / what, "--json=again.json", *extra)[0] == 0
+    assert json.loads((tmp_path / "again.json").read_text())["rows"] == found
+    untrained = next(row for row in found if row["model"] == "untrained")
+    assert untrained in expected
