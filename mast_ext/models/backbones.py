@@ -96,8 +96,8 @@ def create_backbone(
         The module, images ``[B, 3, S, S]`` to features ``[B, F]``, and ``F``.
 
     Raises:
-        ValueError: Unknown name, arguments that the model does not take, or ``small_images`` for
-            a model that is not a ResNet.
+        ValueError: Unknown name, arguments that the model does not take or that leave it without
+            pooled features, or ``small_images`` for a model that is not a ResNet.
     """
     preset = PRESETS.get(name, _Preset(name, {}))
     if preset.timm_name not in timm.list_models():
@@ -112,6 +112,8 @@ def create_backbone(
         backbone = timm.create_model(preset.timm_name, **arguments)
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"timm cannot build {name!r} with {timm_args}: {error}") from error
+    if not hasattr(backbone, "num_features"):  # as with features_only
+        raise ValueError(f"{name!r} with {timm_args} gives no pooled features")
     if small_images:
         _use_small_stem(backbone, name, preset.stem_stride)
     return backbone, int(backbone.num_features)

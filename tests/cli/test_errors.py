@@ -78,6 +78,19 @@ WRONG = [
     (["pretrain", "--method=simclr", "--hard-views=4", "--augment.views=3"], 1, "on two views"),
     (["pretrain", "--method=byol", "--byol.momentum=2", *SMALL], 1, "momentum must lie in [0, 1]"),
     (["pretrain", "--model.name=resnt18", *SMALL], 1, "did you mean resnet18"),
+    *(
+        (["pretrain", f"--model.timm_args={arguments}", *SMALL], 1, message)
+        for arguments, message in (
+            ("{in_chans: 1}", "model.timm_args: in_chans must be 3, images are RGB, got 1"),
+            ("{global_pool: ''}", "model.timm_args: resnet_small must give a vector of features"),
+            ("{features_only: true}", "with {'features_only': True} gives no pooled features"),
+        )
+    ),
+    (
+        ["pretrain", "--model.name=vit_tiny_patch16_224", "--model.timm_args={depth: 1}", *SMALL],
+        1,
+        "augment.size: vit_tiny_patch16_224 does not take images of 32 pixels",
+    ),
     (["pretrain", "--data.max_images=24"], 1, "24 training images, fewer than one batch"),
     (["pretrain", "--data.name=folder"], 1, "data.name folder needs data.path"),
     (["pretrain", "--data.name=folder", "--data.path=none"], 1, "image folder none does not exist"),
