@@ -176,8 +176,12 @@ def save_backbone(backbone: nn.Module, spec: BackboneSpec, path: Path) -> None:
     tensors = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
     metadata = {"format": FORMAT, "backbone": json.dumps(dataclasses.asdict(spec))}
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save(tensors, metadata=metadata))
-    partial.replace(path)
+    try:
+        partial.write_bytes(save(tensors, metadata=metadata))
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load_backbone(path: Path) -> tuple[nn.Module, BackboneSpec]:

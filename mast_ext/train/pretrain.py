@@ -109,9 +109,9 @@ def _train_all(
     runs = [run, run.baseline()]
     checkpoints = [each.last if each.last.exists() else None for each in runs]
     checkpoints[0] = checkpoint or checkpoints[0]
-    if resume is None and rank() == 0:
-        run.save_config(config.to_dict())
     try:
+        if resume is None and rank() == 0:
+            run.save_config(config.to_dict())
         modules = [
             _train(*each, console) for each in zip(trainings, runs, checkpoints, strict=False)
         ]

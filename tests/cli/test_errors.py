@@ -1,5 +1,6 @@
 """Whatever a user can get wrong: one sentence on standard error, a status, and no traces."""
 
+import errno
 import os
 import re
 import subprocess
@@ -181,6 +182,48 @@ def test_nan_before_the_first_checkpoint_leaves_the_listing_it_names(call, tiny,
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["nonfinite_batch.txt"]
     assert call("pretrain", *options)[0] == 0
     assert not (tmp_path / listing).exists()
+
+
+def no_space(kind):
+    """As `torch.save` fails on a full disk, of which its writer need not tell."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if kind == "OSError":
+        raise full
+    failed = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    raise failed from (full if kind == "RuntimeError" else None)
+
+
+@pytest.mark.parametrize("kind", ["OSError", "RuntimeError", "RuntimeError alone"])
+def test_full_disk_keeps_the_checkpoints_before(call, tiny, shapes, tmp_path, monkeypatch, kind):
+    save, saved = torch.save, []
+
+    def until_full(value, file):
+        saved.append(value["global_step"])
+        if value["global_step"] < 3:
+            return save(value, file)
+        file.write(b"the beginning")
+        return no_space(kind)
+
+    monkeypatch.setattr(torch, "save", until_full)
+    options = [*tiny, *shapes, "--method=simclr", "--baseline=none", "--out=run"]
+    status, _, err = call("pretrain", *options, "--train.checkpoint_every=2")
+    message = err.splitlines()[-1]
+    assert status == 1 and "Traceback" not in err and saved == [2, 3]
+    assert message.startswith("mast-ext: cannot write run/checkpoints/best.ckpt: ")
+    assert "no space left on" in message
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["last.ckpt"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert call("pretrain", "--resume=run")[0] == 0
+
+
+def test_full_disk_before_the_first_checkpoint_leaves_no_run(
+    call, tiny, shapes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch, "save", lambda value, file: no_space("OSError"))
+    status, _, err = call("pretrain", *tiny, *shapes, "--out=run")
+    assert status == 1 and "no space left on" in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anyway")

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +112,41 @@ def write_text(path: Path, text: str) -> None:
 
     In UTF-8, whatever the locale: names of classes may have any letters. What is not Unicode, as
     names of files need not be, is written escaped.
+
+    Raises:
+        RunError: The file cannot be written, as on a full disk.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors=READABLE)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the name of a file to write beside ``path``, and moves it there when it is written.
+
+    If it is not, it is removed, and what was at ``path`` stays.
+
+    Raises:
+        RunError: The file cannot be written, as on a full disk.
     """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", errors=READABLE)
-    os.replace(partial, path)
+    try:
+        with named_failure(path):
+            yield partial
+            os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def named_failure(path: Path) -> Iterator[None]:
+    """Turns a failure to write a file into a `RunError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"cannot write {path}: {reason[:1].lower()}{reason[1:]}") from error
 
 
 def _next_free(parent: Path, stem: str) -> Path:
