@@ -25,6 +25,12 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Endings (in any case) of the files that count as images."""
 
+UNREAD_SUFFIXES = (
+    *(".avif", ".cr2", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe"),
+    *(".jxl", ".nef", ".pgm", ".pnm", ".psd", ".tga"),
+)
+"""Endings of files of pictures that do not count as images. So many may be missed unnoticed."""
+
 STACKED_LIMIT = 64
 """Largest side, in pixels, of images that are all decoded into memory."""
 

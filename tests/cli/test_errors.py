@@ -34,7 +34,14 @@ WRONG = [
     (["pretrain", "--optimizer.name=adam"], 2, "--optimizer.name: expected one of 'adamw'"),
     (["pretrain", "--config=none.yaml"], 2, "none.yaml"),
     (["pretrain", "--config=odd.yaml"], 2, "Group 'data' does not accept option 'nme'"),
-    (["pretrain", "--config=torn.yaml"], 2, "Problems parsing config"),
+    (["pretrain", "--config=torn.yaml"], 2, "torn.yaml is not a valid YAML file: "),
+    (["pretrain", "--config=twice.yaml"], 2, "twice.yaml is not a valid YAML file: the key 'size'"),
+    (["evaluate", "none", "--config=twice.yaml"], 2, "the key 'size' is repeated in line 4"),
+    (["pretrain", "--config=latin.yaml"], 2, "latin.yaml is not text in UTF-8"),
+    (["pretrain", "--config=list.yaml"], 2, "list.yaml does not hold settings"),
+    (["pretrain", "--config=file"], 2, "file does not hold settings"),
+    (["pretrain", "--resume=twice"], 1, "twice/config.yaml is not a valid YAML file: the key"),
+    (["evaluate", "latin"], 1, "latin/config.yaml is not text in UTF-8"),
     (["pretrain", "--augment.hue=2"], 1, "hue must be a strength in [0, 0.5]"),
     (["pretrain", "--train.epochs=0"], 1, "train.epochs must be positive"),
     (["pretrain", "--train.devices=0"], 1, "devices must be at least 1, got 0"),
@@ -54,7 +61,7 @@ WRONG = [
     (["pretrain", "--mast.masks=ones"], 2, "--mast.masks: expected one of 'learned', 'blocks'"),
     (["pretrain", "--config=old.yaml"], 2, "--mast.shared: expected dict. Got value: ['hue']"),
     (["pretrain", "--config=older.yaml"], 2, "Group 'mast' does not accept option 'policy'"),
-    (["pretrain", "--resume=old"], 2, "--mast.shared: expected dict. Got value: ['hue']"),
+    (["pretrain", "--resume=old"], 2, "old/config.yaml: --mast.shared: expected dict"),
     *(
         (["pretrain", f"--method={name}", "--augment.views=1", *SMALL], 1, message)
         for name, message in (
@@ -126,6 +133,12 @@ def surroundings(tmp_path):
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old" / "config.yaml").write_text("mast: {shared: [hue], share: 0.5}")
     (tmp_path / "torn.yaml").write_text("data: [")
+    (tmp_path / "twice.yaml").write_text("seed: 1\ndata:\n  size: 16\n  size: 32\n")
+    (tmp_path / "latin.yaml").write_bytes(b"out: caf\xe9\n")
+    (tmp_path / "list.yaml").write_text("[seed, 1]")
+    for name, text in (("twice", b"seed: 1\nseed: 2\n"), ("latin", b"out: caf\xe9\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_bytes(text)
     (tmp_path / "bad").mkdir()
     for name in "123":
         (tmp_path / "bad" / f"{name}.png").write_bytes(b"")

@@ -110,3 +110,23 @@ def test_archives_that_cannot_be_probed(tmp_path, train, test, why):
 def test_numbers_of_classes_that_train_has_not(tmp_path):
     found = open_images(shards(tmp_path, train=[0, 1, 0, 1, 0], test=[1, 5]))
     assert found.notes[1].endswith("classes in test, which probes cannot get right: 5")
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_images_of_kinds_that_are_not_read_are_counted(tmp_path, splits):
+    """Wherever they lie, once; neither other files nor hidden ones."""
+    names = ["train__a", "train__b"] if splits else ["a", "b"]
+    data = folder(tmp_path, **dict.fromkeys(names, 20), **({"test__a": 2} if splits else {}))
+    place = tmp_path / names[0].replace("__", "/")
+    (place / "deep").mkdir()
+    for name in ("0.HEIC", "deep/1.heic", "2.gif", ".3.gif", "notes.txt", "4.cls"):
+        (place / name).write_bytes(b"")
+    (note,) = [note for note in open_images(data).notes if "not read" in note]
+    assert note == "3 images of kinds that are not read left out in train: 1 .gif, 2 .heic"
+
+
+def test_images_of_other_kinds_alone(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.heic").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no images .* but 3 of other kinds \(\.heic\)"):
+        open_images(DataConfig("folder", str(tmp_path)))

@@ -107,3 +107,9 @@ def test_settings_of_older_runs_keep_their_values(tmp_path):
     run = RunDirectory(tmp_path)
     run.config.write_text("seed: 1\nevaluation: {neighbours: [3], temperature: 0.1}\n")
     assert run.load_config() == {"seed": 1, "evaluation": {"neighbors": [3], "temperature": 0.1}}
+
+
+def test_anchors_and_merges_are_no_repetition(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.config.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
+    assert run.load_config() == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}

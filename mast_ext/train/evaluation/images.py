@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from mast_ext.data import Source, SplitError, open_source
+from mast_ext.data import FolderSource, Source, SplitError, open_source
 from mast_ext.train.config import DataConfig
 from mast_ext.train.evaluation.evaluate import LabeledImages
 from mast_ext.train.evaluation.probes import FEWEST_IMAGES
@@ -52,6 +52,10 @@ def open_images(data: DataConfig) -> Images:
             on_bad_image=data.on_bad_image,
             max_images=most,
         )
+        if isinstance(source, FolderSource) and source.unread:
+            kinds = ", ".join(f"{n} {ending}" for ending, n in sorted(source.unread.items()))
+            count = source.unread.total()
+            notes.append(f"{count} images of kinds that are not read left out in {name}: {kinds}")
         if source.skipped:
             count = len(source.skipped)
             notes.append(f"{count} unreadable images skipped in {name}: {_listed(source.skipped)}")

@@ -80,14 +80,9 @@ class RunDirectory:
         """The settings in ``config.yaml``.
 
         Raises:
-            RunError: The file is not a YAML mapping.
+            RunError: The file is not a YAML mapping, or repeats a key.
         """
-        try:
-            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise RunError(f"{self.config} is not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise RunError(f"{self.config} does not hold settings")
+        values = read_settings(self.config)
         for section, renamed in RENAMED_SETTINGS.items():
             if isinstance(old := values.get(section), dict):
                 values[section] = {renamed.get(name, name): value for name, value in old.items()}
@@ -105,6 +100,41 @@ class RunDirectory:
                 entry.unlink(missing_ok=True)
         if not (self._was_there or self.nonfinite_batch.exists()):
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that repeats a key, of which YAML's loaders silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is repeated", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        RunError: The file is not a YAML mapping, or repeats a key; the message names it.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is not text in UTF-8") from error
+    except yaml.YAMLError as error:
+        reason = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            reason = f"{error.problem} in line {error.problem_mark.line + 1}"
+        raise RunError(f"{path} is not a valid YAML file: {reason}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} does not hold settings")
+    return values
 
 
 def write_text(path: Path, text: str) -> None:
