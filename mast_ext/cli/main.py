@@ -3,11 +3,13 @@
 Commands are imported when they are called, so that ``doctor`` works with whatever is installed.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from mast_ext.cli.errors import UsageError
+from mast_ext.train.state.text import READABLE
 
 USAGE = """\
 usage: mast-ext <command> [options]
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 for a run that failed, 2 for a wrong command line, 128 + n after
         signal n.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=READABLE)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")

@@ -3,12 +3,15 @@
 import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.console import Console
 
 from mast_ext.cli.errors import UsageError
+from mast_ext.train.errors import RunError
+from mast_ext.train.state.run_directory import read_settings
 
 HARD_VIEWS = "--hard_views"
 
@@ -19,6 +22,16 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         explained = self._explain(" ".join(message.split()))
         raise UsageError(f"{explained} (options: {self.prog} --help)") from ex
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """The settings in a file; an error names it."""
+        try:
+            read_settings(Path(path))
+            return super().parse_path(path, *args, **kwargs)
+        except RunError as error:
+            raise UsageError(str(error)) from error
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
 
     def _explain(self, message: str) -> str:
         unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)

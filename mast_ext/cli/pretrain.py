@@ -77,6 +77,9 @@ def make_parser() -> Parser:
 def load_config(resume: Path) -> PretrainConfig:
     """The settings of the run that a path belongs to."""
     folder = resume if resume.is_dir() else run_of_checkpoint(resume)
-    parser = settings_parser("pretrain", "", PretrainConfig)
-    values = parser.parse_object(RunDirectory.open(folder).load_config())
+    parser, run = settings_parser("pretrain", "", PretrainConfig), RunDirectory.open(folder)
+    try:
+        values = parser.parse_object(run.load_config())
+    except UsageError as error:
+        raise UsageError(f"{run.config}: {error}") from error
     return build(parser, values, PretrainConfig)

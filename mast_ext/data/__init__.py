@@ -1,7 +1,7 @@
 """Sources of images: where pixels and labels come from, without augmentation."""
 
 from mast_ext.data.cifar import CIFARSource
-from mast_ext.data.encoded import BadImageError
+from mast_ext.data.encoded import BadImageError, SplitError
 from mast_ext.data.folder import FolderSource
 from mast_ext.data.shapes import ShapesSource
 from mast_ext.data.shards import ShardsSource
@@ -15,5 +15,6 @@ __all__ = [
     "ShapesSource",
     "ShardsSource",
     "Source",
+    "SplitError",
     "open_source",
 ]

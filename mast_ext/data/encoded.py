@@ -25,6 +25,12 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Endings (in any case) of the files that count as images."""
 
+UNREAD_SUFFIXES = (
+    *(".avif", ".cr2", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe"),
+    *(".jxl", ".nef", ".pgm", ".pnm", ".psd", ".tga"),
+)
+"""Endings of files of pictures that do not count as images. So many may be missed unnoticed."""
+
 STACKED_LIMIT = 64
 """Largest side, in pixels, of images that are all decoded into memory."""
 
@@ -48,6 +54,10 @@ R = TypeVar("R")
 
 class BadImageError(ValueError):
     """A file is not an image that can be decoded; the message names it."""
+
+
+class SplitError(ValueError):
+    """A split has no images, or labels that the training split has not; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,7 @@ class EncodedSource:
         skipped: Names of the files that were left out.
 
     Raises:
-        ValueError: No file can be decoded.
+        SplitError: No file can be decoded.
         BadImageError: A file cannot be decoded and ``on_bad_image`` is ``"error"``.
     """
 
@@ -123,7 +133,7 @@ class EncodedSource:
         good = [i for i, found in enumerate(usable) if found is not None]
         self.skipped = [str(files[i]) for i, found in enumerate(usable) if found is None]
         if not good:
-            raise ValueError(f"none of the {len(files)} image files {where} can be decoded")
+            raise SplitError(f"none of the {len(files)} image files {where} can be decoded")
 
         self.files = [files[i] for i in good]
         self.sizes = np.array([sizes[i] for i in good], np.int32)

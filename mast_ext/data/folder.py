@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mast_ext.data.encoded import SUFFIXES, EncodedSource, is_image
+from mast_ext.data.encoded import SUFFIXES, UNREAD_SUFFIXES, EncodedSource, SplitError, is_image
 
 TEST_FRACTION = 0.1
 """Share of the images that is the test split of a folder which has no split of its own."""
@@ -35,10 +36,13 @@ class FolderSource(EncodedSource):
     Attributes:
         files: Paths of the images, in order.
         skipped: Names of the files that were left out.
+        unread: How many files of pictures of other kinds there are, by their endings. Those of a
+            folder without splits count for ``"train"``.
 
     Raises:
         FileNotFoundError: The folder, or the split in it, does not exist.
-        ValueError: There are no images, or the layout is ambiguous.
+        SplitError: The split has no images, or classes that the training split has not.
+        ValueError: The layout is ambiguous.
         BadImageError: A file cannot be decoded and ``on_bad_image`` is ``"error"``.
     """
 
@@ -52,7 +56,8 @@ class FolderSource(EncodedSource):
         on_bad_image: Literal["error", "skip"] = "error",
         max_images: int | None = None,
     ) -> None:
-        paths, ids, names = _select(Path(path), split)
+        self.unread: Counter[str] = Counter()
+        paths, ids, names = _select(Path(path), split, self.unread)
         super().__init__(
             paths,
             {"class": ids} if names else {},
@@ -63,13 +68,18 @@ class FolderSource(EncodedSource):
         )
 
 
-def _select(root: Path, split: str) -> tuple[list[Path], NDArray[np.int64], list[str]]:
-    """Files of a split, their class ids ``[N]`` and the names of the classes ([] without)."""
+def _select(
+    root: Path, split: str, unread: Counter[str]
+) -> tuple[list[Path], NDArray[np.int64], list[str]]:
+    """Files of a split, their class ids ``[N]`` and the names of the classes ([] without).
+
+    Counts pictures of other kinds in ``unread``.
+    """
     if not root.is_dir():
         reason = "is not a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(f"image folder {root} {reason}")
     if not (root / "train").is_dir():
-        files = _list(root)
+        files = _list(root, unread if split == "train" else Counter())
         paths, names = _split(files, root, split), list(files)
         where = f"the {split} split of {root}"
     else:
@@ -77,31 +87,35 @@ def _select(root: Path, split: str) -> tuple[list[Path], NDArray[np.int64], list
         if not folders:
             wanted = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
             raise FileNotFoundError(f"image folder {root} has train/ but no {wanted}")
-        paths = _list(folders[0])
-        names = list(paths if split == "train" else _list(root / "train"))
+        paths = _list(folders[0], unread)
+        names = list(paths if split == "train" else _list(root / "train", Counter()))
         where = str(folders[0])
         unknown = [name or "files without a class" for name in paths if name not in names]
         if unknown:
-            raise ValueError(f"{where} has classes that train/ has not: {', '.join(unknown)}")
+            raise SplitError(f"{where} has classes that train/ has not: {', '.join(unknown)}")
     flat = [path for members in paths.values() for path in members]
     if not flat:
-        raise ValueError(f"no images ({', '.join(SUFFIXES)}) in {where}")
+        others = f", but {unread.total()} of other kinds ({', '.join(unread)})" if unread else ""
+        raise SplitError(f"no images ({', '.join(SUFFIXES)}) in {where}{others}")
     ids = [names.index(name) for name, members in paths.items() for _ in members]
     return flat, np.array(ids, np.int64), [] if names == [""] else names
 
 
-def _list(folder: Path) -> dict[str, list[Path]]:
-    """Sorted image files of every class under a folder; the class is "" for loose files."""
+def _list(folder: Path, unread: Counter[str]) -> dict[str, list[Path]]:
+    """Sorted image files of every class under a folder; the class is "" for loose files.
+
+    Counts pictures of other kinds in ``unread``.
+    """
     loose: list[Path] = []
     classes: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            files = sorted(_walk(entry))
+            files = sorted(_walk(entry, unread))
             if files:
                 classes[entry.name] = files
-        elif is_image(entry.name):
+        elif _counts(entry.name, unread):
             loose.append(entry)
     if loose and classes:
         raise ValueError(
@@ -125,8 +139,16 @@ def _split(files: dict[str, list[Path]], root: Path, split: str) -> dict[str, li
     return chosen
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Image files at any depth under a folder."""
+def _walk(folder: Path, unread: Counter[str]) -> Iterator[Path]:
+    """Image files at any depth under a folder. Counts pictures of other kinds."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]  # not to be entered
-        yield from (Path(parent, name) for name in names if is_image(name))
+        yield from (Path(parent, name) for name in names if _counts(name, unread))
+
+
+def _counts(name: str, unread: Counter[str]) -> bool:
+    """Whether a file of this name counts as an image. Counts it if it is of another kind."""
+    ending = os.path.splitext(name)[1].lower()
+    if ending in UNREAD_SUFFIXES and not name.startswith("."):
+        unread[ending] += 1
+    return is_image(name)

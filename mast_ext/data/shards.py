@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mast_ext.data.encoded import SUFFIXES, BadImageError, EncodedSource, Member
+from mast_ext.data.encoded import SUFFIXES, BadImageError, EncodedSource, Member, SplitError
 from mast_ext.data.folder import SPLIT_FOLDERS, TEST_FRACTION
 
 LABEL_FIELDS = ("label", "class", "cls")
@@ -52,8 +52,9 @@ class ShardsSource(EncodedSource):
 
     Raises:
         FileNotFoundError: There are no archives, or none of the split.
-        ValueError: An archive cannot be read to its end or has no samples, or no image can be
-            decoded.
+        SplitError: The split has no samples, no image of it can be decoded, or one has a class
+            that the training split has not and ``on_bad_image`` is ``"error"``.
+        ValueError: An archive cannot be read to its end, or an archive is empty.
         BadImageError: A sample cannot be used and ``on_bad_image`` is ``"error"``.
     """
 
@@ -78,19 +79,20 @@ class ShardsSource(EncodedSource):
         if not own:
             samples = _share(samples, split)
             if not samples:
-                raise ValueError(f"no samples in the {split} split of {path}")
+                raise SplitError(f"no samples in the {split} split of {path}")
 
         good: list[_Sample] = []
         for sample in samples:
             problem = sample.problem(labeled, names)
             if problem and not skip:
-                raise BadImageError(f"{sample}: {problem}")
+                kind = SplitError if sample.is_of_unknown_class(names) else BadImageError
+                raise kind(f"{sample}: {problem}")
             if problem:
                 unusable.append(str(sample))
             else:
                 good.append(sample)
         if not good:
-            raise ValueError(f"no usable samples in the {split} split of {path}")
+            raise SplitError(f"no usable samples in the {split} split of {path}")
         labels: dict[str, NDArray[np.int64]] = {}
         classes: dict[str, list[str]] = {}
         if labeled:
@@ -142,9 +144,13 @@ class _Sample:
         if isinstance(self.label, int) and (names or not 0 <= self.label < _MOST_CLASSES):
             wrong = "is a number, others are names" if names else "is out of range"
             return f"its label {self.label} {wrong}"
-        if isinstance(self.label, str) and self.label not in names:
+        if self.is_of_unknown_class(names):
             return f"its class {self.label!r} is not among those of the training split"
         return ""
+
+    def is_of_unknown_class(self, names: Mapping[str, int]) -> bool:
+        """Whether the label is a name that the training split has not."""
+        return isinstance(self.label, str) and self.label not in names
 
 
 def _archives(path: Path, split: str) -> tuple[list[Path], bool]:

@@ -70,7 +70,8 @@ def open_source(
         max_images: Keep at most this many images (of files: spread evenly over them).
 
     Raises:
-        ValueError: A value is unknown or out of range, or there are no usable images.
+        ValueError: A value is unknown or out of range.
+        SplitError: The split has no usable images, or classes that the training split has not.
         FileNotFoundError: The files or the split do not exist.
     """
     if split not in ("train", "test"):

@@ -14,8 +14,8 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -96,8 +96,8 @@ def create_backbone(
         The module, images ``[B, 3, S, S]`` to features ``[B, F]``, and ``F``.
 
     Raises:
-        ValueError: Unknown name, arguments that the model does not take, or ``small_images`` for
-            a model that is not a ResNet.
+        ValueError: Unknown name, arguments that the model does not take or that leave it without
+            pooled features, or ``small_images`` for a model that is not a ResNet.
     """
     preset = PRESETS.get(name, _Preset(name, {}))
     if preset.timm_name not in timm.list_models():
@@ -112,6 +112,8 @@ def create_backbone(
         backbone = timm.create_model(preset.timm_name, **arguments)
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"timm cannot build {name!r} with {timm_args}: {error}") from error
+    if not hasattr(backbone, "num_features"):  # as with features_only
+        raise ValueError(f"{name!r} with {timm_args} gives no pooled features")
     if small_images:
         _use_small_stem(backbone, name, preset.stem_stride)
     return backbone, int(backbone.num_features)
@@ -174,8 +176,12 @@ def save_backbone(backbone: nn.Module, spec: BackboneSpec, path: Path) -> None:
     tensors = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
     metadata = {"format": FORMAT, "backbone": json.dumps(dataclasses.asdict(spec))}
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save(tensors, metadata=metadata))
-    partial.replace(path)
+    try:
+        partial.write_bytes(save(tensors, metadata=metadata))
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load_backbone(path: Path) -> tuple[nn.Module, BackboneSpec]:
@@ -188,9 +194,10 @@ def load_backbone(path: Path) -> tuple[nn.Module, BackboneSpec]:
     if not path.is_file():
         raise FileNotFoundError(f"no backbone file at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        data = path.read_bytes()  # safetensors opens no path that is not UTF-8
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:

@@ -5,6 +5,8 @@ describe a `PretrainConfig`.
 """
 
 import dataclasses
+import glob
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -284,8 +286,23 @@ class PretrainConfig:
         return getattr(self, method)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, as YAML and checkpoints hold them."""
-        return _plain(dataclasses.asdict(self))
+        """Plain values only, as YAML and checkpoints hold them.
+
+        The data's path is absolute, so that the run can be used from any working directory.
+        """
+        values = _plain(dataclasses.asdict(self))
+        values["data"]["path"] = _absolute(self.data.path)
+        return values
+
+
+def _absolute(path: str | None) -> str | None:
+    """A path, or a pattern of paths, from the root of the file system; a URL as it is."""
+    if path is None or "://" in path:
+        return path
+    # A pattern that begins with a directory's name may not take its brackets for a pattern, too.
+    pattern = glob.has_magic(path) and not Path(path).exists()
+    here = glob.escape(os.getcwd()) if pattern else os.getcwd()
+    return str(Path(here, path))  # keeps "..", which may follow a link
 
 
 def _plain(value: Any) -> Any:

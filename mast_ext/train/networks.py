@@ -54,8 +54,12 @@ def build_networks(config: PretrainConfig) -> Networks:
     """
     seed_everything(config.seed, workers=True, verbose=False)
     spec = backbone_spec(config)
+    channels = spec.timm_args.get("in_chans", 3)
+    if channels != 3:
+        raise ValueError(f"model.timm_args: in_chans must be 3, images are RGB, got {channels}")
     backbone, num_features = create_backbone(spec.name, spec.small_images, **spec.timm_args)
     recipe = config.augment
+    _require_size(backbone, spec, "augment.size", recipe.size)
     options = config.options(config.method)
     method = METHODS[config.method].create(backbone, num_features, recipe, options)
     local = method.policy(recipe).local_recipe
@@ -72,10 +76,13 @@ def build_networks(config: PretrainConfig) -> Networks:
 
 
 def _require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: int) -> None:
-    """Raises a ValueError unless the backbone takes images of this side (transformers may not)."""
+    """Raises a ValueError unless the backbone makes vectors of images of this side.
+
+    Transformers may not take them; arguments of timm may ask for other outputs.
+    """
     try:
         with torch.no_grad():
-            backbone.eval()(torch.zeros(1, 3, size, size))
+            features = backbone.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f"{option}: {spec.name} does not take images of {size} pixels ({error}); vision"
@@ -83,6 +90,11 @@ def _require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: in
         ) from error
     finally:
         backbone.train()
+    if features.ndim != 2:
+        raise ValueError(
+            f"model.timm_args: {spec.name} must give a vector of features for each image, got"
+            f" {list(features.shape)} for one image"
+        )
 
 
 def backbone_spec(config: PretrainConfig) -> BackboneSpec:

@@ -103,13 +103,15 @@ def _train_all(
 ) -> tuple[RunDirectory, list[PretrainModule]]:
     """Trains one after the other in a run directory, new or resumed."""
     stem = f"{trainings[0].name}-{config.data.name}"
+    if config.train.tensorboard:
+        _require_name_for_tensorboard(str(resume or config.out or ""))
     run, checkpoint = run_on_first_rank(lambda: _open_run(stem, config.out, resume))
     runs = [run, run.baseline()]
     checkpoints = [each.last if each.last.exists() else None for each in runs]
     checkpoints[0] = checkpoint or checkpoints[0]
-    if resume is None and rank() == 0:
-        run.save_config(config.to_dict())
     try:
+        if resume is None and rank() == 0:
+            run.save_config(config.to_dict())
         modules = [
             _train(*each, console) for each in zip(trainings, runs, checkpoints, strict=False)
         ]
@@ -193,6 +195,17 @@ def _open_run(stem: str, out: str | None, resume: Path | None) -> tuple[RunDirec
     if resume.is_dir():
         return RunDirectory.open(resume), None
     return RunDirectory.open(run_of_checkpoint(resume)), resume
+
+
+def _require_name_for_tensorboard(path: str) -> None:
+    """Raises a ValueError unless TensorBoard can write under a path."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"train.tensorboard must be false in the run directory {path}: TensorBoard takes no"
+            " names that are not UTF-8"
+        ) from error
 
 
 def run_of_checkpoint(path: Path) -> Path:

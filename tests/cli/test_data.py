@@ -57,6 +57,24 @@ def test_run(call, tiny, request, tmp_path, name, options):
     assert "linear" in out
 
 
+@pytest.mark.parametrize("what", ["folder", "pattern"])
+def test_run_is_used_from_another_directory(call, tiny, request, tmp_path, monkeypatch, what):
+    """Whose data's path was typed as seen from the first one."""
+    name, path = ("folder", "images") if what == "folder" else ("shards", "shards/*/?.tar")
+    request.getfixturevalue(name)
+    (tmp_path / "[elsewhere]").mkdir()
+    if what == "pattern":  # the directory's own name is none
+        (tmp_path / "shards").rename(tmp_path / "[elsewhere]" / "shards")
+        monkeypatch.chdir("[elsewhere]")
+    data = [f"--data.name={name}", f"--data.path={path}"]
+    status, _, err = call("pretrain", "--method=simclr", *tiny, *data, f"--out={tmp_path / 'run'}")
+    assert status == 0, err
+    monkeypatch.chdir("/")
+    for command in (["evaluate"], ["pretrain", "--resume"]):
+        status, _, err = call(*command, tmp_path / "run")
+        assert status == 0, err
+
+
 def test_dali_is_asked_for_before_the_run_is_made(call, tiny, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("mast_ext.augment.dali.is_installed", lambda: False)
     data = ["--data.name=folder", f"--data.path={folder}", "--data.backend=dali"]

@@ -1,6 +1,8 @@
 """Whatever a user can get wrong: one sentence on standard error, a status, and no traces."""
 
+import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +34,14 @@ WRONG = [
     (["pretrain", "--optimizer.name=adam"], 2, "--optimizer.name: expected one of 'adamw'"),
     (["pretrain", "--config=none.yaml"], 2, "none.yaml"),
     (["pretrain", "--config=odd.yaml"], 2, "Group 'data' does not accept option 'nme'"),
-    (["pretrain", "--config=torn.yaml"], 2, "Problems parsing config"),
+    (["pretrain", "--config=torn.yaml"], 2, "torn.yaml is not a valid YAML file: "),
+    (["pretrain", "--config=twice.yaml"], 2, "twice.yaml is not a valid YAML file: the key 'size'"),
+    (["evaluate", "none", "--config=twice.yaml"], 2, "the key 'size' is repeated in line 4"),
+    (["pretrain", "--config=latin.yaml"], 2, "latin.yaml is not text in UTF-8"),
+    (["pretrain", "--config=list.yaml"], 2, "list.yaml does not hold settings"),
+    (["pretrain", "--config=file"], 2, "file does not hold settings"),
+    (["pretrain", "--resume=twice"], 1, "twice/config.yaml is not a valid YAML file: the key"),
+    (["evaluate", "latin"], 1, "latin/config.yaml is not text in UTF-8"),
     (["pretrain", "--augment.hue=2"], 1, "hue must be a strength in [0, 0.5]"),
     (["pretrain", "--train.epochs=0"], 1, "train.epochs must be positive"),
     (["pretrain", "--train.devices=0"], 1, "devices must be at least 1, got 0"),
@@ -52,7 +61,7 @@ WRONG = [
     (["pretrain", "--mast.masks=ones"], 2, "--mast.masks: expected one of 'learned', 'blocks'"),
     (["pretrain", "--config=old.yaml"], 2, "--mast.shared: expected dict. Got value: ['hue']"),
     (["pretrain", "--config=older.yaml"], 2, "Group 'mast' does not accept option 'policy'"),
-    (["pretrain", "--resume=old"], 2, "--mast.shared: expected dict. Got value: ['hue']"),
+    (["pretrain", "--resume=old"], 2, "old/config.yaml: --mast.shared: expected dict"),
     *(
         (["pretrain", f"--method={name}", "--augment.views=1", *SMALL], 1, message)
         for name, message in (
@@ -77,6 +86,19 @@ WRONG = [
     (["pretrain", "--method=simclr", "--hard-views=4", "--augment.views=3"], 1, "on two views"),
     (["pretrain", "--method=byol", "--byol.momentum=2", *SMALL], 1, "momentum must lie in [0, 1]"),
     (["pretrain", "--model.name=resnt18", *SMALL], 1, "did you mean resnet18"),
+    *(
+        (["pretrain", f"--model.timm_args={arguments}", *SMALL], 1, message)
+        for arguments, message in (
+            ("{in_chans: 1}", "model.timm_args: in_chans must be 3, images are RGB, got 1"),
+            ("{global_pool: ''}", "model.timm_args: resnet_small must give a vector of features"),
+            ("{features_only: true}", "with {'features_only': True} gives no pooled features"),
+        )
+    ),
+    (
+        ["pretrain", "--model.name=vit_tiny_patch16_224", "--model.timm_args={depth: 1}", *SMALL],
+        1,
+        "augment.size: vit_tiny_patch16_224 does not take images of 32 pixels",
+    ),
     (["pretrain", "--data.max_images=24"], 1, "24 training images, fewer than one batch"),
     (["pretrain", "--data.name=folder"], 1, "data.name folder needs data.path"),
     (["pretrain", "--data.name=folder", "--data.path=none"], 1, "image folder none does not exist"),
@@ -111,6 +133,12 @@ def surroundings(tmp_path):
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old" / "config.yaml").write_text("mast: {shared: [hue], share: 0.5}")
     (tmp_path / "torn.yaml").write_text("data: [")
+    (tmp_path / "twice.yaml").write_text("seed: 1\ndata:\n  size: 16\n  size: 32\n")
+    (tmp_path / "latin.yaml").write_bytes(b"out: caf\xe9\n")
+    (tmp_path / "list.yaml").write_text("[seed, 1]")
+    for name, text in (("twice", b"seed: 1\nseed: 2\n"), ("latin", b"out: caf\xe9\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_bytes(text)
     (tmp_path / "bad").mkdir()
     for name in "123":
         (tmp_path / "bad" / f"{name}.png").write_bytes(b"")
@@ -154,6 +182,61 @@ def test_truncated_jpeg_is_named_and_leaves_no_run(call, tiny, tmp_path):
     assert err.splitlines()[-1].startswith(f"mast-ext: cannot decode image {damaged}: ")
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_nan_before_the_first_checkpoint_leaves_the_listing_it_names(call, tiny, shapes, tmp_path):
+    """And nothing else: the run may be tried again in the same directory."""
+    big = ["--optimizer.name=sgd", "--optimizer.lr=1e30", "--optimizer.warmup=0"]
+    options = [*tiny, *shapes, "--method=simclr", "--baseline=none", "--out=run"]
+    status, _, err = call("pretrain", *options, *big)
+    assert status == 1 and "no checkpoint yet" in err
+    listing = re.search(r"all in (\S+)\)", err)[1]
+    assert len((tmp_path / listing).read_text().split()) == 8
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["nonfinite_batch.txt"]
+    assert call("pretrain", *options)[0] == 0
+    assert not (tmp_path / listing).exists()
+
+
+def no_space(kind):
+    """As `torch.save` fails on a full disk, of which its writer need not tell."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if kind == "OSError":
+        raise full
+    failed = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    raise failed from (full if kind == "RuntimeError" else None)
+
+
+@pytest.mark.parametrize("kind", ["OSError", "RuntimeError", "RuntimeError alone"])
+def test_full_disk_keeps_the_checkpoints_before(call, tiny, shapes, tmp_path, monkeypatch, kind):
+    save, saved = torch.save, []
+
+    def until_full(value, file):
+        saved.append(value["global_step"])
+        if value["global_step"] < 3:
+            return save(value, file)
+        file.write(b"the beginning")
+        return no_space(kind)
+
+    monkeypatch.setattr(torch, "save", until_full)
+    options = [*tiny, *shapes, "--method=simclr", "--baseline=none", "--out=run"]
+    status, _, err = call("pretrain", *options, "--train.checkpoint_every=2")
+    message = err.splitlines()[-1]
+    assert status == 1 and "Traceback" not in err and saved == [2, 3]
+    assert message.startswith("mast-ext: cannot write run/checkpoints/best.ckpt: ")
+    assert "no space left on" in message
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["last.ckpt"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert call("pretrain", "--resume=run")[0] == 0
+
+
+def test_full_disk_before_the_first_checkpoint_leaves_no_run(
+    call, tiny, shapes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch, "save", lambda value, file: no_space("OSError"))
+    status, _, err = call("pretrain", *tiny, *shapes, "--out=run")
+    assert status == 1 and "no space left on" in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anyway")

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import signal
 
 import pytest
@@ -266,11 +267,50 @@ def test_folder_without_labels(call, tiny, folder, tmp_path):
     assert status == 1 and err == "mast-ext: nothing to evaluate by: the images have no labels\n"
 
 
+def test_folder_of_one_image_per_class(call, tiny, folder, tmp_path):
+    for i, path in enumerate(sorted((folder / "train").rglob("*.png"))):
+        (tmp_path / "cases" / str(i)).mkdir(parents=True)
+        path.rename(tmp_path / "cases" / str(i) / "0.png")
+    data = ["--data.name=folder", f"--data.path={tmp_path / 'cases'}"]
+    status, out, err = call("pretrain", *tiny, *data, "--out=run")
+    assert status == 0, err
+    assert "nothing was probed: no images" in out and "in the test split of" in out
+    status, _, err = call("evaluate", "run")
+    assert status == 1 and err.startswith("mast-ext: nothing to evaluate by: no images")
+
+
 def test_bad_image_skipped_and_counted(call, tiny, folder):
     (folder / "train" / "blue" / "0.png").write_bytes(b"")
     data = ["--data.name=folder", f"--data.path={folder}", "--data.on_bad_image=skip"]
     status, out, _ = call("pretrain", *tiny, *data)
     assert status == 0 and "1 unreadable images skipped in train" in out
+
+
+def test_names_that_are_not_utf_8(call, tiny, folder, tmp_path):
+    """Of the images, of one that is left out, and of the run: trained, reported, resumed."""
+    images, run = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9", b"r\xfcn"))
+    folder.rename(images)
+    (images / "train" / "blue").rename(images / "train" / os.fsdecode(b"bl\xe4u"))
+    (images / "test" / "blue").rename(images / "test" / os.fsdecode(b"bl\xe4u"))
+    (images / "train" / os.fsdecode(b"bl\xe4u/\xe9.png")).write_bytes(b"")
+    data = ["--data.name=folder", f"--data.path={images}", "--data.on_bad_image=skip"]
+    options = [*tiny, *data, "--method=simclr", f"--out={run}"]
+    for command in (["pretrain", *options], ["pretrain", f"--resume={run}"]):
+        status, out, err = call(*command)
+        assert status == 0, err
+        note = f"{tmp_path}/caf\\xe9/train/bl\\xe4u/\\xe9.png"
+        assert note in out and f"run directory: {tmp_path}/r\\xfcn\n" in out
+        assert note in (run / "report" / "report.html").read_text(encoding="utf-8")
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert settings["data"]["path"] == str(images)
+    for what in (run, run / "backbone.safetensors"):
+        status, _, err = call("evaluate", what, *data, "--augment.size=16", "--json=found.json")
+        assert status == 0, err
+    none = tmp_path / os.fsdecode(b"n\xf6n")
+    status, _, err = call("evaluate", none)
+    assert status == 1 and err == f"mast-ext: there is no run or checkpoint at {tmp_path}/n\\xf6n\n"
+    status, _, err = call("pretrain", *options, f"--out={none}", "--train.tensorboard=true")
+    assert status == 1 and "train.tensorboard must be false" in err and not none.exists()
 
 
 @pytest.mark.parametrize(
@@ -335,5 +375,11 @@ def test_evaluate(call, trained, shapes, tmp_path, what):
     assert status == 0, err
     assert "k-NN 5: accuracy (%) of every factor" in out
     found = json.loads((tmp_path / "found.json").read_text())["rows"]
-    trained = json.loads((trained / "report" / "results.json").read_text())["rows"]
-    assert found[0]["accuracy"] == trained[0]["accuracy"]
+    expected = json.loads((trained / "report" / "results.json").read_text())["rows"]
+    assert found[0]["accuracy"] == expected[0]["accuracy"]
+    # Nothing in an evaluation is by chance, the weights of the untrained network included.
+    torch.rand(7)
+    assert call("evaluate", trained / what, "--json=again.json", *extra)[0] == 0
+    assert json.loads((tmp_path / "again.json").read_text())["rows"] == found
+    untrained = next(row for row in found if row["model"] == "untrained")
+    assert untrained in expected

@@ -1,4 +1,5 @@
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -60,9 +61,10 @@ def test_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=f"cannot write {path}: disk full"):
         io.save_checkpoint({"mast_ext": {"format": "mast_ext.checkpoint.1", "n": 2}}, path)
     assert read_checkpoint(path)["mast_ext"]["n"] == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_keeps_last_and_best(train_tiny, tmp_path):
@@ -175,3 +177,14 @@ def test_a_signal_to_another_process_stops_at_the_next_agreement(monkeypatch, tm
     clock = Clock((0.125, 0.125), signal_at=3)
     assert steps_of(monkeypatch, RunDirectory(tmp_path), clock, 40) == [9]
     assert clock.told == [1, 9]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("numbers", [1, 1_000_000])
+def test_full_disk_is_named(tmp_path, numbers):
+    """By the writer of torch itself, which fails in other ways for what fits into its buffer."""
+    path = tmp_path / "last.ckpt"
+    (tmp_path / ".last.ckpt.partial").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=f"cannot write {path}: no space left on device"):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(numbers)}, path)
+    assert list(tmp_path.iterdir()) == []

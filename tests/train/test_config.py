@@ -7,7 +7,7 @@ import torch
 
 from mast_ext.data import open_source
 from mast_ext.methods.mast import MASTOptions
-from mast_ext.train.config import PretrainConfig, TrainConfig
+from mast_ext.train.config import DataConfig, PretrainConfig, TrainConfig
 from mast_ext.train.loop import loader
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.networks import build_networks
@@ -42,3 +42,23 @@ def test_data_workers_leave_a_training_cpu_its_cores(tiny, workers, cpu, cuda, m
     config = replace(config, train=replace(config.train, accelerator="cuda"))
     training_loader(config, networks, source)
     assert given == [cpu, cuda]
+
+
+@pytest.mark.parametrize("path", ["/data/images", "/data/*.tar", "s3://bucket/{0..9}.tar", None])
+def test_paths_that_are_the_same_from_everywhere_stay(path):
+    data = DataConfig() if path is None else DataConfig("shards", path)
+    assert PretrainConfig(data=data).to_dict()["data"]["path"] == path
+
+
+def test_relative_paths_become_absolute(tmp_path, monkeypatch):
+    """A folder whose name has brackets is no pattern; a pattern does not take them for one."""
+    place = tmp_path / "[2]"
+    (place / "a[1]").mkdir(parents=True)
+    monkeypatch.chdir(place)
+    for path, absolute in (
+        ("a[1]", f"{place}/a[1]"),
+        ("../x", f"{place}/../x"),
+        ("*.tar", f"{tmp_path}/[[]2]/*.tar"),
+    ):
+        config = PretrainConfig(data=DataConfig("shards", path))
+        assert config.to_dict()["data"]["path"] == absolute

@@ -27,6 +27,23 @@ def test_remove_leaves_what_was_there_before(tmp_path):
     assert list((tmp_path / "old").iterdir()) == []
 
 
+@pytest.mark.parametrize("was_there", [True, False])
+def test_remove_leaves_the_listing_that_a_message_names(tmp_path, was_there):
+    """Alone, and the next run may take its place."""
+    path = tmp_path / "run"
+    if was_there:
+        path.mkdir()
+    run = RunDirectory.create(str(path), "x")
+    run.save_config({"seed": 1})
+    write_text(run.nonfinite_batch, "3\n")
+    run.remove()
+    assert list(path.iterdir()) == [run.nonfinite_batch]
+    again = RunDirectory.create(str(path), "x")
+    assert list(path.iterdir()) == [again.checkpoints]
+    again.remove()
+    assert path.exists() and list(path.iterdir()) == []
+
+
 def test_refuses_an_existing_run(tmp_path):
     run = RunDirectory.create(str(tmp_path / "run"), "x")
     with pytest.raises(RunError, match="exists and is not empty: choose another --out"):
@@ -60,9 +77,9 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file.txt"
     write_text(path, "old")
     monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=f"cannot write {path}: disk full"):
         write_text(path, "new")
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_files_are_utf_8_in_any_locale(tmp_path):
@@ -80,7 +97,19 @@ def test_files_are_utf_8_in_any_locale(tmp_path):
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "path: \u03c1\u2212"
 
 
+def test_what_is_not_unicode_is_written_escaped(tmp_path):
+    """Bytes of a file's name as such, and half of a pair of surrogates, which JSON may hold."""
+    write_text(tmp_path / "file.txt", os.fsdecode(b"caf\xe9/") + "\u03c1\ud83d")
+    assert (tmp_path / "file.txt").read_text(encoding="utf-8") == "caf\\xe9/\u03c1\\ud83d"
+
+
 def test_settings_of_older_runs_keep_their_values(tmp_path):
     run = RunDirectory(tmp_path)
     run.config.write_text("seed: 1\nevaluation: {neighbours: [3], temperature: 0.1}\n")
     assert run.load_config() == {"seed": 1, "evaluation": {"neighbors": [3], "temperature": 0.1}}
+
+
+def test_anchors_and_merges_are_no_repetition(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.config.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
+    assert run.load_config() == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}

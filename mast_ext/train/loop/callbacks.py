@@ -25,7 +25,7 @@ from rich.progress import (
 
 from mast_ext.distributed import all_gather_numbers, world_size
 from mast_ext.train.loop.module import PretrainModule
-from mast_ext.train.state.run_directory import write_text
+from mast_ext.train.state.run_directory import named_failure, write_text
 
 
 class MetricsFile:
@@ -49,9 +49,13 @@ class MetricsFile:
             write_text(path, text)
 
     def append(self, row: dict[str, float]) -> None:
-        """Adds a row; its first column is ``step``."""
+        """Adds a row; its first column is ``step``.
+
+        Raises:
+            RunError: The file cannot be written, as on a full disk.
+        """
         new = not self.path.exists() or self.path.stat().st_size == 0
-        with self.path.open("a", newline="") as file:
+        with named_failure(self.path), self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, row)
             if new:
                 writer.writeheader()

@@ -28,7 +28,7 @@ from mast_ext.train.loop.loader import BatchStream
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import Networks
 from mast_ext.train.state.checkpoint import AtomicCheckpointIO, check_belongs, read_checkpoint
-from mast_ext.train.state.run_directory import RunDirectory, write_text
+from mast_ext.train.state.run_directory import RunDirectory, named_failure, write_text
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def fit(
     Raises:
         CheckpointError: The checkpoint is damaged, not ours, or of another run.
         Interrupted: A signal stopped training; the last checkpoint has the step it names.
-        RunError: The loss or gradient became NaN or infinite.
+        RunError: The loss or gradient became NaN or infinite, or a file cannot be written.
     """
     config, networks = training.config, training.networks
     if resume is not None:
@@ -115,7 +115,8 @@ def fit(
                 raise
             raise RunError(_name_unused_weights(module)) from error
     if rank() == 0:
-        save_backbone(module.backbone, networks.spec, run.backbone)
+        with named_failure(run.backbone):
+            save_backbone(module.backbone, networks.spec, run.backbone)
     return module
 
 
@@ -189,16 +190,15 @@ def _name_unused_weights(module: nn.Module) -> str:
 
 
 def _describe(error: NonFiniteError, run: RunDirectory) -> RunError:
-    listing = run.path / "nonfinite_batch.txt"
     if rank() == 0:
-        write_text(listing, "".join(f"{index}\n" for index in error.indices))
+        write_text(run.nonfinite_batch, "".join(f"{index}\n" for index in error.indices))
     first = ", ".join(str(index) for index in error.indices[:8])
     more = ", …" if len(error.indices) > 8 else ""
     good = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint yet"
     before = "saving weights that it changed" if error.late else "changing any weight"
     return RunError(
         f"{error}: stopped before {before}. Its batch has samples {first}{more} (all in"
-        f" {listing}); {good}"
+        f" {run.nonfinite_batch}); {good}"
     )
 
 

@@ -25,7 +25,7 @@ from mast_ext.train.report.figures import (
     gain_columns,
 )
 from mast_ext.train.report.tables import grids, percent, results
-from mast_ext.train.state.run_directory import write_text
+from mast_ext.train.state.run_directory import replacing, write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -80,7 +80,8 @@ def write_report(
         pictures["hard_views"] = draw_hard_views(curves)
     pictures |= {name: figure for name, figure in drawn.items() if figure is not None}
     for name, figure in pictures.items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        with replacing(folder / f"{name}.png") as partial:
+            figure.savefig(partial, dpi=110, format="png")
     write_text(folder / "results.json", json.dumps(results(rows, subspaces), indent=2) + "\n")
 
     parts = [f"<h1>{html.escape(title)}</h1>"]

@@ -5,10 +5,12 @@ says which run it belongs to, where in the data it stands, and the state of ever
 generator of every process. The first process writes; all of them must see the file to resume.
 """
 
+import errno
 import os
 import random
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mast_ext.train.errors import CheckpointError
+from mast_ext.train.state.run_directory import replacing
 
 FORMAT = "mast_ext.checkpoint.1"
 
@@ -54,19 +57,20 @@ def check_belongs(checkpoint: dict[str, Any], identity: dict[str, Any], path: Pa
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, forces it to the disk, then moves it there."""
+    """Writes a checkpoint beside its place, forces it to the disk, then moves it there.
+
+    On a full disk it leaves nothing beside, and the checkpoint before stays.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, _failures_of_the_disk(), partial.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = True
@@ -74,20 +78,37 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
+@contextmanager
+def _failures_of_the_disk() -> Iterator[None]:
+    """Raises the OSError that torch's writer met: it fails once more when it closes the file."""
+    try:
+        yield
+    except RuntimeError as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, OSError):
+            behind = behind.__cause__ or behind.__context__
+        if behind is not None:
+            raise behind from None
+        if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+            raise OSError(errno.EIO, "perhaps there is no space left on the disk") from error
+        raise
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file in one step.
 
     The copy is a second name where the file system has hard links, since checkpoints are replaced
     and never written into.
+
+    Raises:
+        RunError: The copy cannot be written.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    with suppress(FileNotFoundError):
-        partial.unlink()
-    try:
-        os.link(source, partial)
-    except OSError:
-        shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with replacing(target) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
 
 
 def generator_states() -> dict[str, Any]:

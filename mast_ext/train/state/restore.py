@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning.pytorch import seed_everything
 from torch import nn
 
 from mast_ext.methods import Method
@@ -58,4 +59,6 @@ def restore_backbone(path: Path) -> Restored:
         ValueError: It is not a backbone of ours.
     """
     backbone, spec = load_backbone(path)
+    # The file names no seed: that of a run by default, so that every evaluation gives the same.
+    seed_everything(PretrainConfig().seed, workers=True, verbose=False)
     return Restored(path.name, backbone, spec.create())

@@ -2,12 +2,15 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mast_ext.train.errors import RunError
+from mast_ext.train.state.text import READABLE
 
 RENAMED_SETTINGS = {"evaluation": {"neighbours": "neighbors"}}
 """New names of settings, by section and the name that older runs wrote."""
@@ -31,10 +34,13 @@ class RunDirectory:
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
         self.report = path / "report"
+        self.nonfinite_batch = path / "nonfinite_batch.txt"
 
     @classmethod
     def create(cls, out: str | None, stem: str) -> "RunDirectory":
         """Makes a new run directory: ``out``, or ``runs/<stem>-<number>`` when it is None.
+
+        What `remove` has left in it of an earlier run does not count, and goes.
 
         Raises:
             RunError: The directory holds something already, or cannot be made or written to.
@@ -42,10 +48,11 @@ class RunDirectory:
         path = Path(out) if out is not None else _next_free(Path("runs"), stem)
         run = cls(path)
         try:
-            if path.is_dir() and any(path.iterdir()):
+            if path.is_dir() and any(entry != run.nonfinite_batch for entry in path.iterdir()):
                 hint = f"continue it with --resume {path}, or " if run.config.exists() else ""
                 raise RunError(f"{path} exists and is not empty: {hint}choose another --out")
             run.checkpoints.mkdir(parents=True)
+            run.nonfinite_batch.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
         return run
@@ -73,34 +80,103 @@ class RunDirectory:
         """The settings in ``config.yaml``.
 
         Raises:
-            RunError: The file is not a YAML mapping.
+            RunError: The file is not a YAML mapping, or repeats a key.
         """
-        try:
-            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise RunError(f"{self.config} is not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise RunError(f"{self.config} does not hold settings")
+        values = read_settings(self.config)
         for section, renamed in RENAMED_SETTINGS.items():
             if isinstance(old := values.get(section), dict):
                 values[section] = {renamed.get(name, name): value for name, value in old.items()}
         return values
 
     def remove(self) -> None:
-        """Removes what `create` made, after a run that failed before its first checkpoint."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._was_there:
-            self.path.mkdir(exist_ok=True)
+        """Removes what `create` made, after a run that failed before its first checkpoint.
+
+        The listing of a batch that made the loss NaN stays, since the error's message names it.
+        """
+        for entry in list(self.path.glob("*")):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry != self.nonfinite_batch:
+                entry.unlink(missing_ok=True)
+        if not (self._was_there or self.nonfinite_batch.exists()):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that repeats a key, of which YAML's loaders silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is repeated", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        RunError: The file is not a YAML mapping, or repeats a key; the message names it.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is not text in UTF-8") from error
+    except yaml.YAMLError as error:
+        reason = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            reason = f"{error.problem} in line {error.problem_mark.line + 1}"
+        raise RunError(f"{path} is not a valid YAML file: {reason}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} does not hold settings")
+    return values
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file through a temporary one beside it, so that readers never see a part of it.
 
-    In UTF-8, whatever the locale: names of classes may have any letters.
+    In UTF-8, whatever the locale: names of classes may have any letters. What is not Unicode, as
+    names of files need not be, is written escaped.
+
+    Raises:
+        RunError: The file cannot be written, as on a full disk.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors=READABLE)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the name of a file to write beside ``path``, and moves it there when it is written.
+
+    If it is not, it is removed, and what was at ``path`` stays.
+
+    Raises:
+        RunError: The file cannot be written, as on a full disk.
     """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        with named_failure(path):
+            yield partial
+            os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def named_failure(path: Path) -> Iterator[None]:
+    """Turns a failure to write a file into a `RunError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"cannot write {path}: {reason[:1].lower()}{reason[1:]}") from error
 
 
 def _next_free(parent: Path, stem: str) -> Path:
