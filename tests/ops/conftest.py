@@ -52,9 +52,9 @@ class PoisonedMemory:
     would be called for every other op, too, and takes longer than all kernels.
     """
 
-    def __init__(self):
+    def __init__(self, library):
         self.layout = None  # as they are
-        self.library = torch.library.Library("mast_ext", "IMPL")
+        self.library = library
         for name in torch._C._dispatch_get_all_op_names():
             if name.startswith("mast_ext::") and self.has_kernel(name):
                 self.stand_before(name.removeprefix("mast_ext::"))
@@ -82,7 +82,9 @@ class PoisonedMemory:
 
 @pytest.fixture(scope="session")
 def memory():
-    return PoisonedMemory()
+    # Its end takes the kernels away: skip_barriers.py has several sessions in one process.
+    with torch.library._scoped_library("mast_ext", "IMPL") as library:
+        yield PoisonedMemory(library)
 
 
 def pytest_generate_tests(metafunc):

@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def write_table(
         *notes,
         "",
         f"* torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}",
-        f"* command: `python {' '.join(sys.argv)}`",
+        f"* command: `python {shlex.join(sys.argv)}`",
         "",
         *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)),
     ]

@@ -37,7 +37,7 @@ def main() -> None:
             if (same[0]["model"] in REFERENCES) == (variant is None)
         ]
     write_table(
-        "MAST, VICReg and SimCLR on `shapes`",
+        "MAST on `shapes`",
         [
             f"Linear probes (accuracy in %), mean ± standard deviation over seeds {values.seeds}.",
             f"Every run has the image forwards of {values.epochs:g} epochs of two views of 8,192"
