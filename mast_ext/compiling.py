@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,6 +21,25 @@ def changes_between_calls(number: float) -> bool:
     from torch.fx.experimental.symbolic_shapes import has_static_value  # part of the compiler
 
     return not has_static_value(number)
+
+
+def copy_of_state(x: Tensor) -> Tensor:
+    """A copy for the backward pass of a buffer that then changes in place.
+
+    Compilers make an ordinary copy once more in the backward pass rather than keep it, of a buffer
+    that has changed by then (torch 2.11).
+    """
+    return _copy_of_state(x) if torch.compiler.is_compiling() else x.clone()
+
+
+@torch.library.custom_op("mast_ext_compiled::copy_of_state", mutates_args=())
+def _copy_of_state(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@_copy_of_state.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def never_compiled(function: Callable[P, T]) -> Callable[P, T]:

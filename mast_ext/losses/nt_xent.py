@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.compiling import copy_of_state
 from mast_ext.losses.common.contrast import positive_cross_entropy
 from mast_ext.losses.common.inputs import Negatives, Reduction, reduce, require_alike, require_views
 from mast_ext.losses.common.memory_bank import MemoryBank
@@ -115,10 +116,12 @@ class NTXentLoss(ViewPairLoss):
         positive = functional.subspace_similarity(queries, keys)[0] / self.temperature
         # The bank's rows are not rounded to 16 bits.
         dtype = torch.promote_types(queries.dtype, bank.dtype)
+        rows = bank.to(dtype)
+        if update:  # a copy: the backward pass needs the bank as it was before the update
+            rows = copy_of_state(rows)
         lse, _ = functional.contrastive_logsumexp(
             queries.to(dtype),
-            # A copy: the backward pass needs the bank as it was before the update.
-            bank.to(dtype, copy=update)[None],
+            rows[None],
             temperature=self.temperature,
             offset=None,
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.compiling import never_compiled
+from mast_ext.compiling import copy_of_state, never_compiled
 from mast_ext.distributed import all_reduce_logsumexp, start_all_reduce, world_size
 from mast_ext.losses.common.inputs import require_option
 
@@ -146,7 +146,7 @@ class Center(nn.Module):
             return functional.prototype_cross_entropy(student, teacher, **options, center=center)
         # A copy: the backward pass needs the center as it was before the update.
         dtype = torch.promote_types(teacher.dtype, torch.float32)
-        center = self.value.flatten().to(dtype, copy=True)
+        center = copy_of_state(self.value.flatten().to(dtype))
         if not update:
             return functional.prototype_cross_entropy(student, teacher, **options, center=center)
         ce, mean = functional.prototype_cross_entropy_with_mean(
