@@ -1,4 +1,4 @@
-"""What compilers leave alone, and what they treat as an input."""
+"""What torch.compile must leave alone, takes as an input, or may not make a second time."""
 
 import functools
 from collections.abc import Callable
