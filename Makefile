@@ -65,7 +65,7 @@ clean:
 .venv/tools: .ci/constraints.txt
 	@echo "Installing PyTorch and the other packages into .venv (several GB)"
 	$(PYTHON) -m venv .venv
-	$(PIP) --no-deps torch setuptools cmake ninja pybind11
+	$(PIP) --no-deps torch setuptools cmake ninja
 	touch $@
 
 # The package and what it needs are installed while the extension compiles.

@@ -2,7 +2,7 @@
 
 MAST_EXT_CUDA=AUTO|ON|OFF, MAST_EXT_CPU=all|native and CMAKE_ARGS reach CMake; MAX_JOBS bounds the
 build. The build tree stays in build/, so that a changed file costs only its own compilation.
-MAST_EXT_BUILD=later installs the package without its native module: `make pretrain` compiles that
+MAST_EXT_BUILD=later installs the package without its native library: `make pretrain` compiles that
 while packages are downloaded.
 """
 
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -28,7 +29,10 @@ def run(command: list[str]) -> None:
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds ./CMakeLists.txt, then installs `_C` beside the package."""
+    """Configures and builds ./CMakeLists.txt, then installs the library into the package."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname.replace('.', '/')}.so"  # no version of Python in it
 
     def build_extension(self, ext: Extension) -> None:
         for tool in ("cmake", "ninja"):
@@ -52,6 +56,13 @@ class CMakeBuild(build_ext):
         run(["cmake", "--install", str(build), "--prefix", str(package.parent)])
 
 
+class PythonWheel(bdist_wheel):
+    """A wheel for every version of Python: the library has no symbol of Python's."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 later = os.environ.get("MAST_EXT_BUILD") == "later"
-modules = [] if later else [Extension("mast_ext._C", sources=[])]
-setup(ext_modules=modules, cmdclass={"build_ext": CMakeBuild})
+modules = [] if later else [Extension("mast_ext.libmast_ext", sources=[])]
+setup(ext_modules=modules, cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PythonWheel})

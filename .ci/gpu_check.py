@@ -2,7 +2,7 @@
 
     python .ci/gpu_check.py [--steps build tests sanitizers benchmarks] [--seconds 540]
 
-Needs this Python with torch, pytest, pytest-benchmark, cmake, ninja and pybind11, and nvcc and
+Needs this Python with torch, pytest, pytest-benchmark, cmake and ninja, and nvcc and
 compute-sanitizer on the PATH. Without a GPU it says so and is content. What was found goes to
 RESULTS/CHIP.json after every step, and the table of benchmarks to RESULTS/CHIP.md; steps that ran
 earlier on the same chip, of the same commit and versions, stay in the file.
@@ -246,7 +246,7 @@ def main() -> int:
     parser.add_argument("--steps", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--seconds", type=float, default=540, help="for all steps together")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--emulated", metavar="MODULE", help="the _C of an emulated build")
+    parser.add_argument("--emulated", metavar="MODULE", help="the library of an emulated build")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds, and takes the step along

@@ -4,7 +4,7 @@
 place of the installed one, and keeps the tests that exercise kernels.
 """
 
-import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--emulated-cuda", help="the _C of a build with MAST_EXT_EMULATE_CUDA=ON")
+    parser.addoption("--emulated-cuda", help="the library of a build with MAST_EXT_EMULATE_CUDA=ON")
     parser.addoption(
         "--plain-memory",
         action="store_true",
@@ -30,11 +30,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    file = config.getoption("--emulated-cuda")
-    if file and "mast_ext._C" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("mast_ext._C", file)
-        sys.modules["mast_ext._C"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["mast_ext._C"])
+    if file := config.getoption("--emulated-cuda"):
+        os.environ["MAST_EXT_LIBRARY"] = str(file)  # mast_ext is not imported yet
 
 
 def parameter(item, name):
@@ -128,8 +125,7 @@ def photographs(tmp_path_factory):
 
 
 def module_in(folder):
-    (module,) = folder.glob("_C*.so")
-    return module
+    return folder / "libmast_ext.so"
 
 
 @pytest.fixture(scope="session")

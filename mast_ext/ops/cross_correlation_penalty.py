@@ -2,7 +2,7 @@
 
 import torch
 
-from mast_ext import _C
+from mast_ext import native
 from mast_ext.ops.common import (
     accumulation_dtype,
     prefers_gram,
@@ -27,7 +27,7 @@ def _(a, b, lambda_, variant):
         product,
         penalty.new_empty((dim,)),
         penalty.new_empty((rows if gram else dim,)),
-        product.new_empty((2 if 2 * a.numel() <= _C.kept_elements else 0, rows, dim)),
+        product.new_empty((2 if 2 * a.numel() <= native.kept_elements else 0, rows, dim)),
     )
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from mast_ext import _C
+from mast_ext import native
 from mast_ext.ops.common import (
     accumulation_dtype,
     prefers_gram,
@@ -19,7 +19,7 @@ def _(z, masks, eps):
     views, rows, dim = z.shape
     subspaces = 1 if masks is None else masks.shape[0]
     gram = prefers_gram(rows, dim, subspaces)
-    keep = not (gram and masks is not None) and z.numel() <= _C.kept_elements
+    keep = not (gram and masks is not None) and z.numel() <= native.kept_elements
     variance = z.new_empty((subspaces, views), dtype=accumulation_dtype(z))
     mean = variance.new_empty((views, dim))
     product = z.new_empty(

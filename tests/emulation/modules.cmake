@@ -1,13 +1,13 @@
-# Modules for tests without a GPU, in which the CUDA kernels run on the CPU:
+# Libraries for tests without a GPU, in which the CUDA kernels run on the CPU:
 #
-#   _C                 the CUDA kernels alone
-#   races/_C           the same, with every load and store reported to the race detector
-#   sanitized/_C       the CUDA and the CPU kernels, with AddressSanitizer and
+#   .                  the CUDA kernels alone
+#   races/             the same, with every load and store reported to the race detector
+#   sanitized/         the CUDA and the CPU kernels, with AddressSanitizer and
 #                      UndefinedBehaviorSanitizer; the environment variable EMULATE_NOTHING chooses
 #                      the CPU kernels. The binding, which all share, is not instrumented
 #   faults             a program of faulty kernels, by which the emulator is tested
 #
-# Each module's CUDA kernels are in a library of their own, whose thread-local memory is the
+# Each one's CUDA kernels are in a library of their own, whose thread-local memory is the
 # kernels' static shared memory and nothing else.
 set(emulation ${CMAKE_CURRENT_SOURCE_DIR}/tests/emulation)
 set(emulator ${emulation}/emulator.cpp)
@@ -27,12 +27,12 @@ endfunction()
 
 add_library(emulated_kernels SHARED ${cuda_sources} ${emulator})
 mast_ext_emulate(emulated_kernels)
-mast_ext_add_module(_C)
-target_compile_definitions(_C PRIVATE MAST_EXT_WITHOUT_CPU_KERNELS)
+mast_ext_add_library(emulated)
+target_compile_definitions(emulated PRIVATE MAST_EXT_WITHOUT_CPU_KERNELS)
 set(MAST_EXT_ISAS baseline)
 # Host code uses this one outside of the lambdas that run_on() does not instantiate.
-mast_ext_add_cpu_kernels(_C csrc/kernels/common/products_cpu.cpp OPTIONS -O0)
-target_link_libraries(_C PRIVATE emulated_kernels)
+mast_ext_add_cpu_kernels(emulated csrc/kernels/common/products_cpu.cpp OPTIONS -O0)
+target_link_libraries(emulated PRIVATE emulated_kernels)
 
 add_library(watched_kernels OBJECT ${cuda_sources})
 mast_ext_emulate(watched_kernels ${watch})
@@ -40,8 +40,8 @@ add_library(emulated_races SHARED $<TARGET_OBJECTS:watched_kernels> ${emulator} 
 mast_ext_emulate(emulated_races)
 set_target_properties(emulated_races PROPERTIES LIBRARY_OUTPUT_DIRECTORY races
                                                 OUTPUT_NAME emulated_kernels)
-add_custom_command(OUTPUT races/copied DEPENDS _C emulated_races
-  COMMAND ${CMAKE_COMMAND} -E copy $<TARGET_FILE:_C> $<TARGET_FILE_DIR:emulated_races>
+add_custom_command(OUTPUT races/copied DEPENDS emulated emulated_races
+  COMMAND ${CMAKE_COMMAND} -E copy $<TARGET_FILE:emulated> $<TARGET_FILE_DIR:emulated_races>
   COMMAND ${CMAKE_COMMAND} -E touch races/copied)
 add_custom_target(races ALL DEPENDS races/copied)
 
@@ -52,18 +52,17 @@ set_source_files_properties(${emulation}/faults.cpp PROPERTIES COMPILE_OPTIONS "
 add_library(sanitized_kernels SHARED ${cuda_sources} ${emulator})
 mast_ext_emulate(sanitized_kernels ${sanitizers})
 target_link_options(sanitized_kernels PRIVATE ${sanitizers})
-mast_ext_add_module(sanitized)
+mast_ext_add_library(sanitized)
 target_compile_options(sanitized PRIVATE ${sanitizers})
 target_link_options(sanitized PRIVATE ${sanitizers})
 target_link_libraries(sanitized PRIVATE sanitized_kernels)
 set(MAST_EXT_ISAS ${MAST_EXT_NATIVE_ISA})  # the tests run no other
 mast_ext_add_cpu_kernels(sanitized ${cpu_sources} OPTIONS ${sanitizers})
-set_target_properties(sanitized PROPERTIES OUTPUT_NAME _C)
 set_target_properties(sanitized sanitized_kernels PROPERTIES LIBRARY_OUTPUT_DIRECTORY sanitized)
 set_target_properties(sanitized_kernels PROPERTIES OUTPUT_NAME emulated_kernels)
 
-foreach(module _C sanitized)
-  target_compile_definitions(${module} PRIVATE MAST_EXT_EMULATE_CUDA)
-  target_link_options(${module} PRIVATE "-Wl,-rpath,$ORIGIN")
+foreach(library emulated sanitized)
+  target_compile_definitions(${library} PRIVATE MAST_EXT_EMULATE_CUDA)
+  target_link_options(${library} PRIVATE "-Wl,-rpath,$ORIGIN")
 endforeach()
 target_compile_definitions(binding PRIVATE MAST_EXT_EMULATE_CUDA)

@@ -1,4 +1,0 @@
-build: dict[str, str | None]
-kept_elements: int
-
-def cpu_isa() -> str: ...
