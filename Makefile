@@ -4,6 +4,8 @@
 #
 #   make pretrain [ARGS="--method vicreg"]    make test [ARGS="-k nll"]    make bench    make lint
 #   make docs                                 the site, in build/docs
+#   make wheel                                for all recent PyTorchs and Pythons, in dist/
+#   make wheel-check [ARGS="--python python3.10 python3.13"]   installs it and tests it
 #   make gpu-check PYTHON=python3             uses that Python as it is: no .venv, no downloads
 #                                             (ARGS="--steps build sanitizers": .ci/gpu_check.py)
 
@@ -19,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_ARGS ?= -DCMAKE_CUDA_ARCHITECTURES="$(CUDA_ARCHS)"
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: pretrain test lint format bench docs gpu-check clean
+.PHONY: pretrain test lint format bench docs wheel wheel-check gpu-check clean
 .NOTPARALLEL:  # there is one build folder
 
 # The first time takes minutes: it downloads the packages and compiles. Where there is a build for
@@ -54,11 +56,18 @@ bench: .venv/built
 docs: .venv/built
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
+# The kernels that are compiled for the tests are those of the wheel.
+wheel: .venv/built
+	python .ci/wheel.py build $(ARGS)
+
+wheel-check:
+	$(PYTHON) .ci/wheel.py check $(ARGS)
+
 gpu-check:
 	$(PYTHON) .ci/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf .venv build mast_ext/*.so *.egg-info
+	rm -rf .venv build mast_ext/lib *.egg-info
 
 # What the extension is compiled with. The packages that torch needs in turn, of several GB, are not
 # among them: they come with the others.

@@ -1,9 +1,10 @@
 """Thin driver: everything native is described in CMakeLists.txt.
 
-MAST_EXT_CUDA=AUTO|ON|OFF, MAST_EXT_CPU=all|native and CMAKE_ARGS reach CMake; MAX_JOBS bounds the
-build. The build tree stays in build/, so that a changed file costs only its own compilation.
-MAST_EXT_BUILD=later installs the package without its native library: `make pretrain` compiles that
-while packages are downloaded.
+MAST_EXT_CUDA=AUTO|ON|OFF, MAST_EXT_CPU=all|native, MAST_EXT_TORCH=FOLDER;FOLDER... (the PyTorchs to
+build for, by default the installed one) and CMAKE_ARGS reach CMake; MAX_JOBS bounds the build. The
+build tree stays in build/, so that a changed file costs only its own compilation.
+MAST_EXT_BUILD=later installs the package without its native libraries: `make pretrain` compiles
+them while packages are downloaded.
 """
 
 import os
@@ -18,6 +19,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / str(sys.implementation.cache_tag)
 
 
 def run(command: list[str]) -> None:
@@ -29,7 +31,7 @@ def run(command: list[str]) -> None:
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds ./CMakeLists.txt, then installs the library into the package."""
+    """Configures and builds ./CMakeLists.txt, then installs the libraries into mast_ext/lib."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return f"{fullname.replace('.', '/')}.so"  # no version of Python in it
@@ -41,28 +43,39 @@ class CMakeBuild(build_ext):
         cuda = os.environ.get("MAST_EXT_CUDA", "AUTO").upper()
         if cuda not in ("AUTO", "ON", "OFF"):
             sys.exit(f"mast_ext: MAST_EXT_CUDA must be AUTO, ON or OFF, got {cuda}")
-        package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = ROOT / "build" / str(sys.implementation.cache_tag)
         options = [
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DMAST_EXT_CUDA={cuda}",
             f"-DMAST_EXT_CPU={os.environ.get('MAST_EXT_CPU', 'all')}",
+            f"-DMAST_EXT_TORCH={os.environ.get('MAST_EXT_TORCH', '')}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options])
-        run(["cmake", "--build", str(build), "--parallel", jobs])
-        run(["cmake", "--install", str(build), "--prefix", str(package.parent)])
+        run(["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *options])
+        run(["cmake", "--build", str(BUILD), "--parallel", jobs])
+        self.install(Path(self.get_ext_fullpath(ext.name)).resolve().parents[1])
+
+    def install(self, package: Path) -> None:
+        """Puts the libraries into the folder of the package."""
+        for old in package.glob("lib/*.so"):  # of another PyTorch or CUDA
+            old.unlink()
+        strip = [] if self.debug else ["--strip"]
+        run(["cmake", "--install", str(BUILD), "--prefix", str(package), *strip])
+
+    def copy_extensions_to_source(self) -> None:
+        """Of a build in place; setuptools would copy the one library that it knows."""
+        if self.extensions:
+            self.install(ROOT / "mast_ext")
 
 
 class PythonWheel(bdist_wheel):
-    """A wheel for every version of Python: the library has no symbol of Python's."""
+    """A wheel for every version of Python: the libraries have no symbol of Python's."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
 later = os.environ.get("MAST_EXT_BUILD") == "later"
-modules = [] if later else [Extension("mast_ext.libmast_ext", sources=[])]
+modules = [] if later else [Extension("mast_ext.lib.libmast_ext_cpu", sources=[])]
 setup(ext_modules=modules, cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PythonWheel})

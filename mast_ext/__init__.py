@@ -12,7 +12,7 @@ __all__ = ["functional", "losses"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Loads a part when first asked for, so that `mast-ext doctor` works without the native library."""
+    """Loads a part when first asked for: `mast-ext doctor` works without native libraries."""
     if name in __all__:
         return importlib.import_module(f"mast_ext.{name}")
     raise AttributeError(f"module 'mast_ext' has no attribute {name!r}")

@@ -1,28 +1,89 @@
-"""The native library: loading it registers the ops of mast_ext with torch.
+"""The native libraries: loading them registers the ops of mast_ext with torch.
 
-It has no symbol of Python's, so that one serves all versions of Python.
+There are three kinds in ``mast_ext/lib``: the CPU kernels, the CUDA kernels for a major version of
+CUDA, and a binding for every minor version of PyTorch, which registers the ops and calls the
+kernels. None has a symbol of Python's, so they serve all versions of Python.
 
 Attributes:
-    build: What the library was compiled for (:func:`mast_ext.ops.build_info`).
+    build: What the libraries were compiled for (:func:`mast_ext.ops.build_info`).
     cpu_isa: The instruction set of the CPU kernels in this process.
     kept_elements: A limit that shape-only kernels need (csrc/host/columns/forms.h).
+    no_cuda: Why CUDA kernels cannot run with this PyTorch, in a sentence; None if they can, or if
+        this PyTorch has no CUDA itself.
 """
 
+import ctypes
 import os
+import re
 from pathlib import Path
 
 import torch
 
-# The environment variable is for tests, which run other builds of the library.
-FILE = os.environ.get("MAST_EXT_LIBRARY") or str(Path(__file__).with_name("libmast_ext.so"))
+FOLDER = Path(__file__).with_name("lib")
+FROM_SOURCE = "pip install --no-build-isolation --no-binary mast-ext mast-ext"
 
-try:
-    torch.ops.load_library(FILE)
-except OSError as error:
+
+def _versions(kind: str) -> list[str]:
+    """Of the libraries of this kind, in order."""
+    names = [path.name for path in FOLDER.glob(f"libmast_ext_{kind}*.so")]
+    found = [name.removeprefix(f"libmast_ext_{kind}").removesuffix(".so") for name in names]
+    return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
+
+
+def _binding() -> Path:
+    """The binding for this PyTorch, or an ImportError that says which ones there are."""
+    minor = re.match(r"\d+\.\d+", torch.__version__)
+    file = FOLDER / f"libmast_ext_torch{minor.group() if minor else ''}.so"
+    if file.exists():
+        return file
+    there = _versions("torch")
+    if not there:
+        raise ImportError(
+            "the native libraries of mast_ext are not built: `pip install --no-build-isolation .` "
+            "in its source, or `python setup.py build_ext --inplace`"
+        )
     raise ImportError(
-        f"the native library of mast_ext does not load ({error}): build it against the installed "
-        "PyTorch with `pip install --no-build-isolation .`"
-    ) from error
+        f"this mast_ext is for PyTorch {', '.join(there)}, not for {torch.__version__}: install "
+        f"one of these, or build mast_ext from source for yours (`{FROM_SOURCE}`)"
+    )
+
+
+def _load_cuda_kernels() -> str | None:
+    """Makes them visible to the binding; returns why that is not possible."""
+    if torch.version.hip is not None:
+        return "its kernels are for CUDA, and this PyTorch is built for ROCm"
+    if torch.version.cuda is None:
+        return None
+    major = torch.version.cuda.split(".")[0]
+    there = _versions("cuda")
+    if major not in there:
+        ours = f"has kernels for CUDA {', '.join(there)}" if there else "was built without CUDA"
+        return f"it {ours}, and this PyTorch is built for CUDA {torch.version.cuda}"
+    file = FOLDER / f"libmast_ext_cuda{major}.so"
+    try:
+        ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        return f"{file.name} does not load ({error})"
+    return None
+
+
+def _load() -> str | None:
+    # The environment variable is for tests, which run other builds.
+    if other := os.environ.get("MAST_EXT_LIBRARY"):
+        torch.ops.load_library(other)
+        return None
+    file = _binding()
+    reason = _load_cuda_kernels()
+    try:
+        torch.ops.load_library(file)
+    except OSError as error:
+        raise ImportError(
+            f"{file.name} of mast_ext does not load with PyTorch {torch.__version__} ({error}): "
+            f"build mast_ext from source for it (`{FROM_SOURCE}`)"
+        ) from error
+    if reason is not None:
+        torch.ops.mast_ext.no_cuda_library(reason)
+    return reason
 
 
 def _described(lines: str) -> dict[str, str | None]:
@@ -30,6 +91,7 @@ def _described(lines: str) -> dict[str, str | None]:
     return {name: value or None for name, value in pairs}
 
 
+no_cuda = _load()
 build = _described(torch.ops.mast_ext.build_info())
 kept_elements: int = torch.ops.mast_ext.kept_elements()
 # A ValueError if MAST_EXT_CPU_ISA names what this machine does not have.

@@ -140,6 +140,4 @@ void implement(torch::Library& m) {
 
 TORCH_LIBRARY(mast_ext, m) { define(m); }
 TORCH_LIBRARY_IMPL(mast_ext, CPU, m) { implement(m); }
-#ifdef MAST_EXT_WITH_CUDA
 TORCH_LIBRARY_IMPL(mast_ext, CUDA, m) { implement(m); }
-#endif

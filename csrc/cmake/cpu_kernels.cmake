@@ -69,7 +69,7 @@ function(mast_ext_add_cpu_kernels target)
     add_library(${kernels} OBJECT ${arg_UNPARSED_ARGUMENTS})
     string(TOUPPER ${isa} isa_upper)
     target_include_directories(${kernels} PRIVATE csrc)
-    target_link_libraries(${kernels} PRIVATE torch::libs)
+    target_include_directories(${kernels} SYSTEM PRIVATE ${TORCH_DIR}/include)
     target_compile_definitions(${kernels} PRIVATE MAST_EXT_ISA=${isa} MAST_EXT_ISA_IS_${isa_upper})
     if(isa STREQUAL baseline)
       target_compile_definitions(${kernels} PRIVATE ${builds})
@@ -77,6 +77,7 @@ function(mast_ext_add_cpu_kernels target)
     # Contraction to fused multiply-adds is allowed, fast-math is not: NaN and Inf must propagate.
     target_compile_options(${kernels} PRIVATE
       -Wall -Wextra -Werror -Wno-psabi -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
+      -fno-semantic-interposition
       ${MAST_EXT_ISA_FLAGS_${isa}} ${arg_OPTIONS})
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${kernels}>)
   endforeach()

@@ -1,11 +1,12 @@
-# The installed PyTorch as one imported target, `torch::libs`.
+# The PyTorchs that there will be a binding for, each an imported target torch::MINOR ("torch::2.11").
+# TORCH_MINORS lists them; TORCH_DIR and TORCH_CUDA_VERSION are of the first one.
 #
 # Not by find_package(Torch), whose configuration is PyTorch's own build script: it requires the
 # whole CUDA toolkit (nvrtc, cuBLAS, ...) even for a CPU-only extension, and overrides
-# CMAKE_CUDA_ARCHITECTURES. Nor by importing it, which takes seconds, and libraries that `make` still
-# downloads while this compiles.
+# CMAKE_CUDA_ARCHITECTURES.
+set(MAST_EXT_TORCH "" CACHE STRING "The folders of the PyTorchs to build for; empty for the installed one")
 execute_process(
-  COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/find_torch.py
+  COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/find_torch.py ${MAST_EXT_TORCH}
   OUTPUT_VARIABLE _torch
   ERROR_QUIET
   RESULT_VARIABLE _failed)
@@ -13,17 +14,27 @@ if(_failed)
   message(FATAL_ERROR "no PyTorch in ${Python_EXECUTABLE}: install torch first (pip install torch), "
                       "then run `pip install --no-build-isolation .` in that same environment")
 endif()
-list(GET _torch 0 TORCH_DIR)
-list(GET _torch 1 TORCH_VERSION)
-list(GET _torch 2 TORCH_CUDA_VERSION)
-if(TORCH_VERSION VERSION_LESS 2.7)
-  message(FATAL_ERROR "mast_ext needs PyTorch 2.7 or newer, found ${TORCH_VERSION}: pip install -U torch")
-endif()
+string(REGEX REPLACE "\n$" "" _torch "${_torch}")
+string(REPLACE "\n" ";" _torch "${_torch}")
 
-add_library(torch::libs INTERFACE IMPORTED)
-target_include_directories(torch::libs SYSTEM INTERFACE ${TORCH_DIR}/include)
-# ATen's headers otherwise include all operators' instead of those that they use.
-target_compile_definitions(torch::libs INTERFACE AT_PER_OPERATOR_HEADERS)
-target_link_directories(torch::libs INTERFACE ${TORCH_DIR}/lib)
-target_link_libraries(torch::libs INTERFACE c10 torch torch_cpu)
-message(STATUS "PyTorch ${TORCH_VERSION} (CUDA '${TORCH_CUDA_VERSION}') in ${TORCH_DIR}")
+set(TORCH_MINORS)
+while(_torch)
+  list(POP_FRONT _torch _dir _version _cuda)
+  if(_version VERSION_LESS 2.11)
+    message(FATAL_ERROR "mast_ext needs PyTorch 2.11 or newer, found ${_version}: pip install -U torch")
+  endif()
+  string(REGEX MATCH "^[0-9]+\\.[0-9]+" _minor "${_version}")
+  message(STATUS "PyTorch ${_version} (CUDA: ${_cuda}) in ${_dir}")
+  if(NOT TORCH_MINORS)
+    set(TORCH_DIR ${_dir})
+    set(TORCH_CUDA_VERSION ${_cuda})
+  endif()
+  list(APPEND TORCH_MINORS ${_minor})
+  add_library(torch::${_minor} INTERFACE IMPORTED)
+  target_include_directories(torch::${_minor} SYSTEM INTERFACE ${_dir}/include)
+  # ATen's headers otherwise include all operators' instead of those that they use.
+  target_compile_definitions(torch::${_minor} INTERFACE
+    AT_PER_OPERATOR_HEADERS "MAST_EXT_TORCH_VERSION=\"${_version}\"")
+  target_link_directories(torch::${_minor} INTERFACE ${_dir}/lib)
+  target_link_libraries(torch::${_minor} INTERFACE c10 torch_cpu)
+endwhile()

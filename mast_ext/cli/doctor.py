@@ -1,7 +1,7 @@
 """``mast-ext doctor``: what is installed, what is fast, what is missing and how to mend it.
 
-It imports nothing that may be absent: versions come from package metadata, and the native module
-is tried last.
+It imports nothing that may be absent: versions come from package metadata, and the native libraries
+are tried last.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ def examine() -> Iterator[Finding]:
     yield _package("mast-ext", "mast_ext", REBUILD)
     torch = _import("torch")
     if torch is None:
-        yield Finding("missing", "torch", "not importable", "pip install 'torch>=2.7'")
+        yield Finding("missing", "torch", "not importable", "pip install 'torch>=2.11'")
         return
     yield Finding("ok", "torch", torch.__version__)
     capability = torch.backends.cpu.get_cpu_capability()
@@ -90,8 +90,8 @@ def examine() -> Iterator[Finding]:
     if build is None:
         yield Finding("missing", "native kernels", why, REBUILD)
     else:
-        yield _compiled_for(build, torch.__version__)
-    yield _cuda(torch, build)
+        yield _compiled_for(build)
+    yield _cuda(torch, build, why)
     yield _distributed(torch)
     for package, module in TRAINING.items():
         yield _package(package, module, INSTALL_TRAINING)
@@ -125,14 +125,18 @@ def _dali() -> Finding:
 
 
 def _native_build() -> tuple[dict[str, str | None] | None, str]:
-    """What the native module was built for, or None and why it cannot be loaded."""
+    """What the native libraries were built for, or None if they do not load.
+
+    And why they do not load, or why they have no CUDA kernels for this PyTorch, if so.
+    """
     try:
-        return importlib.import_module("mast_ext.ops").build_info(), ""
+        native = importlib.import_module("mast_ext.native")
     except ImportError as error:
         return None, " ".join(str(error).split())
+    return {**native.build, "cpu_isa_in_use": native.cpu_isa}, native.no_cuda or ""
 
 
-def _compiled_for(build: dict[str, str | None], torch_version: str) -> Finding:
+def _compiled_for(build: dict[str, str | None]) -> Finding:
     detail = (
         f"built against torch {build.get('torch')} for CPU {build.get('cpu_isas')}, "
         f"using {build.get('cpu_isa_in_use')}"
@@ -140,24 +144,22 @@ def _compiled_for(build: dict[str, str | None], torch_version: str) -> Finding:
     if build.get("build_type") not in (None, "Release"):
         detail += f", {build['build_type']}"
         return Finding("slow", "native kernels", detail, f"build a release: {REBUILD}")
-    if str(build.get("torch")).split("+")[0] != torch_version.split("+")[0]:
-        detail += f", but torch {torch_version} is installed"
-        return Finding("slow", "native kernels", detail, f"rebuild: {REBUILD}")
     return Finding("ok", "native kernels", detail)
 
 
-def _cuda(torch: Any, build: dict[str, str | None] | None) -> Finding:
+def _cuda(torch: Any, build: dict[str, str | None] | None, why: str) -> Finding:
     native = build.get("cuda") if build else None
     archs = f" for {build.get('cuda_archs')}" if build and native else ""
-    kernels = f"kernels built with CUDA {native}{archs}" if native else "kernels without CUDA"
+    kernels = f"kernels built with CUDA {native}{archs}" if native else "no CUDA kernels"
+    kernels += f": {why}" if why and build else ""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         if native:
             return Finding("ok", "gpu", f"{name}, {kernels}")
-        fix = f"install nvcc of CUDA {torch.version.cuda}, then {REBUILD}"
+        fix = f"in the source, with nvcc of CUDA {torch.version.cuda}: {REBUILD}"
         return Finding("slow", "gpu", f"{name}, but {kernels}", fix)
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
-        fix = "install a CUDA build of torch (pytorch.org), then rebuild"
+        fix = "install a CUDA build of torch (pytorch.org)"
         return Finding("slow", "gpu", "a driver is there, but torch is built without CUDA", fix)
     return Finding("ok", "gpu", f"none here: everything runs on the CPU ({kernels})")
 

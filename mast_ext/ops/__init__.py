@@ -40,7 +40,7 @@ __all__ = [
 
 
 def build_info() -> dict[str, str | None]:
-    """What the native library was compiled for: torch, compiler, CPU instruction sets, CUDA and its chips.
+    """What the native libraries were compiled for: torch, compiler, instruction sets, CUDA.
 
     ``cpu_isa_in_use`` is the instruction set that this process uses: the best one, or that of the
     environment variable ``MAST_EXT_CPU_ISA`` (``baseline``, ``avx2`` or ``avx512``).

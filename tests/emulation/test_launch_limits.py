@@ -130,7 +130,7 @@ def test_every_kernel_says_how_many_threads_it_has():
 
 
 def test_kernels_fit_every_gpu():
-    reports = sorted(ROOT.glob("build/*/CMakeFiles/library.dir/csrc/kernels/**/*.ptxas"))
+    reports = sorted(ROOT.glob("build/*/CMakeFiles/mast_ext_cuda*.dir/csrc/kernels/**/*.ptxas"))
     if not reports:
         pytest.skip("no report of a CUDA build in build/: no nvcc, or MAST_EXT_CUDA=OFF")
     kernels = [kernel for path in reports for kernel in kernels_of(path.read_text())]

@@ -1,25 +1,17 @@
-// Runs an op's kernels on the device of its tensors. No other host code depends on whether the
-// build has CUDA.
+// Runs an op's kernels on the device of its tensors. No other host code tells devices apart.
 #pragma once
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <string>
 
-#ifdef MAST_EXT_WITH_CUDA
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#endif
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
-#ifdef MAST_EXT_EMULATE_CUDA
-const char* cudaGetErrorString(int error);
-#endif
+#include "kernels/common/cuda_library.h"
 
 namespace mast_ext {
 
@@ -39,24 +31,30 @@ void run_on(const at::Tensor& tensor, [[maybe_unused]] Cpu&& cpu, Cuda&& cuda) {
   (void)tensor;
 #endif
   const int error = cuda(static_cast<CUstream_st*>(nullptr));
-  TORCH_CHECK(error == 0, "emulated CUDA: ", cudaGetErrorString(error));
+  TORCH_CHECK(error == 0, "emulated CUDA: ", kernels::cuda_error_text(error));
 }
 #else
 inline bool uses_cuda_kernels(const at::Tensor& tensor) { return tensor.is_cuda(); }
 
-// Runs cpu(), or cuda(stream) on the current stream, depending on the device of `tensor`. `cuda`
-// must be a generic lambda: a build without CUDA then does not instantiate its body, and needs no
-// CUDA kernel at link time.
+// Why CUDA kernels cannot run in this process, in a sentence; mast_ext/native.py knows.
+inline std::string& why_no_cuda_library() {
+  static std::string reason = "its CUDA library is not loaded";
+  return reason;
+}
+
+// Runs cpu(), or cuda(stream) on the current stream, depending on the device of `tensor`. Through
+// torch's interface for any kind of device, so that one binding serves builds of PyTorch with CUDA
+// and without.
 template <typename Cpu, typename Cuda>
-void run_on([[maybe_unused]] const at::Tensor& tensor, Cpu&& cpu, [[maybe_unused]] Cuda&& cuda) {
-#ifdef MAST_EXT_WITH_CUDA
-  if (tensor.is_cuda()) {
-    const c10::cuda::CUDAGuard guard(tensor.device());
-    C10_CUDA_CHECK(static_cast<cudaError_t>(cuda(c10::cuda::getCurrentCUDAStream().stream())));
-    return;
-  }
-#endif
-  cpu();
+void run_on(const at::Tensor& tensor, Cpu&& cpu, Cuda&& cuda) {
+  if (!tensor.is_cuda()) return cpu();
+  TORCH_CHECK_NOT_IMPLEMENTED(kernels::has_cuda_library(), "mast_ext cannot run on ",
+                              tensor.device(), ": ", why_no_cuda_library());
+  const c10::DeviceGuard guard(tensor.device());
+  const auto* const device = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
+  void* const stream = device->getStreamNativeHandle(device->getStream(tensor.device()));
+  const int error = cuda(static_cast<CUstream_st*>(stream));
+  TORCH_CHECK(error == 0, "CUDA error: ", kernels::cuda_error_text(error));
 }
 #endif
 

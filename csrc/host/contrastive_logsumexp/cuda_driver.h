@@ -88,7 +88,7 @@ class ContrastiveCudaDriver {
                    Tensor* grad, const ContrastiveGradients& grads, Sums& sums,
                    Stream stream) const {
     if (in.dim() <= kernels::most_fused_dims(dtype_of(z, "z"))) {
-      const std::int64_t slices = kernels::fused_backward_slices(b.p);
+      const std::int64_t slices = kernels::fused_backward_slices_cuda(b.p);
       sums.dots = in.new_empty({slices});
       if (grads.wants_masks) sums.masks = in.new_empty({slices, in.subspaces(), in.dim()});
       Tensor sum;

@@ -19,10 +19,9 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -93,7 +92,7 @@ void budgeted_masks_backward_shift_cpu(const BudgetedMasksBackward& p, std::int6
                                        std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int budgeted_masks_cuda(const BudgetedMasks& p, CUstream_st* stream);
-int budgeted_masks_backward_cuda(const BudgetedMasksBackward& p, CUstream_st* stream);
+[[gnu::weak]] int budgeted_masks_cuda(const BudgetedMasks& p, CUstream_st* stream);
+[[gnu::weak]] int budgeted_masks_backward_cuda(const BudgetedMasksBackward& p, CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

@@ -7,10 +7,9 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -84,8 +83,8 @@ void column_dots_cpu(const ColumnDots& p, std::int64_t begin, std::int64_t end);
 void column_tile_cpu(const ColumnTile& p, std::int64_t begin, std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int column_moments_cuda(const ColumnMoments& p, CUstream_st* stream);
-int column_tile_cuda(const ColumnTile& p, CUstream_st* stream);
-int column_dots_cuda(const ColumnDots& p, CUstream_st* stream);
+[[gnu::weak]] int column_moments_cuda(const ColumnMoments& p, CUstream_st* stream);
+[[gnu::weak]] int column_tile_cuda(const ColumnTile& p, CUstream_st* stream);
+[[gnu::weak]] int column_dots_cuda(const ColumnDots& p, CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

@@ -25,10 +25,9 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -77,8 +76,8 @@ struct ContrastiveRows {
 void inverse_norms_cpu(const InverseNorms& p, std::int64_t begin, std::int64_t end);
 // Slices [begin, end) of the rows.
 void contrastive_rows_cpu(const ContrastiveRows& p, std::int64_t begin, std::int64_t end);
-int inverse_norms_cuda(const InverseNorms& p, CUstream_st* stream);
-int contrastive_rows_cuda(const ContrastiveRows& p, CUstream_st* stream);
+[[gnu::weak]] int inverse_norms_cuda(const InverseNorms& p, CUstream_st* stream);
+[[gnu::weak]] int contrastive_rows_cuda(const ContrastiveRows& p, CUstream_st* stream);
 
 // Which entries a sum includes. Block (i, j) has the entries of x's view i and y's view j.
 struct ContrastiveOptions {
@@ -184,7 +183,7 @@ struct ContrastiveFusedBackward {
   ContrastiveBackward b;
   void* grad_x;          // [Vx, N, D] in x's dtype, or null
   float* sum = nullptr;  // [Vx, N, D] work space, for 16-bit grad_x and several subspaces only
-  std::int64_t slices;   // of the Vx * N rows: fused_backward_slices()
+  std::int64_t slices;   // of the Vx * N rows: fused_backward_slices_cuda()
   float* grad_masks;     // [slices, K, D], written, or null
   float* dots;           // [slices], written
 };
@@ -206,11 +205,12 @@ inline constexpr int kMostFusedDims = 256, kMostFusedFloats = 192;
 inline std::int64_t most_fused_dims(DType dtype) {
   return dtype == DType::kFloat32 ? kMostFusedFloats : kMostFusedDims;
 }
-std::int64_t fused_backward_slices(const Contrastive& p);
+[[gnu::weak]] std::int64_t fused_backward_slices_cuda(const Contrastive& p);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int contrastive_forward_cuda(const ContrastiveForward& p, CUstream_st* stream);
-int contrastive_fused_backward_cuda(const ContrastiveFusedBackward& p, CUstream_st* stream);
-int contrastive_weights_cuda(const ContrastiveWeights& p, CUstream_st* stream);
+[[gnu::weak]] int contrastive_forward_cuda(const ContrastiveForward& p, CUstream_st* stream);
+[[gnu::weak]] int contrastive_fused_backward_cuda(const ContrastiveFusedBackward& p,
+                                                  CUstream_st* stream);
+[[gnu::weak]] int contrastive_weights_cuda(const ContrastiveWeights& p, CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

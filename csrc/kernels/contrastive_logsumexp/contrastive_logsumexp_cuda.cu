@@ -52,7 +52,7 @@ int contrastive_weights_cuda(const ContrastiveWeights& f, cudaStream_t stream) {
   });
 }
 
-std::int64_t fused_backward_slices(const Contrastive& p) {
+std::int64_t fused_backward_slices_cuda(const Contrastive& p) {
   std::int64_t slices = 0;
   visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
     return visit_fused_dim<T>(p.x.dim, [&]<typename, int kDim>() {

@@ -17,9 +17,8 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -72,8 +71,11 @@ void cross_correlation_combine_cpu(const CrossCorrelationPenaltyBackward& p, std
                                    std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int cross_correlation_penalty_cuda(const CrossCorrelationPenalty& p, CUstream_st* stream);
-int cross_correlation_matrix_cuda(const CrossCorrelationPenaltyBackward& p, CUstream_st* stream);
-int cross_correlation_combine_cuda(const CrossCorrelationPenaltyBackward& p, CUstream_st* stream);
+[[gnu::weak]] int cross_correlation_penalty_cuda(const CrossCorrelationPenalty& p,
+                                                 CUstream_st* stream);
+[[gnu::weak]] int cross_correlation_matrix_cuda(const CrossCorrelationPenaltyBackward& p,
+                                                CUstream_st* stream);
+[[gnu::weak]] int cross_correlation_combine_cuda(const CrossCorrelationPenaltyBackward& p,
+                                                 CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

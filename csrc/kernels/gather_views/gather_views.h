@@ -7,10 +7,9 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/views.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -42,7 +41,7 @@ void gather_views_cpu(const GatherViews& p, std::int64_t begin, std::int64_t end
 void gather_views_backward_cpu(const GatherViewsBackward& p, std::int64_t begin, std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when the launch was accepted.
-int gather_views_cuda(const GatherViews& p, CUstream_st* stream);
-int gather_views_backward_cuda(const GatherViewsBackward& p, CUstream_st* stream);
+[[gnu::weak]] int gather_views_cuda(const GatherViews& p, CUstream_st* stream);
+[[gnu::weak]] int gather_views_backward_cuda(const GatherViewsBackward& p, CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

@@ -18,10 +18,9 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -95,8 +94,9 @@ void grouped_squared_difference_backward_cpu(const GroupedSquaredDifferenceBackw
                                              std::int64_t begin, std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int grouped_squared_difference_cuda(const GroupedSquaredDifference& p, CUstream_st* stream);
-int grouped_squared_difference_backward_cuda(const GroupedSquaredDifferenceBackward& p,
-                                             CUstream_st* stream);
+[[gnu::weak]] int grouped_squared_difference_cuda(const GroupedSquaredDifference& p,
+                                                  CUstream_st* stream);
+[[gnu::weak]] int grouped_squared_difference_backward_cuda(
+    const GroupedSquaredDifferenceBackward& p, CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

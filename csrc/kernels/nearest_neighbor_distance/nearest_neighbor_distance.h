@@ -17,10 +17,9 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -84,8 +83,9 @@ inline std::int64_t nearest_splits(std::int64_t rows) {
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted. The
 // cosine of `distances` is not read.
-int nearest_neighbor_distance_cuda(const UnitRows& unit, const NearestSplits& splits,
-                                   const NeighborDistances& distances, CUstream_st* stream);
+[[gnu::weak]] int nearest_neighbor_distance_cuda(const UnitRows& unit, const NearestSplits& splits,
+                                                 const NeighborDistances& distances,
+                                                 CUstream_st* stream);
 
 // ---- Backward
 
@@ -133,8 +133,8 @@ struct NearestNeighborDistanceBackward {
 
 void nearest_neighbor_distance_backward_cpu(const NearestNeighborDistanceBackward& p,
                                             std::int64_t begin, std::int64_t end);
-int nearest_neighbor_distance_backward_cuda(const UnitRows& unit,
-                                            const NearestNeighborDistanceBackward& p,
-                                            CUstream_st* stream);
+[[gnu::weak]] int nearest_neighbor_distance_backward_cuda(const UnitRows& unit,
+                                                          const NearestNeighborDistanceBackward& p,
+                                                          CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

@@ -13,9 +13,8 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -45,6 +44,6 @@ void prototype_column_slices_cpu(const PrototypeColumns& p, std::int64_t begin, 
 void prototype_column_chunks_cpu(const PrototypeColumns& p, std::int64_t begin, std::int64_t end);
 
 // Queues on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int prototype_column_logsumexp_cuda(const PrototypeColumns& p, CUstream_st* stream);
+[[gnu::weak]] int prototype_column_logsumexp_cuda(const PrototypeColumns& p, CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

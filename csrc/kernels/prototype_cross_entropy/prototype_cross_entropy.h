@@ -15,11 +15,10 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
 #include "kernels/common/views.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -123,8 +122,8 @@ void prototype_weighted_sum_cpu(const PrototypeCrossEntropy& p,
                                 const PrototypeCrossEntropyBackward& q, void* sum);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, CUstream_st* stream);
-int prototype_cross_entropy_backward_cuda(const PrototypeCrossEntropyBackward& p,
-                                          CUstream_st* stream);
+[[gnu::weak]] int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, CUstream_st* stream);
+[[gnu::weak]] int prototype_cross_entropy_backward_cuda(const PrototypeCrossEntropyBackward& p,
+                                                        CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

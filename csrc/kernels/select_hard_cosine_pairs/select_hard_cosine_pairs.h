@@ -7,10 +7,9 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/hard_pairs/hardest_pair.h"
 #include "kernels/pair_sums/pair_sums.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -27,6 +26,7 @@ void select_hard_cosine_pairs_cpu(const SelectHardCosinePairs& p, std::int64_t b
                                   std::int64_t end);
 
 // Queues on `stream`; the result is a cudaError_t, cudaSuccess when the launch was accepted.
-int select_hard_cosine_pairs_cuda(const SelectHardCosinePairs& p, CUstream_st* stream);
+[[gnu::weak]] int select_hard_cosine_pairs_cuda(const SelectHardCosinePairs& p,
+                                                CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

@@ -13,10 +13,9 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/hard_pairs/hardest_pair.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -45,6 +44,6 @@ struct SelectHardCrops {
 void select_hard_crops_cpu(const SelectHardCrops& p, std::int64_t begin, std::int64_t end);
 
 // Queues on `stream`; the result is a cudaError_t, cudaSuccess when the launch was accepted.
-int select_hard_crops_cuda(const SelectHardCrops& p, CUstream_st* stream);
+[[gnu::weak]] int select_hard_crops_cuda(const SelectHardCrops& p, CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

@@ -8,10 +8,9 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/hard_pairs/hardest_pair.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -30,6 +29,6 @@ struct SelectHardPairs {
 void select_hard_pairs_cpu(const SelectHardPairs& p, std::int64_t begin, std::int64_t end);
 
 // Queues on `stream`; the result is a cudaError_t, cudaSuccess when the launch was accepted.
-int select_hard_pairs_cuda(const SelectHardPairs& p, CUstream_st* stream);
+[[gnu::weak]] int select_hard_pairs_cuda(const SelectHardPairs& p, CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

@@ -15,9 +15,8 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/pair_sums/pair_sums.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -48,7 +47,7 @@ void subspace_nll_cpu(const SubspaceNll& p, std::int64_t begin, std::int64_t end
 void subspace_nll_backward_cpu(const SubspaceNllBackward& p, std::int64_t begin, std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int subspace_nll_cuda(const SubspaceNll& p, CUstream_st* stream);
-int subspace_nll_backward_cuda(const SubspaceNllBackward& p, CUstream_st* stream);
+[[gnu::weak]] int subspace_nll_cuda(const SubspaceNll& p, CUstream_st* stream);
+[[gnu::weak]] int subspace_nll_backward_cuda(const SubspaceNllBackward& p, CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

@@ -9,9 +9,8 @@
 
 #include <cstdint>
 
+#include "kernels/common/cuda_library.h"
 #include "kernels/pair_sums/pair_sums.h"
-
-struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
@@ -46,7 +45,8 @@ void subspace_similarity_backward_cpu(const SubspaceSimilarityBackward& p, std::
                                       std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int subspace_similarity_cuda(const SubspaceSimilarity& p, CUstream_st* stream);
-int subspace_similarity_backward_cuda(const SubspaceSimilarityBackward& p, CUstream_st* stream);
+[[gnu::weak]] int subspace_similarity_cuda(const SubspaceSimilarity& p, CUstream_st* stream);
+[[gnu::weak]] int subspace_similarity_backward_cuda(const SubspaceSimilarityBackward& p,
+                                                    CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "kernels/columns/columns.h"
+#include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 
 namespace mast_ext::kernels {
@@ -72,9 +73,12 @@ void variance_covariance_masks_cpu(const VarianceCovarianceBackward& p, std::int
                                    std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-int variance_covariance_cuda(const VarianceCovariance& p, CUstream_st* stream);
-int variance_covariance_matrix_cuda(const VarianceCovarianceBackward& p, CUstream_st* stream);
-int variance_covariance_combine_cuda(const VarianceCovarianceBackward& p, CUstream_st* stream);
-int variance_covariance_masks_cuda(const VarianceCovarianceBackward& p, CUstream_st* stream);
+[[gnu::weak]] int variance_covariance_cuda(const VarianceCovariance& p, CUstream_st* stream);
+[[gnu::weak]] int variance_covariance_matrix_cuda(const VarianceCovarianceBackward& p,
+                                                  CUstream_st* stream);
+[[gnu::weak]] int variance_covariance_combine_cuda(const VarianceCovarianceBackward& p,
+                                                   CUstream_st* stream);
+[[gnu::weak]] int variance_covariance_masks_cuda(const VarianceCovarianceBackward& p,
+                                                 CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

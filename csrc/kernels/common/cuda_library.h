@@ -1,0 +1,16 @@
+// The CUDA kernels have a library of their own, which is loaded where PyTorch has a CUDA of the
+// same major version (mast_ext/native.py). So their functions are weak: elsewhere their addresses
+// are null, and host code asks for the library before it calls one (host/common/run_on.h).
+#pragma once
+
+struct CUstream_st;  // cudaStream_t, without the CUDA headers
+
+namespace mast_ext::kernels {
+
+[[gnu::weak]] const char* cuda_error_text(int error);  // of a cudaError_t
+[[gnu::weak]] const char* cuda_version();              // of the compiler: "13.0.48"
+[[gnu::weak]] const char* cuda_architectures();        // separated by blanks: "80-real 120"
+
+inline bool has_cuda_library() { return cuda_error_text != nullptr; }
+
+}  // namespace mast_ext::kernels
