@@ -1,0 +1,122 @@
+"""The native libraries: what they need of a system, and what is said where there is none."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mast_ext import native
+
+# What manylinux_2_28 has, by the names of versioned symbols.
+NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (8, 0, 0)}
+
+LIBRARIES = sorted(native.FOLDER.glob("*.so"))
+every_library = pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+
+
+def printed(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_there_are_libraries():
+    assert {"libmast_ext_cpu.so"} < {path.name for path in LIBRARIES}
+
+
+@every_library
+def test_loads_on_older_systems(library):
+    found = set(re.findall(r"\b([A-Z]+)_(\d[\d.]*)", printed("readelf", "-W", "-V", library)))
+    assert ("GLIBC", "2.2.5") in found
+    for name, version in found:
+        if name in ("GOMP", "OMP"):  # of the library that comes with PyTorch
+            continue
+        assert tuple(int(part) for part in version.split(".")) <= NEWEST[name], f"{name}_{version}"
+
+
+@every_library
+def test_knows_no_python(library):
+    assert not re.search(r" U _?Py", printed("nm", "-D", library))
+
+
+@every_library
+def test_needs_no_more_than_it_must(library):
+    needed = set(re.findall(r"NEEDED.*\[lib(\w+)", printed("readelf", "-d", library)))
+    system = {"stdc", "m", "gcc_s", "c"}
+    others = {name for name in needed if not name.startswith("ld")} - system
+    if "torch" in library.name:
+        assert others == {"mast_ext_cpu", "c10", "torch_cpu", "gomp"}
+    else:
+        assert others == ({"cudart"} if "cuda" in library.name else set())
+
+
+def test_other_versions_of_torch(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.99.1+cpu")
+    ours = ", ".join(native._versions("torch"))
+    message = rf"this mast_ext is for PyTorch {ours}, not for 2\.99\.1\+cpu: install one of these"
+    with pytest.raises(ImportError, match=message):
+        native._binding()
+
+
+def test_nothing_built(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    with pytest.raises(ImportError, match="native libraries of mast_ext are not built: `pip"):
+        native._binding()
+
+
+# torch's CUDA, torch's ROCm, libraries -> what is said
+CUDAS = [
+    (None, None, ["cuda13"], None),
+    (
+        "12.8",
+        None,
+        ["cuda13"],
+        "it has kernels for CUDA 13, and this PyTorch is built for CUDA 12.8",
+    ),
+    ("13.0", None, [], "it was built without CUDA, and this PyTorch is built for CUDA 13.0"),
+    (None, "6.4", ["cuda13"], "its kernels are for CUDA, and this PyTorch is built for ROCm"),
+    ("13.2", None, ["cuda13"], "libmast_ext_cuda13.so does not load ("),
+]
+
+
+@pytest.mark.parametrize(("cuda", "hip", "libraries", "said"), CUDAS)
+def test_why_there_are_no_cuda_kernels(monkeypatch, tmp_path, cuda, hip, libraries, said):
+    for name in libraries:
+        (tmp_path / f"libmast_ext_{name}.so").write_text("no library")
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    reason = native._load_cuda_kernels()
+    assert reason == said if said is None else reason.startswith(said)
+
+
+WITHOUT_CUDA_LIBRARY = """
+import shutil, sys, torch
+from pathlib import Path
+from mast_ext.losses import VICRegLoss
+x, y = torch.randn(2, 8, 16)
+print(VICRegLoss()(x, y).isfinite().item())
+from mast_ext import native
+print(native.no_cuda, native.build["cuda"])
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch has no CUDA")
+def test_works_without_the_cuda_library(tmp_path):
+    """Its functions are null in the binding then."""
+    import shutil
+
+    package = tmp_path / "mast_ext"
+    shutil.copytree(
+        Path(native.__file__).parent,
+        package,
+        ignore=shutil.ignore_patterns("*cuda*", "__pycache__"),
+    )
+    command = [sys.executable, "-c", WITHOUT_CUDA_LIBRARY]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "True",
+        f"it was built without CUDA, and this PyTorch is built for CUDA {torch.version.cuda} None",
+    ]
