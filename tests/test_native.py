@@ -1,8 +1,10 @@
 """The native libraries: what they need of a system, and what is said where there is none."""
 
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ every_library = pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: p
 
 
 def printed(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    ).stdout
 
 
 def test_there_are_libraries():
@@ -105,7 +109,6 @@ print(native.no_cuda, native.build["cuda"])
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch has no CUDA")
 def test_works_without_the_cuda_library(tmp_path):
     """Its functions are null in the binding then."""
-    import shutil
 
     package = tmp_path / "mast_ext"
     shutil.copytree(
@@ -120,3 +123,17 @@ def test_works_without_the_cuda_library(tmp_path):
         "True",
         f"it was built without CUDA, and this PyTorch is built for CUDA {torch.version.cuda} None",
     ]
+
+
+def test_source_distribution_is_whole(tmp_path):
+    """It has every file that the libraries are compiled from."""
+    root = Path(__file__).parents[1]
+    here = ("egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path)
+    printed(sys.executable, "setup.py", "--quiet", *here)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {path for path in (root / "csrc").rglob("*") if path.is_file()}
+    wanted = {"CMakeLists.txt", "pyproject.toml", "mast_ext/py.typed"}
+    assert wanted | {str(path.relative_to(root)) for path in sources} <= names
+    assert not any(name.endswith(".so") for name in names)
