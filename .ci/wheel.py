@@ -77,7 +77,8 @@ def build(releases: list[str]) -> Path:
     raw = ROOT / "build" / "wheel"
     shutil.rmtree(raw, ignore_errors=True)
     run(
-        sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", raw,
+        sys.executable, "-m", "pip", "wheel", "--verbose", "--no-build-isolation", "--no-deps",
+        "--wheel-dir", raw, ROOT,
         MAST_EXT_TORCH=";".join(map(str, folders)), MAST_EXT_CUDA="ON",
     )  # fmt: skip
     (wheel,) = raw.glob("*.whl")

@@ -8,13 +8,13 @@ namespace mast_ext {
 namespace {
 
 // The checked arguments and the form that is cheaper for them.
-struct Inputs {
+struct CrossCorrelationInputs {
   Tensor a, b;
   std::int64_t rows, dim;
   bool gram, keep;
   double divisor, eps;
 
-  Inputs(const Tensor& a_, const Tensor& b_, std::string_view variant) {
+  CrossCorrelationInputs(const Tensor& a_, const Tensor& b_, std::string_view variant) {
     TORCH_CHECK_VALUE(a_.dim() == 2 && a_.size(0) >= 2 && a_.size(1) >= 1,
                       "a must have shape [N, D] with N >= 2 and D >= 1, got ", a_.sizes());
     dtype_of(a_, "a");
@@ -91,7 +91,7 @@ struct Inputs {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correlation_penalty(
     const Tensor& a, const Tensor& b, double lambda, std::string_view variant) {
   const PlainTensors plain;
-  const Inputs in(a, b, variant);
+  const CrossCorrelationInputs in(a, b, variant);
   const auto N = in.rows, D = in.dim;
   Tensor penalty = in.new_empty({});
   Tensor mean = in.new_empty({2, D}), scale = in.new_empty({2, D}), dots = in.new_empty({D});
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
     const Tensor& scale_, const Tensor& product_, const Tensor& dots_, const Tensor& row_sums_,
     const Tensor& standard_, double lambda, std::string_view variant, std::array<bool, 2> wanted) {
   const PlainTensors plain;
-  const Inputs in(a, b, variant);
+  const CrossCorrelationInputs in(a, b, variant);
   const auto N = in.rows, D = in.dim;
   check_shape(grad_penalty, "grad_penalty", {});
   check_like(grad_penalty, "grad_penalty", mean_, "mean");

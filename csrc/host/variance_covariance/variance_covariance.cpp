@@ -8,12 +8,12 @@ namespace mast_ext {
 namespace {
 
 // The checked arguments and the form that is cheaper for them.
-struct Inputs {
+struct VarianceCovarianceInputs {
   Tensor z, masks;  // masks are undefined if not given
   std::int64_t views, rows, dim, subspaces;
   bool gram, keep;
 
-  Inputs(const Tensor& z_, const OptionalTensor& masks_) {
+  VarianceCovarianceInputs(const Tensor& z_, const OptionalTensor& masks_) {
     TORCH_CHECK_VALUE(z_.dim() == 3 && z_.size(1) >= 2 && z_.size(2) >= 1,
                       "z must have shape [V, N, D] with N >= 2 and D >= 1, got ", z_.sizes());
     dtype_of(z_, "z");
@@ -90,7 +90,7 @@ struct Inputs {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_covariance(
     const Tensor& z, const OptionalTensor& masks, double eps) {
   const PlainTensors plain;
-  const Inputs in(z, masks);
+  const VarianceCovarianceInputs in(z, masks);
   TORCH_CHECK_VALUE(eps >= 0, "eps must not be negative, got ", eps);
   const auto V = in.views, N = in.rows, D = in.dim, K = in.subspaces;
   Tensor variance = in.new_empty({K, V}), covariance = in.new_empty({K, V});
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
     const Tensor& product_, const Tensor& row_sums_, const Tensor& centered_, double eps,
     std::array<bool, 2> wanted) {
   const PlainTensors plain;
-  const Inputs in(z, masks);
+  const VarianceCovarianceInputs in(z, masks);
   const auto V = in.views, N = in.rows, D = in.dim, K = in.subspaces;
   for (const auto& [grad, name] : {std::pair(&grad_variance_, "grad_variance"),
                                    std::pair(&grad_covariance_, "grad_covariance")}) {
