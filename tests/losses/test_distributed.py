@@ -78,13 +78,29 @@ LOSSES = {
     "koleo": lambda: losses.KoLeoLoss(gather_distributed=True),
     "koleo_p": lambda: losses.KoLeoLoss(1.0, gather_distributed=True),
     "swav": lambda: losses.SwaVLoss(sinkhorn_gather_distributed=True),
+    "msn": lambda: losses.MSNLoss(0.5, gather_distributed=True),
+    "msn_pmsn": lambda: losses.PMSNLoss(0.5, gather_distributed=True),
+    "capi": lambda: losses.CAPILoss(0.5, 0.5, gather_distributed=True),
+    "ibot_plus_plus": lambda: losses.IBOTPlusPlusPatchLoss(DIM, 0.2, 0.5),
+    "direct_clr": lambda: losses.DirectCLRLoss(8, gather_distributed=True),
+    "macl": lambda: losses.MACLLoss(gather_distributed=True),
+    "co2": lambda: losses.CO2Regularizer(t_consistency=0.5, gather_distributed=True),
+    "co2_bank": lambda: losses.CO2Regularizer(
+        t_consistency=0.5, memory_bank_size=(BANK, DIM), gather_distributed=True
+    ),
+    "hypersphere": lambda: losses.HypersphereLoss(gather_distributed=True),
+    "det_con_b": lambda: losses.DetConBLoss(),
+    "det_con_s": lambda: losses.DetConSLoss(),
+    "vicregl": lambda: losses.VICRegLLoss(gather_distributed=True, num_matches=(3, 2)),
 }
 # They gather nothing by image, so that processes may have different numbers.
-WITHOUT_GATHERS = ("negative_cosine", "info_nce_negatives", "dino", "ibot", "swav")
+WITHOUT_GATHERS = ("negative_cosine", "info_nce_negatives", "dino", "ibot", "swav", "msn", "capi")
 # Their pair losses see the negatives of all processes.
 GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
+GATHERED_PAIRS += ["direct_clr", "macl"]
 # They need two images, or negatives, which may be on other processes.
 OF_TWO_IMAGES = ["vicreg", "vicreg_positions", "mast", "nt_xent", "dcl", "dclw", "koleo"]
+OF_TWO_IMAGES += ["direct_clr", "macl", "co2", "hypersphere", "det_con_b", "det_con_s", "vicregl"]
 
 
 class Model(nn.Module):
@@ -121,6 +137,30 @@ class Model(nn.Module):
                 return loss(views, self.predictor(views))
             case "koleo" | "koleo_p":
                 return loss(views[0])
+            case "msn" | "msn_pmsn":
+                return loss(views[:2].flatten(0, 1), views[2], self.predictor.weight)
+            case "capi":
+                tokens = tokens_of(images[0])
+                index = (tokens[..., :2] > 0).long().sum(-1)  # of [B, 4] in [0, 2]
+                return loss(self.teacher(tokens), self.projection(tokens), index)
+            case "ibot_plus_plus":
+                tokens = tokens_of(images[0])
+                inputs = self.teacher(tokens), self.projection(tokens)
+                return loss(*inputs) + loss(*inputs, tokens[..., 0] > 0, visible_loss_weight=0.3)
+            case "co2_bank":
+                return loss(views[0], views[1]) + loss(views[1], views[2])
+            case "det_con_b" | "det_con_s":
+                regions = [tokens_of(view) for view in images[:2]]
+                embeddings = [self.projection(each) for each in regions]
+                masks = [(each[..., :2] > 0).long().sum(-1) for each in regions]
+                if self.objective == "det_con_b":
+                    embeddings = [*(self.predictor(each) for each in embeddings), *embeddings]
+                return loss(*embeddings, *masks)
+            case "vicregl":
+                tokens = [tokens_of(view).unflatten(1, (2, 2)) for view in images]
+                features = [(v, self.projection(t)) for v, t in zip(views, tokens, strict=True)]
+                places = [each[..., :2] for each in tokens]
+                return loss(features[:2], places[:2], features[2:], places[2:])
             case "swav":
                 return loss(0.1 * views[:2], 0.1 * views[2:])
             case "dino" | "dino_deferred" | "dino_sinkhorn":
@@ -134,11 +174,16 @@ class Model(nn.Module):
 
     def patch_loss(self, images, some):
         """Of four tokens an image, of which ``some`` images have masked ones."""
-        tokens = torch.stack([images, -images, images.flip(1), images.square()], 1)
+        tokens = tokens_of(images)
         mask = (tokens[..., 0] > 0) & some[:, None]
         teacher, student = self.teacher(tokens), self.projection(tokens)[mask]
         teacher = teacher.flatten(0, 1) if self.loss.center_tokens == "all" else teacher[mask]
         return self.loss(teacher, student, mask.unflatten(1, (2, 2)))
+
+
+def tokens_of(images):
+    """Four of an image: ``[B, 4, FEATURES]``."""
+    return torch.stack([images, -images, images.flip(1), images.square()], 1)
 
 
 def global_batch(world_size):
