@@ -22,7 +22,10 @@ from mast_ext.losses import (
     DetConSLoss,
     DINOLoss,
     DirectCLRLoss,
+    DSERegularizer,
+    EMPSSLLoss,
     EquivarianceLoss,
+    FroSSLLoss,
     HardViewSelector,
     HypersphereLoss,
     IBOTPatchLoss,
@@ -31,14 +34,19 @@ from mast_ext.losses import (
     KoLeoLoss,
     MACLLoss,
     MASTLoss,
+    MMCRLoss,
     MSNLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
+    PatchKernelAlignmentLoss,
     PMSNCustomLoss,
     PMSNLoss,
     SwaVLoss,
+    TiCoLoss,
     VICRegLLoss,
     VICRegLoss,
+    Whitening2d,
+    WMSELoss,
 )
 
 VIEWS, BATCH, DIM, FREED = 3, 24, 40, (0.3, 0.0, 0.2)
@@ -55,6 +63,12 @@ def agreement(anchors, others):
 def views_of(x):
     """Two views of regions: ``[BATCH / 2, VIEWS, DIM]`` each."""
     return x.transpose(0, 1).chunk(2)
+
+
+def seeded(loss):
+    """With the same random draws in every call."""
+    torch.manual_seed(0)
+    return loss
 
 
 def crops_of(x):
@@ -219,6 +233,39 @@ CASES |= {
             lambda: VICRegLLoss(num_matches=(3, 2)),
             lambda loss, x, y: loss(crops_of(x), PLACES, crops_of(y), PLACES),
         ),
+    ],
+    "DSERegularizer": [
+        (
+            lambda: DSERegularizer(global_clusters=6),
+            lambda loss, x, y: seeded(loss)(x[:2]),
+        ),
+    ],
+    "EMPSSLLoss": [
+        (EMPSSLLoss, lambda loss, x, y: loss(x)),
+        (EMPSSLLoss, lambda loss, x, y: loss(x.mT)),
+    ],
+    "FroSSLLoss": [
+        (FroSSLLoss, lambda loss, x, y: loss(x)),
+        (FroSSLLoss, lambda loss, x, y: loss(x.mT)),
+    ],
+    "MMCRLoss": [(MMCRLoss, lambda loss, x, y: loss(x, y))],
+    "PatchKernelAlignmentLoss": [
+        (PatchKernelAlignmentLoss, lambda loss, x, y: loss(x, y)),
+        (
+            PatchKernelAlignmentLoss,
+            lambda loss, x, y: loss(x.mT, y.mT, CHANGED.T[..., :1].expand(-1, DIM)),
+        ),
+    ],
+    "TiCoLoss": [(TiCoLoss, lambda loss, x, y: (loss(x[0], y[0]), loss.C))],
+    "WMSELoss": [
+        (
+            lambda: WMSELoss(DIM // 4, w_size=BATCH),
+            lambda loss, x, y: seeded(loss)(torch.cat((x[0], y[0]))[:, : DIM // 4]),
+        ),
+    ],
+    "Whitening2d": [
+        (lambda: Whitening2d(DIM // 4), lambda layer, x, y: layer(x[0, :, : DIM // 4])),
+        (lambda: Whitening2d(DIM).eval(), lambda layer, x, y: layer(x[0])),
     ],
 }
 EACH = [

@@ -100,6 +100,26 @@ def lonely_regions(images):
     return embeddings(images, 2), embeddings(images, 2), *masks
 
 
+def crowds(images):
+    return embeddings(images, 2), embeddings(images, 2)
+
+
+def lists(images):
+    return ([embeddings(images) for _ in range(3)],)
+
+
+def images_of_patches(images):
+    return (embeddings(images, 4),)
+
+
+def rows(images):
+    return (embeddings(images),)
+
+
+def samples(images):
+    return (embeddings(2 * images),)
+
+
 def located_crops(images):
     crops = [(embeddings(images), embeddings(images, 2, 2)) for _ in range(3)]
     places = [torch.rand(images, 2, 2, 2) for _ in range(3)]
@@ -122,6 +142,7 @@ def of_few(what, least):
 ALONE = r"^views must have shape \[V, N, D\] with N >= 2 .* got \[2, 1, 8\]$"
 VICREG = r"z_a and z_b must have shape \[B, ..., D\] with B > 1, got \([01], 8\)"
 VICREG_OF_4 = r"z_a and z_b must have shape \[B, ..., D\] with B > 1, got \([01], 4, 8\)"
+TICO = r"z_a and z_b must have shape \[B, D\] with B > 1, got \([01], 8\)"
 BARLOW = r"^a must have shape \[N, D\] with N >= 2"
 CASES: dict[str, tuple[Any, ...]] = {
     "BarlowTwinsLoss": (losses.BarlowTwinsLoss, two_views, BARLOW, BARLOW),
@@ -267,6 +288,25 @@ CASES |= {
     ),
     "DetConBLoss": (losses.DetConBLoss, regions, of_few("pred_view0", 1), None),
     "DetConSLoss": (losses.DetConSLoss, lonely_regions, of_few("pred_view0", 1), None),
+    "MMCRLoss": (losses.MMCRLoss, crowds, of_few("online", 1), None),
+    "EMPSSLLoss": (losses.EMPSSLLoss, lists, of_few("z_views", 1), None),
+    "FroSSLLoss": (losses.FroSSLLoss, lists, of_few("z_views", 1), None),
+    "TiCoLoss": (losses.TiCoLoss, two_views, TICO, TICO),
+    # The mean over images with two tokens is 0 where there is none, as in lightly.
+    "PatchKernelAlignmentLoss": (losses.PatchKernelAlignmentLoss, tokens, None, None),
+    "DSERegularizer": (
+        losses.DSERegularizer,
+        images_of_patches,
+        r"must have shape \[B, N, D\], none of them 0, got \[0, 4, 8\]",
+        None,
+    ),
+    "WMSELoss": (
+        lambda: losses.WMSELoss(DIM, w_size=16),
+        samples,
+        of_few("input", 16),
+        of_few("input", 16),
+    ),
+    "Whitening2d": (lambda: losses.Whitening2d(DIM), rows, of_few("x", 2), of_few("x", 2)),
     "VICRegLLoss": (losses.VICRegLLoss, located_crops, VICREG_OF_4, VICREG_OF_4),
 }
 

@@ -92,15 +92,22 @@ LOSSES = {
     "det_con_b": lambda: losses.DetConBLoss(),
     "det_con_s": lambda: losses.DetConSLoss(),
     "vicregl": lambda: losses.VICRegLLoss(gather_distributed=True, num_matches=(3, 2)),
+    "mmcr": lambda: losses.MMCRLoss(0.1, gather_distributed=True),
+    "emp_ssl": lambda: losses.EMPSSLLoss(inv_coef=3.0, gather_distributed=True),
+    "frossl": lambda: losses.FroSSLLoss(gather_distributed=True),
+    "tico": lambda: losses.TiCoLoss(gather_distributed=True),
+    "patch_kernel": lambda: losses.PatchKernelAlignmentLoss(gather_distributed=True),
 }
 # They gather nothing by image, so that processes may have different numbers.
 WITHOUT_GATHERS = ("negative_cosine", "info_nce_negatives", "dino", "ibot", "swav", "msn", "capi")
+WITHOUT_GATHERS += ("tico", "patch_kernel")
 # Their pair losses see the negatives of all processes.
 GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
 GATHERED_PAIRS += ["direct_clr", "macl"]
 # They need two images, or negatives, which may be on other processes.
 OF_TWO_IMAGES = ["vicreg", "vicreg_positions", "mast", "nt_xent", "dcl", "dclw", "koleo"]
 OF_TWO_IMAGES += ["direct_clr", "macl", "co2", "hypersphere", "det_con_b", "det_con_s", "vicregl"]
+OF_TWO_IMAGES += ["mmcr", "emp_ssl", "frossl", "tico"]
 
 
 class Model(nn.Module):
@@ -147,7 +154,16 @@ class Model(nn.Module):
                 tokens = tokens_of(images[0])
                 inputs = self.teacher(tokens), self.projection(tokens)
                 return loss(*inputs) + loss(*inputs, tokens[..., 0] > 0, visible_loss_weight=0.3)
-            case "co2_bank":
+            case "patch_kernel":
+                tokens = tokens_of(images[0])
+                left_out = ~changed[:, :1].expand(-1, 4) & (torch.arange(4) > 0)
+                return loss(self.projection(tokens), self.teacher(tokens), left_out)
+            case "mmcr":
+                views = views.transpose(0, 1)
+                return loss(views[:, :2], views[:, 1:])
+            case "emp_ssl" | "frossl":
+                return loss(views)
+            case "co2_bank" | "tico":
                 return loss(views[0], views[1]) + loss(views[1], views[2])
             case "det_con_b" | "det_con_s":
                 regions = [tokens_of(view) for view in images[:2]]
