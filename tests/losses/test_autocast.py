@@ -145,6 +145,7 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     "KoLeoLoss": [
         (KoLeoLoss, lambda loss, x, y: loss(rows(x))),
         (lambda: KoLeoLoss(p=3), lambda loss, x, y: loss(rows(x))),
+        (lambda: KoLeoLoss(topk=2, group_size=12), lambda loss, x, y: loss(rows(x))),
     ],
     "MASTLoss": [
         (mast, lambda loss, x, y: loss(x[0], y[0], CHANGED)),

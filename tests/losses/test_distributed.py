@@ -77,6 +77,7 @@ LOSSES = {
     "ibot_sinkhorn": lambda: losses.IBOTPatchLoss(DIM, 0.2, 0.5, center_mode="sinkhorn"),
     "koleo": lambda: losses.KoLeoLoss(gather_distributed=True),
     "koleo_p": lambda: losses.KoLeoLoss(1.0, gather_distributed=True),
+    "koleo_groups": lambda: losses.KoLeoLoss(topk=2, group_size=3, gather_distributed=True),
     "swav": lambda: losses.SwaVLoss(sinkhorn_gather_distributed=True),
     "msn": lambda: losses.MSNLoss(0.5, gather_distributed=True),
     "msn_pmsn": lambda: losses.PMSNLoss(0.5, gather_distributed=True),
@@ -99,8 +100,17 @@ LOSSES = {
     "patch_kernel": lambda: losses.PatchKernelAlignmentLoss(gather_distributed=True),
 }
 # They gather nothing by image, so that processes may have different numbers.
-WITHOUT_GATHERS = ("negative_cosine", "info_nce_negatives", "dino", "ibot", "swav", "msn", "capi")
-WITHOUT_GATHERS += ("tico", "patch_kernel")
+WITHOUT_GATHERS = (
+    "negative_cosine",
+    "info_nce_negatives",
+    "dino",
+    "ibot",
+    "swav",
+    "msn",
+    "capi",
+    "tico",
+    "patch_kernel",
+)
 # Their pair losses see the negatives of all processes.
 GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
 GATHERED_PAIRS += ["direct_clr", "macl"]
@@ -142,7 +152,7 @@ class Model(nn.Module):
                 return loss(views[0], views[1], self.predictor.weight)  # as a queue that all share
             case "equivariance":
                 return loss(views, self.predictor(views))
-            case "koleo" | "koleo_p":
+            case "koleo" | "koleo_p" | "koleo_groups":
                 return loss(views[0])
             case "msn" | "msn_pmsn":
                 return loss(views[:2].flatten(0, 1), views[2], self.predictor.weight)
