@@ -503,7 +503,11 @@ def _as_input(number: float) -> Tensor:
 
 
 def prototype_column_logsumexp(
-    logits: Tensor, *, temperature: float, center: Tensor | None = None
+    logits: Tensor,
+    *,
+    temperature: float,
+    center: Tensor | None = None,
+    normalize_rows: bool = True,
 ) -> Tensor:
     r"""How much probability every prototype gets, as a logarithm.
 
@@ -520,6 +524,8 @@ def prototype_column_logsumexp(
         logits: ``[N, C]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
         temperature: Positive.
         center: ``[C]`` in float32 (float64 beside float64 logits). ``None``: zeros.
+        normalize_rows: ``False`` sums ``exp`` in place of ``softmax``: Sinkhorn-Knopp's first step
+            where prototypes are divided first.
 
     Returns:
         ``[C]`` in float32 (float64 for float64 logits), ``-inf`` of no rows. It has no gradient.
@@ -529,12 +535,6 @@ def prototype_column_logsumexp(
         ValueError: A shape or device does not fit, or ``temperature`` is not positive.
         TypeError: A dtype is not supported, or that of ``center`` does not fit.
     """
-    return _column_logsumexp(logits, center, temperature, normalize_rows=True)
-
-
-def _column_logsumexp(
-    logits: Tensor, center: Tensor | None, temperature: float, *, normalize_rows: bool
-) -> Tensor:
     if changes_between_calls(temperature):
         op = ops.scheduled.prototype_column_logsumexp
         return op(logits.detach(), center, _as_input(temperature), normalize_rows)
@@ -590,7 +590,9 @@ def sinkhorn_knopp(
     rows = logits.detach().flatten(0, -2)
     center = rows.new_zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
     for iteration in range(iterations):
-        mass = _column_logsumexp(rows, center, temperature, normalize_rows=iteration > 0)
+        mass = prototype_column_logsumexp(
+            rows, temperature=temperature, center=center, normalize_rows=iteration > 0
+        )
         if merge is not None:
             mass = merge(mass)
         center = torch.where(mass == -torch.inf, center, center + temperature * mass)

@@ -219,11 +219,15 @@ def prototype_cross_entropy_with_mean(
 
 
 def prototype_column_logsumexp(
-    logits: Tensor, *, temperature: float, center: Tensor | None = None
+    logits: Tensor,
+    *,
+    temperature: float,
+    center: Tensor | None = None,
+    normalize_rows: bool = True,
 ) -> Tensor:
     """See :func:`mast_ext.functional.prototype_column_logsumexp`."""
     scaled = (logits if center is None else logits - center) / temperature
-    return scaled.log_softmax(-1).logsumexp(0)
+    return (scaled.log_softmax(-1) if normalize_rows else scaled).logsumexp(0)
 
 
 def sinkhorn_knopp(logits: Tensor, *, temperature: float, iterations: int = 3) -> Tensor:

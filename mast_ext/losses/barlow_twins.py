@@ -1,6 +1,6 @@
 """Barlow Twins (Zbontar et al., ICML 2021), a drop-in for lightly's class."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import require_images, require_option
+from mast_ext.losses.common.linear_algebra import gram
 
 Variant = Literal["official", "paper"]
 
@@ -108,7 +109,7 @@ class BarlowTwinsLoss(nn.Module):
         """The losses of a chunk's views ``[V, b, D]``, given to each image: ``[V, V, b]``."""
         count = views.shape[1]
         normal = self._standardize(views, views)
-        grams = _Gram.apply(normal)
+        grams = gram(normal)
         total = torch.stack([(grams * gram).sum((1, 2)) for gram in grams]) / count**2
         diagonal = torch.stack([(normal * view).mean(1) for view in normal])  # C_dd: [V, V, D]
         off_diagonal = total - diagonal.square().sum(-1)
@@ -121,23 +122,3 @@ class BarlowTwinsLoss(nn.Module):
         variance = batch.var(1, keepdim=True, unbiased=not official)
         scale = (variance + (1e-5 if official else 0.0)).rsqrt()
         return (views - batch.mean(1, keepdim=True)) * scale
-
-
-class _Gram(torch.autograd.Function):
-    """``x xᵀ`` of every matrix, which autocast would round to 16 bit, its gradient's products too.
-
-    The gradient's are made here: left to autograd they would run under whatever autocast there is
-    around ``backward()``, or around a compiled loss.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return x @ x.mT
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            return (grad + grad.mT) @ x

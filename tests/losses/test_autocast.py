@@ -14,28 +14,66 @@ from mast_ext import losses
 from mast_ext.losses import (
     AugmentationMasks,
     BarlowTwinsLoss,
+    CAPILoss,
+    CO2Regularizer,
     DCLLoss,
     DCLWLoss,
+    DetConBLoss,
+    DetConSLoss,
     DINOLoss,
+    DirectCLRLoss,
+    DSERegularizer,
+    EMPSSLLoss,
     EquivarianceLoss,
+    FroSSLLoss,
     HardViewSelector,
+    HypersphereLoss,
     IBOTPatchLoss,
+    IBOTPlusPlusPatchLoss,
     InfoNCELoss,
     KoLeoLoss,
+    MACLLoss,
     MASTLoss,
+    MMCRLoss,
+    MSNLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
+    PatchKernelAlignmentLoss,
+    PMSNCustomLoss,
+    PMSNLoss,
     SwaVLoss,
+    TiCoLoss,
+    VICRegLLoss,
     VICRegLoss,
+    Whitening2d,
+    WMSELoss,
 )
 
 VIEWS, BATCH, DIM, FREED = 3, 24, 40, (0.3, 0.0, 0.2)
 MASK = (torch.arange(2 * VIEWS * BATCH) % 2 == 0).view(BATCH, VIEWS, 2)  # for every row of inputs
+REGIONS = torch.arange(BATCH * VIEWS).view(2, BATCH // 2, VIEWS) % 4  # of what masks
+PLACES = torch.rand(2, BATCH, 2, 2, 2, generator=torch.Generator().manual_seed(0)).unbind()
 CHANGED = torch.arange(BATCH)[:, None] // torch.tensor([1, 2, 4]) % 2 == 0
 
 
 def agreement(anchors, others):
     return (anchors * others).sum(1)
+
+
+def views_of(x):
+    """Two views of regions: ``[BATCH / 2, VIEWS, DIM]`` each."""
+    return x.transpose(0, 1).chunk(2)
+
+
+def seeded(loss):
+    """With the same random draws in every call."""
+    torch.manual_seed(0)
+    return loss
+
+
+def crops_of(x):
+    """Of two crops an embedding, and features of ``2 × 2`` positions."""
+    return [(x[v], x[v].unflatten(1, (2, 2, -1))) for v in range(2)]
 
 
 def mast(**options):
@@ -107,6 +145,7 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     "KoLeoLoss": [
         (KoLeoLoss, lambda loss, x, y: loss(rows(x))),
         (lambda: KoLeoLoss(p=3), lambda loss, x, y: loss(rows(x))),
+        (lambda: KoLeoLoss(topk=2, group_size=12), lambda loss, x, y: loss(rows(x))),
     ],
     "MASTLoss": [
         (mast, lambda loss, x, y: loss(x[0], y[0], CHANGED)),
@@ -137,6 +176,97 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (VICRegLoss, lambda loss, x, y: loss(x[0], y[0])),
         (VICRegLoss, lambda loss, x, y: loss(x.mT, y.mT)),
         (VICRegLoss, lambda loss, x, y: loss.pair_losses(x)),
+    ],
+}
+CASES |= {
+    "CAPILoss": [
+        (CAPILoss, lambda loss, x, y: loss(y.mT, x.mT)),
+        (lambda: CAPILoss(reduction="none"), lambda loss, x, y: loss(y.mT, x.mT)),
+    ],
+    "CO2Regularizer": [
+        (CO2Regularizer, lambda loss, x, y: loss(x[0], y[0])),
+        (
+            lambda: CO2Regularizer(memory_bank_size=(50, DIM), reduction="none"),
+            lambda loss, x, y: (loss(x[0], y[0]), loss.memory_bank.bank),
+        ),
+    ],
+    "DetConBLoss": [
+        (DetConBLoss, lambda loss, x, y: loss(*views_of(x), *views_of(y), *REGIONS)),
+        (
+            lambda: DetConBLoss(reduction="none"),
+            lambda loss, x, y: loss(*views_of(x), *views_of(y), *REGIONS),
+        ),
+    ],
+    "DetConSLoss": [(DetConSLoss, lambda loss, x, y: loss(*views_of(x), *REGIONS))],
+    "DirectCLRLoss": [
+        (lambda: DirectCLRLoss(9), lambda loss, x, y: loss(*x)),
+        (lambda: DirectCLRLoss(9), lambda loss, x, y: loss.pair_losses(x)),
+    ],
+    "HypersphereLoss": [
+        (HypersphereLoss, lambda loss, x, y: loss(x[0], y[0])),
+        (HypersphereLoss, lambda loss, x, y: loss.pair_losses(x)),
+        (lambda: HypersphereLoss(alpha=1.0), lambda loss, x, y: loss.pair_losses(x)),
+    ],
+    "IBOTPlusPlusPatchLoss": [
+        (
+            lambda: IBOTPlusPlusPatchLoss(DIM),
+            lambda loss, x, y: (
+                loss(y, x, CHANGED.T),
+                loss.center.value,
+            ),
+        ),
+        (
+            lambda: IBOTPlusPlusPatchLoss(DIM, reduction="none"),
+            lambda loss, x, y: loss(y, x),
+        ),
+    ],
+    "MACLLoss": [
+        (MACLLoss, lambda loss, x, y: loss(*x)),
+        (MACLLoss, lambda loss, x, y: loss.pair_losses(x)),
+    ],
+    "MSNLoss": [(MSNLoss, lambda loss, x, y: loss(rows(x), x[0], y[0]))],
+    "PMSNCustomLoss": [
+        (lambda: PMSNCustomLoss(torch.square), lambda loss, x, y: loss(rows(x), x[0], y[0])),
+    ],
+    "PMSNLoss": [(PMSNLoss, lambda loss, x, y: loss(rows(x), x[0], y[0]))],
+    "VICRegLLoss": [
+        (
+            lambda: VICRegLLoss(num_matches=(3, 2)),
+            lambda loss, x, y: loss(crops_of(x), PLACES, crops_of(y), PLACES),
+        ),
+    ],
+    "DSERegularizer": [
+        (
+            lambda: DSERegularizer(global_clusters=6),
+            lambda loss, x, y: seeded(loss)(x[:2]),
+        ),
+    ],
+    "EMPSSLLoss": [
+        (EMPSSLLoss, lambda loss, x, y: loss(x)),
+        (EMPSSLLoss, lambda loss, x, y: loss(x.mT)),
+    ],
+    "FroSSLLoss": [
+        (FroSSLLoss, lambda loss, x, y: loss(x)),
+        (FroSSLLoss, lambda loss, x, y: loss(x.mT)),
+    ],
+    "MMCRLoss": [(MMCRLoss, lambda loss, x, y: loss(x, y))],
+    "PatchKernelAlignmentLoss": [
+        (PatchKernelAlignmentLoss, lambda loss, x, y: loss(x, y)),
+        (
+            PatchKernelAlignmentLoss,
+            lambda loss, x, y: loss(x.mT, y.mT, CHANGED.T[..., :1].expand(-1, DIM)),
+        ),
+    ],
+    "TiCoLoss": [(TiCoLoss, lambda loss, x, y: (loss(x[0], y[0]), loss.C))],
+    "WMSELoss": [
+        (
+            lambda: WMSELoss(DIM // 4, w_size=BATCH),
+            lambda loss, x, y: seeded(loss)(torch.cat((x[0], y[0]))[:, : DIM // 4]),
+        ),
+    ],
+    "Whitening2d": [
+        (lambda: Whitening2d(DIM // 4), lambda layer, x, y: layer(x[0, :, : DIM // 4])),
+        (lambda: Whitening2d(DIM).eval(), lambda layer, x, y: layer(x[0])),
     ],
 }
 EACH = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from mast_ext import losses
 
@@ -71,8 +72,66 @@ def uncertain_pairs(images):
     return *pairs(images), torch.randn(images, requires_grad=True)
 
 
+def msn(images):
+    return embeddings(2 * images), embeddings(images), embeddings(6)
+
+
+def tokens(images):
+    return embeddings(images, 4), embeddings(images, 4)
+
+
+def no_tokens(images):
+    return embeddings(images, 0), embeddings(images, 0)
+
+
+def masked_tokens(images):
+    """Of the first image all are masked."""
+    return *tokens(images), torch.arange(images)[:, None].expand(images, 4) == 0
+
+
+def regions(images):
+    mask = torch.arange(4).expand(images, 4) // 2
+    return *(embeddings(images, 4) for _ in range(4)), mask, mask.flip(1)
+
+
+def lonely_regions(images):
+    """Of masks that the other view does not have."""
+    masks = torch.arange(2)[:, None, None].expand(2, images, 2)
+    return embeddings(images, 2), embeddings(images, 2), *masks
+
+
+def crowds(images):
+    return embeddings(images, 2), embeddings(images, 2)
+
+
+def lists(images):
+    return ([embeddings(images) for _ in range(3)],)
+
+
+def images_of_patches(images):
+    return (embeddings(images, 4),)
+
+
+def rows(images):
+    return (embeddings(images),)
+
+
+def samples(images):
+    return (embeddings(2 * images),)
+
+
+def located_crops(images):
+    crops = [(embeddings(images), embeddings(images, 2, 2)) for _ in range(3)]
+    places = [torch.rand(images, 2, 2, 2) for _ in range(3)]
+    return crops[:2], places[:2], crops[2:], places[2:]
+
+
 def mast(**options):
     return losses.MASTLoss(losses.AugmentationMasks((0.25, 0.0, 0.5), DIM), **options)
+
+
+def even(mean):
+    return torch.full_like(mean, 1 / len(mean))
 
 
 def of_few(what, least):
@@ -82,6 +141,8 @@ def of_few(what, least):
 # The loss, its inputs, and the errors of no image and of one; None for a finite value.
 ALONE = r"^views must have shape \[V, N, D\] with N >= 2 .* got \[2, 1, 8\]$"
 VICREG = r"z_a and z_b must have shape \[B, ..., D\] with B > 1, got \([01], 8\)"
+VICREG_OF_4 = r"z_a and z_b must have shape \[B, ..., D\] with B > 1, got \([01], 4, 8\)"
+TICO = r"z_a and z_b must have shape \[B, D\] with B > 1, got \([01], 8\)"
 BARLOW = r"^a must have shape \[N, D\] with N >= 2"
 CASES: dict[str, tuple[Any, ...]] = {
     "BarlowTwinsLoss": (losses.BarlowTwinsLoss, two_views, BARLOW, BARLOW),
@@ -170,9 +231,84 @@ ZERO = [
     "InfoNCELoss no negatives",
     "InfoNCELoss two_sided",
     "EquivarianceLoss 1 view",
+    "DirectCLRLoss",
+    "MACLLoss",
+    "MACLLoss 3 views",
+    "CO2Regularizer",
+    "DetConSLoss",
     "IBOTPatchLoss no masked patch",
     "MASTLoss nt_xent",
 ]
+
+
+CASES |= {
+    "MSNLoss": (losses.MSNLoss, msn, of_few("targets", 1), None),
+    "PMSNLoss": (losses.PMSNLoss, msn, of_few("targets", 1), None),
+    "PMSNCustomLoss": (lambda: losses.PMSNCustomLoss(even), msn, of_few("targets", 1), None),
+    "CAPILoss": (losses.CAPILoss, tokens, of_few("student_logits", 1), None),
+    "CAPILoss no tokens": (
+        losses.CAPILoss,
+        no_tokens,
+        of_few("student_logits", 1),
+        of_few("the second dimension of student_logits", 1),
+    ),
+    "IBOTPlusPlusPatchLoss": (
+        lambda: losses.IBOTPlusPlusPatchLoss(DIM),
+        tokens,
+        of_few("teacher_out", 1),
+        None,
+    ),
+    "IBOTPlusPlusPatchLoss masked": (
+        lambda: losses.IBOTPlusPlusPatchLoss(DIM, center_mode="sinkhorn"),
+        masked_tokens,
+        of_few("teacher_out", 1),
+        None,
+    ),
+    "IBOTPlusPlusPatchLoss no tokens": (
+        lambda: losses.IBOTPlusPlusPatchLoss(DIM),
+        no_tokens,
+        of_few("teacher_out", 1),
+        of_few("the second dimension of teacher_out", 1),
+    ),
+    "DirectCLRLoss": (lambda: losses.DirectCLRLoss(4), two_views, of_few("out0", 1), None),
+    "MACLLoss": (losses.MACLLoss, two_views, of_few("z0", 1), None),
+    "MACLLoss 3 views": (losses.MACLLoss, three_views, of_few("z0", 1), None),
+    "CO2Regularizer": (losses.CO2Regularizer, two_views, of_few("out0", 1), None),
+    "CO2Regularizer bank": (
+        lambda: losses.CO2Regularizer(memory_bank_size=(4, DIM)),
+        two_views,
+        of_few("out0", 1),
+        None,
+    ),
+    "HypersphereLoss": (
+        losses.HypersphereLoss,
+        two_views,
+        of_few("z_a", 2),
+        of_few("z_a", 2),
+    ),
+    "DetConBLoss": (losses.DetConBLoss, regions, of_few("pred_view0", 1), None),
+    "DetConSLoss": (losses.DetConSLoss, lonely_regions, of_few("pred_view0", 1), None),
+    "MMCRLoss": (losses.MMCRLoss, crowds, of_few("online", 1), None),
+    "EMPSSLLoss": (losses.EMPSSLLoss, lists, of_few("z_views", 1), None),
+    "FroSSLLoss": (losses.FroSSLLoss, lists, of_few("z_views", 1), None),
+    "TiCoLoss": (losses.TiCoLoss, two_views, TICO, TICO),
+    # The mean over images with two tokens is 0 where there is none, as in lightly.
+    "PatchKernelAlignmentLoss": (losses.PatchKernelAlignmentLoss, tokens, None, None),
+    "DSERegularizer": (
+        losses.DSERegularizer,
+        images_of_patches,
+        r"must have shape \[B, N, D\], none of them 0, got \[0, 4, 8\]",
+        None,
+    ),
+    "WMSELoss": (
+        lambda: losses.WMSELoss(DIM, w_size=16),
+        samples,
+        of_few("input", 16),
+        of_few("input", 16),
+    ),
+    "Whitening2d": (lambda: losses.Whitening2d(DIM), rows, of_few("x", 2), of_few("x", 2)),
+    "VICRegLLoss": (losses.VICRegLLoss, located_crops, VICREG_OF_4, VICREG_OF_4),
+}
 
 
 def require_finite(loss, inputs):
@@ -182,7 +318,7 @@ def require_finite(loss, inputs):
     if value.requires_grad:
         value.sum().backward()
     parts = [value, *loss.state_dict().values(), *(p.grad for p in loss.parameters())]
-    for part in [*parts, *(x.grad for x in inputs)]:
+    for part in [*parts, *(x.grad for x in tree_leaves(inputs))]:
         assert part is None or part.isfinite().all()
     return value.detach()
 

@@ -77,14 +77,47 @@ LOSSES = {
     "ibot_sinkhorn": lambda: losses.IBOTPatchLoss(DIM, 0.2, 0.5, center_mode="sinkhorn"),
     "koleo": lambda: losses.KoLeoLoss(gather_distributed=True),
     "koleo_p": lambda: losses.KoLeoLoss(1.0, gather_distributed=True),
+    "koleo_groups": lambda: losses.KoLeoLoss(topk=2, group_size=3, gather_distributed=True),
     "swav": lambda: losses.SwaVLoss(sinkhorn_gather_distributed=True),
+    "msn": lambda: losses.MSNLoss(0.5, gather_distributed=True),
+    "msn_pmsn": lambda: losses.PMSNLoss(0.5, gather_distributed=True),
+    "capi": lambda: losses.CAPILoss(0.5, 0.5, gather_distributed=True),
+    "ibot_plus_plus": lambda: losses.IBOTPlusPlusPatchLoss(DIM, 0.2, 0.5),
+    "direct_clr": lambda: losses.DirectCLRLoss(8, gather_distributed=True),
+    "macl": lambda: losses.MACLLoss(gather_distributed=True),
+    "co2": lambda: losses.CO2Regularizer(t_consistency=0.5, gather_distributed=True),
+    "co2_bank": lambda: losses.CO2Regularizer(
+        t_consistency=0.5, memory_bank_size=(BANK, DIM), gather_distributed=True
+    ),
+    "hypersphere": lambda: losses.HypersphereLoss(gather_distributed=True),
+    "det_con_b": lambda: losses.DetConBLoss(),
+    "det_con_s": lambda: losses.DetConSLoss(),
+    "vicregl": lambda: losses.VICRegLLoss(gather_distributed=True, num_matches=(3, 2)),
+    "mmcr": lambda: losses.MMCRLoss(0.1, gather_distributed=True),
+    "emp_ssl": lambda: losses.EMPSSLLoss(inv_coef=3.0, gather_distributed=True),
+    "frossl": lambda: losses.FroSSLLoss(gather_distributed=True),
+    "tico": lambda: losses.TiCoLoss(gather_distributed=True),
+    "patch_kernel": lambda: losses.PatchKernelAlignmentLoss(gather_distributed=True),
 }
 # They gather nothing by image, so that processes may have different numbers.
-WITHOUT_GATHERS = ("negative_cosine", "info_nce_negatives", "dino", "ibot", "swav")
+WITHOUT_GATHERS = (
+    "negative_cosine",
+    "info_nce_negatives",
+    "dino",
+    "ibot",
+    "swav",
+    "msn",
+    "capi",
+    "tico",
+    "patch_kernel",
+)
 # Their pair losses see the negatives of all processes.
 GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
+GATHERED_PAIRS += ["direct_clr", "macl"]
 # They need two images, or negatives, which may be on other processes.
 OF_TWO_IMAGES = ["vicreg", "vicreg_positions", "mast", "nt_xent", "dcl", "dclw", "koleo"]
+OF_TWO_IMAGES += ["direct_clr", "macl", "co2", "hypersphere", "det_con_b", "det_con_s", "vicregl"]
+OF_TWO_IMAGES += ["mmcr", "emp_ssl", "frossl", "tico"]
 
 
 class Model(nn.Module):
@@ -119,8 +152,41 @@ class Model(nn.Module):
                 return loss(views[0], views[1], self.predictor.weight)  # as a queue that all share
             case "equivariance":
                 return loss(views, self.predictor(views))
-            case "koleo" | "koleo_p":
+            case "koleo" | "koleo_p" | "koleo_groups":
                 return loss(views[0])
+            case "msn" | "msn_pmsn":
+                return loss(views[:2].flatten(0, 1), views[2], self.predictor.weight)
+            case "capi":
+                tokens = tokens_of(images[0])
+                index = (tokens[..., :2] > 0).long().sum(-1)  # of [B, 4] in [0, 2]
+                return loss(self.teacher(tokens), self.projection(tokens), index)
+            case "ibot_plus_plus":
+                tokens = tokens_of(images[0])
+                inputs = self.teacher(tokens), self.projection(tokens)
+                return loss(*inputs) + loss(*inputs, tokens[..., 0] > 0, visible_loss_weight=0.3)
+            case "patch_kernel":
+                tokens = tokens_of(images[0])
+                left_out = ~changed[:, :1].expand(-1, 4) & (torch.arange(4) > 0)
+                return loss(self.projection(tokens), self.teacher(tokens), left_out)
+            case "mmcr":
+                views = views.transpose(0, 1)
+                return loss(views[:, :2], views[:, 1:])
+            case "emp_ssl" | "frossl":
+                return loss(views)
+            case "co2_bank" | "tico":
+                return loss(views[0], views[1]) + loss(views[1], views[2])
+            case "det_con_b" | "det_con_s":
+                regions = [tokens_of(view) for view in images[:2]]
+                embeddings = [self.projection(each) for each in regions]
+                masks = [(each[..., :2] > 0).long().sum(-1) for each in regions]
+                if self.objective == "det_con_b":
+                    embeddings = [*(self.predictor(each) for each in embeddings), *embeddings]
+                return loss(*embeddings, *masks)
+            case "vicregl":
+                tokens = [tokens_of(view).unflatten(1, (2, 2)) for view in images]
+                features = [(v, self.projection(t)) for v, t in zip(views, tokens, strict=True)]
+                places = [each[..., :2] for each in tokens]
+                return loss(features[:2], places[:2], features[2:], places[2:])
             case "swav":
                 return loss(0.1 * views[:2], 0.1 * views[2:])
             case "dino" | "dino_deferred" | "dino_sinkhorn":
@@ -134,11 +200,16 @@ class Model(nn.Module):
 
     def patch_loss(self, images, some):
         """Of four tokens an image, of which ``some`` images have masked ones."""
-        tokens = torch.stack([images, -images, images.flip(1), images.square()], 1)
+        tokens = tokens_of(images)
         mask = (tokens[..., 0] > 0) & some[:, None]
         teacher, student = self.teacher(tokens), self.projection(tokens)[mask]
         teacher = teacher.flatten(0, 1) if self.loss.center_tokens == "all" else teacher[mask]
         return self.loss(teacher, student, mask.unflatten(1, (2, 2)))
+
+
+def tokens_of(images):
+    """Four of an image: ``[B, 4, FEATURES]``."""
+    return torch.stack([images, -images, images.flip(1), images.square()], 1)
 
 
 def global_batch(world_size):

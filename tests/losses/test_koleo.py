@@ -3,6 +3,7 @@
 import lightly.loss
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mast_ext import losses
@@ -72,6 +73,47 @@ def test_compiles_whole(device):
         assert_close(mine, truth)
 
 
+def plain(x, topk, size, p=2, eps=1e-8):
+    """One value per row, of every group by itself."""
+    values = []
+    for group in F.normalize(x, dim=1).split(size):
+        cosines = (group @ group.T).detach().fill_diagonal_(-2)
+        neighbors = cosines.topk(topk, dim=1).indices
+        distances = F.pairwise_distance(group[:, None], group[neighbors], p=p, eps=eps)
+        values.append(-(distances + eps).log().mean(1))
+    return torch.cat(values)
+
+
+@pytest.mark.parametrize(("topk", "group_size"), [(1, 4), (2, None), (3, 6), (11, 12)], ids=str)
+@pytest.mark.parametrize("p", [2, 1])
+def test_neighbors_and_groups(topk, group_size, p, device):
+    x = torch.randn(24, 9, device=device, requires_grad=True)
+    loss = losses.KoLeoLoss(p, topk=topk, group_size=group_size, reduction="none")
+    got, want = loss(x), plain(x.double(), topk, group_size or 24, p)
+    assert_close(got, want.float())
+    weights = torch.rand_like(got)
+    mine = torch.autograd.grad((got * weights).sum(), x)
+    truth = torch.autograd.grad((want * weights).sum(), x)
+    assert_close(*mine, *truth, rtol=1e-4, atol=1e-5)
+
+
+def test_one_group_of_one_neighbor_is_the_operators(device):
+    x = torch.randn(20, 9, device=device)
+    assert_close(losses.KoLeoLoss(group_size=20)(x), losses.KoLeoLoss()(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "message"),
+    [
+        ({"group_size": 4}, 6, r"whole groups of 4 rows, more than 1, got 6"),
+        ({"topk": 3}, 3, r"whole groups of 3 rows, more than 3, got 3"),
+    ],
+)
+def test_rejects_too_few_rows(options, rows, message):
+    with pytest.raises(ValueError, match=message):
+        losses.KoLeoLoss(**options)(torch.randn(rows, 4))
+
+
 def test_has_no_state():
     assert not losses.KoLeoLoss().state_dict()
 
@@ -87,6 +129,8 @@ def test_rejects_shapes(shape):
     [
         ({"p": 0}, "p and eps must be positive, got 0 and 1e-08"),
         ({"eps": 0.0}, "p and eps must be positive, got 2 and 0.0"),
+        ({"topk": 0}, "topk must be at least 1 and below group_size, got 0 of None"),
+        ({"topk": 4, "group_size": 4}, "topk must be at least 1 and below group_size, got 4 of 4"),
         ({"reduction": "max"}, "reduction must be .*, got 'max'"),
     ],
 )

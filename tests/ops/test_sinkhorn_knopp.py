@@ -51,6 +51,18 @@ def test_column_logsumexp_matches_definition(shape, dtype, with_center, temperat
     assert_close(got.cpu().double(), want, rtol=2e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("with_center", [False, True])
+def test_column_logsumexp_without_dividing_rows(with_center, device):
+    logits = make_logits((40, 300), device)
+    options = {
+        "temperature": 0.3,
+        "center": torch.randn(300, device=device) if with_center else None,
+        "normalize_rows": False,
+    }
+    got = functional.prototype_column_logsumexp(logits, **options)
+    assert_close(got, reference.prototype_column_logsumexp(logits, **options))
+
+
 def test_column_logsumexp_of_float64():
     torch.manual_seed(0)
     logits = make_logits((40, 300), dtype=torch.float64)

@@ -64,6 +64,7 @@ class ViewPairLoss(nn.Module):
     """Base of the losses whose anchors and positives are all pairs of views of an image."""
 
     decoupled = False  # the positive is not in its own denominator
+    view_name = "out"  # of the arguments of `forward`, for errors
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class ViewPairLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         views = (out0, out1, *views)
-        require_alike(**{f"out{i}": view for i, view in enumerate(views)})
+        require_alike(**{f"{self.view_name}{i}": view for i, view in enumerate(views)})
         stacked = torch.stack(views)
         lse, positive = self._blocks(stacked)
         if len(views) == 2:  # the pair's rows are all rows
@@ -104,7 +105,7 @@ class ViewPairLoss(nn.Module):
             per_image = self._terms(lse.logsumexp(1), of_other).mean(0)
         else:
             per_image = mean_over_pairs(self._pair_terms(lse, positive))
-        return reduce(per_image, self.reduction, "out0")
+        return reduce(per_image, self.reduction, f"{self.view_name}0")
 
     def pair_losses(self, views: Tensor) -> Tensor:
         """The loss of every pair of views of every image.

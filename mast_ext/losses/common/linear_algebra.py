@@ -1,0 +1,110 @@
+"""Matrix products and decompositions of torch that autocast does not round to 16 bit.
+
+Nor their gradients': left to autograd, these would be multiplied under whatever autocast there is
+around ``backward()``, or around a compiled loss. So every function here makes its own.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def widen(x: Tensor) -> Tensor:
+    """``x`` in float32, or float64 as it is: what the loss of it is computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a b`` of matrices, or of two batches of as many."""
+    return _Product.apply(a, b)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        with torch.autocast(a.device.type, enabled=False):
+            return a @ b
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        of_a, of_b = ctx.needs_input_grad
+        with torch.autocast(a.device.type, enabled=False):
+            return grad @ b.mT if of_a else None, a.mT @ grad if of_b else None
+
+
+def gram(x: Tensor) -> Tensor:
+    """``x xᵀ`` of every matrix."""
+    return _Gram.apply(x)
+
+
+class _Gram(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ x.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            return (grad + grad.mT) @ x
+
+
+def smaller_gram(x: Tensor) -> Tensor:
+    """``x xᵀ`` or ``xᵀ x`` of every matrix, whichever is smaller: of one norm and spectrum."""
+    return gram(x if x.shape[-2] <= x.shape[-1] else x.mT)
+
+
+def singular_values(x: Tensor) -> Tensor:
+    """The singular values of every matrix, the largest first.
+
+    Where some coincide, the gradient of a symmetric function of them, such as their sum, is right.
+    """
+    return _SingularValues.apply(x)
+
+
+class _SingularValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if not ctx.needs_input_grad[0]:
+            return torch.linalg.svdvals(x)
+        left, values, right = torch.linalg.svd(x, full_matrices=False)
+        ctx.save_for_backward(left, right)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        left, right = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            return (left * grad.unsqueeze(-2)) @ right
+
+
+def log_determinant(x: Tensor) -> Tensor:
+    """Of every symmetric positive definite matrix.
+
+    Raises:
+        torch.linalg.LinAlgError: One is not positive definite.
+    """
+    return _LogDeterminant.apply(x)
+
+
+class _LogDeterminant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        factor = torch.linalg.cholesky(x)
+        ctx.save_for_backward(factor)
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (factor,) = ctx.saved_tensors
+        return grad[..., None, None] * torch.cholesky_inverse(factor)

@@ -1,0 +1,253 @@
+"""What the classes that lightly has, too, do beyond its: reductions, state, forms, distances."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from mast_ext import losses
+
+IMAGES, DIM, TOKENS = 8, 10, 5
+
+
+def two_views():
+    return torch.randn(2, IMAGES, DIM).unbind()
+
+
+def tokens():
+    return torch.randn(2, IMAGES, TOKENS, DIM).unbind()
+
+
+def masked_tokens():
+    return *tokens(), torch.rand(IMAGES, TOKENS) > 0.5
+
+
+def regions():
+    return *torch.randn(4, IMAGES, TOKENS, DIM), *torch.randint(0, 4, (2, IMAGES, TOKENS))
+
+
+PER_IMAGE = {
+    "CAPILoss": (losses.CAPILoss, tokens),
+    "CO2Regularizer": (losses.CO2Regularizer, two_views),
+    "DetConBLoss": (losses.DetConBLoss, regions),
+    "DirectCLRLoss": (lambda **options: losses.DirectCLRLoss(4, **options), two_views),
+    "IBOTPlusPlusPatchLoss": (lambda **o: losses.IBOTPlusPlusPatchLoss(DIM, **o), tokens),
+    "IBOTPlusPlusPatchLoss mask": (
+        lambda **o: losses.IBOTPlusPlusPatchLoss(DIM, **o),
+        masked_tokens,
+    ),
+    "MACLLoss": (losses.MACLLoss, two_views),
+    "PatchKernelAlignmentLoss": (losses.PatchKernelAlignmentLoss, tokens),
+}
+
+
+@pytest.mark.parametrize("name", PER_IMAGE)
+def test_reductions(name):
+    torch.manual_seed(0)
+    make, inputs = PER_IMAGE[name]
+    given = [x.requires_grad_() if x.is_floating_point() else x for x in inputs()]
+    each = make(reduction="none")(*given)
+    assert each.shape == (IMAGES,)
+    assert_close(make()(*given), each.mean())
+    assert_close(make(reduction="sum")(*given), each.sum())
+    learns = given[0 if name.startswith("Patch") else 1]
+    weights = torch.rand(IMAGES)
+    of_each = torch.autograd.grad((each * weights).sum(), learns, retain_graph=True)
+    by_hand = sum(
+        torch.autograd.grad(each[i], learns, retain_graph=True)[0] * weights[i]
+        for i in range(IMAGES)
+    )
+    assert_close(*of_each, by_hand)
+    of_mean = torch.autograd.grad(make()(*given), learns)
+    assert_close(*of_mean, torch.autograd.grad(each.mean(), learns)[0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*PER_IMAGE, "DetConSLoss"],
+)
+def test_rejects_reductions(name):
+    make = PER_IMAGE[name][0] if name in PER_IMAGE else getattr(losses, name)
+    with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none', got 'max'"):
+        make(reduction="max")
+
+
+@pytest.mark.parametrize("negatives", ["pairs", "all_views"])
+def test_macl_of_three_views(negatives):
+    views = torch.randn(3, IMAGES, DIM)
+    loss = losses.MACLLoss(alpha=0.0, negatives=negatives, reduction="none")
+    # Without a moving temperature, NT-Xent weighted by 1 / (1 - p).
+    plain = losses.NTXentLoss(0.1, negatives=negatives)
+    pairs = loss.pair_losses(views)
+    same = torch.eye(3, dtype=torch.bool)
+    assert_close(loss(*views), pairs[~same].mean(0))
+    two = losses.NTXentLoss(0.1, reduction="none").pair_losses(views)
+    assert (pairs >= (two if negatives == "pairs" else plain.pair_losses(views)) - 1e-6).all()
+
+
+@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3])
+def test_macl_of_confident_pairs_keeps_its_digits(distance):
+    """``-log p / (1 - p)`` goes to 1, of numbers that float32 cannot tell apart from 0."""
+    torch.manual_seed(0)
+    first = torch.randn(IMAGES, 64)
+    views = torch.stack((first, first + distance * torch.randn_like(first)))
+    got = losses.MACLLoss(0.05, reduction="none")(*views)
+    want = losses.MACLLoss(0.05, reduction="none")(*views.double())
+    assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+def test_hypersphere_of_equal_views_has_finite_gradients(alpha):
+    x = torch.randn(IMAGES, DIM, requires_grad=True)
+    losses.HypersphereLoss(alpha=alpha)(x, x.detach().clone()).backward()
+    assert x.grad.isfinite().all()
+
+
+def test_pair_losses_of_hypersphere_are_its_alignment():
+    views = torch.randn(3, IMAGES, DIM)
+    pairs = losses.HypersphereLoss(alpha=3.0).pair_losses(views)
+    unit = F.normalize(views, dim=2)
+    want = (unit[:, None] - unit).norm(dim=3).pow(3)
+    assert_close(pairs, want)
+
+
+def test_det_con_stores_nothing_of_all_regions_by_all():
+    x = torch.randn(4, 64, 4, DIM, requires_grad=True)
+    masks = torch.arange(4).expand(2, 64, 4)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel()) or t, lambda t: t
+    ):
+        losses.DetConBLoss()(*x, *masks)
+    assert max(sizes) <= 8 * 8 * 64 * 2 < (4 * 64) ** 2
+
+
+def test_predictions_that_underflow_cost_a_finite_number():
+    anchors = torch.eye(DIM).requires_grad_()
+    loss = losses.PMSNLoss(1e-3)(anchors, anchors.detach().flip(0), torch.eye(DIM))
+    loss.backward()
+    assert loss.isfinite() and anchors.grad.isfinite().all()
+
+
+def test_emp_ssl_of_the_paper_takes_the_coding_rate_off():
+    views = [torch.randn(IMAGES, DIM) for _ in range(3)]
+    lightly, paper = (losses.EMPSSLLoss(variant=variant)(views) for variant in ("lightly", "paper"))
+    invariance = losses.EMPSSLLoss(1e30)(views)  # the coding rate of a large distortion is 0
+    assert_close(lightly + paper, 2 * invariance)
+    assert lightly > invariance > paper
+
+
+@pytest.mark.parametrize("name", ["TiCoLoss", "CO2Regularizer"])
+def test_training_resumes_with_its_state(name):
+    """Which lightly's state_dict does not have."""
+    make = {
+        "TiCoLoss": losses.TiCoLoss,
+        "CO2Regularizer": lambda: losses.CO2Regularizer(memory_bank_size=(20, DIM)),
+    }[name]
+    loss = make()
+    loss(*two_views())
+    resumed = make()
+    resumed.load_state_dict(copy.deepcopy(loss.state_dict()))
+    views = two_views()
+    assert torch.equal(resumed(*views), loss(*views))
+    again = make()
+    again(*two_views())
+    again.load_state_dict(loss.state_dict())
+    views = two_views()
+    assert torch.equal(again(*views), loss(*views))
+
+
+def test_tico_without_a_batch_loads_as_such():
+    loss = losses.TiCoLoss()
+    loss.load_state_dict(losses.TiCoLoss().state_dict())
+    assert loss.C is None
+
+
+def test_whitened_batches_have_unit_covariance():
+    x = torch.randn(500, DIM) @ torch.randn(DIM, DIM) + 3
+    y = losses.Whitening2d(DIM)(x)
+    assert_close(y.mean(0), torch.zeros(DIM), atol=1e-4, rtol=0)
+    assert_close(y.T.cov(), torch.eye(DIM), atol=1e-3, rtol=0)
+
+
+def test_whitening_in_evaluation_uses_its_moving_averages():
+    layer = losses.Whitening2d(DIM, momentum=1.0)
+    x = torch.randn(50, DIM)
+    want = layer(x)
+    assert_close(layer.eval()(x), want)
+    y = x[:1].clone().requires_grad_()  # one row is enough
+    weights = torch.rand(DIM)
+    (layer(y)[0] * weights).sum().backward()
+    factor = torch.linalg.cholesky(layer.running_variance)
+    assert_close(y.grad[0], torch.linalg.solve(factor.T, weights), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_against_finite_differences():
+    x = torch.randn(12, 4, dtype=torch.double, requires_grad=True)
+    layer = losses.Whitening2d(4, eps=0.1, track_running_stats=False)
+    assert torch.autograd.gradcheck(layer, x)
+    views = torch.randn(4, 3, 6, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(losses.MMCRLoss(0.3), (views, torch.randn_like(views)))
+    assert torch.autograd.gradcheck(lambda z: losses.EMPSSLLoss()(z.unbind()), views)
+
+
+def test_patch_kernels_of_rotated_features_are_aligned():
+    teacher = torch.randn(IMAGES, TOKENS, DIM)
+    rotation = torch.linalg.qr(torch.randn(DIM, DIM)).Q
+    loss = losses.PatchKernelAlignmentLoss()(3 * teacher @ rotation, teacher)
+    assert_close(loss, torch.zeros(()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("DirectCLRLoss", {"loss_dim": 0}, "loss_dim must be at least 1, got 0"),
+        ("HypersphereLoss", {"t": 0.0}, "t and alpha must be positive, got 0.0 and 2.0"),
+        ("EMPSSLLoss", {"tcr_eps": 0.0}, "tcr_eps must be positive, got 0.0"),
+        ("EMPSSLLoss", {"variant": "x"}, "variant must be 'lightly' or 'paper', got 'x'"),
+        ("CAPILoss", {"sinkhorn_iterations": -1}, "sinkhorn_iterations must be at least 0, got -1"),
+        ("WMSELoss", {"num_samples": 1}, "num_samples must be at least 2, got 1"),
+    ],
+)
+def test_rejects_arguments(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(losses, name)(**arguments)
+
+
+ONE = torch.ones(2, 3, 4)
+MASKS = torch.zeros(2, 2, 3).long()
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "error", "message"),
+    [
+        (losses.MSNLoss, (ONE[0], ONE[0][:2], ONE[0]), ValueError, "whole number of views of 2"),
+        (losses.MSNLoss, (ONE[0], ONE[0], ONE[0][:, :2]), ValueError, r"prototypes must have"),
+        (losses.CAPILoss, (ONE[0], ONE), ValueError, r"teacher_logits must have shape \[B, N, K\]"),
+        (losses.CAPILoss, (ONE, ONE[:, :2]), ValueError, r"student_logits .* \[2, 3, 4\], got"),
+        (losses.CAPILoss, (ONE, ONE, MASKS[0][:1]), ValueError, r"teacher_index .* \[2, M\], got"),
+        (
+            lambda: losses.IBOTPlusPlusPatchLoss(4),
+            (ONE, ONE, torch.ones(2, 3)),
+            TypeError,
+            "mask must be bool, got torch.float32",
+        ),
+        (
+            lambda: losses.IBOTPlusPlusPatchLoss(4),
+            (ONE, ONE, torch.ones(2, 4).bool()),
+            ValueError,
+            r"mask must have shape \[2, H, W\] with H·W = 3, or \[2, 3\], got \[2, 4\]",
+        ),
+        (losses.DetConSLoss, (ONE, ONE[:1], *MASKS), ValueError, r"one shape \[B, M, D\]"),
+        (losses.DetConSLoss, (ONE, ONE, *MASKS[..., :2]), ValueError, r"masks must have shape"),
+        (losses.EMPSSLLoss, ([],), ValueError, r"z_views must hold views of one shape"),
+        (lambda: losses.Whitening2d(3), (ONE[0],), ValueError, r"x must have shape \[N, 3\]"),
+        (losses.VICRegLLoss, ([(ONE[0], ONE[None])], [ONE[None]]), ValueError, "another crop"),
+        (lambda: losses.MACLLoss(alpha=1.0), (ONE[0], -ONE[0]), ValueError, "temperature must be"),
+    ],
+)
+def test_rejects_inputs(make, inputs, error, message):
+    with pytest.raises(error, match=message):
+        make()(*inputs)
