@@ -259,6 +259,8 @@ def cross_correlation_penalty(
         ValueError: A shape or device does not fit, ``N < 2``, or ``variant`` is unknown.
         TypeError: A dtype is not supported or differs from that of ``a``.
     """
+    if changes_between_calls(lambda_):
+        return ops.scheduled.cross_correlation_penalty(a, b, _as_input(lambda_), variant)[0]
     return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]
 
 
