@@ -259,6 +259,8 @@ def cross_correlation_penalty(
         ValueError: A shape or device does not fit, ``N < 2``, or ``variant`` is unknown.
         TypeError: A dtype is not supported or differs from that of ``a``.
     """
+    if changes_between_calls(lambda_):
+        return ops.scheduled.cross_correlation_penalty(a, b, _as_input(lambda_), variant)[0]
     return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]
 
 
@@ -482,6 +484,7 @@ def _prototype_cross_entropy(
         return ops.prototype_cross_entropy.weighted_op(
             student, teacher, center, weights, *temperatures, with_mean
         )
+    _require_tensors(teacher=teacher, **({} if center is None else {"center": center}))
     # What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
     teacher = teacher.detach()
     center = None if center is None else center.detach()
@@ -495,6 +498,13 @@ def _prototype_cross_entropy(
         weights = weights.detach().to(cross_entropy.dtype).expand(cross_entropy.shape)
         cross_entropy = (cross_entropy * weights).masked_fill(weights == 0, 0).sum()
     return cross_entropy, mean
+
+
+def _require_tensors(**arguments: object) -> None:
+    """Raises a TypeError for what is none, where Python and not the dispatcher meets it first."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def _as_input(number: float) -> Tensor:
@@ -581,6 +591,7 @@ def sinkhorn_knopp(
             ``iterations`` is negative.
         TypeError: The dtype is not supported.
     """
+    _require_tensors(logits=logits)
     if logits.dim() < 2:
         raise ValueError(f"logits must have shape [..., C], got {list(logits.shape)}")
     if not temperature > 0:
@@ -755,6 +766,7 @@ def select_hard_crops(
         raise ValueError(
             f"generator must be on the CPU, where the tuples are drawn, got {generator.device}"
         )
+    _require_tensors(ce=ce)
     tuples = None
     if ce.dim() == 3 and 0 <= num_locals <= ce.shape[1] - ce.shape[0]:  # else an error of the op
         num_globals, crops = ce.shape[:2]

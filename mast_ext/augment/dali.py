@@ -9,10 +9,11 @@ of a level). ``"fused"`` changes colors by one operator, which is faster, but an
 contrast is changed about level 128 instead of the mean gray, and the hue is turned in YIQ
 instead of HSV, so the same parameters give other colors of the same strength.
 
-Files are decoded by DALI where it makes of them what Pillow does; others go in as pixels. DALI's
-messages do not say which file is at fault, so a batch that fails, or has images of other sizes than
-the source says, is looked at image by image: what Pillow can decode goes in as pixels, too, and
-anything else is an error that names the file.
+Files are decoded by DALI where it makes of them what Pillow does and nothing about them is odd
+(see `containers`), since an odd one can end the process; others go in as pixels. DALI's messages do
+not say which file is at fault, so a batch that fails, or has images of other sizes than the source
+says, is looked at image by image: what Pillow can decode goes in as pixels, too, and anything else
+is an error that names the file.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mast_ext.augment.containers import well_formed
 from mast_ext.augment.parameters import COLUMN, GROUPS
 from mast_ext.augment.policies import ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
@@ -37,9 +39,6 @@ from mast_ext.augment.rendering import ImageSource, Indices, Plan, Rendered, by_
 
 PHOTOMETRIC = ("exact", "fused")
 """Ways of changing colors."""
-
-_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")  # JPEG, PNG, WebP, BMP
-_PNG_BITS = 24  # position of the number of bits of a channel
 
 _GATES = ("flip", "jitter", "grayscale", "blur", "solarize")  # columns, and settings of a recipe
 
@@ -124,7 +123,7 @@ class DaliRenderer:
         self._running: tuple[Any, _Batch] | None = None  # the pipeline, and the batch in it
         self._copied: list[tuple[torch.cuda.Event, list[Tensor]]] = []
         self._decoder: Any = None
-        self._as_pixels: set[int] = set()  # images that DALI cannot decode and Pillow can
+        self._as_pixels: set[int] = set()  # images that only Pillow is to decode
 
     def render(
         self, parts: Iterable[Indices], plan: Plan, *, for_gpu: bool = False
@@ -172,10 +171,13 @@ class DaliRenderer:
         return _Batch(indices, plan, images, arguments)
 
     def _file(self, files: EncodedImages, index: int) -> NDArray[np.uint8]:
-        data = None if index in self._as_pixels else files.encoded(index)
-        if data is None or not _is_known(data):
-            return _bitmap(_pixels(self.source, index))
-        return data
+        if index not in self._as_pixels:
+            height, width = self.source.sizes[index].tolist()
+            data = well_formed(files.encoded(index), (height, width))
+            if data is not None:
+                return data
+            self._as_pixels.add(index)
+        return _bitmap(_pixels(self.source, index))
 
     def _start(self, batch: "_Batch") -> None:
         if self._running is not None:  # of an epoch that was left early
@@ -333,13 +335,6 @@ def _arguments(
         for name in input_names(recipe, photometric):
             arguments[input_name(view, name)] = np.ascontiguousarray(values[name])
     return arguments
-
-
-def _is_known(data: NDArray[np.uint8]) -> bool:
-    """Whether DALI makes of a file what Pillow does: not of TIFF with alpha, or PNG of 16 bits."""
-    head = data[: _PNG_BITS + 1].tobytes()
-    deep_png = head.startswith(b"\x89PNG") and head[_PNG_BITS:] > b"\x08"
-    return head.startswith(_SIGNATURES) and not deep_png
 
 
 def _pixels(source: ImageSource, index: int) -> NDArray[np.uint8]:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     rows = []
     for name, backbone, method in (
         (restored.name, restored.backbone, restored.method),
-        ("untrained", restored.untrained, None),
+        (restored.start, restored.untrained, None),
     ):
         rows += evaluate(
             name, backbone, images, config.augment, config.evaluation, method=method, device=device
@@ -64,7 +64,7 @@ def make_parser() -> Parser:
     """All options of the command."""
     parser = settings_parser(
         "evaluate",
-        "k-NN and linear probes of frozen features, beside the same network untrained."
+        "k-NN and linear probes of frozen features, beside the same network before training."
         " Images and views are those of the run unless options say otherwise.",
         EvaluateConfig,
     )

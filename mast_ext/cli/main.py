@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         if os.environ.get("MAST_EXT_DEBUG") or not _is_for_users(error):
             raise
-        return _fail(str(error), getattr(error, "status", 1))
+        return _fail(str(error) or type(error).__name__, getattr(error, "status", 1))
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,12 +26,30 @@ class Parser(ArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """The settings in a file; an error names it."""
         try:
-            read_settings(Path(path))
+            self.check_names(read_settings(Path(path)))
             return super().parse_path(path, *args, **kwargs)
         except RunError as error:
             raise UsageError(str(error)) from error
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
+
+    def check_names(self, values: Mapping[str, Any], group: str = "") -> None:
+        """Reports the first name in a file of settings that is none of a setting.
+
+        jsonargparse would do so when it no longer knows which file it was in.
+        """
+        known = {a.dest for a in self._actions if not a.dest.endswith(".help")}
+        groups = {dest[:at] for dest in known for at, c in enumerate(dest) if c == "."}
+        for key, value in values.items():
+            name = f"{group}{key}"
+            if name in groups and isinstance(value, Mapping):
+                self.check_names(value, f"{name}.")
+            elif name in groups:
+                self.error(f"{name} must be a mapping of settings, got {value!r}")
+            elif name not in known:
+                close = difflib.get_close_matches(name, known - groups, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self.error(f"there is no setting {name}{hint}")
 
     def _explain(self, message: str) -> str:
         unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)

@@ -78,8 +78,10 @@ def load_config(resume: Path) -> PretrainConfig:
     """The settings of the run that a path belongs to."""
     folder = resume if resume.is_dir() else run_of_checkpoint(resume)
     parser, run = settings_parser("pretrain", "", PretrainConfig), RunDirectory.open(folder)
+    settings = run.load_config()
     try:
-        values = parser.parse_object(run.load_config())
+        parser.check_names(settings)
+        values = parser.parse_object(settings)
     except UsageError as error:
         raise UsageError(f"{run.config}: {error}") from error
     return build(parser, values, PretrainConfig)

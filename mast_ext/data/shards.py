@@ -216,7 +216,9 @@ def _scan(archive: Path) -> tuple[list["_Sample"], str]:
                 elif f".{extension}".endswith(SUFFIXES):
                     sample.images.append(place)
                     sample.missing_bytes |= place.offset + place.size > size
-    except (tarfile.TarError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # tarfile raises nearly anything on damaged headers
         problem = str(error) or type(error).__name__
     for sample in samples.values():
         plain = [image for image in sample.images if Path(image.name).name.count(".") == 1]
@@ -243,15 +245,15 @@ def _read_label(
     data = file.read() if file is not None else b""
     try:
         value: Any = data.decode().strip() if extension == "cls" else json.loads(data)
-    except ValueError as error:
+        if isinstance(value, dict):
+            value = next((value[name] for name in LABEL_FIELDS if name in value), None)
+            if value is None:
+                return
+        if isinstance(value, str) and value.removeprefix("-").isdecimal():
+            value = int(value)
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         sample.bad_label = f"{member.name} cannot be read: {error}"
         return
-    if isinstance(value, dict):
-        value = next((value[name] for name in LABEL_FIELDS if name in value), None)
-        if value is None:
-            return
-    if isinstance(value, str) and value.removeprefix("-").isdecimal():
-        value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
         sample.bad_label = f"{member.name} has no number or name as its label, but {value!r}"
     else:

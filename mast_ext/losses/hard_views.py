@@ -141,5 +141,8 @@ def _highest(score: Tensor, fraction: float) -> Tensor:
     """Marks ``[B]`` of the images with the highest scores; NaN is the lowest."""
     ranked = score.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     order = ranked.argsort(descending=True, stable=True)
-    hard = torch.zeros_like(score, dtype=torch.bool)
-    return hard.index_fill_(0, order[: round(fraction * len(score))], True)
+    # By a tensor, which compilers keep variable where a slice would be of one length.
+    one = torch.ones((), dtype=torch.float64, device=score.device)
+    count = (one * fraction * len(score)).round()
+    place = torch.arange(len(score), device=score.device)
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(0, order, place < count)

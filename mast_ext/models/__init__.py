@@ -14,6 +14,7 @@ from mast_ext.models.heads import PairUncertainty, Projector
 from mast_ext.models.patches import PatchLayout, forward_patches, patch_layout
 from mast_ext.models.prototypes import DINOHead, NormalizedLinear
 from mast_ext.models.sync_batch_norm import sync_batch_norm
+from mast_ext.models.weights import load_weights
 
 __all__ = [
     "BackboneSpec",
@@ -30,6 +31,7 @@ __all__ = [
     "forward_views",
     "is_resnet",
     "load_backbone",
+    "load_weights",
     "patch_layout",
     "save_backbone",
     "sync_batch_norm",

@@ -14,13 +14,14 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-FORMAT = "mast_ext.backbone.1"
+from mast_ext.models.weights import FORMAT, load_weights, read_safetensors
+
+_FILE = "checkpoint_path"  # timm's argument for weights to start from
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,18 @@ class BackboneSpec:
         name: A timm model's name, or a preset of ours (``resnet_small``, ``vit_small_images``).
         small_images: For ResNets: a 3x3 stem without max-pool, of stride 1 (stride 2 in
             ``resnet_small``), instead of the 7x7 stride-2 stem with max-pool.
-        timm_args: Further arguments of ``timm.create_model`` (``img_size``, ``patch_size``, …).
+        timm_args: Further arguments of ``timm.create_model`` (``img_size``, ``patch_size``, …). A
+            file of weights (``checkpoint_path``) is none of them: what it held is stored itself.
     """
 
     name: str = "resnet_small"
     small_images: bool = True
     timm_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # As files of older runs have it.
+        own = {name: value for name, value in self.timm_args.items() if name != _FILE}
+        object.__setattr__(self, "timm_args", own)
 
     def create(self) -> nn.Module:
         """The backbone with random weights; errors as `create_backbone`."""
@@ -80,9 +87,9 @@ class BackboneSpec:
 
 
 def create_backbone(
-    name: str, small_images: bool = False, **timm_args: Any
+    name: str, small_images: bool = False, *, weights: str | Path | None = None, **timm_args: Any
 ) -> tuple[nn.Module, int]:
-    """A randomly initialized backbone and its number of features.
+    """A backbone and its number of features.
 
     Args:
         name: A timm model's name, or one made for small images on a CPU: ``resnet_small``, a
@@ -90,22 +97,29 @@ def create_backbone(
             vision transformer of four blocks on patches of 4 pixels (0.8 million), both with 128
             features.
         small_images: See `BackboneSpec`.
+        weights: A file with weights to start from, see `load_weights`; random ones by default.
         **timm_args: Passed to ``timm.create_model``. Nothing is fetched from a network.
+            ``checkpoint_path`` is another name of ``weights``.
 
     Returns:
         The module, images ``[B, 3, S, S]`` to features ``[B, F]``, and ``F``.
 
     Raises:
         ValueError: Unknown name, arguments that the model does not take or that leave it without
-            pooled features, or ``small_images`` for a model that is not a ResNet.
+            pooled features, ``small_images`` for a model that is not a ResNet, or weights that are
+            not those of this model (with ``small_images``: of its stem, too).
+        FileNotFoundError: There is no file of weights.
     """
+    weights = timm_args.pop(_FILE, "") or weights
     preset = PRESETS.get(name, _Preset(name, {}))
     if preset.timm_name not in timm.list_models():
         close = difflib.get_close_matches(name, [*PRESETS, *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"no backbone is called {name!r} in timm{hint}")
     if "pretrained" in timm_args:
-        raise ValueError("backbones start from random weights: pretrained is not an option")
+        raise ValueError(
+            "pretrained is not an option, since nothing is fetched; weights names a file instead"
+        )
     arguments = {**preset.timm_args, **timm_args, "num_classes": 0, "pretrained": False}
     backbone: Any
     try:
@@ -116,6 +130,8 @@ def create_backbone(
         raise ValueError(f"{name!r} with {timm_args} gives no pooled features")
     if small_images:
         _use_small_stem(backbone, name, preset.stem_stride)
+    if weights:
+        load_weights(backbone, Path(weights))
     return backbone, int(backbone.num_features)
 
 
@@ -191,15 +207,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, BackboneSpec]:
         FileNotFoundError: There is no such file.
         ValueError: The file is not one of `save_backbone`'s, or does not fit its own spec.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no backbone file at {path}")
-    try:
-        data = path.read_bytes()  # safetensors opens no path that is not UTF-8
-        tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = header.get("__metadata__", {})
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a backbone of mast_ext (its metadata names none)")
     try:

@@ -15,7 +15,8 @@ backward_op = torch.ops.mast_ext.cross_correlation_penalty_backward.default
 
 
 @torch.library.register_fake("mast_ext::cross_correlation_penalty")
-def _(a, b, lambda_, variant):
+def shapes(a, b, lambda_, variant):
+    """What the operator returns, without values."""
     rows, dim = a.shape
     gram = prefers_gram(rows, dim, 1)
     penalty = a.new_empty((), dtype=accumulation_dtype(a))
@@ -32,7 +33,7 @@ def _(a, b, lambda_, variant):
 
 
 @torch.library.register_fake("mast_ext::cross_correlation_penalty_backward")
-def _(
+def backward_shapes(
     grad_penalty,
     a,
     b,
@@ -46,4 +47,5 @@ def _(
     variant,
     wanted,
 ):
+    """What the backward operator returns, without values."""
     return wanted_like(a, wanted[0], a), wanted_like(b, wanted[1], a)

@@ -1,4 +1,4 @@
-"""Operators whose temperatures are tensors, for those that change while a compiled loop trains.
+"""Operators whose temperatures and weights are tensors, for those that change in a compiled loop.
 
 A number that is given to an operator is a constant of what torch.compile makes of a function: it
 compiles anew for another one, and gives up after a few. A tensor is an input. These take numbers as
@@ -6,9 +6,12 @@ scalar tensors in float64 on the CPU, whose values are read without waiting for 
 that they are the operators of their names.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from mast_ext.ops import cross_correlation_penalty as correlations
 from mast_ext.ops import prototype_column_logsumexp as columns
 from mast_ext.ops import prototype_cross_entropy as prototypes
 
@@ -52,9 +55,31 @@ def prototype_column_logsumexp(
     return columns.op(logits, center, temperature.item(), normalize_rows)
 
 
+@torch.library.custom_op("mast_ext_scheduled::cross_correlation_penalty", mutates_args=())
+def cross_correlation_penalty(
+    a: Tensor, b: Tensor, lambda_: Tensor, variant: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``mast_ext::cross_correlation_penalty``."""
+    return correlations.op(a, b, lambda_.item(), variant)
+
+
+@torch.library.custom_op("mast_ext_scheduled::cross_correlation_penalty_backward", mutates_args=())
+def cross_correlation_penalty_backward(
+    grad: Tensor, saved: Sequence[Tensor], lambda_: Tensor, variant: str, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """``mast_ext::cross_correlation_penalty_backward``; ``saved`` are its tensors from ``a`` on."""
+    return correlations.backward_op(grad, *saved, lambda_.item(), variant, wanted)
+
+
 prototype_cross_entropy.register_fake(prototypes.shapes)
 prototype_cross_entropy_backward.register_fake(prototypes.backward_shapes)
 prototype_column_logsumexp.register_fake(columns.shapes)
+cross_correlation_penalty.register_fake(correlations.shapes)
+
+
+@cross_correlation_penalty_backward.register_fake
+def _(grad, saved, lambda_, variant, wanted):
+    return correlations.backward_shapes(grad, *saved, lambda_, variant, wanted)
 
 
 def _save(ctx, inputs, output):
@@ -68,3 +93,20 @@ def _gradients(ctx, grad, *_):
 
 
 prototype_cross_entropy.register_autograd(_gradients, setup_context=_save)
+
+
+def _save_correlations(ctx, inputs, output):
+    a, b, lambda_, ctx.variant = inputs
+    ctx.save_for_backward(a, b, *output[1:], lambda_)
+
+
+def _gradients_of_correlations(ctx, grad, *_):
+    *saved, lambda_ = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:2]
+    grads = cross_correlation_penalty_backward(grad, saved, lambda_, ctx.variant, wanted)
+    return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None, None
+
+
+cross_correlation_penalty.register_autograd(
+    _gradients_of_correlations, setup_context=_save_correlations
+)

@@ -83,12 +83,34 @@ class ModelConfig:
             ResNet) or ``vit_small_images`` (a vision transformer of four blocks).
         small_images: For ResNets: a 3x3 stem without max-pool. By default on for ResNets when
             views are at most 64 pixels wide.
+        weights: A file with weights to start from instead of random ones: a run's
+            ``backbone.safetensors``, one of its checkpoints, or weights of the same timm model,
+            saved by safetensors or ``torch.save``. The run keeps a copy.
         timm_args: Further arguments of ``timm.create_model``.
     """
 
     name: str = "resnet_small"
     small_images: bool | None = None
+    weights: str | None = None
     timm_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # timm's name for weights, which is no property of the network.
+        others = dict(self.timm_args)
+        path = others.pop("checkpoint_path", None)
+        if path and self.weights:
+            raise ValueError(
+                f"model.weights is {self.weights} and checkpoint_path in model.timm_args is {path}:"
+                " leave one of them out"
+            )
+        if path:
+            object.__setattr__(self, "weights", str(path))
+            object.__setattr__(self, "timm_args", others)
+
+    @property
+    def start(self) -> str:
+        """What tables call the network before training."""
+        return "starting weights" if self.weights else "untrained"
 
 
 @dataclass(frozen=True)
@@ -288,10 +310,13 @@ class PretrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as YAML and checkpoints hold them.
 
-        The data's path is absolute, so that the run can be used from any working directory.
+        Paths of data and weights are absolute, so that the run can be used from any working
+        directory.
         """
         values = _plain(dataclasses.asdict(self))
         values["data"]["path"] = _absolute(self.data.path)
+        if self.model.weights:
+            values["model"]["weights"] = str(Path(os.getcwd(), self.model.weights))
         return values
 
 

@@ -45,19 +45,22 @@ class Networks:
 
 
 def build_networks(config: PretrainConfig) -> Networks:
-    """Backbone and method with initial weights that follow from the seed alone.
+    """Backbone and method with initial weights that follow from the seed and `ModelConfig.weights`.
 
     Every method starts from the same backbone, and from the same heads with EquiMod as without.
 
     Raises:
         ValueError: The backbone or an option of the method does not exist or does not fit.
+        FileNotFoundError: There is no file of weights to start from.
     """
     seed_everything(config.seed, workers=True, verbose=False)
     spec = backbone_spec(config)
     channels = spec.timm_args.get("in_chans", 3)
     if channels != 3:
         raise ValueError(f"model.timm_args: in_chans must be 3, images are RGB, got {channels}")
-    backbone, num_features = create_backbone(spec.name, spec.small_images, **spec.timm_args)
+    backbone, num_features = create_backbone(
+        spec.name, spec.small_images, weights=config.model.weights, **spec.timm_args
+    )
     recipe = config.augment
     _require_size(backbone, spec, "augment.size", recipe.size)
     options = config.options(config.method)

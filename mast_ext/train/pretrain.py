@@ -16,6 +16,7 @@ from rich.console import Console
 from mast_ext.data import Source
 from mast_ext.distributed import rank, run_on_first_rank
 from mast_ext.methods import METHODS
+from mast_ext.models import save_backbone
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation.evaluate import Row, chance, evaluate
@@ -24,11 +25,11 @@ from mast_ext.train.launch import process_group, resolve_device
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.module import PretrainModule
-from mast_ext.train.networks import build_networks
+from mast_ext.train.networks import Networks, build_networks
 from mast_ext.train.report.figures import draw_hard_view_examples, draw_uncertainty
 from mast_ext.train.report.html import write_report
 from mast_ext.train.state.checkpoint import read_checkpoint
-from mast_ext.train.state.run_directory import RunDirectory
+from mast_ext.train.state.run_directory import RunDirectory, named_failure
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _train_all(
     checkpoints[0] = checkpoint or checkpoints[0]
     try:
         if resume is None and rank() == 0:
-            run.save_config(config.to_dict())
+            _save_settings(run, config, trainings[0].networks)
         modules = [
             _train(*each, console) for each in zip(trainings, runs, checkpoints, strict=False)
         ]
@@ -154,7 +155,7 @@ def _report(
         )
         for training, module in zip(trainings, modules, strict=True):
             rows += measure(training.name, module.backbone, method=module.method)
-        rows += measure("untrained", build_networks(config).backbone)
+        rows += measure(config.model.start, build_networks(config).backbone)
         rows.append(chance(images.labeled))
     report = write_report(
         run.report,
@@ -234,12 +235,20 @@ def _train(
         if not run.config.exists():
             # A baseline's directory is a run of its own, whose epochs follow from its steps.
             train = replace(training.config.train, epochs=training.steps / len(training.loader))
-            run.save_config(replace(training.config, train=train).to_dict())
+            _save_settings(run, replace(training.config, train=train), training.networks)
     seed_everything(training.config.seed, workers=True, verbose=False)
     began = time.perf_counter()
     module = fit(training, run, resume=checkpoint, console=console)
     _tell(console, f"{training.name} took {time.perf_counter() - began:.0f} s")
     return module
+
+
+def _save_settings(run: RunDirectory, config: PretrainConfig, networks: Networks) -> None:
+    """Writes the settings, and before them the weights that they say to start from."""
+    if config.model.weights:
+        with named_failure(run.start):
+            save_backbone(networks.backbone, networks.spec, run.start)
+    run.save_config(config.to_dict())
 
 
 def _tell(console: Console, text: str) -> None:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -364,14 +365,30 @@ def test_rendering_goes_on_after_an_error(tmp_path):
         assert_same(batch, other)
 
 
-def test_image_that_only_pillow_decodes_goes_in_as_pixels(tmp_path, monkeypatch):
+def png_of_noise(height, width):
+    """A file that is sound but for the compressed pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "png")
+    data = buffer.getvalue()
+    at = data.index(b"IDAT")
+    length = int.from_bytes(data[at - 4 : at], "big")
+    body = b"IDAT" + bytes(range(length))
+    end = at + 8 + length
+    return data[:at] + body + struct.pack(">I", zlib.crc32(body)) + data[end:]
+
+
+BROKEN = {"odd": b"\xff\xd8 of a kind that is not known", "sound": png_of_noise(70, 80)}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_image_that_only_pillow_decodes_goes_in_as_pixels(tmp_path, monkeypatch, kind):
     source = open_source("folder", "train", path=write_folder(tmp_path, 6))
     encoded = type(source).encoded
     asked = []
 
     def undecodable(self, index):
         asked.append(index)
-        broken = np.frombuffer(b"\xff\xd8 of a kind that DALI does not know", np.uint8)
+        broken = np.frombuffer(BROKEN[kind], np.uint8)
         return broken if index == 3 else encoded(self, index)
 
     whole = list(build(source, batch_size=3, shuffle=False))

@@ -239,6 +239,52 @@ def test_print_config_of_an_evaluation_shows_the_run(call, trained):
     assert found["evaluation"] == {"neighbors": [5], "temperature": 1.0, "batch_size": 512}
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--model.weights=first.safetensors", "--model.timm_args.checkpoint_path=first.safetensors"],
+)
+def test_starts_from_weights_and_keeps_them(call, tiny, shapes, trained, tmp_path, option):
+    """The run, its export and its evaluation need the first file no more."""
+    first = tmp_path / "first.safetensors"
+    first.write_bytes((trained / "backbone.safetensors").read_bytes())
+    options = ["--method=simclr", "--baseline=simsiam", option, "--out=run"]
+    status, out, err = call("pretrain", *tiny, *shapes, *options)
+    assert status == 0, err
+    assert "starting weights" in out and "untrained" not in out
+    before, _ = load_backbone(first)
+    for run in (tmp_path / "run", tmp_path / "run/baseline"):
+        start, _ = load_backbone(run / "start.safetensors")
+        assert_same_bits(before.state_dict(), start.state_dict())
+        settings = yaml.safe_load((run / "config.yaml").read_text())["model"]
+        assert settings["weights"] == str(first)
+        assert "checkpoint_path" not in settings["timm_args"]
+
+    first.unlink()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    status, out, err = call("evaluate", "moved", "--json=found.json")
+    assert status == 0 and "starting weights" in out, err
+    found = json.loads((tmp_path / "found.json").read_text())["rows"]
+    expected = json.loads((tmp_path / "moved/report/results.json").read_text())["rows"]
+    assert [row for row in found if row["model"] == "starting weights"] == [
+        row for row in expected if row["model"] == "starting weights"
+    ]
+    assert call("evaluate", "moved/backbone.safetensors", *shapes, "--augment.size=16")[0] == 0
+    status, out, err = call("pretrain", "--resume=moved")
+    assert status == 0 and "starting weights" in out, err
+
+
+def test_starts_from_a_checkpoint(call, tiny, shapes, trained, tmp_path):
+    path = trained / "checkpoints/last.ckpt"
+    options = ["--method=vicreg", "--baseline=none", f"--model.weights={path}", "--out=run"]
+    status, _, err = call("pretrain", *tiny, *shapes, *options)
+    assert status == 0, err
+    before, start = (
+        load_backbone(p)[0]
+        for p in (trained / "backbone.safetensors", tmp_path / "run/start.safetensors")
+    )
+    assert_same_bits(before.state_dict(), start.state_dict())
+
+
 def test_folder(call, tiny, folder, tmp_path):
     """A labeled folder: k-NN and linear rows; names from data are escaped in the report."""
     data = ["--data.name=folder", f"--data.path={folder}"]

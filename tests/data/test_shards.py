@@ -173,6 +173,8 @@ BAD_SAMPLES = [  # members of sample "bad", beside a good one; message
     ({"bad.png": GOOD, "bad.cls": b"-1"}, "sample bad in {}: its label -1 is out of range"),
     ({"bad.png": GOOD, "bad.cls": b"99999999"}, "sample bad in {}: its label 99999999 is out of"),
     ({"bad.png": GOOD, "bad.json": b"{"}, "sample bad in {}: bad.json cannot be read"),
+    ({"bad.png": GOOD, "bad.cls": b"9" * 5000}, "sample bad in {}: bad.cls cannot be read"),
+    ({"bad.png": GOOD, "bad.json": b"[" * 100_000}, "sample bad in {}: bad.json cannot be read"),
     ({"bad.png": GOOD, "bad.json": b"[1]"}, "sample bad in {}: bad.json has no number or name"),
 ]
 
@@ -205,10 +207,20 @@ def damaged(path, kind):
     elif kind == "compressed":
         with tarfile.open(path, "w:gz") as tar:
             tar.addfile(tarfile.TarInfo("0.png"))
+    elif kind == "size beyond numbers":
+        header = bytearray(path.read_bytes()[:512])
+        header[124:136] = b"\x80" + b"\xff" * 11
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        path.write_bytes(header + path.read_bytes()[512:])
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty file", "no members", "no samples", "not an archive", "compressed"]
+    "kind",
+    [
+        *("empty file", "no members", "no samples", "not an archive", "compressed"),
+        "size beyond numbers",
+    ],
 )
 def test_bad_archive_is_named_or_skipped(shards, kind):
     path = shards / "train/001.tar"
@@ -217,7 +229,8 @@ def test_bad_archive_is_named_or_skipped(shards, kind):
         ShardsSource(shards, "train")
     source = ShardsSource(shards, "train", on_bad_image="skip")
     assert len(source) == 20
-    assert len(source.skipped) == 1 and source.skipped[0].startswith(f"{path} (")
+    assert source.skipped[0].startswith(f"{path} (")
+    assert all(str(path) in skipped for skipped in source.skipped)
 
 
 def test_archive_cut_short_keeps_what_is_whole(shards):

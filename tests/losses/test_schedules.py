@@ -73,6 +73,12 @@ CASES: dict[str, tuple[Any, ...]] = {
         two_views,
         "temperature",
     ),
+    "BarlowTwinsLoss": (losses.BarlowTwinsLoss, two_views, "lambda_param"),
+    "BarlowTwinsLoss paper": (
+        lambda: losses.BarlowTwinsLoss(variant="paper"),
+        two_views,
+        "lambda_param",
+    ),
     "DCLLoss": (losses.DCLLoss, two_views, "temperature"),
     "DCLWLoss sigma": (losses.DCLWLoss, two_views, "sigma"),
     "EquivarianceLoss": (losses.EquivarianceLoss, stacked_views, "temperature"),
@@ -158,3 +164,35 @@ def test_functions_compile_twice(dtype, device):
         for mine, theirs in zip(*results, strict=True):
             assert_close(mine, theirs)
     assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("attribute", ["fraction", "temperature"])
+def test_hard_view_selection_compiles_twice(attribute, device):
+    selector = losses.HardViewSelector(
+        strategy="softmax" if attribute == "temperature" else "argmax"
+    )
+    counter = CompileCounterWithBackend("aot_eager")
+    torch.compiler.reset()
+    compiled = torch.compile(selector, backend=counter, fullgraph=True)
+    for i in range(STEPS):
+        pair_losses = torch.rand(3, 3, 40, device=device)
+        setattr(selector, attribute, 0.1 + i / 20)
+        results = []
+        for each in (selector, compiled):
+            torch.manual_seed(i)
+            results.append(each(pair_losses))
+        for mine, theirs in zip(*results, strict=True):
+            assert torch.equal(mine, theirs)
+    assert counter.frame_count <= 2
+
+
+def test_gradient_of_one_view_alone(device):
+    """The other one, as that of a teacher, has none."""
+    loss = losses.BarlowTwinsLoss().to(device)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for i in range(4):
+        loss.lambda_param = 0.1 + i / 50
+        a, b = two_views(device)
+        a.requires_grad_()
+        grads = [torch.autograd.grad(each(a, b), a)[0] for each in (loss, compiled)]
+        assert_close(*grads)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -113,6 +114,118 @@ def test_refuses_foreign_files(tmp_path, write, message):
     write(path)
     with pytest.raises(ValueError, match=message):
         load_backbone(path)
+
+
+def weights_of(backbone):
+    return dict(backbone.state_dict())
+
+
+def saved_export(path, backbone, spec):
+    save_backbone(backbone, spec, path.with_suffix(".safetensors"))
+    return path.with_suffix(".safetensors")
+
+
+def saved_by_torch(wrap):
+    def save(path, backbone, spec):
+        torch.save(wrap(weights_of(backbone)), path)
+        return path
+
+    return save
+
+
+def of_checkpoint(weights):
+    prefixed = {f"backbone.{name}": value for name, value in weights.items()}
+    return {"mast_ext": {}, "state_dict": {**prefixed, "method.weight": torch.zeros(2)}}
+
+
+FILES = {
+    "own export": saved_export,
+    "state": saved_by_torch(lambda weights: weights),
+    "training state": saved_by_torch(lambda weights: {"epoch": 3, "state_dict": weights}),
+    "of several processes": saved_by_torch(
+        lambda weights: {f"module.{n}": v for n, v in weights.items()}
+    ),
+    "with a classifier": saved_by_torch(
+        lambda weights: {**weights, "fc.weight": torch.zeros(9, 16)}
+    ),
+    "own checkpoint": saved_by_torch(of_checkpoint),
+}
+
+
+@pytest.mark.parametrize("argument", ["weights", "checkpoint_path"])
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("small", [True, False])
+def test_starts_from_weights_with_the_stem(tmp_path, kind, argument, small):
+    spec = BackboneSpec("resnet18", small, TINY)
+    first = spec.create()
+    path = FILES[kind](tmp_path / "weights.pt", first, spec)
+    second, _ = create_backbone("resnet18", small, **TINY, **{argument: path})
+    assert weights_of(first).keys() == weights_of(second).keys()
+    for name, value in weights_of(first).items():
+        assert torch.equal(weights_of(second)[name], value), name
+
+
+def test_export_does_not_name_the_file_that_it_started_from(tmp_path):
+    spec = BackboneSpec("resnet18", True, {**TINY, "checkpoint_path": "somewhere.pt"})
+    save_backbone(spec.create(), spec, tmp_path / "a.safetensors")
+    assert b"somewhere" not in (tmp_path / "a.safetensors").read_bytes()
+    load_backbone(tmp_path / "a.safetensors")
+
+
+def test_older_export_that_names_a_file_loads_alone(tmp_path):
+    spec = BackboneSpec("resnet18", True, TINY)
+    path = tmp_path / "a.safetensors"
+    listed = {**dataclasses.asdict(spec), "timm_args": {**TINY, "checkpoint_path": "gone.pt"}}
+    metadata = {"format": "mast_ext.backbone.1", "backbone": json.dumps(listed)}
+    save_file(weights_of(spec.create()), path, metadata=metadata)
+    assert "checkpoint_path" not in load_backbone(path)[1].timm_args
+
+
+class Opened:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (open, ("written", "w"))
+
+
+NO_START = {  # what is in the file, and the message
+    "other stem": (
+        lambda path: torch.save(weights_of(BackboneSpec("resnet18", False, TINY).create()), path),
+        "conv1.weight must have shape [64, 3, 3, 3], got [64, 3, 7, 7] (small_images changes",
+    ),
+    "some missing": (
+        lambda path: torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, path),
+        "it has no bn1.weight, bn1.bias, bn1.running_mean and ",
+    ),
+    "more": (
+        lambda path: torch.save(
+            {**weights_of(BackboneSpec("resnet18", True, TINY).create()), "x": torch.zeros(1)}, path
+        ),
+        "there is no place for x",
+    ),
+    "a number": (lambda path: torch.save(3, path), "holds no weights by name, but a int"),
+    "numbers": (lambda path: torch.save({"a": 3}, path), "holds other things than weights"),
+    "code": (lambda path: torch.save(Opened(), path), "is damaged or holds more than weights"),
+    "words": (lambda path: path.write_bytes(b"words"), "is damaged or holds more than weights"),
+    "nothing": (lambda path: path.write_bytes(b""), "is damaged or holds more than weights"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_START)
+def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    write, message = NO_START[kind]
+    path = tmp_path / "weights.pt"
+    write(path)
+    with pytest.raises(ValueError) as error:
+        create_backbone("resnet18", True, weights=path, **TINY)
+    assert message in str(error.value) and str(path) in str(error.value)
+    assert not (tmp_path / "written").exists()
+
+
+def test_names_missing_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weights to start from at .*nowhere\.pt"):
+        create_backbone("resnet18", weights=tmp_path / "nowhere.pt")
 
 
 def test_names_a_missing_file(tmp_path):

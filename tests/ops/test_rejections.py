@@ -292,6 +292,7 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
         },
         TypeError: {
             "ce must be float32, .* got Long": {"ce": ones(2, 5, 5).long()},
+            "ce must be a tensor, got float": {"ce": 3.0, "limit": 2},
         },
     },
     "select_hard_pairs": {
@@ -355,6 +356,7 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
         },
         TypeError: {
             "logits must be float32, .* got Long": {"logits": ones(3, 4).long()},
+            "logits must be a tensor, got str": {"logits": "words"},
         },
     },
 }

@@ -24,7 +24,8 @@ class Row:
     """Accuracies of one representation.
 
     Attributes:
-        model: What was trained: a method's name, ``untrained`` or ``chance``.
+        model: What was trained: a method's name, ``untrained`` or ``starting weights``, or
+            ``chance``.
         part: Which of its representations.
         scores: Accuracy in [0, 1] by protocol and factor.
     """

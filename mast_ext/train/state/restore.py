@@ -21,14 +21,16 @@ class Restored:
     Attributes:
         name: The method they were trained with, or the file's name.
         backbone: The trained backbone.
-        untrained: The same architecture with random weights.
+        untrained: The same architecture as training began with it.
         method: The trained heads, when they were stored.
+        start: What tables call ``untrained``.
     """
 
     name: str
     backbone: nn.Module
     untrained: nn.Module
     method: Method | None = None
+    start: str = "untrained"
 
 
 def restore_checkpoint(path: Path, config: PretrainConfig) -> Restored:
@@ -48,7 +50,7 @@ def restore_checkpoint(path: Path, config: PretrainConfig) -> Restored:
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the run's settings: {error}") from error
     untrained = build_networks(config).backbone
-    return Restored(name, networks.backbone, untrained, networks.method)
+    return Restored(name, networks.backbone, untrained, networks.method, config.model.start)
 
 
 def restore_backbone(path: Path) -> Restored:

@@ -33,6 +33,7 @@ class RunDirectory:
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
+        self.start = path / "start.safetensors"
         self.report = path / "report"
         self.nonfinite_batch = path / "nonfinite_batch.txt"
 
@@ -77,7 +78,7 @@ class RunDirectory:
         write_text(self.config, yaml.safe_dump(values, sort_keys=False))
 
     def load_config(self) -> dict[str, Any]:
-        """The settings in ``config.yaml``.
+        """The settings in ``config.yaml``; weights to start from are those that the run keeps.
 
         Raises:
             RunError: The file is not a YAML mapping, or repeats a key.
@@ -86,6 +87,8 @@ class RunDirectory:
         for section, renamed in RENAMED_SETTINGS.items():
             if isinstance(old := values.get(section), dict):
                 values[section] = {renamed.get(name, name): value for name, value in old.items()}
+        if self.start.exists():
+            values["model"] = {**values.get("model", {}), "weights": str(self.start)}
         return values
 
     def remove(self) -> None:

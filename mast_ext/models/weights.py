@@ -1,0 +1,111 @@
+"""Reads weights from files, without running what is in them, and puts them into a backbone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+FORMAT = "mast_ext.backbone.1"
+
+_SHOWN = 3  # names in a message
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no backbone file at {path}")
+    try:
+        data = path.read_bytes()  # safetensors opens no path that is not UTF-8
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    return tensors, header.get("__metadata__", {})
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Puts the weights of a file into a backbone, all of them or none.
+
+    Args:
+        backbone: A timm model without a classifier.
+        path: A ``backbone.safetensors`` of a run, a checkpoint of a run, or weights of the same
+            model as timm names them, saved by safetensors or ``torch.save``. Those of a classifier
+            are left out.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file has no weights, or not those of this backbone.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights to start from at {path}")
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        found, metadata = read_safetensors(path)
+    else:
+        found = _read_torch(path)
+    classifiers = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
+    outer = tuple(f"{name}." for name in classifiers)
+    tensors = {name: value for name, value in found.items() if not name.startswith(outer)}
+    problem = _difference(backbone.state_dict(), tensors)
+    if problem:
+        spec = metadata.get("backbone")
+        hint = f"; it is of the backbone {spec}" if spec else ""
+        raise ValueError(f"the weights in {path} do not fit the backbone: {problem}{hint}")
+    backbone.load_state_dict(tensors)
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # the unpickler raises nearly anything on foreign bytes
+        raise ValueError(
+            f"{path} is damaged or holds more than weights ({type(error).__name__})"
+        ) from error
+    ours = isinstance(content, dict) and "mast_ext" in content
+    for name in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds no weights by name, but a {type(content).__name__}")
+    prefix = "backbone." if ours else "module."  # a checkpoint's; of DistributedDataParallel
+    if ours:
+        content = {name: value for name, value in content.items() if name.startswith(prefix)}
+    tensors = {str(name).removeprefix(prefix): value for name, value in content.items()}
+    if not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} holds other things than weights by name")
+    return tensors
+
+
+def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """Why tensors are not those that are expected; empty if they are."""
+    shapes = [
+        f"{name} must have shape {list(value.shape)}, got {list(found[name].shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if shapes:
+        stem = any(shape.startswith("conv1.") for shape in shapes)
+        hint = " (small_images changes the stem: set it to what the weights have)" if stem else ""
+        return _some(shapes) + hint
+    if missing := [name for name in expected if name not in found]:
+        return f"it has no {_some(missing)}"
+    if unknown := [name for name in found if name not in expected]:
+        return f"there is no place for {_some(unknown)}"
+    return ""
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
