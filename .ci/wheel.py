@@ -106,7 +106,7 @@ def check(wheel: Path, pythons: list[str], releases: list[str]) -> None:
         run(*pip, wheel, **environment)
         seconds = time.monotonic() - begin
         # Beside the package's source Python would import that.
-        for part in ("tests", "benchmarks"):
+        for part in ("tests", "benchmarks", "csrc"):
             shutil.copytree(ROOT / part, folder / part)
         shutil.copy(ROOT / "pyproject.toml", folder)
         print("+ pytest tests/ops", flush=True)
