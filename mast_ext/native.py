@@ -20,31 +20,32 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).with_name("lib")
-FROM_SOURCE = "pip install --no-build-isolation --no-binary mast-ext mast-ext"
+FROM_SOURCE = "`pip install --no-build-isolation .` in its source"
 
 
 def _versions(kind: str) -> list[str]:
     """Of the libraries of this kind, in order."""
     names = [path.name for path in FOLDER.glob(f"libmast_ext_{kind}*.so")]
     found = [name.removeprefix(f"libmast_ext_{kind}").removesuffix(".so") for name in names]
-    return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
+    return sorted(found, key=lambda version: [int(part) for part in re.findall(r"\d+", version)])
 
 
 def _binding() -> Path:
     """The binding for this PyTorch, or an ImportError that says which ones there are."""
-    minor = re.match(r"\d+\.\d+", torch.__version__)
-    file = FOLDER / f"libmast_ext_torch{minor.group() if minor else ''}.so"
+    # All releases of a minor version are alike to a library. What comes before a release is not.
+    release = re.fullmatch(r"(\d+\.\d+)\.\d+(\+.*)?", torch.__version__)
+    file = FOLDER / f"libmast_ext_torch{release[1] if release else torch.__version__}.so"
     if file.exists():
         return file
     there = _versions("torch")
     if not there:
         raise ImportError(
-            "the native libraries of mast_ext are not built: `pip install --no-build-isolation .` "
-            "in its source, or `python setup.py build_ext --inplace`"
+            f"the native libraries of mast_ext are not built: {FROM_SOURCE}, or there "
+            "`python setup.py build_ext --inplace`"
         )
     raise ImportError(
         f"this mast_ext is for PyTorch {', '.join(there)}, not for {torch.__version__}: install "
-        f"one of these, or build mast_ext from source for yours (`{FROM_SOURCE}`)"
+        f"one of these, or build mast_ext for yours: {FROM_SOURCE}"
     )
 
 
@@ -78,8 +79,8 @@ def _load() -> str | None:
         torch.ops.load_library(file)
     except OSError as error:
         raise ImportError(
-            f"{file.name} of mast_ext does not load with PyTorch {torch.__version__} ({error}): "
-            f"build mast_ext from source for it (`{FROM_SOURCE}`)"
+            f"{file.name} of mast_ext does not load with PyTorch {torch.__version__} "
+            f"({error.__cause__ or error}): install mast_ext again, or build it: {FROM_SOURCE}"
         ) from error
     if reason is not None:
         torch.ops.mast_ext.no_cuda_library(reason)

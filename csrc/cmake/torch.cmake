@@ -1,5 +1,5 @@
-# The PyTorchs that there will be a binding for, each an imported target torch::MINOR ("torch::2.11").
-# TORCH_MINORS lists them; TORCH_DIR and TORCH_CUDA_VERSION are of the first one.
+# The PyTorchs that there will be a binding for, each an imported target torch::MINOR ("torch::2.11",
+# or the whole version if it is not of a release). TORCH_MINORS lists them; TORCH_DIR and TORCH_CUDA_VERSION are of the first one.
 #
 # Not by find_package(Torch), whose configuration is PyTorch's own build script: it requires the
 # whole CUDA toolkit (nvrtc, cuBLAS, ...) even for a CPU-only extension, and overrides
@@ -8,7 +8,6 @@ set(MAST_EXT_TORCH "" CACHE STRING "The folders of the PyTorchs to build for; em
 execute_process(
   COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/find_torch.py ${MAST_EXT_TORCH}
   OUTPUT_VARIABLE _torch
-  ERROR_QUIET
   RESULT_VARIABLE _failed)
 if(_failed)
   message(FATAL_ERROR "no PyTorch in ${Python_EXECUTABLE}: install torch first (pip install torch), "
@@ -23,7 +22,8 @@ while(_torch)
   if(_version VERSION_LESS 2.11)
     message(FATAL_ERROR "mast_ext needs PyTorch 2.11 or newer, found ${_version}: pip install -U torch")
   endif()
-  string(REGEX MATCH "^[0-9]+\\.[0-9]+" _minor "${_version}")
+  # All releases of a minor version are alike to a library. What comes before a release is not.
+  string(REGEX REPLACE "^([0-9]+\\.[0-9]+)\\.[0-9]+(\\+.*)?$" "\\1" _minor "${_version}")
   message(STATUS "PyTorch ${_version} (CUDA: ${_cuda}) in ${_dir}")
   if(NOT TORCH_MINORS)
     set(TORCH_DIR ${_dir})

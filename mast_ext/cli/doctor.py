@@ -34,7 +34,7 @@ TRAINING = {
 """What the training side needs: name of the package, name of its module."""
 
 INSTALL_TRAINING = "pip install 'mast-ext[train]'"
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in mast_ext's source)"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _cuda(torch: Any, build: dict[str, str | None] | None, why: str) -> Finding:
         name = torch.cuda.get_device_name()
         if native:
             return Finding("ok", "gpu", f"{name}, {kernels}")
-        fix = f"in the source, with nvcc of CUDA {torch.version.cuda}: {REBUILD}"
+        fix = f"with nvcc of CUDA {torch.version.cuda}: {REBUILD}"
         return Finding("slow", "gpu", f"{name}, but {kernels}", fix)
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         fix = "install a CUDA build of torch (pytorch.org)"

@@ -54,7 +54,10 @@ void run_on(const at::Tensor& tensor, Cpu&& cpu, Cuda&& cuda) {
   const auto* const device = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
   void* const stream = device->getStreamNativeHandle(device->getStream(tensor.device()));
   const int error = cuda(static_cast<CUstream_st*>(stream));
-  TORCH_CHECK(error == 0, "CUDA error: ", kernels::cuda_error_text(error));
+  if (error != 0) {
+    throw c10::AcceleratorError({__func__, __FILE__, static_cast<std::uint32_t>(__LINE__)}, error,
+                                std::string("CUDA error: ") + kernels::cuda_error_text(error));
+  }
 }
 #endif
 

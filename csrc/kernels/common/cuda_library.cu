@@ -5,6 +5,7 @@
 namespace mast_ext::kernels {
 
 const char* cuda_error_text(int error) {
+  cudaGetLastError();
   return cudaGetErrorString(static_cast<cudaError_t>(error));
 }
 

@@ -7,9 +7,10 @@ struct CUstream_st;  // cudaStream_t, without the CUDA headers
 
 namespace mast_ext::kernels {
 
-[[gnu::weak]] const char* cuda_error_text(int error);  // of a cudaError_t
-[[gnu::weak]] const char* cuda_version();              // of the compiler: "13.0.48"
-[[gnu::weak]] const char* cuda_architectures();        // separated by blanks: "80-real 120"
+// What a cudaError_t means. CUDA then forgets it, so that it is not taken for the next call's.
+[[gnu::weak]] const char* cuda_error_text(int error);
+[[gnu::weak]] const char* cuda_version();        // of the compiler: "13.0.48"
+[[gnu::weak]] const char* cuda_architectures();  // separated by blanks: "80-real 120"
 
 inline bool has_cuda_library() { return cuda_error_text != nullptr; }
 
