@@ -89,18 +89,17 @@ def assert_same(run, whole):
     assert files(run) == files(whole)  # nothing is missing, and no part of a file remains
 
 
-PARTS = 4
-FAULTS = (
+FAULTS = [
     *("killed", "killed in the middle of a file", "killed after the move"),
     *("stopped", "full disk", "folder gone"),
-)
+] * 2
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("fault", FAULTS)
+# Each fault twice, at moments from the first to the last.
+@pytest.mark.parametrize(("part", "fault"), enumerate(FAULTS))
 def test_resumed_run_ends_as_an_undisturbed_one(tmp_path, whole, fault, part):
     undisturbed, moments = whole
-    number = 1 + part * (moments - 1) // (PARTS - 1)
+    number = 1 + part * (moments - 1) // (len(FAULTS) - 1)
     run = tmp_path / "run"
     status, err = start(run, fault, number)
     assert "Traceback" not in err
