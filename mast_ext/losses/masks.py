@@ -42,11 +42,21 @@ class AugmentationMasks(nn.Module):
     the freed dimensions of several augmentations overlap, and which dimensions keep what they
     have found. Masks that are not learned free blocks of dimensions, apart for every augmentation.
 
+    With a *price*, how many are freed is learned, too: ``m_k = sigmoid(sharpness · θ_k)`` has no
+    budget then, and :class:`mast_ext.losses.MASTLoss` moves it towards 0 where freeing the
+    dimension saves more than the price, and towards 1 where it saves less. What it saves is the
+    mean squared difference of all pairs less that of those that do not differ by ``k``: with a
+    share ``p`` of pairs that do, and a difference that is larger by ``Δ`` in them, ``p · Δ``.
+    Unrelated images differ by 2 in a dimension of variance 1, so nothing is worth ``2 p``.
+
     Args:
         freed: The share of the dimensions that each augmentation frees: 0, whose mask is ones, or
-            from 1e-6 to 1 − 1e-6. At most 8 augmentations may free some.
+            from 1e-6 to 1 − 1e-6. At most 8 augmentations may free some. With a price, the share
+            to start from.
         dim: ``D``, at least 1.
         learned: Whether masks are learned.
+        price: What freeing one dimension costs, in units of its squared difference; positive.
+            None, the default: each augmentation frees exactly its share.
         sharpness: Multiplies the logits, which are drawn with standard deviation 1: the larger, the
             nearer are the first masks to 0 and 1.
         generator: Source of the initial logits; torch's global one by default.
@@ -70,6 +80,7 @@ class AugmentationMasks(nn.Module):
         dim: int,
         *,
         learned: bool = True,
+        price: float | None = None,
         sharpness: float = 4.0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -83,9 +94,14 @@ class AugmentationMasks(nn.Module):
             )
         if not 0 < sharpness < math.inf:
             raise ValueError(f"sharpness must be positive and finite, got {sharpness}")
+        if price is not None and not 0 < price < math.inf:
+            raise ValueError(f"price must be positive and finite, or None, got {price}")
+        if price is not None and not learned:
+            raise ValueError(f"price must be None for masks that are not learned, got {price}")
         self.freed = tuple(float(share) for share in freed)
         self.dim = dim
         self.learned = learned
+        self.price = price
         self.sharpness = sharpness
         self.freeing = [k for k, share in enumerate(self.freed) if share > 0]
         if len(self.freeing) > MOST_MASKS:
@@ -124,6 +140,9 @@ class AugmentationMasks(nn.Module):
         if self.logits is not None:
             with torch.no_grad():
                 self.logits.normal_(generator=generator)
+                if self.price is not None:  # shifted, so that they start with the shares freed
+                    masks = masks_of(self._budgeted()[self.bits])
+                    self.logits.copy_(masks.logit(SMALLEST) / self.sharpness)
 
     def forward(self) -> Tensor:
         """The masks ``[K, D]``, float32 (float64 for float64 parameters)."""
@@ -152,16 +171,29 @@ class AugmentationMasks(nn.Module):
 
     def group_weights(self) -> Tensor:
         """Weights of squared differences, ``Π m_k²`` over a group's augmentations: ``[G, D]``."""
-        if self.logits is not None:
-            logits = self._full(self.logits)
-            return functional.budgeted_masks(
-                logits, self.kept.to(logits) / 2**30, sharpness=self.sharpness
-            )
+        if self.logits is not None and self.price is None:
+            return self._budgeted()
         masks = self._full(self.blocks)
+        if self.logits is not None:
+            masks = (self.sharpness * self._full(self.logits)).sigmoid().square()
         weights = masks.new_ones(1, self.dim)
         for mask in masks:
             weights = torch.cat((weights, weights * mask))
         return weights
+
+    def freed_share(self) -> Tensor:
+        """The share of the dimensions that each augmentation frees, ``mean_d (1 − m_kd)``: ``[K]``.
+
+        In float32 (float64 for float64 parameters), with gradient where masks have a price.
+        """
+        return (1 - self()).mean(1)
+
+    def _budgeted(self) -> Tensor:
+        assert self.logits is not None
+        logits = self._full(self.logits)
+        return functional.budgeted_masks(
+            logits, self.kept.to(logits) / 2**30, sharpness=self.sharpness
+        )
 
     def _full(self, x: Tensor) -> Tensor:
         """Not what `module.half()` made of it: budgets are sums over all dimensions."""
@@ -183,4 +215,6 @@ class AugmentationMasks(nn.Module):
 
     def extra_repr(self) -> str:
         kind = f"learned, sharpness={self.sharpness:g}" if self.learned else "blocks"
+        if self.price is not None:
+            kind += f", price={self.price:g}"
         return f"freed={self.freed}, dim={self.dim}, {kind}"

@@ -63,6 +63,10 @@ class MASTLoss(nn.Module):
       keep every subspace from collapsing, so that variance and covariance are left out. All images
       are contrasted under the masks of all ``2^F`` groups (see `AugmentationMasks`), in one pass.
 
+    Masks with a price, on the ``vicreg`` base, add ``invariance · price · Σ_k mean_d (1 − m_kd)``.
+    They learn from the difference of ``inv_d`` between a mask of 1 and of 0, rather than from its
+    slope, which depends on where the mask is, and is none at 0.
+
     ``p`` are weights of the pairs, 1 unless their uncertainty is given: with the log-variance
     ``s_n`` that a network predicts of a pair, say from how its views were augmented
     (:class:`mast_ext.models.PairUncertainty`)::
@@ -90,7 +94,7 @@ class MASTLoss(nn.Module):
 
     Raises:
         ValueError: ``base`` is unknown, ``temperature`` is not positive, ``softness`` is negative,
-            or ``gather_distributed`` without torch.distributed.
+            masks have a price on ``nt_xent``, or ``gather_distributed`` without torch.distributed.
     """
 
     def __init__(
@@ -110,6 +114,9 @@ class MASTLoss(nn.Module):
         self.base: Base = require_option("base", base, Base)
         if not softness >= 0:
             raise ValueError(f"softness must not be negative, got {softness}")
+        if masks.price is not None and base == "nt_xent":
+            # It would be compared with a contrast that is no mean over dimensions.
+            raise ValueError(f"masks must have no price on the nt_xent base, got {masks.price}")
         self.masks = masks
         self.invariance = (25.0 if base == "vicreg" else 1.0) if invariance is None else invariance
         self.variance = variance
@@ -133,7 +140,8 @@ class MASTLoss(nn.Module):
 
         Returns:
             ``loss``, and ``logs`` with ``invariance``, ``variance``, ``covariance`` (on the
-            ``vicreg`` base) and, with ``log_variance``, ``uncertainty``, each before its weight.
+            ``vicreg`` base) and, with ``log_variance``, ``uncertainty``, each before its weight;
+            for masks with a price ``freed``, the sum of the shares that augmentations free.
 
         Raises:
             ValueError: A shape does not fit, there is no pair or, on the ``vicreg`` base, a single
@@ -171,6 +179,9 @@ class MASTLoss(nn.Module):
             parts["variance"] = (variance_x + variance_y).sum() / 2
             parts["covariance"] = (covariance_x + covariance_y).sum()
         loss = reduce(torch.add, (getattr(self, name) * part for name, part in parts.items()))
+        if self.masks.price is not None:
+            parts["freed"] = self.masks.freed_share().sum()
+            loss = loss + self.invariance * self.masks.price * parts["freed"]
         if log_variance is not None and likelihood is not None:
             # Gaussian, up to a constant (Kendall & Gal, 2017).
             terms = residual.detach() * (-log_variance).exp() + log_variance
@@ -245,8 +256,24 @@ class MASTLoss(nn.Module):
         if self._shares:
             both = sum_over_processes(torch.cat((sums, counts[:, None]), 1))
             sums, counts = both[:, :-1], both[:, -1]
-        compared = (weights * counts[:, None]).sum(0)
-        return ((weights * sums).sum(0) / compared.clamp_min(1)).mean(), residual
+        if self.masks.price is None:
+            return _means(weights, sums, counts).mean(), residual
+        # The masks learn from what freeing a dimension saves in all, and the embedding from the
+        # masks as they are.
+        freed = 1 - masks_of(weights[self.masks.bits])
+        saved = (freed * self._savings(weights.detach(), sums.detach(), counts)).mean(1).sum()
+        invariance = _means(weights.detach(), sums, counts).mean()
+        return invariance - (saved - saved.detach()), residual
+
+    def _savings(self, weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+        """How much smaller a dimension's mean is if an augmentation frees it, ``[F, D]``."""
+        groups = torch.arange(len(weights), device=weights.device)
+        bits = self.masks.bits[:, None]
+        kept = weights[groups & ~bits]  # [F, G, D], as if the mask were 1
+        freed = kept * ((groups & bits) == 0)[:, :, None]  # as if it were 0
+        savings = _means(kept, sums, counts) - _means(freed, sums, counts)
+        # Where less than a pair would compare it, nothing is known.
+        return savings.where((freed * counts[:, None]).sum(1) >= 1, 0.0)
 
     def _nt_xent(
         self, x: Tensor, y: Tensor, group: Tensor, weights: Tensor, weight: Tensor | None
@@ -266,3 +293,9 @@ class MASTLoss(nn.Module):
         )
         terms = nt_xent_pairs(*blocks)
         return terms[group, :, :, torch.arange(len(group), device=group.device)].movedim(0, -1)
+
+
+def _means(weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+    """Every dimension's mean over the pairs that compare it, ``[..., D]``, of sums over groups."""
+    compared = (weights * counts[:, None]).sum(-2)
+    return (weights * sums).sum(-2) / compared.clamp_min(1)

@@ -59,6 +59,9 @@ class MASTOptions:
             that keep what it changes (0), and ``start`` the fraction of the epochs after which it
             is shared (0). Example: ``{hue: {freed: 0.125}, geometry: {start: 0.33}}``.
         masks: Which dimensions are freed is ``learned``, or ``blocks`` of them are.
+        price: With a price, how many are freed is learned, too, starting with ``freed``: those
+            where it lowers the views' mean squared difference by more than the price, in units of
+            a dimension's variance (``vicreg`` and learned masks). By default exactly ``freed`` are.
         base: What keeps the embedding from collapsing: variance and covariance (``vicreg``), or
             the other images of the batch (``nt_xent``).
         uncertainty: Whether pairs are weighted by a learned uncertainty: that of two views of
@@ -80,6 +83,7 @@ class MASTOptions:
         }
     )
     masks: Literal["learned", "blocks"] = "learned"
+    price: float | None = None
     base: Literal["vicreg", "nt_xent"] = "vicreg"
     uncertainty: bool = False
     softness: float = 1.0
@@ -149,6 +153,7 @@ class MAST(Method):
             [options.shared[name]["freed"] for name in self.shared],
             self.projector.dim,
             learned=options.masks == "learned",
+            price=options.price,
         )
         self.loss = MASTLoss(
             masks,

@@ -26,8 +26,8 @@ COMPILED = ["dclw", "dino_deferred"]
 PATIENCE = timedelta(seconds=2)
 
 
-def masks():
-    return losses.AugmentationMasks((0.25, 0.0, 0.25), DIM)
+def masks(**options):
+    return losses.AugmentationMasks((0.25, 0.0, 0.25), DIM, **options)
 
 
 def distance(a, b):
@@ -40,6 +40,7 @@ LOSSES = {
     "barlow": lambda: losses.BarlowTwinsLoss(0.1, gather_distributed=True),
     "negative_cosine": lambda: losses.NegativeCosineSimilarity(),
     "mast": lambda: losses.MASTLoss(masks(), gather_distributed=True),
+    "mast_price": lambda: losses.MASTLoss(masks(price=0.2), gather_distributed=True),
     "mast_uncertain": lambda: losses.MASTLoss(masks(), gather_distributed=True),
     "mast_nt_xent": lambda: losses.MASTLoss(masks(), base="nt_xent", gather_distributed=True),
     "mast_nt_xent_uncertain": lambda: losses.MASTLoss(
@@ -136,7 +137,7 @@ class Model(nn.Module):
     def forward(self, images, changed):
         views, loss = self.projection(images), self.loss
         match self.objective:
-            case "mast" | "mast_nt_xent":
+            case "mast" | "mast_price" | "mast_nt_xent":
                 return loss(*views[:2], changed).loss
             case "mast_uncertain" | "mast_nt_xent_uncertain":
                 return loss(*views[:2], changed, self.log_variance(images[0])[:, 0]).loss

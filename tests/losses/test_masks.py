@@ -87,6 +87,26 @@ def test_nothing_freed_has_nothing_to_learn(device):
     assert make(()).group(torch.ones(3, 0, dtype=torch.bool)).tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("sharpness", [1.0, 4.0, 8.0])
+def test_masks_with_a_price_start_with_their_shares_freed(sharpness, device):
+    masks = make(dim=256, price=0.3, sharpness=sharpness).to(device)
+    assert_close(masks.freed_share().cpu(), torch.tensor(FREED), rtol=0, atol=1e-5)
+    other = AugmentationMasks((0.5, 0.0, 0.5), 256, price=0.3, sharpness=sharpness).to(device)
+    assert not torch.equal(other(), masks())
+    other.load_state_dict(masks.state_dict())
+    assert torch.equal(other(), masks())
+
+
+def test_masks_with_a_price_are_sigmoids(device):
+    masks = make(price=0.3).to(device)
+    with torch.no_grad():
+        masks.logits.sub_(0.5)
+    want = (4 * masks.logits).sigmoid()
+    assert_close(masks()[[0, 2]], want)
+    assert_close(masks.group_weights()[3], want.square().prod(0))
+    assert_close(masks.freed_share()[[0, 2]], 1 - want.mean(1))
+
+
 def test_overlap_and_invariant_dimensions():
     masks = make(learned=False)
     assert_close(masks.invariant_dimensions(), torch.tensor([48.0, 64.0, 32.0]))
@@ -158,6 +178,12 @@ def test_compiles_whole(device):
         ({"freed": (-0.1,)}, r"freed must hold shares .* got \(-0.1,\)"),
         ({"freed": (0.1,) * 9}, "freed must be above 0 for at most 8 augmentations"),
         ({"sharpness": 0.0}, "sharpness must be positive and finite, got 0.0"),
+        ({"price": 0.0}, "price must be positive and finite, or None, got 0.0"),
+        ({"price": float("nan")}, "price must be positive and finite, or None, got nan"),
+        (
+            {"price": 0.5, "learned": False},
+            "price must be None for masks that are not learned, got 0.5",
+        ),
         ({"sharpness": float("inf")}, "sharpness must be positive and finite, got inf"),
         (
             {"freed": (0.6, 0.6), "learned": False},

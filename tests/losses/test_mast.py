@@ -12,9 +12,11 @@ BASES = ["vicreg", "nt_xent"]
 WEIGHTS = {"invariance": 2.0, "variance": 3.0, "covariance": 5.0}
 
 
-def make_loss(device, base="vicreg", freed=FREED, learned=True, **options):
+def make_loss(device, base="vicreg", freed=FREED, learned=True, price=None, **options):
     generator = torch.Generator().manual_seed(0)
-    masks = AugmentationMasks(freed, DIM, learned=learned, sharpness=1.0, generator=generator)
+    masks = AugmentationMasks(
+        freed, DIM, learned=learned, price=price, sharpness=1.0, generator=generator
+    )
     return MASTLoss(masks, base=base, **(WEIGHTS | {"temperature": 0.3} | options)).to(device)
 
 
@@ -69,6 +71,104 @@ def test_equals_the_definition(base, uncertain, device):
         torch.autograd.grad(found, inputs), torch.autograd.grad(want, inputs), strict=True
     ):
         assert_close(mine, truth, rtol=1e-4, atol=1e-5)
+
+
+def priced_definition(loss, x, y, changed, p):
+    """With what masks learn from: every dimension's saving where an augmentation frees it."""
+    masks, savings = loss.masks(), torch.zeros(len(FREED), DIM)
+
+    def mean_difference(m):
+        weights = p[:, None] * torch.where(changed[:, :, None], m, 1.0).prod(1).square()
+        return (weights * (x - y).square()).sum(0) / weights.sum(0)
+
+    fixed = masks.detach()
+    for k, freed in enumerate(FREED):
+        if freed:
+            with_mask = [fixed.clone().index_fill_(0, torch.tensor([k]), m) for m in (1.0, 0.0)]
+            all_pairs, others = map(mean_difference, with_mask)
+            savings[k] = (all_pairs - others).detach()
+    variance, covariance = reference.variance_covariance(torch.stack((x, y)))
+    terms = loss.variance * variance.mean() + loss.covariance * 2 * covariance.mean()
+    terms = terms + loss.invariance * mean_difference(fixed).mean()
+    learned = (1 - masks) * (loss.masks.price - savings)
+    paid = loss.masks.price * (1 - fixed).mean(1).sum()
+    return (
+        terms
+        + loss.invariance * (learned - learned.detach()).mean(1).sum()
+        + (loss.invariance * paid)
+    )
+
+
+@pytest.mark.parametrize("uncertain", [False, True])
+def test_a_price_equals_its_definition(uncertain):
+    loss = make_loss("cpu", price=0.2)
+    x, y, changed, log_variance = make_inputs("cpu")
+    p, given, constant = torch.ones(BATCH), (), 0.0
+    if uncertain:
+        given = (log_variance.detach(),)
+        p = (-given[0]).exp()
+        p = p / p.mean()
+    found = loss(x, y, changed, *given)
+    if uncertain:
+        constant = found.logs["uncertainty"]
+    want = priced_definition(loss, x, y, changed, p) + constant
+    assert_close(found.loss, want, rtol=1e-5, atol=1e-5)
+    assert_close(found.logs["freed"], (1 - loss.masks()).mean(1).sum().detach())
+    inputs = [x, y, loss.masks.logits]
+    for mine, truth in zip(
+        torch.autograd.grad(found.loss, inputs), torch.autograd.grad(want, inputs), strict=True
+    ):
+        assert_close(mine, truth, rtol=1e-4, atol=1e-6)
+
+
+def test_a_price_frees_what_saves_more(device):
+    """From either side, of embeddings that change by known amounts under one augmentation."""
+    torch.manual_seed(0)
+    change = torch.linspace(0, 2, DIM, device=device)  # saved by half: half of the pairs differ
+    for start in (0.1, 0.9):
+        loss = make_loss(device, freed=(start, 0.0, 0.5), price=0.3)
+        optimizer = torch.optim.Adam(loss.masks.parameters(), lr=0.1)
+        for _ in range(200):
+            x = torch.randn(256, DIM, device=device)
+            changed = torch.rand(256, 3, device=device) < 0.5
+            moved = x + changed[:, :1] * change.sqrt() * torch.randn(256, DIM, device=device)
+            optimizer.zero_grad()
+            loss(x, moved, changed).loss.backward()
+            optimizer.step()
+        freed = loss.masks()[0] < 0.5
+        certain = (change / 2 - 0.3).abs() > 0.05
+        assert torch.equal(freed[certain], change[certain] / 2 > 0.3)
+        assert loss.masks.freed_share()[2] < 0.1  # what changes nothing frees nothing
+
+
+def test_where_no_pair_shares_the_price_frees_nothing(device):
+    """What freeing a dimension would save is unknown then."""
+    loss = make_loss(device, freed=(0.5,), price=0.2)
+    x, y, *_ = make_inputs(device)
+    changed = torch.ones(BATCH, 1, dtype=torch.bool, device=device)
+    (grad,) = torch.autograd.grad(loss(x, y, changed).loss, loss.masks.logits)
+    assert (grad < 0).all()
+
+
+def test_a_price_compiles_whole(device):
+    loss = make_loss(device, price=0.2)
+    inputs = make_inputs(device)[:3]
+    got = torch.compile(loss, fullgraph=True, backend="aot_eager")(*inputs)
+    assert_close(got.loss, loss(*inputs).loss)
+
+
+def test_a_price_of_nothing_is_the_base(device):
+    x, y, *_ = make_inputs(device)
+    changed = torch.rand(BATCH, 2, device=device) < 0.5
+    masks = AugmentationMasks((0.0, 0.0), DIM, price=0.2).to(device)
+    terms = MASTLoss(masks)(x, y, changed)
+    assert_close(terms.loss, VICRegLoss()(x, y))
+    assert terms.logs["freed"] == 0
+
+
+def test_contrast_has_no_price():
+    with pytest.raises(ValueError, match="masks must have no price on the nt_xent base, got 0.2"):
+        make_loss("cpu", "nt_xent", price=0.2)
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -80,6 +80,9 @@ REFUSED = [
     ),
     ("mast", MASTOptions(SMALL, base="nt_xent", temperature=0.0), RECIPE, "temperature must be"),
     ("mast", MASTOptions(SMALL, base="dino"), RECIPE, "base must be"),
+    ("mast", MASTOptions(SMALL, price=-1.0), RECIPE, "price must be positive"),
+    ("mast", MASTOptions(SMALL, price=0.2, masks="blocks"), RECIPE, "price must be None"),
+    ("mast", MASTOptions(SMALL, price=0.2, base="nt_xent"), RECIPE, "no price on the nt_xent"),
 ]
 
 
@@ -210,6 +213,7 @@ def test_mast_without_freed_dimensions_is_one_space():
     ("options", "weight"),
     [
         (MASTOptions(SMALL), 5.0),
+        (MASTOptions(SMALL, price=0.2), 5.0),
         (MASTOptions(SMALL, base="nt_xent"), 1.0),
         (MASTOptions(SMALL, base="nt_xent", invariance=2.0), 2.0),
     ],
@@ -221,6 +225,8 @@ def test_mast_is_a_weighted_sum_of_what_it_logs(options, weight):
     expected = weight * terms["invariance"]
     if options.base == "vicreg":
         expected = expected + 25 * terms["variance"] + terms["covariance"]
+    if options.price is not None:
+        expected = expected + weight * options.price * terms["freed"]
     assert ("variance" in terms) == (options.base == "vicreg")
     assert torch.allclose(terms["loss"], expected)
 
