@@ -96,7 +96,7 @@ FAULTS = [
 
 
 # Each fault twice, at moments from the first to the last.
-@pytest.mark.parametrize(("part", "fault"), enumerate(FAULTS))
+@pytest.mark.parametrize(("part", "fault"), list(enumerate(FAULTS)))
 def test_resumed_run_ends_as_an_undisturbed_one(tmp_path, whole, fault, part):
     undisturbed, moments = whole
     number = 1 + part * (moments - 1) // (len(FAULTS) - 1)
