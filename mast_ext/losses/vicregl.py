@@ -46,7 +46,7 @@ class VICRegLLoss(nn.Module):
             than there are: all.
 
     Raises:
-        ValueError: ``gather_distributed`` without torch.distributed.
+        ValueError: ``gather_distributed`` without torch.distributed, or a number of matches is 0.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class VICRegLLoss(nn.Module):
         num_matches: tuple[int, int] = (20, 4),
     ) -> None:
         super().__init__()
+        if 0 in num_matches:
+            raise ValueError(f"num_matches must not be 0, got {num_matches}")
         self.lambda_param = lambda_param
         self.mu_param = mu_param
         self.nu_param = nu_param
@@ -115,6 +117,8 @@ class VICRegLLoss(nn.Module):
                 f"there must be a global crop and another crop, got {count} global and "
                 f"{len(crops) - count} local"
             )
+        for crop, grid in zip(crops, grids, strict=True):
+            _require_located(crop, grid)
         local = self._local_loss([features for _, features in crops], grids, count)
         embeddings = stack_views([embedding for embedding, _ in crops], "view_features")
         return self.alpha * self._global_loss(embeddings, count) + (1 - self.alpha) * local
@@ -158,6 +162,20 @@ class VICRegLLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, num_matches={self.num_matches}"
+
+
+def _require_located(crop: tuple[Tensor, Tensor], grid: Tensor) -> None:
+    """Raises a ValueError unless a crop has embeddings, and a place for each of its features."""
+    if isinstance(crop, Tensor) or len(crop) != 2:
+        raise ValueError("view_features must be pairs (embeddings [B, D], features [B, H, W, E])")
+    embeddings, features = crop
+    batch, places = len(embeddings), (*features.shape[:3], 2)
+    if embeddings.ndim != 2 or features.ndim != 4 or len(features) != batch or grid.shape != places:
+        raise ValueError(
+            "view_features must be embeddings [B, D] and features [B, H, W, E], and view_grids "
+            f"[B, H, W, 2], got {list(embeddings.shape)}, {list(features.shape)} and "
+            f"{list(grid.shape)}"
+        )
 
 
 def _matches(x: Tensor, y: Tensor, distances: Tensor, number: int) -> tuple[Tensor, Tensor]:

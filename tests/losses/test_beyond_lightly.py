@@ -218,6 +218,7 @@ def test_rejects_arguments(name, arguments, message):
 
 ONE = torch.ones(2, 3, 4)
 MASKS = torch.zeros(2, 2, 3).long()
+LOCATED = torch.rand(4, 8), torch.rand(4, 7, 7, 6)  # embeddings and features of a crop
 
 
 @pytest.mark.parametrize(
@@ -245,6 +246,16 @@ MASKS = torch.zeros(2, 2, 3).long()
         (losses.EMPSSLLoss, ([],), ValueError, r"z_views must hold views of one shape"),
         (lambda: losses.Whitening2d(3), (ONE[0],), ValueError, r"x must have shape \[N, 3\]"),
         (losses.VICRegLLoss, ([(ONE[0], ONE[None])], [ONE[None]]), ValueError, "another crop"),
+        *[
+            (losses.VICRegLLoss, ([crop, crop], [grid, grid]), ValueError, message)
+            for crop, grid, message in (
+                (LOCATED, torch.rand(4, 5, 5, 2), r"view_grids \[B, H, W, 2\]"),
+                (LOCATED, torch.rand(4, 7, 7, 3), r"view_grids \[B, H, W, 2\]"),
+                (LOCATED, torch.rand(2, 7, 7, 2), r"view_grids \[B, H, W, 2\]"),
+                ((LOCATED[0], LOCATED[1].mT), torch.rand(4, 7, 7, 2), "features"),
+                (LOCATED[1], torch.rand(4, 7, 7, 2), "pairs"),
+            )
+        ],
         (lambda: losses.MACLLoss(alpha=1.0), (ONE[0], -ONE[0]), ValueError, "temperature must be"),
     ],
 )
