@@ -1,5 +1,6 @@
-# The PyTorchs that there will be a binding for, each an imported target torch::MINOR ("torch::2.11",
-# or the whole version if it is not of a release). TORCH_MINORS lists them; TORCH_DIR and TORCH_CUDA_VERSION are of the first one.
+# The PyTorchs that there will be a binding for, each an imported target torch::MINOR ("torch::2.11";
+# the whole version if it is not of a release). TORCH_MINORS lists them; TORCH_DIR and
+# TORCH_CUDA_VERSION are of the first one.
 #
 # Not by find_package(Torch), whose configuration is PyTorch's own build script: it requires the
 # whole CUDA toolkit (nvrtc, cuBLAS, ...) even for a CPU-only extension, and overrides

@@ -157,7 +157,7 @@ def _cuda(torch: Any, build: dict[str, str | None] | None, why: str) -> Finding:
         if native:
             return Finding("ok", "gpu", f"{name}, {kernels}")
         fix = f"with nvcc of CUDA {torch.version.cuda}: {REBUILD}"
-        return Finding("slow", "gpu", f"{name}, but {kernels}", fix)
+        return Finding("missing", "gpu", f"{name}, but {kernels}", fix)
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         fix = "install a CUDA build of torch (pytorch.org)"
         return Finding("slow", "gpu", "a driver is there, but torch is built without CUDA", fix)
