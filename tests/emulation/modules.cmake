@@ -18,6 +18,14 @@ set(watch -fsanitize=thread,alignment -g1)
 # The first error ends the process. Virtual tables are not checked: PyTorch's are not visible.
 set(sanitizers -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all -O0 -g1)
 
+# Its kernels include much the same, which is read once.
+function(mast_ext_precompile target)
+  target_precompile_headers(${target} PRIVATE
+    ${CMAKE_CURRENT_SOURCE_DIR}/csrc/kernels/common/dtype_cuda.cuh
+    ${CMAKE_CURRENT_SOURCE_DIR}/csrc/kernels/common/launch.cuh)
+endfunction()
+set_source_files_properties(${emulator} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+
 function(mast_ext_emulate target)
   target_include_directories(${target} PRIVATE ${emulation} csrc)
   target_include_directories(${target} SYSTEM PRIVATE ${TORCH_DIR}/include)
@@ -30,6 +38,7 @@ mast_ext_compile_binding(binding torch::${torch})
 
 add_library(emulated_kernels SHARED ${cuda_sources} ${emulator})
 mast_ext_emulate(emulated_kernels)
+mast_ext_precompile(emulated_kernels)
 mast_ext_add_library(emulated torch::${torch} binding emulated_kernels)
 target_compile_definitions(emulated PRIVATE MAST_EXT_WITHOUT_CPU_KERNELS)
 set(MAST_EXT_ISAS baseline)
@@ -38,6 +47,7 @@ mast_ext_add_cpu_kernels(emulated csrc/kernels/common/products_cpu.cpp OPTIONS -
 
 add_library(watched_kernels OBJECT ${cuda_sources})
 mast_ext_emulate(watched_kernels ${watch})
+mast_ext_precompile(watched_kernels)
 add_library(emulated_races SHARED $<TARGET_OBJECTS:watched_kernels> ${emulator} ${emulation}/races.cpp)
 mast_ext_emulate(emulated_races)
 set_target_properties(emulated_races PROPERTIES LIBRARY_OUTPUT_DIRECTORY races
@@ -53,6 +63,7 @@ set_source_files_properties(${emulation}/faults.cpp PROPERTIES COMPILE_OPTIONS "
 
 add_library(sanitized_kernels SHARED ${cuda_sources} ${emulator})
 mast_ext_emulate(sanitized_kernels ${sanitizers})
+mast_ext_precompile(sanitized_kernels)
 target_link_options(sanitized_kernels PRIVATE ${sanitizers})
 mast_ext_add_library(sanitized torch::${torch} binding sanitized_kernels)
 target_compile_options(sanitized PRIVATE ${sanitizers})

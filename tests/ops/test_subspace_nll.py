@@ -1,5 +1,7 @@
 """subspace_nll against its definition, its own gradient, and torch's rules for ops."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -105,6 +107,31 @@ def test_extreme_log_variances(log_var_x, log_var_y, form, device):
     assert nll.isfinite().all()
     for grad in torch.autograd.grad(nll.sum(), inputs):
         assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("log_var", [-100.0, -160.0, -300.0])
+def test_equal_embeddings_stay_finite_where_the_precision_overflows(log_var, form, device):
+    x, log_var_x, _, _, masks = make_inputs((2, None, 3, 10, 4), form, device)
+    x, log_var_x = x[:1].expand_as(x).contiguous(), torch.full_like(log_var_x, log_var)
+    inputs = [t.requires_grad_() for t in (x, log_var_x, masks)]
+    nll = functional.subspace_nll(inputs[0], inputs[1], masks=inputs[2])
+    assert_close(nll, torch.full_like(nll, (log_var + math.log(2)) / 2))
+    for grad in torch.autograd.grad(nll.sum(), inputs):
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tiny_distances_over_tiny_variances(form, device):
+    """1 / s is out of a float's range, the quotient is not."""
+    x, log_var_x, _, _, masks = make_inputs((1, None, 3, 10, 4), form, device)
+    log_var_x = log_var_x - 100
+    y = x.clone()
+    y[..., 3] = 1e-18
+    x[..., 3] = 0
+    got = functional.subspace_nll(x, log_var_x, y, log_var_x, masks=masks)
+    exact = [t.cpu().double() for t in (x, log_var_x, y, log_var_x, masks)]
+    assert_close(got.cpu().double(), reference.subspace_nll(*exact), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("form", FORMS)

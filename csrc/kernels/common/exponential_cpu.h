@@ -76,8 +76,10 @@ template <typename A, typename Body>
 void each_vector(std::int64_t count, const Body& body) {
   constexpr std::int64_t kAll = kLanes<A>;
   std::int64_t c = 0;
-  for (; c + kAccumulators * kAll <= count; c += kAccumulators * kAll) {
-    body.template operator()<kAccumulators>(c, kAll);
+  if constexpr (kSpecializes<A>) {
+    for (; c + kAccumulators * kAll <= count; c += kAccumulators * kAll) {
+      body.template operator()<kAccumulators>(c, kAll);
+    }
   }
   for (; c + kAll <= count; c += kAll) body.template operator()<1>(c, kAll);
   if (c < count) body.template operator()<1>(c, count - c);

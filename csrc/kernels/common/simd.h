@@ -14,6 +14,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #ifdef __SSE2__
@@ -43,6 +44,11 @@ using vec = typename VectorOf<T>::type;
 
 template <typename T>
 inline constexpr int kLanes = kVectorBytes / sizeof(T);
+
+// Whether loops are also compiled for several rows, masks or vectors at once. Doubles serve gradient
+// checks: for them the one general form is enough, and takes a fraction of the time to compile.
+template <typename A>
+inline constexpr bool kSpecializes = std::is_same_v<A, float>;
 
 // A multiple of every vector width, in elements.
 inline constexpr std::int64_t kPad = 16;

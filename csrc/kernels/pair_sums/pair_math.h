@@ -93,17 +93,26 @@ struct SquaredDifference {
   }
 };
 
-// (a - b)^2 / s + log s  with  s = exp(log_var_a) + exp(log_var_b). As s = exp(high) (1 + u) may
-// overflow, it is not computed itself.
+// (a - b)^2 / s + log s  with  s = exp(log_var_a) + exp(log_var_b) = exp(high) (1 + u). Neither s nor
+// 1 / s is computed itself, because they overflow where the result does not.
 struct Likelihood {
   static constexpr bool kHasVariance = true;
+
+  // exp(-high / 2), finite: times a difference of 0 it is 0.
+  template <typename Math, typename V>
+  MAST_EXT_HD static V root_precision(V high) {
+    using A = scalar_of<V>;
+    constexpr A kLowest = sizeof(A) == sizeof(double) ? -1400 : -170;
+    return Math::exp((high > kLowest ? high : kLowest - V{}) * static_cast<A>(-0.5));
+  }
 
   template <typename Math, typename V>
   MAST_EXT_HD static V value(const Element<V>& a, const Element<V>& b) {
     const V difference = a.z - b.z, gap = a.log_var - b.log_var;
     const V high = gap > 0 ? a.log_var : b.log_var;
     const V u = Math::exp(gap > 0 ? -gap : gap);
-    return difference * difference * (Math::exp(-high) / (1 + u)) + (high + Math::log1p(u));
+    const V scaled = difference * root_precision<Math>(high);
+    return scaled * scaled / (1 + u) + (high + Math::log1p(u));
   }
   template <typename V>
   MAST_EXT_HD static V self_value(const Element<V>& a) {
@@ -117,8 +126,9 @@ struct Likelihood {
     const V high = gap > 0 ? a.log_var : b.log_var;
     const V u = Math::exp(gap > 0 ? -gap : gap);
     const V larger = 1 / (1 + u), smaller = u * larger;  // exp(log_var) / s of the two views
-    const V scaled = difference * (Math::exp(-high) * larger);
-    const V grad_difference = c * scaled * 2, grad_log_s = c * (1 - difference * scaled);
+    const V root = root_precision<Math>(high), scaled = difference * root;
+    const V grad_difference = c * scaled * (root * larger) * 2;
+    const V grad_log_s = c * (1 - scaled * scaled * larger);
     grad_a.z += grad_difference;
     grad_b.z -= grad_difference;
     grad_a.log_var += grad_log_s * (gap > 0 ? larger : smaller);

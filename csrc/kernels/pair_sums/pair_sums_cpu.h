@@ -27,10 +27,19 @@ struct VectorMath {
   }
 };
 
-// T is the type of the embeddings, A = accum_t<T> that of all arithmetic.
-template <typename T, typename Values>
+// Calls body.operator()<T>(), where T is the C++ type of `dtype`, one of those that are accumulated
+// in A.
+template <typename A, typename Body>
+void visit_elements(DType dtype, const Body& body) {
+  visit_dtype(dtype, [&]<typename T>() {
+    if constexpr (std::is_same_v<accum_t<T>, A>) body.template operator()<T>();
+  });
+}
+
+// A is the type of all arithmetic. That of the embeddings matters only where rows are read and
+// written: it is not a parameter of the class, most of which would be compiled once for each.
+template <typename A, typename Values>
 class PairSumsCpu {
-  using A = accum_t<T>;
   using V = vec<A>;
   static constexpr int kLane = kLanes<A>;
   static constexpr std::int64_t kBlock = 256;    // elements of D in a tile
@@ -49,6 +58,8 @@ class PairSumsCpu {
         log_var_(Values::kHasVariance ? scratch<A, struct LogVariances>(views_ * dim_) : nullptr),
         z_of_(scratch<const A*, struct EmbeddingRows>(views_)),
         log_var_of_(scratch<const A*, struct LogVarianceRows>(views_)),
+        in_place_(p.dim == dim_ &&
+                  p.dtype == (std::is_same_v<A, double> ? DType::kFloat64 : DType::kFloat32)),
         left_(scratch<std::int32_t, struct LeftViews>(rows_)),
         right_(scratch<std::int32_t, struct RightViews>(rows_)) {
     for (std::int64_t r = 0; r < rows_; ++r) {
@@ -96,7 +107,9 @@ class PairSumsCpu {
     for_tiles([&](std::int64_t d0, std::int64_t length, std::int64_t r0, std::int64_t count) {
       fill_tile(d0, length, r0, count);
       std::int64_t r = 0;
-      for (; r + 3 <= count; r += 3) multiply<3>(d0, length, r, sums + (r0 + r) * p_.subspaces);
+      if constexpr (kSpecializes<A>) {
+        for (; r + 3 <= count; r += 3) multiply<3>(d0, length, r, sums + (r0 + r) * p_.subspaces);
+      }
       for (; r < count; ++r) multiply<1>(d0, length, r, sums + (r0 + r) * p_.subspaces);
     });
   }
@@ -125,30 +138,30 @@ class PairSumsCpu {
     std::fill(grad_z, grad_z + views_ * dim_, A{0});
     if (Values::kHasVariance) std::fill(grad_log_var, grad_log_var + views_ * dim_, A{0});
     std::int64_t r = 0;
-    for (; r + 4 <= rows_; r += 4) add_grad_views<4>(r, coefficients, grad_z, grad_log_var);
+    if constexpr (kSpecializes<A>) {
+      for (; r + 4 <= rows_; r += 4) add_grad_views<4>(r, coefficients, grad_z, grad_log_var);
+    }
     for (; r < rows_; ++r) add_grad_views<1>(r, coefficients, grad_z, grad_log_var);
     write_image(b, grad_z, grad.x, grad.y);
     if (Values::kHasVariance) write_image(b, grad_log_var, grad.log_var_x, grad.log_var_y);
   }
 
  private:
-  // Points `rows` to image b's views: in place if they need neither padding nor conversion, else to
-  // copies in `to`.
+  // Points `rows` to image b's views, or to padded and converted copies in `to`.
   void read_views(const Views& from, std::int32_t views, std::int64_t b, A* to,
                   const A** rows) const {
-    for (std::int32_t v = 0; v < views; ++v, to += dim_) {
-      const T* row =
-          static_cast<const T*>(from.data) + v * from.view_stride + b * from.batch_stride;
-      rows[v] = to;
-      if constexpr (std::is_same_v<T, A>) {
-        if (p_.dim == dim_) {
-          rows[v] = row;
-          continue;
-        }
-      }
-      for (std::int64_t d = 0; d < p_.dim; ++d) to[d] = static_cast<A>(row[d]);
-      std::fill(to + p_.dim, to + dim_, A{0});
+    if (in_place_) {
+      for (std::int32_t v = 0; v < views; ++v) rows[v] = row_of<A>(from, v, b);
+      return;
     }
+    visit_elements<A>(p_.dtype, [&]<typename T>() {
+      for (std::int32_t v = 0; v < views; ++v, to += dim_) {
+        const T* row = row_of<T>(from, v, b);
+        for (std::int64_t d = 0; d < p_.dim; ++d) to[d] = static_cast<A>(row[d]);
+        std::fill(to + p_.dim, to + dim_, A{0});
+        rows[v] = to;
+      }
+    });
   }
 
   void read_image(std::int64_t b) {
@@ -161,19 +174,24 @@ class PairSumsCpu {
     }
   }
 
-  // The row of view v of image b in the gradients x and y; null if not wanted.
-  T* row_of(std::int32_t v, std::int64_t b, void* x, void* y) const {
+  // The gradient of view v in x or y, whichever has it, as elements of type T; null if not wanted.
+  template <typename T>
+  T* grad_row(std::int32_t v, std::int64_t b, void* x, void* y) const {
     const bool is_x = v < p_.rows.x_views;
     T* to = static_cast<T*>(is_x ? x : y);
     return to ? to + ((is_x ? v : v - p_.rows.x_views) * p_.batch + b) * p_.dim : nullptr;
   }
 
-  void write_image(std::int64_t b, const A* from, void* x, void* y) const {
-    for (std::int32_t v = 0; v < views_; ++v, from += dim_) {
-      T* row = row_of(v, b, x, y);
-      if (row == nullptr) continue;
+  void write_row(std::int32_t v, std::int64_t b, const A* from, void* x, void* y) const {
+    visit_elements<A>(p_.dtype, [&]<typename T>() {
+      T* row = grad_row<T>(v, b, x, y);
+      if (row == nullptr) return;
       for (std::int64_t d = 0; d < p_.dim; ++d) row[d] = static_cast<T>(from[d]);
-    }
+    });
+  }
+
+  void write_image(std::int64_t b, const A* from, void* x, void* y) const {
+    for (std::int32_t v = 0; v < views_; ++v, from += dim_) write_row(v, b, from, x, y);
   }
 
   // One subspace: sums[row] += sum_d w_d * value, for the rows of an image.
@@ -182,8 +200,10 @@ class PairSumsCpu {
     for (std::int64_t d0 = 0; d0 < dim_; d0 += kBlock) {
       const std::int64_t end = std::min(d0 + kBlock, dim_);
       std::int64_t r = 0;
-      for (; r + 8 <= rows_; r += 8) sum_rows<Masked, 8>(d0, end, r, sums);
-      for (; r + 3 <= rows_; r += 3) sum_rows<Masked, 3>(d0, end, r, sums);
+      if constexpr (kSpecializes<A>) {
+        for (; r + 8 <= rows_; r += 8) sum_rows<Masked, 8>(d0, end, r, sums);
+        for (; r + 3 <= rows_; r += 3) sum_rows<Masked, 3>(d0, end, r, sums);
+      }
       for (; r < rows_; ++r) sum_rows<Masked, 1>(d0, end, r, sums);
     }
   }
@@ -223,28 +243,20 @@ class PairSumsCpu {
     A* c = scratch<A, struct Partners>(views_ + 1);
     const A** others = scratch<const A*, struct PartnerRows>(views_ + 1);
     for (std::int32_t v = 0; v < views_; ++v) {
-      T* row = row_of(v, b, x, y);
-      if (row == nullptr) continue;
+      if ((v < p_.rows.x_views ? x : y) == nullptr) continue;
       int partners = 0;
       for (std::int64_t r = 0; r < rows_; ++r) {
         if (left_[r] != v && right_[r] != v) continue;
         others[partners] = z_of_[left_[r] == v ? right_[r] : left_[r]];
         c[partners++] = coefficients[r] * (left_[r] == right_[r] ? 2 : 1);
       }
-      bool copied = true;
-      A* to = buffer;
-      if constexpr (std::is_same_v<T, A>) {
-        if (p_.dim == dim_) {
-          to = row;
-          copied = false;
-        }
-      }
+      A* to = in_place_ ? grad_row<A>(v, b, x, y) : buffer;
       std::int64_t d = 0;
-      for (; d + 4 * kLane <= dim_; d += 4 * kLane) write_grad<4>(v, partners, others, c, d, to);
-      for (; d < dim_; d += kLane) write_grad<1>(v, partners, others, c, d, to);
-      if (copied) {
-        for (d = 0; d < p_.dim; ++d) row[d] = static_cast<T>(to[d]);
+      if constexpr (kSpecializes<A>) {
+        for (; d + 4 * kLane <= dim_; d += 4 * kLane) write_grad<4>(v, partners, others, c, d, to);
       }
+      for (; d < dim_; d += kLane) write_grad<1>(v, partners, others, c, d, to);
+      if (!in_place_) write_row(v, b, buffer, x, y);
     }
   }
 
@@ -300,8 +312,10 @@ class PairSumsCpu {
   template <int R>
   void multiply(std::int64_t d0, std::int64_t length, std::int64_t r, A* sums) const {
     std::int64_t k = 0;
-    for (; k + 8 <= p_.subspaces; k += 8) multiply<R, 8>(d0, length, r, k, sums);
-    for (; k + 4 <= p_.subspaces; k += 4) multiply<R, 4>(d0, length, r, k, sums);
+    if constexpr (kSpecializes<A>) {
+      for (; k + 8 <= p_.subspaces; k += 8) multiply<R, 8>(d0, length, r, k, sums);
+      for (; k + 4 <= p_.subspaces; k += 4) multiply<R, 4>(d0, length, r, k, sums);
+    }
     for (; k < p_.subspaces; ++k) multiply<R, 1>(d0, length, r, k, sums);
   }
 
@@ -331,8 +345,10 @@ class PairSumsCpu {
   void add_grad_weights(std::int64_t d0, std::int64_t length, std::int64_t count,
                         const A* coefficients, A* grad_weights) const {
     std::int64_t k = 0;
-    for (; k + 8 <= p_.subspaces; k += 8) {
-      add_grad_weights<8>(d0, length, count, k, coefficients, grad_weights);
+    if constexpr (kSpecializes<A>) {
+      for (; k + 8 <= p_.subspaces; k += 8) {
+        add_grad_weights<8>(d0, length, count, k, coefficients, grad_weights);
+      }
     }
     for (; k < p_.subspaces; ++k) {
       add_grad_weights<1>(d0, length, count, k, coefficients, grad_weights);
@@ -421,6 +437,7 @@ class PairSumsCpu {
   A* const log_var_;
   const A** const z_of_;  // [V]
   const A** const log_var_of_;
+  const bool in_place_;       // rows need neither padding nor conversion
   std::int32_t* const left_;  // [rows]: the row's views
   std::int32_t* const right_;
 };

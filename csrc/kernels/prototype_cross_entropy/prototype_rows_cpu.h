@@ -18,7 +18,8 @@ namespace mast_ext::kernels::MAST_EXT_ISA::prototype_cpu {
 namespace math = prototype_math;
 
 inline constexpr std::int64_t kChunk = kPrototypeChunkCpu;
-inline constexpr int kTeachers = 4;  // teachers whose dots one pass over a student's row computes
+template <typename A>  // teachers whose dots one pass over a student's row computes
+inline constexpr int kTeachers = kSpecializes<A> ? 4 : 1;
 // Images whose column sums are added up separately before they are added to the total, so that sums
 // over many images stay precise.
 inline constexpr std::int64_t kSumImages = 32;
@@ -149,15 +150,19 @@ A student_block(std::int64_t teachers, bool with_sum, const T* row, const T* nex
     return with_sum ? student_dots<N, true>(row, next, count, shift, exp, e, dots, kept)
                     : student_dots<N, false>(row, next, count, shift, exp, e, dots, kept);
   };
-  switch (teachers) {
-    case 1:
-      return run.template operator()<1>();
-    case 2:
-      return run.template operator()<2>();
-    case 3:
-      return run.template operator()<3>();
-    default:
-      return run.template operator()<kTeachers>();
+  if constexpr (kTeachers<A> == 1) {
+    return run.template operator()<1>();
+  } else {
+    switch (teachers) {
+      case 1:
+        return run.template operator()<1>();
+      case 2:
+        return run.template operator()<2>();
+      case 3:
+        return run.template operator()<3>();
+      default:
+        return run.template operator()<4>();
+    }
   }
 }
 
@@ -216,9 +221,9 @@ void student_chunk(const PrototypeCrossEntropy& p, std::int64_t b, std::int64_t 
   const Partials<A> to(p, b);
   const A max = student_max(row, count), shift = math::shift_of(max);
   to.student_max(s)[chunk] = max;
-  for (std::int64_t t = 0; t < in.teachers; t += kTeachers) {
-    A dots[kTeachers];
-    const std::int64_t block = std::min<std::int64_t>(in.teachers - t, kTeachers);
+  for (std::int64_t t = 0; t < in.teachers; t += kTeachers<A>) {
+    A dots[kTeachers<A>];
+    const std::int64_t block = std::min<std::int64_t>(in.teachers - t, kTeachers<A>);
     const A sum =
         student_block(block, t == 0, row, next, count, shift, exp, e + t * kChunk, dots, kept);
     if (t == 0) to.student_sum(s)[chunk] = sum;
@@ -361,23 +366,19 @@ void grad_chunk(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int
   weight *= student_scale;
   T* to = static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + chunk * kChunk;
   const auto run = [&]<int kCount>() {
-    if constexpr (std::is_same_v<T, A>) {
+    if constexpr (std::is_same_v<T, A> && kSpecializes<A>) {
       if (p.streaming()) {
         return write_grad<kCount, true>(count, weight, e, weights, in.teachers, exponentials, to);
       }
     }
     write_grad<kCount, false>(count, weight, e, weights, in.teachers, exponentials, to);
   };
-  switch (in.teachers) {
-    case 1:
-      return run.template operator()<1>();
-    case 2:
-      return run.template operator()<2>();
-    case 4:
-      return run.template operator()<4>();
-    default:
-      return run.template operator()<0>();
+  if constexpr (kSpecializes<A>) {
+    if (in.teachers == 1) return run.template operator()<1>();
+    if (in.teachers == 2) return run.template operator()<2>();
+    if (in.teachers == 4) return run.template operator()<4>();
   }
+  run.template operator()<0>();
 }
 
 }  // namespace mast_ext::kernels::MAST_EXT_ISA::prototype_cpu

@@ -10,11 +10,10 @@ namespace MAST_EXT_ISA {
 
 void select_hard_cosine_pairs_cpu(const SelectHardCosinePairs& p, std::int64_t begin,
                                   std::int64_t end) {
-  visit_dtype(p.pairs.dtype, [&]<typename T>() {
-    using A = accum_t<T>;
+  visit_accumulation(p.pairs.dtype, [&]<typename A>() {
     const PairRows& rows = p.pairs.rows;
     const std::int32_t views = rows.x_views;
-    PairSumsCpu<T, Product> engine(p.pairs);
+    PairSumsCpu<A, Product> engine(p.pairs);
     A* sums = scratch<A, struct Sums>(engine.rows());
     A* inverse = scratch<A, struct Inverse>(rows.views());
     const A* inverse_y = inverse + (rows.self ? 0 : views);

@@ -11,11 +11,11 @@ namespace math = subspace_nll_math;
 
 template <typename Body>
 void visit(DType dtype, Variance variance, Body&& body) {
-  visit_dtype(dtype, [&]<typename T>() {
+  visit_accumulation(dtype, [&]<typename A>() {
     if (variance == Variance::kDiagonal) {
-      body.template operator()<T, Likelihood>();
+      body.template operator()<A, Likelihood>();
     } else {
-      body.template operator()<T, SquaredDifference>();
+      body.template operator()<A, SquaredDifference>();
     }
   });
 }
@@ -23,28 +23,28 @@ void visit(DType dtype, Variance variance, Body&& body) {
 }  // namespace
 
 void subspace_nll_cpu(const SubspaceNll& p, std::int64_t begin, std::int64_t end) {
-  visit(p.pairs.dtype, p.variance, [&]<typename T, typename Values>() {
-    using A = accum_t<T>;
+  visit(p.pairs.dtype, p.variance, [&]<typename A, typename Values>() {
     const std::int64_t subspaces = p.pairs.subspaces;
-    PairSumsCpu<T, Values> engine(p.pairs);
+    PairSumsCpu<A, Values> engine(p.pairs);
     A* totals = scratch<A, struct Totals>(subspaces);
     for (std::int64_t k = 0; k < subspaces; ++k) totals[k] = engine.weight(k);
     A* sums = scratch<A, struct Sums>(engine.rows() * subspaces);
     for (std::int64_t b = begin; b < end; ++b) {
       engine.forward(b, sums);
-      for (std::int64_t k = 0; k < subspaces; ++k) {
-        math::finish<T>(p, k, b, totals[k],
-                        [&](std::int32_t row) { return sums[row * subspaces + k]; });
-      }
+      visit_elements<A>(p.pairs.dtype, [&]<typename T>() {
+        for (std::int64_t k = 0; k < subspaces; ++k) {
+          math::finish<T>(p, k, b, totals[k],
+                          [&](std::int32_t row) { return sums[row * subspaces + k]; });
+        }
+      });
     }
   });
 }
 
 void subspace_nll_backward_cpu(const SubspaceNllBackward& p, std::int64_t begin, std::int64_t end) {
-  visit(p.pairs.dtype, p.variance, [&]<typename T, typename Values>() {
-    using A = accum_t<T>;
+  visit(p.pairs.dtype, p.variance, [&]<typename A, typename Values>() {
     const std::int64_t subspaces = p.pairs.subspaces;
-    PairSumsCpu<T, Values> engine(p.pairs);
+    PairSumsCpu<A, Values> engine(p.pairs);
     A* totals = scratch<A, struct Totals>(subspaces);
     for (std::int64_t k = 0; k < subspaces; ++k) totals[k] = engine.weight(k);
     A* c = scratch<A, struct Coefficients>(engine.rows() * subspaces);
@@ -54,11 +54,13 @@ void subspace_nll_backward_cpu(const SubspaceNllBackward& p, std::int64_t begin,
       for (std::int64_t k = 0; k < subspaces; ++k) grad_totals[k] = 0;
       const std::int64_t last = p.pairs.batch * (slice + 1) / p.work.slices;
       for (std::int64_t b = p.pairs.batch * slice / p.work.slices; b < last; ++b) {
-        for (std::int64_t k = 0; k < subspaces; ++k) {
-          grad_totals[k] += math::coefficients<T>(
-              p, k, b, totals[k],
-              [&](std::int32_t row, A value) { c[row * subspaces + k] = value; });
-        }
+        visit_elements<A>(p.pairs.dtype, [&]<typename T>() {
+          for (std::int64_t k = 0; k < subspaces; ++k) {
+            grad_totals[k] += math::coefficients<T>(
+                p, k, b, totals[k],
+                [&](std::int32_t row, A value) { c[row * subspaces + k] = value; });
+          }
+        });
         engine.backward(b, c, p.grad, grad_weights);
       }
       if (grad_weights != nullptr) engine.add_to_all(grad_totals, grad_weights);

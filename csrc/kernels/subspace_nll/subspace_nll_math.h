@@ -2,6 +2,8 @@
 // the type of the log-variances, A = accum_t<T>.
 #pragma once
 
+#include <limits>
+
 #include "kernels/common/host_device.h"
 #include "kernels/common/scalar_math.h"
 #include "kernels/pair_sums/pair_rows.h"
@@ -13,6 +15,21 @@ namespace mast_ext::kernels::subspace_nll_math {
 template <typename A>
 MAST_EXT_HD A inverse_total(A total) {
   return total == 0 ? A{0} : 1 / total;
+}
+
+// exp(-log_s), or the largest number where that overflows: times a difference of 0 it is 0.
+template <typename A>
+MAST_EXT_HD A precision(A log_s) {
+  constexpr A kLargest = std::numeric_limits<A>::max();
+  const A value = ScalarMath::exp(-log_s);
+  return value > kLargest ? kLargest : value;
+}
+
+// distance / exp(log_s), also where 1 / exp(log_s) itself overflows.
+template <typename A>
+MAST_EXT_HD A quotient(A distance, A log_s) {
+  const A root = precision(log_s / 2);
+  return distance * root * root;
 }
 
 // The log-variance of x's view i, or y's view j, in subspace k (subspace form).
@@ -51,7 +68,7 @@ MAST_EXT_HD void finish(const SubspaceNll& p, std::int64_t k, std::int64_t b, ac
       if (p.variance == Variance::kSubspace) {
         static_cast<A*>(p.distance)[at] = mean;
         const A log_s = ScalarMath::log_add_exp(log_var.x(i), log_var.y(j));
-        mean = mean * ScalarMath::exp(-log_s) + log_s;
+        mean = quotient(mean, log_s) + log_s;
       }
       static_cast<A*>(p.nll)[at] = mean / 2;
     }
@@ -80,7 +97,7 @@ MAST_EXT_HD accum_t<T> coefficients(const SubspaceNllBackward& p, std::int64_t k
       A half = grads[at(i, j)] / 2;
       if (rows.self && i != j) half += grads[at(j, i)] / 2;
       if (subspace) {
-        half *= ScalarMath::exp(-ScalarMath::log_add_exp(log_var.x(i), log_var.y(j)));
+        half *= precision(ScalarMath::log_add_exp(log_var.x(i), log_var.y(j)));
         grad_total -= half * static_cast<const A*>(p.distance)[offset + at(i, j)] * scale;
       } else {
         grad_total -= half * 2 * static_cast<const A*>(p.nll)[offset + at(i, j)] * scale;
@@ -93,9 +110,8 @@ MAST_EXT_HD accum_t<T> coefficients(const SubspaceNllBackward& p, std::int64_t k
   // d L / d log_var_x = (1 - q / s) exp(log_var_x) / s / 2, summed over the partners.
   const auto derivative = [&](int i, int j, A own) {
     const A log_s = ScalarMath::log_add_exp(log_var.x(i), log_var.y(j));
-    const A quotient =
-        static_cast<const A*>(p.distance)[offset + at(i, j)] * ScalarMath::exp(-log_s);
-    return (1 - quotient) * ScalarMath::exp(own - log_s) / 2;
+    const A distance = static_cast<const A*>(p.distance)[offset + at(i, j)];
+    return (1 - quotient(distance, log_s)) * ScalarMath::exp(own - log_s) / 2;
   };
   if (p.grad.log_var_x != nullptr) {
     for (int i = 0; i < rows.x_views; ++i) {

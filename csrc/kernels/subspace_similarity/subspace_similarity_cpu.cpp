@@ -11,11 +11,11 @@ namespace math = subspace_similarity_math;
 
 template <typename Body>
 void visit(DType dtype, Metric metric, Body&& body) {
-  visit_dtype(dtype, [&]<typename T>() {
+  visit_accumulation(dtype, [&]<typename A>() {
     if (metric == Metric::kCosine) {
-      body.template operator()<T, Product>();
+      body.template operator()<A, Product>();
     } else {
-      body.template operator()<T, SquaredDifference>();
+      body.template operator()<A, SquaredDifference>();
     }
   });
 }
@@ -23,10 +23,9 @@ void visit(DType dtype, Metric metric, Body&& body) {
 }  // namespace
 
 void subspace_similarity_cpu(const SubspaceSimilarity& p, std::int64_t begin, std::int64_t end) {
-  visit(p.pairs.dtype, p.metric, [&]<typename T, typename Values>() {
-    using A = accum_t<T>;
+  visit(p.pairs.dtype, p.metric, [&]<typename A, typename Values>() {
     const std::int64_t subspaces = p.pairs.subspaces;
-    PairSumsCpu<T, Values> engine(p.pairs);
+    PairSumsCpu<A, Values> engine(p.pairs);
     A* sums = scratch<A, struct Sums>(engine.rows() * subspaces);
     for (std::int64_t b = begin; b < end; ++b) {
       engine.forward(b, sums);
@@ -39,10 +38,9 @@ void subspace_similarity_cpu(const SubspaceSimilarity& p, std::int64_t begin, st
 
 void subspace_similarity_backward_cpu(const SubspaceSimilarityBackward& p, std::int64_t begin,
                                       std::int64_t end) {
-  visit(p.pairs.dtype, p.metric, [&]<typename T, typename Values>() {
-    using A = accum_t<T>;
+  visit(p.pairs.dtype, p.metric, [&]<typename A, typename Values>() {
     const std::int64_t subspaces = p.pairs.subspaces;
-    PairSumsCpu<T, Values> engine(p.pairs);
+    PairSumsCpu<A, Values> engine(p.pairs);
     A* c = scratch<A, struct Coefficients>(engine.rows() * subspaces);
     for (std::int64_t slice = begin; slice < end; ++slice) {
       A* grad_weights = engine.slice_of(p.work, slice);
