@@ -110,6 +110,17 @@ def build(releases: list[str]) -> Path:
     return done
 
 
+def runnable_pythons() -> list[str]:
+    """The Pythons on the path, oldest first. Version managers leave names there that do not run."""
+    names = [f"python3.{minor}" for minor in range(10, 20)]
+    found = [name for name in names if shutil.which(name) and answers(name)]
+    return found or [sys.executable]
+
+
+def answers(python: str) -> bool:
+    return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
+
+
 def check(wheel: Path, pythons: list[str], releases: list[str]) -> None:
     rows = []
     for python, release in zip((pythons[0], pythons[-1]), (releases[0], releases[-1]), strict=True):
@@ -149,7 +160,9 @@ def main() -> None:
     parser.add_argument("step", choices=["build", "check"])
     parser.add_argument("wheel", nargs="?", type=Path, help="to check; by default that in dist/")
     parser.add_argument("--torch", nargs="+", default=RELEASES, metavar="RELEASE")
-    parser.add_argument("--python", nargs="+", default=["python3.10", "python3.13"])
+    parser.add_argument(
+        "--python", nargs="+", help="the oldest and the newest; by default of those on the path"
+    )
     options = parser.parse_args()
     if options.step == "build":
         build(options.torch)
@@ -160,7 +173,7 @@ def main() -> None:
     )
     if not found:
         sys.exit("there is no wheel in dist/: make wheel")
-    check(found[-1].resolve(), options.python, options.torch)
+    check(found[-1].resolve(), options.python or runnable_pythons(), options.torch)
 
 
 if __name__ == "__main__":
