@@ -227,6 +227,32 @@ CALLS = [
         many=((300, 70), (1100, 8)),
     ),
     Call(
+        functional.gram_difference,
+        "Gram",
+        lambda n, d: {"s": (2, n, d), "t": (2, n, d)},
+        many=((100, 300), (600, 310)),
+    ),
+    Call(
+        functional.gram_difference,
+        "moments",
+        lambda n, d: {"s": (2, n + 2 * d, d), "t": (2, n + 2 * d, d)},
+        many=((300, 70), (1200, 300)),
+    ),
+    Call(
+        functional.gram_difference,
+        "remove both",
+        lambda n, d: {"s": (2, n, d), "t": (2, n, d)},
+        {"remove_negative": "both"},
+        many=((600, 70),),
+    ),
+    Call(
+        functional.gram_difference,
+        "remove the teacher's",
+        lambda n, d: {"s": (2, n, d), "t": (2, n, d)},
+        {"remove_negative": "teacher"},
+        many=((600, 70),),
+    ),
+    Call(
         functional.contrastive_logsumexp,
         "",
         lambda n, d: {"x": (2, 8 * n, d), "temperature": ()},
