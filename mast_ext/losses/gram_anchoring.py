@@ -22,9 +22,9 @@ class GramAnchoringLoss(nn.Module):
     gradient.
 
     Values equal those of the authors' code (``GramLoss``) to float32 accuracy. There, ``per_image``
-    is ``img_level``, an argument of the call. Its defaults here are those of that class; the
-    authors' settings for training leave negative cosines as they are (``remove_neg=False``). Without
-    removal no ``N × N`` matrix is made where ``N > 2 D`` (see
+    is ``img_level``, an argument of the call. The defaults are those of that class; the authors'
+    settings for training leave negative cosines as they are (``remove_neg=False``). Without removal
+    no ``N × N`` matrix is made where ``N > 2 D`` (see
     [`gram_difference`][mast_ext.functional.gram_difference]).
 
     Args:
