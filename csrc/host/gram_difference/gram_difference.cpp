@@ -44,7 +44,7 @@ struct GramInputs {
     const bool many = rows > 2 * dim;
     moments = many && remove == RemoveNegative::kNone;
     keep = !many && remove == RemoveNegative::kNone;
-    tile = keep ? rows : std::min<std::int64_t>(rows, cuda ? 4096 : 512);
+    tile = keep ? rows : std::min<std::int64_t>(rows, cuda ? 2048 : 512);
   }
 
   Tensor new_empty(at::IntArrayRef shape) const {
