@@ -56,7 +56,9 @@ __device__ __forceinline__ void for_elements(const GramTile& p, std::int64_t ima
       const float y = remove == RemoveNegative::kNone ? 0.0f : teacher[at];
       body(start + at, gram_math::element<remove>(0.5f * sum, y));
     }
-    if (p.diagonal) __syncthreads();  // the next square is written
+    if (p.diagonal) {  // the next square is written
+      __syncthreads();
+    }
   }
 }
 
