@@ -14,6 +14,7 @@ __all__ = [
     "contrastive_logsumexp",
     "cross_correlation_penalty",
     "gather_views",
+    "gram_difference",
     "grouped_squared_difference",
     "grouped_squared_difference_with_residual",
     "nearest_neighbor_distance",
@@ -336,6 +337,41 @@ def grouped_squared_difference_with_residual(
     groups = dimension_weights.shape[0]
     op = ops.grouped_squared_difference.op
     return op(x, y, group, groups, weight, dimension_weights)
+
+
+def gram_difference(
+    s: Tensor, t: Tensor, *, remove_negative: Literal["teacher", "both"] | None = None
+) -> Tensor:
+    r"""Mean squared difference of the products of all pairs of an image's tokens, in s and in t.
+
+    ::
+
+        difference[b] = |s_b s_bᵀ − t_b t_bᵀ|²_F / N²
+
+    Of normalized tokens it is what Gram anchoring (DINOv3, Siméoni et al. 2025, section 4.2)
+    minimizes (:class:`mast_ext.losses.GramAnchoringLoss`). With ``a = s − t`` and ``b = s + t`` the
+    matrix is ``(a bᵀ + b aᵀ) / 2``: products of the small difference and not differences of large
+    products, so that the result keeps its digits where ``s`` is close to ``t``. Where ``N > 2 D``
+    its norm and gradients follow from the ``[2 D, 2 D]`` products ``(a, b)ᵀ (a, b)`` instead, and
+    nothing of size ``N × N`` is made. These cancel where ``t`` is ``s`` with all tokens rotated
+    alike: then the error is that of float32 relative to ``|a bᵀ|²_F / N²``.
+
+    Args:
+        s: Tokens ``[B, N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        t: Tokens of the same places, shape, dtype and device of ``s``.
+        remove_negative: Negative products that count as 0: of both matrices (``"both"``), or those
+            of ``t`` and, at their places alone, those of ``s`` (``"teacher"``). The ``N × N``
+            products are then made twice for a gradient, in tiles, whatever ``N`` is.
+
+    Returns:
+        ``[B]`` float32 (float64 for float64 inputs). Differentiable once in ``s`` and ``t``.
+
+    Raises:
+        ValueError: A shape or device does not fit, ``N`` or ``D`` is 0, or ``remove_negative`` is
+            unknown.
+        TypeError: A dtype is not supported or differs from that of ``s``.
+    """
+    return ops.gram_difference.op(s, t, remove_negative)[0]
 
 
 def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:

@@ -134,6 +134,15 @@ def cross_correlation_penalty(
     return (diagonal - 1).square().sum() + lambda_ * (c.square().sum() - diagonal.square().sum())
 
 
+def gram_difference(s: Tensor, t: Tensor, *, remove_negative: str | None = None) -> Tensor:
+    """See :func:`mast_ext.functional.gram_difference`."""
+    x, y = s @ s.mT, t @ t.mT  # [B, N, N] each
+    if remove_negative is not None:
+        removed = x < 0 if remove_negative == "both" else (x < 0) & (y < 0)
+        x, y = x.masked_fill(removed, 0), y.masked_fill(y < 0, 0)
+    return (x - y).square().mean((1, 2))
+
+
 def grouped_squared_difference(
     x: Tensor, y: Tensor, group: Tensor, groups: int, *, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -248,6 +248,23 @@ struct GroupedSquaredDifference
   }
 };
 
+struct GramDifference : Formula<GramDifference, Op<"gram_difference", decltype(gram_difference)>> {
+  using Backward = Op<"gram_difference_backward", decltype(gram_difference_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& s,
+                   const Tensor& t, std::optional<std::string_view> remove_negative) {
+    save_tensors(ctx, s, t, std::get<1>(result));
+    keep_options(ctx, std::optional<std::string>(remove_negative));
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [s, t, product] = saved_tensors<3>(ctx);
+    const auto [remove_negative] = kept_options<std::optional<std::string>>(ctx);
+    const auto wanted = which_wanted(ctx, s, t);
+    return only(wanted, Backward::call(grads[0], s, t, product, remove_negative, wanted));
+  }
+};
+
 struct ContrastiveLogsumexp
     : Formula<ContrastiveLogsumexp, Op<"contrastive_logsumexp", decltype(contrastive_logsumexp)>> {
   using Backward = Op<"contrastive_logsumexp_backward", decltype(contrastive_logsumexp_backward)>;
@@ -426,6 +443,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<VarianceCovariance>(m);
   differentiable_once<CrossCorrelationPenalty>(m);
   differentiable_once<GroupedSquaredDifference>(m);
+  differentiable_once<GramDifference>(m);
   differentiable_once<ContrastiveLogsumexp>(m);
   differentiable_once<PrototypeCrossEntropy>(m);
   differentiable_once<PrototypeCrossEntropyWithGrad>(m);

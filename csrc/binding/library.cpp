@@ -49,6 +49,12 @@ void define(torch::Library& m) {
       "Tensor y, Tensor group, Tensor? weight, bool[3] wanted) -> (Tensor grad_x, Tensor grad_y, "
       "Tensor grad_weight)");
   m.def(
+      "gram_difference(Tensor s, Tensor t, str? remove_negative) -> "
+      "(Tensor difference, Tensor product)");
+  m.def(
+      "gram_difference_backward(Tensor grad_difference, Tensor s, Tensor t, Tensor product, "
+      "str? remove_negative, bool[2] wanted) -> (Tensor grad_s, Tensor grad_t)");
+  m.def(
       "contrastive_logsumexp(Tensor x, Tensor? y, Tensor? masks, Tensor? temperature_tensor, "
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views) -> (Tensor lse, Tensor positive, Tensor inv_norm_x, Tensor inv_norm_y)");
@@ -115,6 +121,8 @@ void implement(torch::Library& m) {
   m.impl("grouped_squared_difference", TORCH_FN(mast_ext::grouped_squared_difference));
   m.impl("grouped_squared_difference_backward",
          TORCH_FN(mast_ext::grouped_squared_difference_backward));
+  m.impl("gram_difference", TORCH_FN(mast_ext::gram_difference));
+  m.impl("gram_difference_backward", TORCH_FN(mast_ext::gram_difference_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
   m.impl("prototype_cross_entropy", TORCH_FN(mast_ext::prototype_cross_entropy));

@@ -81,6 +81,13 @@ std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference_backward(
     const Tensor& grad_sums, const Tensor& grad_counts, const Tensor& x, const Tensor& y,
     const Tensor& group, const OptionalTensor& weight, std::array<bool, 3> wanted);
 
+std::tuple<Tensor, Tensor> gram_difference(const Tensor& s, const Tensor& t,
+                                           std::optional<std::string_view> remove_negative);
+std::tuple<Tensor, Tensor> gram_difference_backward(const Tensor& grad_difference, const Tensor& s,
+                                                    const Tensor& t, const Tensor& product,
+                                                    std::optional<std::string_view> remove_negative,
+                                                    std::array<bool, 2> wanted);
+
 std::tuple<Tensor, Tensor> select_hard_pairs(const Tensor& pair_losses,
                                              const OptionalTensor& candidates);
 std::tuple<Tensor, Tensor> select_hard_cosine_pairs(const Tensor& x, const OptionalTensor& y,

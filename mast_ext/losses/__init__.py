@@ -20,6 +20,7 @@ from mast_ext.losses.direct_clr import DirectCLRLoss
 from mast_ext.losses.emp_ssl import EMPSSLLoss
 from mast_ext.losses.equivariance import EquivarianceLoss
 from mast_ext.losses.frossl import FroSSLLoss
+from mast_ext.losses.gram_anchoring import GramAnchoringLoss
 from mast_ext.losses.hard_views import HardViewSelector
 from mast_ext.losses.hypersphere import HypersphereLoss
 from mast_ext.losses.ibot import IBOTPatchLoss
@@ -55,6 +56,7 @@ __all__ = [
     "EMPSSLLoss",
     "EquivarianceLoss",
     "FroSSLLoss",
+    "GramAnchoringLoss",
     "HardViewSelector",
     "HypersphereLoss",
     "IBOTPatchLoss",

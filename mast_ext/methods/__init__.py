@@ -19,6 +19,7 @@ from mast_ext.methods.mast import MAST as MAST
 from mast_ext.methods.mast import SharedOptions as SharedOptions
 from mast_ext.methods.method import METHODS as METHODS
 from mast_ext.methods.method import Encoded as Encoded
+from mast_ext.methods.method import GramTeacherSpec as GramTeacherSpec
 from mast_ext.methods.method import HiddenPatches as HiddenPatches
 from mast_ext.methods.method import Method as Method
 from mast_ext.methods.method import Subspaces as Subspaces

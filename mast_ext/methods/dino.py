@@ -5,15 +5,30 @@ same assignment.
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers" (ICCV 2021).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, BlockMasks, MultiCropPolicy, ViewBatch
-from mast_ext.losses import DINOLoss
-from mast_ext.methods.method import Encoded, TeacherMethod, TeacherSpec, register, require_views
-from mast_ext.models import BatchNormMode, DINOHead, NormalizedLinear
+from mast_ext.losses import DINOLoss, GramAnchoringLoss
+from mast_ext.methods.method import (
+    Encoded,
+    GramTeacherSpec,
+    Method,
+    TeacherMethod,
+    TeacherSpec,
+    register,
+    require_views,
+)
+from mast_ext.models import (
+    BatchNormMode,
+    DINOHead,
+    NormalizedLinear,
+    PatchLayout,
+    patch_layout,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,12 @@ class DINOOptions:
         asymmetric: Blur and solarize as published, whatever `augment` says of both: the first view
             is always blurred, the second one with probability 0.1 and solarized with 0.2, local
             ones blurred with 0.5.
+        gram_weight: Weight of Gram anchoring (DINOv3, Siméoni et al. 2025): how alike the patches
+            of a full-size view are to each other stays as the teacher had it at an earlier step.
+            0 leaves it out; the paper's is 2.
+        gram_start: The step from which on patches are anchored, to the teacher of that step. The
+            paper's is about a million: it is for long runs, whose patches lose their places.
+        gram_every: Steps after which the teacher is taken anew. The paper's is 10000.
     """
 
     prototypes: int = 512
@@ -70,8 +91,18 @@ class DINOOptions:
     local_size: int = 16
     local_scale: tuple[float, float] = (0.05, 0.4)
     asymmetric: bool = False
+    gram_weight: float = 0.0
+    gram_start: int = 0
+    gram_every: int = 1000
 
     def __post_init__(self) -> None:
+        if not 0 <= self.gram_weight < math.inf:
+            raise ValueError(f"gram_weight must be at least 0 and finite, got {self.gram_weight}")
+        if self.gram_start < 0 or self.gram_every < 1:
+            raise ValueError(
+                "gram_start must be at least 0 and gram_every at least 1, got "
+                f"{self.gram_start} and {self.gram_every}"
+            )
         for name in ("freeze_last_layer", "temperature_warmup", "local_views"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -83,6 +114,8 @@ class DINOOptions:
 @register
 class DINO(TeacherMethod):
     """Cross-entropy of every student view to every full-size view of the teacher but itself.
+
+    With Gram anchoring it logs its loss, too, before its weight: ``gram``, NaN before it starts.
 
     Args:
         num_features: Width of the backbone's features.
@@ -119,7 +152,22 @@ class DINO(TeacherMethod):
             momentum=options.momentum,
             batch_norm=options.batch_norm,
         )
+        self.gram_loss = GramAnchoringLoss(remove_neg=False)
+        self._gram_spec: GramTeacherSpec | None = None
+        if options.gram_weight > 0:
+            self._gram_spec = GramTeacherSpec(options.gram_start, options.gram_every, recipe.views)
         self._epoch = 0.0
+
+    @classmethod
+    def create(
+        cls, backbone: nn.Module, num_features: int, recipe: AugmentationRecipe, options: Any
+    ) -> Method:
+        if options.gram_weight > 0:
+            try:
+                require_patches(patch_layout(backbone, recipe.size))
+            except ValueError as error:
+                raise ValueError(f"gram_weight: {error}") from error
+        return cls(num_features, recipe, options)
 
     def _make_head(self, num_features: int) -> DINOHead:
         options = self.options
@@ -168,7 +216,21 @@ class DINO(TeacherMethod):
         return self.head.embed(features)
 
     def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
-        return {"loss": self._view_loss(self.head(encoded.features), encoded)}
+        terms = {"loss": self._view_loss(self.head(encoded.features), encoded)}
+        return self._with_anchors(terms, encoded)
+
+    def gram_teacher(self) -> GramTeacherSpec | None:
+        return self._gram_spec
+
+    def _with_anchors(self, terms: dict[str, Tensor], encoded: Encoded) -> dict[str, Tensor]:
+        """The terms of a loss, and with Gram anchoring its own."""
+        if self._gram_spec is None:
+            return terms
+        if encoded.anchored is None:  # not yet; a log has the same columns from the first step on
+            return {**terms, "gram": terms["loss"].new_full((), math.nan)}
+        gram = self.gram_loss(encoded.anchored.student, encoded.anchored.teacher)
+        loss = terms["loss"] + self.options.gram_weight * gram
+        return {**terms, "loss": loss, "gram": gram.detach()}
 
     def _view_loss(self, scores: Tensor, encoded: Encoded) -> Tensor:
         return self.loss(
@@ -187,3 +249,10 @@ class DINO(TeacherMethod):
 
     def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
         return self.crop_losses(encoded).transpose(0, 1)
+
+
+def require_patches(layout: PatchLayout) -> None:
+    """Raises a ValueError if there are no two patches of a view to compare."""
+    height, width = layout.grid
+    if height * width < 2:
+        raise ValueError(f"a view must have at least 2 patches, got a grid of {height} x {width}")

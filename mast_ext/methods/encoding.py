@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext.augment import HiddenPlaces, ViewBatch
-from mast_ext.methods.method import Encoded, HiddenPatches, Method
+from mast_ext.methods.method import AnchoredPatches, Encoded, HiddenPatches, Method
 from mast_ext.models import EMATeacher, forward_patches, forward_views
 
 
@@ -20,6 +20,7 @@ def encode(
     teacher: nn.Module | None,
     batch: ViewBatch,
     *,
+    gram_teacher: EMATeacher | None = None,
     taught: slice | None = None,
     with_center: bool | None = None,
 ) -> Encoded:
@@ -31,6 +32,7 @@ def encode(
         teacher: Images to the teacher's embeddings ``[N, D]``; of a method that hides patches an
             `EMATeacher` of the backbone and a head.
         batch: The views.
+        gram_teacher: A backbone of an earlier step, for patches to be anchored to; None for none.
         taught: Which full-size views the teacher embeds; by default those that the method wants.
         with_center: Whether the last full-size view is the plain one; by default as the method
             wants it.
@@ -42,28 +44,40 @@ def encode(
         with_center = method.with_center
     images, masks = batch.images[method.student_views], batch.masks
 
-    student = places = None
-    if token is None or masks is None:
-        features = forward_views(backbone, images)
-    else:
+    student = places = anchored = hidden = None
+    if token is not None and masks is not None:
         seen = masks.new_zeros((len(images) - len(masks), *masks.shape[1:]))
         hidden = torch.cat((masks, seen)).flatten(0, 1)
+    if hidden is None and gram_teacher is None:
+        features = forward_views(backbone, images)
+    else:
         features, found = forward_patches(backbone, images.flatten(0, 1), hidden, token)
         features = features.unflatten(0, images.shape[:2])
-        places = _hidden_places(batch.hidden, masks)
-        student = _patches_at(found, places)
+        if hidden is not None and masks is not None:
+            places = _hidden_places(batch.hidden, masks)
+            student = _patches_at(found, places)
+        if gram_teacher is not None:
+            own = found.flatten(1, 2).unflatten(0, images.shape[:2])[taught]
+            earlier = _patches_of(gram_teacher, batch.images[taught])
+            anchored = AnchoredPatches(own.flatten(0, 1), earlier)
     if batch.local_images is not None:
         full = len(features) - with_center
         local = forward_views(backbone, batch.local_images)
         features = torch.cat((features[:full], local, features[full:]))
 
     if teacher is None:
-        return Encoded(features, None)
+        return Encoded(features, anchored=anchored)
     shown = batch.images[taught]
     if student is None or masks is None or places is None:
-        return Encoded(features, forward_views(teacher, shown))
+        return Encoded(features, forward_views(teacher, shown), anchored=anchored)
     targets, patches = _teach(teacher, shown, places)
-    return Encoded(features, targets, HiddenPatches(student, patches, masks))
+    return Encoded(features, targets, HiddenPatches(student, patches, masks), anchored)
+
+
+@torch.no_grad()
+def _patches_of(teacher: EMATeacher, images: Tensor) -> Tensor:
+    """All patches of views ``[V, B, 3, S, S]`` in a teacher's backbone, ``[V · B, N, F]``."""
+    return forward_patches(teacher.module, images.flatten(0, 1))[1].flatten(1, 2)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, BlockMasks, ViewBatch
 from mast_ext.losses import IBOTPatchLoss
-from mast_ext.methods.dino import DINO, DINOOptions
+from mast_ext.methods.dino import DINO, DINOOptions, require_patches
 from mast_ext.methods.method import Encoded, HiddenPatches, Method, register
 from mast_ext.models import DINOHead, PatchLayout, patch_layout
 
@@ -130,7 +130,10 @@ class IBOT(DINO):
     def create(
         cls, backbone: nn.Module, num_features: int, recipe: AugmentationRecipe, options: Any
     ) -> Method:
-        return cls(num_features, recipe, options, patch_layout(backbone, recipe.size))
+        layout = patch_layout(backbone, recipe.size)
+        if options.gram_weight > 0:
+            require_patches(layout)
+        return cls(num_features, recipe, options, layout)
 
     def _make_head(self, num_features: int) -> IBOTHead:
         return IBOTHead(num_features, self.options)
@@ -155,11 +158,12 @@ class IBOT(DINO):
             update_center=self.training,
         )
         weights = self.options
-        return {
+        terms = {
             "loss": weights.view_weight * views + weights.patch_weight * loss,
             "views": views.detach(),
             "patches": loss.detach(),
         }
+        return self._with_anchors(terms, encoded)
 
     def crop_losses(self, encoded: Encoded) -> Tensor:
         """See `Method.crop_losses`. A tuple's sum is what its loss is, but for a factor.

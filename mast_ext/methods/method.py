@@ -84,6 +84,42 @@ class TeacherSpec:
 
 
 @dataclass(frozen=True)
+class GramTeacherSpec:
+    """The Gram teacher that a method wants: its teacher's backbone as it was at an earlier step.
+
+    Attributes:
+        start: The step from which on it is wanted, and at which it is first taken.
+        every: Steps after which it is taken anew.
+        views: How many full-size views it sees, those that the teacher sees.
+    """
+
+    start: int
+    every: int
+    views: int
+
+    def taken_at(self, step: int) -> bool:
+        """Whether the teacher before this step, counted from 0, becomes the Gram teacher."""
+        return step >= self.start and (step - self.start) % self.every == 0
+
+    def forwards(self, steps: int) -> int:
+        """Forwards of every image of a batch over a run of so many steps."""
+        return self.views * max(steps - self.start, 0)
+
+
+@dataclass(frozen=True)
+class AnchoredPatches:
+    """Features of all patches of the full-size views that the teacher sees, ``[V · B, N, F]``.
+
+    Attributes:
+        student: Of the student, from which some of the patches may have been hidden.
+        teacher: Of the Gram teacher, without gradient.
+    """
+
+    student: Tensor
+    teacher: Tensor
+
+
+@dataclass(frozen=True)
 class HiddenPatches:
     """The patches that a batch's masks hide from the student, in the order of ``masks.nonzero()``.
 
@@ -108,11 +144,13 @@ class Encoded:
             the local views, then of the plain center view, ``[V, B, F]``.
         targets: The teacher's embeddings, ``[T, B, D]`` without gradient; None without a teacher.
         patches: The hidden patches, for a method that hides some.
+        anchored: All patches, where there is a Gram teacher.
     """
 
     features: Tensor
     targets: Tensor | None = None
     patches: HiddenPatches | None = None
+    anchored: AnchoredPatches | None = None
 
 
 class Method(nn.Module, ABC):
@@ -206,6 +244,10 @@ class Method(nn.Module, ABC):
 
     def teacher(self) -> TeacherSpec | None:
         """The teacher to train with; None for a method without one."""
+        return None
+
+    def gram_teacher(self) -> GramTeacherSpec | None:
+        """The Gram teacher to train with, beside `teacher`; None for a method without one."""
         return None
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:

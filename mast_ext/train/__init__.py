@@ -21,7 +21,8 @@ A step, in the order in which things happen; 2 to 8 are `PretrainModule.optimize
    Weight decay of the step; the gradient's norm; a loss or gradient that is not finite ends the run
    here (on a GPU one step later, see `loop.readback`), before weights are saved.
 7. The gradient is clipped, and the optimizer moves the weights.
-8. The teacher follows the student.
+8. The teacher follows the student. The Gram teacher, if there is one, becomes as the teacher is
+   every so many steps.
 9. The learning rate moves.
 10. A row of metrics, if one is due (`loop.callbacks.Metrics`).
 11. A checkpoint, if one is due or a signal has come, which ends the run (`loop.checkpoints`).

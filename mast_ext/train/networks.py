@@ -39,9 +39,11 @@ class Networks:
 
     def forwards(self, loader: ViewLoader, steps: int) -> float:
         """Forwards of every image of a batch over a run, of student and teacher alike."""
+        gram = self.method.gram_teacher()
+        anchors = 0 if gram is None else gram.forwards(steps)
         if self.hard_views is not None:
-            return self.hard_views.forwards(steps, len(loader))
-        return steps * self.method.forwards(loader.policy.num_views())
+            return anchors + self.hard_views.forwards(steps, len(loader))
+        return anchors + steps * self.method.forwards(loader.policy.num_views())
 
 
 def build_networks(config: PretrainConfig) -> Networks:

@@ -26,6 +26,7 @@ from mast_ext.losses import (
     EMPSSLLoss,
     EquivarianceLoss,
     FroSSLLoss,
+    GramAnchoringLoss,
     HardViewSelector,
     HypersphereLoss,
     IBOTPatchLoss,
@@ -248,6 +249,17 @@ CASES |= {
     "FroSSLLoss": [
         (FroSSLLoss, lambda loss, x, y: loss(x)),
         (FroSSLLoss, lambda loss, x, y: loss(x.mT)),
+    ],
+    "GramAnchoringLoss": [
+        (GramAnchoringLoss, lambda loss, x, y: loss(x, y)),
+        (
+            lambda: GramAnchoringLoss(per_image=False, remove_neg=False),
+            lambda loss, x, y: loss(x, y),
+        ),
+        (
+            lambda: GramAnchoringLoss(remove_neg=False, remove_only_teacher_neg=True),
+            lambda loss, x, y: loss(x.mT, y.mT),
+        ),
     ],
     "MMCRLoss": [(MMCRLoss, lambda loss, x, y: loss(x, y))],
     "PatchKernelAlignmentLoss": [

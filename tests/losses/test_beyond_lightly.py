@@ -40,6 +40,7 @@ PER_IMAGE = {
     ),
     "MACLLoss": (losses.MACLLoss, two_views),
     "PatchKernelAlignmentLoss": (losses.PatchKernelAlignmentLoss, tokens),
+    "GramAnchoringLoss": (losses.GramAnchoringLoss, tokens),
 }
 
 
@@ -52,7 +53,7 @@ def test_reductions(name):
     assert each.shape == (IMAGES,)
     assert_close(make()(*given), each.mean())
     assert_close(make(reduction="sum")(*given), each.sum())
-    learns = given[0 if name.startswith("Patch") else 1]
+    learns = given[0 if name.startswith(("Patch", "Gram")) else 1]
     weights = torch.rand(IMAGES)
     of_each = torch.autograd.grad((each * weights).sum(), learns, retain_graph=True)
     by_hand = sum(

@@ -294,6 +294,12 @@ CASES |= {
     "TiCoLoss": (losses.TiCoLoss, two_views, TICO, TICO),
     # The mean over images with two tokens is 0 where there is none, as in lightly.
     "PatchKernelAlignmentLoss": (losses.PatchKernelAlignmentLoss, tokens, None, None),
+    "GramAnchoringLoss": (
+        losses.GramAnchoringLoss,
+        tokens,
+        of_few("student_features", 1),
+        None,
+    ),
     "DSERegularizer": (
         losses.DSERegularizer,
         images_of_patches,

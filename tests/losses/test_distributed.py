@@ -98,6 +98,10 @@ LOSSES = {
     "emp_ssl": lambda: losses.EMPSSLLoss(inv_coef=3.0, gather_distributed=True),
     "frossl": lambda: losses.FroSSLLoss(gather_distributed=True),
     "tico": lambda: losses.TiCoLoss(gather_distributed=True),
+    "gram_anchoring": lambda: losses.GramAnchoringLoss(gather_distributed=True),
+    "batch_gram": lambda: losses.GramAnchoringLoss(
+        per_image=False, remove_neg=False, gather_distributed=True
+    ),
     "patch_kernel": lambda: losses.PatchKernelAlignmentLoss(gather_distributed=True),
 }
 # They gather nothing by image, so that processes may have different numbers.
@@ -111,6 +115,7 @@ WITHOUT_GATHERS = (
     "capi",
     "tico",
     "patch_kernel",
+    "gram_anchoring",
 )
 # Their pair losses see the negatives of all processes.
 GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
@@ -165,6 +170,9 @@ class Model(nn.Module):
                 tokens = tokens_of(images[0])
                 inputs = self.teacher(tokens), self.projection(tokens)
                 return loss(*inputs) + loss(*inputs, tokens[..., 0] > 0, visible_loss_weight=0.3)
+            case "gram_anchoring" | "batch_gram":
+                tokens = tokens_of(images[0])
+                return loss(self.projection(tokens), self.teacher(tokens))
             case "patch_kernel":
                 tokens = tokens_of(images[0])
                 left_out = ~changed[:, :1].expand(-1, 4) & (torch.arange(4) > 0)

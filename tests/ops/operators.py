@@ -226,6 +226,32 @@ CALLS = [
         },
         many=((300, 70), (1100, 8)),
     ),
+    Call(  # of n tokens, in no image where n is 0: an image has at least one
+        functional.gram_difference,
+        "Gram",
+        lambda n, d: dict.fromkeys("st", (min(n, 2), max(n, 1), d)),
+        many=((100, 300), (600, 310)),
+    ),
+    Call(
+        functional.gram_difference,
+        "moments",
+        lambda n, d: dict.fromkeys("st", (min(n, 2), n + 2 * d, d)),
+        many=((300, 70), (1200, 300)),
+    ),
+    Call(
+        functional.gram_difference,
+        "remove both",
+        lambda n, d: dict.fromkeys("st", (min(n, 2), max(n, 1), d)),
+        {"remove_negative": "both"},
+        many=((600, 70),),
+    ),
+    Call(
+        functional.gram_difference,
+        "remove the teacher's",
+        lambda n, d: dict.fromkeys("st", (min(n, 2), max(n, 1), d)),
+        {"remove_negative": "teacher"},
+        many=((600, 70),),
+    ),
     Call(
         functional.contrastive_logsumexp,
         "",

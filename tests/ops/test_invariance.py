@@ -11,6 +11,7 @@ WITH_PRODUCTS = {
     "cross_correlation_penalty",
     "contrastive_logsumexp",
     "nearest_neighbor_distance",
+    "gram_difference",
 }
 LAYOUTS = {
     "last dimension outermost": lambda t: t.movedim(-1, 0).contiguous().movedim(0, -1),

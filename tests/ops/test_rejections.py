@@ -73,6 +73,24 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             },
         },
     },
+    "gram_difference": {
+        "accepts": {"s": ones(2, 3, 5), "t": ones(2, 3, 5), "remove_negative": "both"},
+        ValueError: {
+            r"s must have shape \[B, N, D\] with N >= 1 and D >= 1, got \[3, 5\]": {
+                "s": ones(3, 5)
+            },
+            r"with N >= 1 and D >= 1, got \[2, 0, 5\]": {"s": ones(2, 0, 5)},
+            r"with N >= 1 and D >= 1, got \[2, 3, 0\]": {"s": ones(2, 3, 0)},
+            r"t must have shape \[2, 3, 5\], got \[2, 4, 5\]": {"t": ones(2, 4, 5)},
+            "remove_negative must be 'teacher', 'both' or None, got 'student'": {
+                "remove_negative": "student"
+            },
+        },
+        TypeError: {
+            "s must be float32, .* got Long": {"s": ones(2, 3, 5).long()},
+            "t must be Float like s, got Half": {"t": ones(2, 3, 5).half()},
+        },
+    },
     "contrastive_logsumexp": {
         "accepts": {
             "x": ones(2, 3, 5),

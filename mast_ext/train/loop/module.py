@@ -77,6 +77,11 @@ class PretrainModule(LightningModule):
                 nn.Sequential(self.backbone, self._teacher_spec.head),
                 batch_norm=self._teacher_spec.batch_norm,
             )
+        self._gram_spec = self.method.gram_teacher()
+        self.gram_teacher: EMATeacher | None = None
+        if self._gram_spec is not None:
+            # What it says of an image is fixed: batch norm is in evaluation mode.
+            self.gram_teacher = EMATeacher(self.backbone, batch_norm="ema")
 
     def optimizer_step(
         self,
@@ -113,7 +118,9 @@ class PretrainModule(LightningModule):
         if self.hard_views is not None:
             select = self.hard_views.options.selects(step, self.steps_per_epoch)
             batch, selection = self.hard_views(batch, self.backbone, self.teacher, select=select)
-        encoded = encode(self.method, self.backbone, self.teacher, batch)
+        spec = self._gram_spec
+        gram_teacher = None if spec is None or step < spec.start else self.gram_teacher
+        encoded = encode(self.method, self.backbone, self.teacher, batch, gram_teacher=gram_teacher)
         terms = self.method(encoded, batch)
         loss, parts = terms["loss"], self.trainer.accumulate_grad_batches
         self._losses.append(loss.detach() / parts if parts > 1 else loss.detach())
@@ -136,6 +143,10 @@ class PretrainModule(LightningModule):
             step, total=self.total_steps, start=spec.momentum, end=spec.final_momentum
         )
         self.teacher.update(nn.Sequential(self.backbone, spec.head), momentum)
+        gram = self._gram_spec
+        if gram is not None and self.gram_teacher is not None and gram.taken_at(step + 1):
+            modules: Any = self.teacher.module
+            self.gram_teacher.update(modules[0], momentum=0.0)
 
     def settle(self) -> None:
         """Reads and checks the numbers of all steps done, as has to be before weights are saved.

@@ -45,8 +45,9 @@ def restore_checkpoint(path: Path, config: PretrainConfig) -> Restored:
     check_belongs(checkpoint, {"method": name}, path)
     both = nn.ModuleDict({"backbone": networks.backbone, "method": networks.method})
     weights = checkpoint["state_dict"].items()
-    try:  # without the teacher, which trains and is not evaluated
-        both.load_state_dict({k: v for k, v in weights if not k.startswith("teacher.")})
+    teachers = ("teacher.", "gram_teacher.")
+    try:  # without the teachers, which train and are not evaluated
+        both.load_state_dict({k: v for k, v in weights if not k.startswith(teachers)})
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the run's settings: {error}") from error
     untrained = build_networks(config).backbone
