@@ -49,6 +49,12 @@ void define(torch::Library& m) {
       "Tensor y, Tensor group, Tensor? weight, bool[3] wanted) -> (Tensor grad_x, Tensor grad_y, "
       "Tensor grad_weight)");
   m.def(
+      "sliced_characteristic_sums(Tensor z, Tensor slices, int knots, float t_min, float t_max) "
+      "-> Tensor");
+  m.def(
+      "sliced_characteristic_sums_backward(Tensor grad_sums, Tensor z, Tensor slices, "
+      "float t_min, float t_max) -> Tensor");
+  m.def(
       "contrastive_logsumexp(Tensor x, Tensor? y, Tensor? masks, Tensor? temperature_tensor, "
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views) -> (Tensor lse, Tensor positive, Tensor inv_norm_x, Tensor inv_norm_y)");
@@ -115,6 +121,9 @@ void implement(torch::Library& m) {
   m.impl("grouped_squared_difference", TORCH_FN(mast_ext::grouped_squared_difference));
   m.impl("grouped_squared_difference_backward",
          TORCH_FN(mast_ext::grouped_squared_difference_backward));
+  m.impl("sliced_characteristic_sums", TORCH_FN(mast_ext::sliced_characteristic_sums));
+  m.impl("sliced_characteristic_sums_backward",
+         TORCH_FN(mast_ext::sliced_characteristic_sums_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
   m.impl("prototype_cross_entropy", TORCH_FN(mast_ext::prototype_cross_entropy));
