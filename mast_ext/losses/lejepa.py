@@ -1,6 +1,6 @@
 """LeJEPA (Balestriero & LeCun, arXiv 2511.08544): SIGReg and LeJEPALoss, drop-ins for lightly's."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from mast_ext.distributed import require_distributed, sum_for_common_loss, world
 from mast_ext.functional import Interval
 from mast_ext.losses.common.inputs import require_fraction, require_images
 from mast_ext.losses.common.linear_algebra import widen
-from mast_ext.losses.common.slices import common_slices, random_slices
+from mast_ext.losses.common.slices import common_slices, random_slices, seeded_slices
 
 
 class SIGReg(nn.Module):
@@ -125,16 +125,14 @@ class SIGReg(nn.Module):
 
     def _slices(self, dim: int, like: Tensor) -> Tensor:
         if self.seed is not None:
-            return self._seeded_slices(dim, like)
+            return self._seeded_slices(dim, like, self.seed)
         draw = common_slices if self.gather_distributed else random_slices
         return draw(dim, self.num_vectors, like)
 
     @never_compiled
-    def _seeded_slices(self, dim: int, like: Tensor) -> Tensor:
-        generator = torch.Generator(like.device)
-        generator.manual_seed(cast(int, self.seed) + self.calls)
+    def _seeded_slices(self, dim: int, like: Tensor, seed: int) -> Tensor:
         self.calls += 1
-        return random_slices(dim, self.num_vectors, like, generator=generator)
+        return seeded_slices(dim, self.num_vectors, like, seed + self.calls - 1)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

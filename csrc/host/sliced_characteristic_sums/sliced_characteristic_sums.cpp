@@ -23,10 +23,9 @@ struct Projections {
     TORCH_CHECK_VALUE(z_.dim() == 3 && z_.size(2) >= 1,
                       "z must have shape [V, N, D] with D >= 1, got ", z_.sizes());
     dtype_of(z_, "z");
-    TORCH_CHECK_VALUE(
-        slices_.dim() == 2 && slices_.size(0) == z_.size(2) && slices_.size(1) >= 1,
-        "slices must have shape [", z_.size(2), ", M] with M >= 1 to fit z of shape ", z_.sizes(),
-        ", got ", slices_.sizes());
+    TORCH_CHECK_VALUE(slices_.dim() == 2 && slices_.size(0) == z_.size(2) && slices_.size(1) >= 1,
+                      "slices must have shape [", z_.size(2), ", M] with M >= 1 to fit z of shape ",
+                      z_.sizes(), ", got ", slices_.sizes());
     check_device(slices_, "slices", z_, "z");
     check_accumulation(slices_, "slices", z_, "embeddings");
     TORCH_CHECK_VALUE(knots >= 2, "knots must be at least 2, got ", knots);
@@ -35,9 +34,8 @@ struct Projections {
                       " and ", t_max);
     z = z_, slices = slices_;
     views = z.size(0), rows = z.size(1), dim = z.size(2), count = slices.size(1);
-    grid = {.knots = knots,
-            .t_min = t_min,
-            .step = (t_max - t_min) / static_cast<double>(knots - 1)};
+    grid = {
+        .knots = knots, .t_min = t_min, .step = (t_max - t_min) / static_cast<double>(knots - 1)};
   }
 
   Tensor new_sums(at::IntArrayRef shape) const {
@@ -61,8 +59,7 @@ struct Projections {
 
   // The memory of the largest tile.
   Tensor new_tiles() const {
-    return new_workspace(z, {std::min(most_rows(), views * rows) * stride()},
-                         accumulation_type(z));
+    return new_workspace(z, {std::min(most_rows(), views * rows) * stride()}, accumulation_type(z));
   }
 
   // The rows of a tile as a matrix [views * rows, D] in the accumulation type.
@@ -97,9 +94,15 @@ struct Projections {
 
  private:
   // A tile fits the second-level cache of a CPU's core or two, or that of a GPU.
+#ifdef MAST_EXT_EMULATE_CUDA
+  static constexpr std::int64_t kGpuTile = 1 << 14;  // tests have several, of few numbers
+#else
+  static constexpr std::int64_t kGpuTile = 1 << 22;
+#endif
+  static constexpr std::int64_t kCpuTile = 1 << 18;
+
   std::int64_t most_rows() const {
-    const std::int64_t numbers = uses_cuda_kernels(z) ? 1 << 22 : 1 << 18;
-    return std::max<std::int64_t>(numbers / count, 32);
+    return std::max<std::int64_t>((uses_cuda_kernels(z) ? kGpuTile : kCpuTile) / count, 32);
   }
 
   // Rows at a distance of a power of two would share cache sets.

@@ -12,8 +12,8 @@ namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
 namespace {
 
-constexpr int kRows = 4;                 // that go together
-constexpr std::int64_t kSumRows = 256;   // that are added up before they are added to the sums
+constexpr int kRows = 4;                // that go together
+constexpr std::int64_t kSumRows = 256;  // that are added up before they are added to the sums
 
 // e^{i t x} of N vectors.
 template <typename A, int N>
@@ -76,8 +76,8 @@ void sum_block(const SlicedCharacteristicSums& p, std::int64_t view, std::int64_
   const std::int64_t vectors = (count + kLanes<A> - 1) / kLanes<A>;
   const A* x = static_cast<const A*>(p.projections) + view * tile.rows * tile.stride + first_slice;
   A* to = static_cast<A*>(p.sums) + view * knots * 2 * tile.slices + first_slice;
-  auto* sums = reinterpret_cast<vec<A>*>(
-      scratch<A, struct KnotSums>(vectors * knots * 2 * kLanes<A>));
+  auto* sums =
+      reinterpret_cast<vec<A>*>(scratch<A, struct KnotSums>(vectors * knots * 2 * kLanes<A>));
   for (std::int64_t first = 0; first < tile.rows; first += kSumRows) {
     const std::int64_t last = std::min(tile.rows, first + kSumRows);
     std::fill(sums, sums + vectors * knots * 2, vec<A>{});
@@ -108,8 +108,8 @@ void sum_block(const SlicedCharacteristicSums& p, std::int64_t view, std::int64_
   }
 }
 
-// Replaces N rows of a vector of slices by their gradient: the real part of the polynomial in w with
-// coefficients t_k (G_k1 + i G_k0), by Horner's method.
+// Replaces N rows of a vector of slices by their gradient: the real part of the polynomial in w
+// with coefficients t_k (G_k1 + i G_k0), by Horner's method.
 template <typename A, int N, typename Coefficient>
 void differentiate(vec<A> (&x)[N], const KnotGrid& grid, const Coefficient& coefficient) {
   const Rotations<A, N> step(x, grid.step);

@@ -87,8 +87,7 @@ __global__ void __launch_bounds__(kMergeThreads) add_shares(SlicedCharacteristic
 constexpr int kRows = 8, kSliceThreads = 128;
 
 // The grid's x dimension has the blocks of slices of every group of rows of every view.
-__global__ void __launch_bounds__(kSliceThreads)
-    differentiate(SlicedCharacteristicSumsBackward p) {
+__global__ void __launch_bounds__(kSliceThreads) differentiate(SlicedCharacteristicSumsBackward p) {
   const ProjectionTile& tile = p.tile;
   const std::int64_t blocks = (tile.slices + kSliceThreads - 1) / kSliceThreads;
   const std::int64_t groups = (tile.rows + kRows - 1) / kRows;

@@ -6,31 +6,37 @@ from torch import Tensor
 from mast_ext.distributed import broadcast
 
 
-def random_slices(
-    dim: int, count: int, like: Tensor, *, generator: torch.Generator | None = None
-) -> Tensor:
-    """Directions of length 1, evenly distributed over the sphere: ``[dim, count]``.
+def random_slices(dim: int, count: int, like: Tensor) -> Tensor:
+    """Directions of length 1, evenly distributed over the sphere, by torch's generator.
 
     Args:
         dim: Of the space.
         count: How many.
         like: Has their dtype and device.
-        generator: On the same device; torch's by default.
+
+    Returns:
+        ``[dim, count]``.
     """
-    return _normalize(_draw(dim, count, like, generator))
+    return _normalize(torch.randn(dim, count, dtype=like.dtype, device=like.device))
 
 
 def common_slices(dim: int, count: int, like: Tensor) -> Tensor:
-    """Those that the first process draws from torch's generator, on every process.
+    """Those of the first process, on every process.
 
     Raises:
         RuntimeError: Another process died or is late.
     """
-    return _normalize(broadcast(_draw(dim, count, like, None)))
+    drawn = torch.randn(dim, count, dtype=like.dtype, device=like.device)
+    return _normalize(broadcast(drawn))
 
 
-def _draw(dim: int, count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(dim, count, dtype=like.dtype, device=like.device, generator=generator)
+def seeded_slices(dim: int, count: int, like: Tensor, seed: int) -> Tensor:
+    """Those that a seed gives, the same on every process with the same kind of device."""
+    generator = torch.Generator(like.device).manual_seed(seed)
+    drawn = torch.randn(
+        dim, count, dtype=like.dtype, device=like.device, generator=generator
+    )
+    return _normalize(drawn)
 
 
 def _normalize(slices: Tensor) -> Tensor:
