@@ -354,9 +354,10 @@ def sliced_characteristic_sums(
         sums[v, k, 0, m] = Σ_n cos(t_k x_vnm)        x = z · slices
         sums[v, k, 1, m] = Σ_n sin(t_k x_vnm)        t_k = t_min + k (t_max − t_min) / (knots − 1)
 
-    Projections are made a tile at a time, and their backward makes them again, so that nothing of
-    size ``V·N·M`` is stored. One cosine and one sine are computed of each; those at other knots
-    follow by multiplication. The sums of processes may be added up, which is all that a statistic
+    Projections are made a tile at a time. Up to ``M = 2·D`` they are kept for the backward, which
+    takes memory of the order of ``z``'s; of more slices the backward makes them again. Nothing is
+    stored of a knot but its sums. One cosine and one sine are computed of each projection; those at
+    other knots follow by multiplication. The sums of processes may be added up, which is all that a statistic
     of the whole batch needs (:class:`mast_ext.losses.SIGReg`).
 
     Args:
@@ -375,7 +376,7 @@ def sliced_characteristic_sums(
         ValueError: A shape or device does not fit, or the knots are none.
         TypeError: A dtype is not supported.
     """
-    return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max)
+    return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max)[0]
 
 
 def sliced_characteristic_distance(
@@ -389,7 +390,7 @@ def sliced_characteristic_distance(
     r"""Distance of projections from a normal distribution, by their characteristic functions.
 
     The statistic of Epps and Pulley (1983), as SIGReg averages it over random directions
-    (Balestriero & LeCun 2025, "LeJEPA", Algorithm 1)::
+    (Balestriero & LeCun 2025, "LeJEPA")::
 
         T[v] = N/M · Σ_m ∫ [(mean_n cos(t x_vnm) − φ)² + (mean_n sin(t x_vnm))²] φ dt
         x    = z · slices        φ = exp(−t²/2)
@@ -403,8 +404,8 @@ def sliced_characteristic_distance(
         knots: Number of knots, at least 2 (3 of a symmetric interval).
         t_max: The last one, positive.
         interval: What the knots divide evenly: ``"half"`` is ``[0, t_max]`` (the authors' code,
-            with ``t_max=3``), ``"symmetric"`` is ``[−t_max, t_max]`` (the paper's algorithm, with
-            ``t_max=5``).
+            with ``t_max=3``), ``"symmetric"`` is ``[−t_max, t_max]`` (the paper's algorithm, as
+            others copy it, with ``t_max=5``).
 
     Returns:
         ``[V]`` in float32 (float64 for float64 inputs). Differentiable once in ``z``.

@@ -255,17 +255,18 @@ struct SlicedCharacteristicSums
   using Backward =
       Op<"sliced_characteristic_sums_backward", decltype(sliced_characteristic_sums_backward)>;
 
-  static void save(AutogradContext* ctx, const Forward::Result&, const Tensor& z,
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& z,
                    const Tensor& slices, std::int64_t /*knots*/, double t_min, double t_max) {
-    save_tensors(ctx, z, slices);
+    const auto& [sums, projections] = result;
+    save_tensors(ctx, z, slices, projections);
     keep_options(ctx, t_min, t_max);
   }
 
   static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
     if (!ctx->needs_input_grad(0)) return {};
-    const auto [z, slices] = saved_tensors<2>(ctx);
+    const auto [z, slices, projections] = saved_tensors<3>(ctx);
     const auto [t_min, t_max] = kept_options<double, double>(ctx);
-    return {Backward::call(grads[0], z, slices, t_min, t_max)};
+    return {Backward::call(grads[0], z, slices, projections, t_min, t_max)};
   }
 };
 

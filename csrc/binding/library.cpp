@@ -50,10 +50,10 @@ void define(torch::Library& m) {
       "Tensor grad_weight)");
   m.def(
       "sliced_characteristic_sums(Tensor z, Tensor slices, int knots, float t_min, float t_max) "
-      "-> Tensor");
+      "-> (Tensor sums, Tensor projections)");
   m.def(
       "sliced_characteristic_sums_backward(Tensor grad_sums, Tensor z, Tensor slices, "
-      "float t_min, float t_max) -> Tensor");
+      "Tensor projections, float t_min, float t_max) -> Tensor");
   m.def(
       "contrastive_logsumexp(Tensor x, Tensor? y, Tensor? masks, Tensor? temperature_tensor, "
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "

@@ -81,10 +81,12 @@ std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference_backward(
     const Tensor& grad_sums, const Tensor& grad_counts, const Tensor& x, const Tensor& y,
     const Tensor& group, const OptionalTensor& weight, std::array<bool, 3> wanted);
 
-Tensor sliced_characteristic_sums(const Tensor& z, const Tensor& slices, std::int64_t knots,
-                                  double t_min, double t_max);
+std::tuple<Tensor, Tensor> sliced_characteristic_sums(const Tensor& z, const Tensor& slices,
+                                                      std::int64_t knots, double t_min,
+                                                      double t_max);
 Tensor sliced_characteristic_sums_backward(const Tensor& grad_sums, const Tensor& z,
-                                           const Tensor& slices, double t_min, double t_max);
+                                           const Tensor& slices, const Tensor& projections,
+                                           double t_min, double t_max);
 
 std::tuple<Tensor, Tensor> select_hard_pairs(const Tensor& pair_losses,
                                              const OptionalTensor& candidates);

@@ -23,13 +23,13 @@ class SIGReg(nn.Module):
 
         N/M · Σ_m ∫ [(mean_n cos(t x_nm) − φ)² + (mean_n sin(t x_nm))²] φ dt        x = z · slices
 
-    Of each view by itself, and then the mean over views. Nothing of size ``V · N · M`` times knots
-    is stored.
+    Of each view by itself, and then the mean over views. Nothing is stored of every projection at
+    every knot.
 
     Values equal those of lightly 1.6.0 to float32 accuracy, with the same random directions. Those
     for 16-bit embeddings are drawn in float32, and the loss is float32. The defaults are lightly's
-    and those of the authors' code, which seeds its directions; the algorithm in the paper has
-    ``t_max=5.0, num_vectors=256, interval="symmetric"``.
+    and those of the authors' code, which seeds its directions. The paper's Algorithm 1, which we
+    know from copies of it, has ``t_max=5.0, num_vectors=256, interval="symmetric"``.
 
     Args:
         knots: Number of knots of the integral.
@@ -139,11 +139,24 @@ class SIGReg(nn.Module):
         if self.seed is not None:
             destination[f"{prefix}calls"] = torch.tensor(self.calls)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if self.seed is not None and f"{prefix}calls" in state_dict:
-            state_dict = dict(state_dict)
-            self.calls = int(state_dict.pop(f"{prefix}calls"))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
+    ) -> None:
+        key = f"{prefix}calls"
+        if self.seed is not None and key in state_dict:
+            self.calls = int(state_dict[key])
+            state_dict = {name: value for name, value in state_dict.items() if name != key}
+        elif self.seed is not None:
+            missing_keys.append(key)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *args
+        )
 
     def extra_repr(self) -> str:
         return (

@@ -10,10 +10,12 @@ backward_op = torch.ops.mast_ext.sliced_characteristic_sums_backward.default
 
 @torch.library.register_fake("mast_ext::sliced_characteristic_sums")
 def _(z, slices, knots, t_min, t_max):
-    shape = (z.shape[0], knots, 2, slices.shape[1])
-    return z.new_empty(shape, dtype=accumulation_dtype(z))
+    dim, count = slices.shape
+    sums = z.new_empty((z.shape[0], knots, 2, count), dtype=accumulation_dtype(z))
+    kept = (*z.shape[:2], (count + 31) // 16 * 16) if count <= 2 * dim else (0,)
+    return sums, sums.new_empty(kept)
 
 
 @torch.library.register_fake("mast_ext::sliced_characteristic_sums_backward")
-def _(grad_sums, z, slices, t_min, t_max):
+def _(grad_sums, z, slices, projections, t_min, t_max):
     return z.new_empty(z.shape)

@@ -42,6 +42,9 @@ struct Projections {
     return z.new_empty(shape, z.options().dtype(accumulation_type(z)));
   }
 
+  // Of the rows of projections: at a distance of a power of two they would share cache sets.
+  std::int64_t stride() const { return (count + 31) / 16 * 16; }
+
   // Calls body(view, views, row, rows) for every tile: some views, or some rows of one.
   template <typename Body>
   void each_tile(const Body& body) const {
@@ -57,6 +60,15 @@ struct Projections {
     }
   }
 
+  // Whether projections are kept for the backward, which takes memory of the order of z's. With
+  // few dimensions they would take more, and are made again fast.
+  bool keep() const { return count <= 2 * dim; }
+
+  Tensor new_kept() const {
+    if (!keep()) return new_sums({0});
+    return new_workspace(z, {views, rows, stride()}, accumulation_type(z));
+  }
+
   // The memory of the largest tile.
   Tensor new_tiles() const {
     return new_workspace(z, {std::min(most_rows(), views * rows) * stride()}, accumulation_type(z));
@@ -69,13 +81,18 @@ struct Projections {
     return part.to(accumulation_type(z)).reshape({views_ * rows_, dim});
   }
 
-  // Projects them; the result [views * rows, M] is in the memory of `tiles`.
-  Tensor project(const Tensor& embeddings, const Tensor& tiles) const {
-    const std::int64_t length = embeddings.size(0);
-    const Tensor tile =
-        tiles.narrow(0, 0, length * stride()).view({length, stride()}).narrow(1, 0, count);
-    multiply(tile, embeddings, slices, false);
-    return tile;
+  // A tile [views * rows, M] in dense memory with room for it.
+  Tensor tile_in(const Tensor& memory, std::int64_t length) const {
+    return memory.view({-1})
+        .narrow(0, 0, length * stride())
+        .view({length, stride()})
+        .narrow(1, 0, count);
+  }
+
+  // The tile of projections of some rows of some views, as made by the forward.
+  Tensor kept_tile(const Tensor& kept, std::int64_t view, std::int64_t views_, std::int64_t row,
+                   std::int64_t rows_) const {
+    return tile_in(kept.narrow(0, view, views_).narrow(1, row, rows_), views_ * rows_);
   }
 
   kernels::ProjectionTile shape(std::int64_t views_, std::int64_t rows_) const {
@@ -104,23 +121,24 @@ struct Projections {
   std::int64_t most_rows() const {
     return std::max<std::int64_t>((uses_cuda_kernels(z) ? kGpuTile : kCpuTile) / count, 32);
   }
-
-  // Rows at a distance of a power of two would share cache sets.
-  std::int64_t stride() const { return uses_cuda_kernels(z) ? count : (count + 31) / 16 * 16; }
 };
 
 }  // namespace
 
-Tensor sliced_characteristic_sums(const Tensor& z, const Tensor& slices, std::int64_t knots,
-                                  double t_min, double t_max) {
+std::tuple<Tensor, Tensor> sliced_characteristic_sums(const Tensor& z, const Tensor& slices,
+                                                      std::int64_t knots, double t_min,
+                                                      double t_max) {
   const PlainTensors plain;
   const Projections in(z, slices, knots, t_min, t_max);
   Tensor sums = in.new_sums({in.views, knots, 2, in.count});
-  if (in.rows == 0) return sums.zero_();
-  const Tensor tiles = in.new_tiles();
+  const Tensor kept = in.new_kept();
+  if (in.rows == 0) return {sums.zero_(), kept};
+  const Tensor tiles = in.keep() ? Tensor() : in.new_tiles();
   const bool cuda = uses_cuda_kernels(z);
   in.each_tile([&](std::int64_t view, std::int64_t views, std::int64_t row, std::int64_t rows) {
-    const Tensor tile = in.project(in.embeddings(view, views, row, rows), tiles);
+    const Tensor tile =
+        in.keep() ? in.kept_tile(kept, view, views, row, rows) : in.tile_in(tiles, views * rows);
+    multiply(tile, in.embeddings(view, views, row, rows), slices, false);
     const Tensor part = sums.narrow(0, view, views);
     const std::int64_t shares = cuda ? kernels::row_shares(views, rows, in.count) : 1;
     Tensor parts;
@@ -143,11 +161,12 @@ Tensor sliced_characteristic_sums(const Tensor& z, const Tensor& slices, std::in
         },
         [&](auto stream) { return kernels::sliced_characteristic_sums_cuda(p, stream); });
   });
-  return sums;
+  return {sums, kept};
 }
 
 Tensor sliced_characteristic_sums_backward(const Tensor& grad_sums_, const Tensor& z,
-                                           const Tensor& slices, double t_min, double t_max) {
+                                           const Tensor& slices, const Tensor& kept_, double t_min,
+                                           double t_max) {
   const PlainTensors plain;
   TORCH_CHECK_VALUE(grad_sums_.dim() == 4, "grad_sums must have shape [V, knots, 2, M], got ",
                     grad_sums_.sizes());
@@ -156,16 +175,28 @@ Tensor sliced_characteristic_sums_backward(const Tensor& grad_sums_, const Tenso
   check_shape(grad_sums_, "grad_sums", {in.views, knots, 2, in.count});
   check_device(grad_sums_, "grad_sums", z, "z");
   check_accumulation(grad_sums_, "grad_sums", z, "embeddings");
-  const Tensor grad_sums = grad_sums_.contiguous();
+  if (in.keep()) {
+    check_shape(kept_, "projections", {in.views, in.rows, in.stride()});
+    check_device(kept_, "projections", z, "z");
+    check_accumulation(kept_, "projections", z, "embeddings");
+  }
+  const Tensor grad_sums = grad_sums_.contiguous(), kept = kept_.contiguous();
   Tensor grad_z = new_result(z, z.sizes());
   if (grad_z.numel() == 0) return grad_z;
   const Tensor tiles = in.new_tiles();
   in.each_tile([&](std::int64_t view, std::int64_t views, std::int64_t row, std::int64_t rows) {
-    const Tensor tile = in.project(in.embeddings(view, views, row, rows), tiles);
+    const Tensor tile = in.tile_in(tiles, views * rows);
+    Tensor projections = tile;
+    if (in.keep()) {
+      projections = in.kept_tile(kept, view, views, row, rows);
+    } else {
+      multiply(tile, in.embeddings(view, views, row, rows), slices, false);
+    }
     const kernels::SlicedCharacteristicSumsBackward p{
         .tile = in.shape(views, rows),
         .grad_sums = grad_sums.narrow(0, view, views).const_data_ptr(),
-        .projections = tile.mutable_data_ptr(),
+        .projections = projections.const_data_ptr(),
+        .grad = tile.mutable_data_ptr(),
     };
     run_on(
         z,

@@ -9,9 +9,10 @@
 //   grad x_vnm = sum_k t_k (G[v, k, 1, m] cos(t_k x_vnm) - G[v, k, 0, m] sin(t_k x_vnm))
 //   grad z     = grad x slices^T
 //
-// The host code computes the products, one tile of projections at a time; the kernels do what is
-// between them. They need a cosine and a sine per projection, not per knot: the other knots' are
-// powers of the rotation w = e^{i step x}.
+// The host code computes the products, one tile of projections at a time, and keeps them for the
+// backward or makes them again; the kernels do what is between the products. They need a cosine and
+// a sine per projection, not per knot: the other knots' are powers of the rotation w = e^{i step
+// x}.
 //
 // This is the contract between the host code, which fills in the structs, and the kernels, which
 // read them.
@@ -63,8 +64,9 @@ struct SlicedCharacteristicSums {
 
 struct SlicedCharacteristicSumsBackward {
   ProjectionTile tile;
-  const void* grad_sums;  // [views, knots, 2, slices]
-  void* projections;      // [views, rows, slices]; their gradient replaces them
+  const void* grad_sums;    // [views, knots, 2, slices]
+  const void* projections;  // [views, rows, slices]
+  void* grad;               // of projections, alike; may be the same memory
 };
 
 // The CPU takes this many slices at a time, so that their sums stay in the first-level cache.

@@ -139,7 +139,9 @@ void differentiate_block(const SlicedCharacteristicSumsBackward& p, std::int64_t
   const ProjectionTile& tile = p.tile;
   const std::int64_t knots = tile.grid.knots;
   const std::int64_t count = std::min(kSliceBlock, tile.slices - first_slice);
-  A* x = static_cast<A*>(p.projections) + view * tile.rows * tile.stride + first_slice;
+  const std::int64_t begin = view * tile.rows * tile.stride + first_slice;
+  const A* x = static_cast<const A*>(p.projections) + begin;
+  A* grad = static_cast<A*>(p.grad) + begin;
   const A* grad_sums =
       static_cast<const A*>(p.grad_sums) + view * knots * 2 * tile.slices + first_slice;
   A* coefficients = scratch<A, struct Coefficients>(knots * 2 * kSliceBlock);
@@ -153,13 +155,13 @@ void differentiate_block(const SlicedCharacteristicSumsBackward& p, std::int64_t
   const auto write = [&]<int N>() {
     for (; n + N <= tile.rows; n += N) {
       for (std::int64_t m = 0; m < count; m += kLanes<A>) {
-        A* at = x + n * tile.stride + m;
+        const std::int64_t at = n * tile.stride + m;
         vec<A> rows[N];
-        for (int i = 0; i < N; ++i) rows[i] = load_some(at + i * tile.stride, count - m);
+        for (int i = 0; i < N; ++i) rows[i] = load_some(x + at + i * tile.stride, count - m);
         differentiate<A, N>(rows, tile.grid, [&](std::int64_t k, std::int64_t part) {
           return load(coefficients + (2 * k + part) * kSliceBlock + m);
         });
-        for (int i = 0; i < N; ++i) store_some(at + i * tile.stride, rows[i], count - m);
+        for (int i = 0; i < N; ++i) store_some(grad + at + i * tile.stride, rows[i], count - m);
       }
     }
   };

@@ -96,7 +96,9 @@ __global__ void __launch_bounds__(kSliceThreads) differentiate(SlicedCharacteris
   const std::int64_t view = blockIdx.x / blocks / groups;
   const std::int64_t first_row = blockIdx.x / blocks % groups * kRows;
   const std::int64_t rows = tile.rows - first_row;  // kRows of these, or fewer
-  float* x = static_cast<float*>(p.projections) + (view * tile.rows + first_row) * tile.stride + m;
+  const std::int64_t first = (view * tile.rows + first_row) * tile.stride + m;
+  const float* x = static_cast<const float*>(p.projections) + first;
+  float* to = static_cast<float*>(p.grad) + first;
   const float* grad_sums =
       static_cast<const float*>(p.grad_sums) + view * tile.grid.knots * 2 * tile.slices + m;
   const auto step = static_cast<float>(tile.grid.step);
@@ -108,9 +110,9 @@ __global__ void __launch_bounds__(kSliceThreads) differentiate(SlicedCharacteris
     w_cosine[i] = w.cosine, w_sine[i] = w.sine;
   }
   // The real part of the polynomial in w with coefficients t_k (G_k1 + i G_k0), by Horner's method.
-  for (std::int64_t first = 0; first < tile.grid.knots; first += kGroup) {
+  for (std::int64_t begin = 0; begin < tile.grid.knots; begin += kGroup) {
     float real[kRows] = {}, imaginary[kRows] = {};
-    for (std::int64_t k = first + tile.grid.group_size(first) - 1; k >= first; --k) {
+    for (std::int64_t k = begin + tile.grid.group_size(begin) - 1; k >= begin; --k) {
       const auto t = static_cast<float>(tile.grid.t(k));
       const float of_cosine = t * grad_sums[2 * k * tile.slices];
       const float of_sine = t * grad_sums[(2 * k + 1) * tile.slices];
@@ -121,16 +123,16 @@ __global__ void __launch_bounds__(kSliceThreads) differentiate(SlicedCharacteris
         imaginary[i] = s * w_cosine[i] + r * w_sine[i] + of_cosine;
       }
     }
-    const auto t = static_cast<float>(tile.grid.t(first));
+    const auto t = static_cast<float>(tile.grid.t(begin));
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const Rotation begin(t * projection[i]);
-      grad[i] += real[i] * begin.cosine - imaginary[i] * begin.sine;
+      const Rotation at(t * projection[i]);
+      grad[i] += real[i] * at.cosine - imaginary[i] * at.sine;
     }
   }
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    if (i < rows) x[i * tile.stride] = grad[i];
+    if (i < rows) to[i * tile.stride] = grad[i];
   }
 }
 
