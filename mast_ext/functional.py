@@ -417,9 +417,7 @@ def sliced_characteristic_distance(
     if z.ndim != 3 or not z.shape[1]:
         raise ValueError(f"z must have shape [V, N, D] with N >= 1, got {list(z.shape)}")
     dtype = torch.promote_types(z.dtype, torch.float32)
-    t_min, t, phi, weights = epps_pulley_grid(
-        knots, t_max, interval, dtype=dtype, device=z.device
-    )
+    t_min, t, phi, weights = epps_pulley_grid(knots, t_max, interval, dtype=dtype, device=z.device)
     sums = sliced_characteristic_sums(z, slices, knots=len(t), t_min=t_min, t_max=t_max)
     return epps_pulley_distance(sums, z.shape[1], phi, weights)
 

@@ -1,5 +1,6 @@
-"""LeJEPA: every view is drawn to the mean of its image's large views, and embeddings to a normal
-distribution, which keeps them from collapsing: there is no teacher and no stop-gradient.
+"""LeJEPA: views of an image are drawn together, and embeddings to a normal distribution.
+
+The latter keeps them from collapsing: there is no teacher and no stop-gradient.
 
 Balestriero & LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics"
 (arXiv 2511.08544).

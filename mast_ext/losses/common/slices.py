@@ -33,9 +33,7 @@ def common_slices(dim: int, count: int, like: Tensor) -> Tensor:
 def seeded_slices(dim: int, count: int, like: Tensor, seed: int) -> Tensor:
     """Those that a seed gives, the same on every process with the same kind of device."""
     generator = torch.Generator(like.device).manual_seed(seed)
-    drawn = torch.randn(
-        dim, count, dtype=like.dtype, device=like.device, generator=generator
-    )
+    drawn = torch.randn(dim, count, dtype=like.dtype, device=like.device, generator=generator)
     return _normalize(drawn)
 
 
