@@ -219,6 +219,53 @@ class _Sum(torch.autograd.Function):
         return _all_reduce(grad)
 
 
+def sum_for_common_loss(x: Tensor) -> Tensor:
+    """Sum of ``x`` over processes; differentiable, with nothing sent in the backward pass.
+
+    For a loss that every process computes alike from the sum. Its gradient is then the same on all
+    of them, so that the sum of all processes' gradients is one of them times their number.
+
+    Outside of distributed training ``x`` itself is returned.
+
+    Raises:
+        RuntimeError: Another process died or is late.
+    """
+    return _sum_for_common_loss(x) if world_size() > 1 else x
+
+
+@never_compiled
+def _sum_for_common_loss(x: Tensor) -> Tensor:
+    return _CommonSum.apply(x)
+
+
+class _CommonSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _all_reduce(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * world_size()
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """The first process's ``x`` on all of them, without gradient.
+
+    Raises:
+        RuntimeError: Another process died or is late.
+    """
+    return _broadcast(x) if world_size() > 1 else x
+
+
+@never_compiled
+def _broadcast(x: Tensor) -> Tensor:
+    x = x.detach().clone()
+    with _collective("broadcast"):
+        dist.broadcast(x, src=0)
+    return x
+
+
 def all_gather_object(value: T) -> list[T]:
     """A picklable value of every process, in the order of ranks."""
     if world_size() == 1:

@@ -9,10 +9,14 @@ from torch import Tensor
 from mast_ext import ops
 from mast_ext.compiling import changes_between_calls
 
+Interval = Literal["half", "symmetric"]
+
 __all__ = [
     "budgeted_masks",
     "contrastive_logsumexp",
     "cross_correlation_penalty",
+    "epps_pulley_distance",
+    "epps_pulley_grid",
     "gather_views",
     "gram_difference",
     "grouped_squared_difference",
@@ -25,6 +29,8 @@ __all__ = [
     "select_hard_crops",
     "select_hard_pairs",
     "sinkhorn_knopp",
+    "sliced_characteristic_distance",
+    "sliced_characteristic_sums",
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
@@ -372,6 +378,154 @@ def gram_difference(
         TypeError: A dtype is not supported or differs from that of ``s``.
     """
     return ops.gram_difference.op(s, t, remove_negative)[0]
+
+
+def sliced_characteristic_sums(
+    z: Tensor, slices: Tensor, *, knots: int = 17, t_min: float = 0.0, t_max: float = 3.0
+) -> Tensor:
+    r"""Sums of the cosines and sines of projections: characteristic functions, times ``N``.
+
+    ::
+
+        sums[v, k, 0, m] = Σ_n cos(t_k x_vnm)        x = z · slices
+        sums[v, k, 1, m] = Σ_n sin(t_k x_vnm)        t_k = t_min + k (t_max − t_min) / (knots − 1)
+
+    Projections are made a tile at a time. Up to ``M = 2·D`` they are kept for the backward, which
+    takes memory of the order of ``z``'s; of more slices the backward makes them again. Nothing is
+    stored of a knot but its sums. One cosine and one sine are computed of each projection; those at
+    other knots follow by multiplication. The sums of processes may be added up, which is all that a statistic
+    of the whole batch needs (:class:`mast_ext.losses.SIGReg`).
+
+    Args:
+        z: Embeddings ``[V, N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        slices: Directions ``[D, M]``, float32 (float64 beside float64 embeddings). Of any length;
+            get no gradient.
+        knots: Number of values of ``t``, at least 2.
+        t_min: The first, finite.
+        t_max: The last, finite and larger.
+
+    Returns:
+        ``[V, knots, 2, M]`` in float32 (float64 for float64 inputs). Differentiable once in ``z``.
+        A NaN or infinity makes NaN what it is part of.
+
+    Raises:
+        ValueError: A shape or device does not fit, or the knots are none.
+        TypeError: A dtype is not supported.
+    """
+    return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max)[0]
+
+
+def sliced_characteristic_distance(
+    z: Tensor,
+    slices: Tensor,
+    *,
+    knots: int = 17,
+    t_max: float = 3.0,
+    interval: Interval = "half",
+) -> Tensor:
+    r"""Distance of projections from a normal distribution, by their characteristic functions.
+
+    The statistic of Epps and Pulley (1983), as SIGReg averages it over random directions
+    (Balestriero & LeCun 2025, "LeJEPA")::
+
+        T[v] = N/M · Σ_m ∫ [(mean_n cos(t x_vnm) − φ)² + (mean_n sin(t x_vnm))²] φ dt
+        x    = z · slices        φ = exp(−t²/2)
+
+    over ``[−t_max, t_max]`` by the trapezoidal rule, from `sliced_characteristic_sums`. The
+    integrand is even: knots below 0 are left out, and the weights of the others doubled.
+
+    Args:
+        z: Embeddings ``[V, N, D]``, ``N ≥ 1``: float32, float16, bfloat16 or (CPU) float64.
+        slices: Directions ``[D, M]`` of length 1, float32 (float64 beside float64 embeddings).
+        knots: Number of knots, at least 2 (3 of a symmetric interval).
+        t_max: The last one, positive.
+        interval: What the knots divide evenly: ``"half"`` is ``[0, t_max]`` (the authors' code,
+            with ``t_max=3``), ``"symmetric"`` is ``[−t_max, t_max]`` (the paper's algorithm, as
+            others copy it, with ``t_max=5``).
+
+    Returns:
+        ``[V]`` in float32 (float64 for float64 inputs). Differentiable once in ``z``.
+
+    Raises:
+        ValueError: A shape or device does not fit, there is no image, or a knot makes no sense.
+        TypeError: A dtype is not supported.
+    """
+    if z.ndim != 3 or not z.shape[1]:
+        raise ValueError(f"z must have shape [V, N, D] with N >= 1, got {list(z.shape)}")
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    t_min, t, phi, weights = epps_pulley_grid(knots, t_max, interval, dtype=dtype, device=z.device)
+    sums = sliced_characteristic_sums(z, slices, knots=len(t), t_min=t_min, t_max=t_max)
+    return epps_pulley_distance(sums, z.shape[1], phi, weights)
+
+
+def epps_pulley_grid(
+    knots: int,
+    t_max: float,
+    interval: Interval = "half",
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> tuple[float, Tensor, Tensor, Tensor]:
+    """The knots of `sliced_characteristic_distance` that are not negative, and their weights.
+
+    Args:
+        knots: See there.
+        t_max: See there.
+        interval: See there.
+        dtype: Of the results.
+        device: Of the results.
+
+    Returns:
+        The first knot, a number; all that are not negative, ``t [K]``; ``phi = exp(−t²/2) [K]``,
+        the characteristic function of a normal distribution; and the weights of the trapezoidal
+        rule over ``[−t_max, t_max]``, times ``phi``.
+
+    Raises:
+        ValueError: There are fewer than two knots (three of a symmetric interval), ``t_max`` is
+            not positive and finite, or ``interval`` is unknown.
+    """
+    least = 3 if interval == "symmetric" else 2
+    if knots < least:
+        raise ValueError(f"knots must be at least {least}, got {knots}")
+    if not 0 < t_max < float("inf"):
+        raise ValueError(f"t_max must be positive and finite, got {t_max}")
+    if interval not in ("half", "symmetric"):
+        raise ValueError(f"interval must be 'half' or 'symmetric', got {interval!r}")
+    if interval == "half":
+        count, step, has_zero = knots, t_max / (knots - 1), True
+    else:
+        count, step, has_zero = (knots + 1) // 2, 2 * t_max / (knots - 1), knots % 2 == 1
+    t_min = 0.0 if has_zero else t_max - (count - 1) * step
+    t = torch.linspace(t_min, t_max, count, dtype=dtype, device=device)
+    phi = torch.exp(-t.square() / 2)
+    weights = torch.full_like(t, 2 * step)
+    weights[-1] = step
+    if has_zero:  # it has no mirror image
+        weights[0] = step
+    return t_min, t, phi, weights * phi
+
+
+def epps_pulley_distance(
+    sums: Tensor, images: float | Tensor, phi: Tensor, weights: Tensor
+) -> Tensor:
+    """`sliced_characteristic_distance` of sums, such as those that processes have added up.
+
+    Args:
+        sums: ``[V, K, 2, M]``, what `sliced_characteristic_sums` returns at the knots of
+            `epps_pulley_grid`.
+        images: How many they are sums over: a number or a scalar tensor.
+        phi: ``[K]``, of the grid.
+        weights: ``[K]``, of the grid.
+
+    Returns:
+        ``[V]``, dtype of ``sums``. Differentiable in ``sums``.
+
+    Raises:
+        RuntimeError: The shapes do not fit.
+    """
+    normal = torch.stack((phi, torch.zeros_like(phi)), 1)[..., None]  # [K, 2, 1]
+    squares = (sums / images - normal).square().mean(3).sum(2)  # [V, K]
+    return images * (squares * weights).sum(1)
 
 
 def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:

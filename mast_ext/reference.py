@@ -21,6 +21,8 @@ __all__ = [
     "select_hard_crops",
     "select_hard_pairs",
     "sinkhorn_knopp",
+    "sliced_characteristic_distance",
+    "sliced_characteristic_sums",
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
@@ -165,6 +167,33 @@ def grouped_squared_difference_with_residual(
     found = grouped_squared_difference(x, y, group, len(dimension_weights), weight=weight)
     weights = dimension_weights[group.clamp_min(0)] * (group >= 0)[:, None]
     return *found, (weights * (x - y).square()).sum(1).detach()
+
+
+def sliced_characteristic_sums(
+    z: Tensor, slices: Tensor, *, knots: int = 17, t_min: float = 0.0, t_max: float = 3.0
+) -> Tensor:
+    """See :func:`mast_ext.functional.sliced_characteristic_sums`."""
+    t = torch.linspace(t_min, t_max, knots, dtype=z.dtype, device=z.device)
+    angles = t[:, None, None] * (z @ slices)[:, None]  # [V, knots, N, M]
+    return torch.stack((angles.cos().sum(2), angles.sin().sum(2)), 2)
+
+
+def sliced_characteristic_distance(
+    z: Tensor,
+    slices: Tensor,
+    *,
+    knots: int = 17,
+    t_max: float = 3.0,
+    interval: Literal["half", "symmetric"] = "half",
+) -> Tensor:
+    """See :func:`mast_ext.functional.sliced_characteristic_distance`."""
+    t_min = 0.0 if interval == "half" else -t_max
+    t = torch.linspace(t_min, t_max, knots, dtype=z.dtype, device=z.device)
+    angles = t * (z @ slices)[..., None]  # [V, N, M, knots]
+    of_normal = torch.exp(-t.square() / 2)
+    squares = (angles.cos().mean(1) - of_normal).square() + angles.sin().mean(1).square()
+    integral = torch.trapezoid(squares * of_normal, t)  # [V, M]
+    return z.shape[1] * (2 if interval == "half" else 1) * integral.mean(1)
 
 
 def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:

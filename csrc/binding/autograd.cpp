@@ -265,6 +265,28 @@ struct GramDifference : Formula<GramDifference, Op<"gram_difference", decltype(g
   }
 };
 
+// The slices get no gradient.
+struct SlicedCharacteristicSums
+    : Formula<SlicedCharacteristicSums,
+              Op<"sliced_characteristic_sums", decltype(sliced_characteristic_sums)>> {
+  using Backward =
+      Op<"sliced_characteristic_sums_backward", decltype(sliced_characteristic_sums_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& z,
+                   const Tensor& slices, std::int64_t /*knots*/, double t_min, double t_max) {
+    const auto& [sums, projections] = result;
+    save_tensors(ctx, z, slices, projections);
+    keep_options(ctx, t_min, t_max);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    if (!ctx->needs_input_grad(0)) return {};
+    const auto [z, slices, projections] = saved_tensors<3>(ctx);
+    const auto [t_min, t_max] = kept_options<double, double>(ctx);
+    return {Backward::call(grads[0], z, slices, projections, t_min, t_max)};
+  }
+};
+
 struct ContrastiveLogsumexp
     : Formula<ContrastiveLogsumexp, Op<"contrastive_logsumexp", decltype(contrastive_logsumexp)>> {
   using Backward = Op<"contrastive_logsumexp_backward", decltype(contrastive_logsumexp_backward)>;
@@ -444,6 +466,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<CrossCorrelationPenalty>(m);
   differentiable_once<GroupedSquaredDifference>(m);
   differentiable_once<GramDifference>(m);
+  differentiable_once<SlicedCharacteristicSums>(m);
   differentiable_once<ContrastiveLogsumexp>(m);
   differentiable_once<PrototypeCrossEntropy>(m);
   differentiable_once<PrototypeCrossEntropyWithGrad>(m);

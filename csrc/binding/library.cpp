@@ -55,6 +55,12 @@ void define(torch::Library& m) {
       "gram_difference_backward(Tensor grad_difference, Tensor s, Tensor t, Tensor product, "
       "str? remove_negative, bool[2] wanted) -> (Tensor grad_s, Tensor grad_t)");
   m.def(
+      "sliced_characteristic_sums(Tensor z, Tensor slices, int knots, float t_min, float t_max) "
+      "-> (Tensor sums, Tensor projections)");
+  m.def(
+      "sliced_characteristic_sums_backward(Tensor grad_sums, Tensor z, Tensor slices, "
+      "Tensor projections, float t_min, float t_max) -> Tensor");
+  m.def(
       "contrastive_logsumexp(Tensor x, Tensor? y, Tensor? masks, Tensor? temperature_tensor, "
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views) -> (Tensor lse, Tensor positive, Tensor inv_norm_x, Tensor inv_norm_y)");
@@ -123,6 +129,9 @@ void implement(torch::Library& m) {
          TORCH_FN(mast_ext::grouped_squared_difference_backward));
   m.impl("gram_difference", TORCH_FN(mast_ext::gram_difference));
   m.impl("gram_difference_backward", TORCH_FN(mast_ext::gram_difference_backward));
+  m.impl("sliced_characteristic_sums", TORCH_FN(mast_ext::sliced_characteristic_sums));
+  m.impl("sliced_characteristic_sums_backward",
+         TORCH_FN(mast_ext::sliced_characteristic_sums_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
   m.impl("prototype_cross_entropy", TORCH_FN(mast_ext::prototype_cross_entropy));

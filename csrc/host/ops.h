@@ -88,6 +88,13 @@ std::tuple<Tensor, Tensor> gram_difference_backward(const Tensor& grad_differenc
                                                     std::optional<std::string_view> remove_negative,
                                                     std::array<bool, 2> wanted);
 
+std::tuple<Tensor, Tensor> sliced_characteristic_sums(const Tensor& z, const Tensor& slices,
+                                                      std::int64_t knots, double t_min,
+                                                      double t_max);
+Tensor sliced_characteristic_sums_backward(const Tensor& grad_sums, const Tensor& z,
+                                           const Tensor& slices, const Tensor& projections,
+                                           double t_min, double t_max);
+
 std::tuple<Tensor, Tensor> select_hard_pairs(const Tensor& pair_losses,
                                              const OptionalTensor& candidates);
 std::tuple<Tensor, Tensor> select_hard_cosine_pairs(const Tensor& x, const OptionalTensor& y,

@@ -27,6 +27,8 @@ from mast_ext.losses.ibot import IBOTPatchLoss
 from mast_ext.losses.ibot_plus_plus import IBOTPlusPlusPatchLoss
 from mast_ext.losses.info_nce import InfoNCELoss
 from mast_ext.losses.koleo import KoLeoLoss
+from mast_ext.losses.lejepa import LeJEPALoss, SIGReg
+from mast_ext.losses.lewm import LeWMLoss
 from mast_ext.losses.macl import MACLLoss
 from mast_ext.losses.masks import AugmentationMasks
 from mast_ext.losses.mast import MASTLoss, MASTTerms
@@ -39,6 +41,7 @@ from mast_ext.losses.swav import SwaVLoss
 from mast_ext.losses.tico import TiCoLoss
 from mast_ext.losses.vicreg import VICRegLoss
 from mast_ext.losses.vicregl import VICRegLLoss
+from mast_ext.losses.visreg import VISRegLoss, VISRegLossComponents
 from mast_ext.losses.whitening import Whitening2d, WMSELoss
 
 __all__ = [
@@ -63,6 +66,8 @@ __all__ = [
     "IBOTPlusPlusPatchLoss",
     "InfoNCELoss",
     "KoLeoLoss",
+    "LeJEPALoss",
+    "LeWMLoss",
     "MACLLoss",
     "MASTLoss",
     "MASTTerms",
@@ -73,10 +78,13 @@ __all__ = [
     "PMSNCustomLoss",
     "PMSNLoss",
     "PatchKernelAlignmentLoss",
+    "SIGReg",
     "SwaVLoss",
     "TiCoLoss",
     "VICRegLLoss",
     "VICRegLoss",
+    "VISRegLoss",
+    "VISRegLossComponents",
     "WMSELoss",
     "Whitening2d",
 ]

@@ -15,6 +15,7 @@ from mast_ext.methods.hard_views import HardSelection as HardSelection
 from mast_ext.methods.hard_views import HardViewOptions as HardViewOptions
 from mast_ext.methods.hard_views import HardViews as HardViews
 from mast_ext.methods.ibot import IBOT as IBOT
+from mast_ext.methods.lejepa import LeJEPA as LeJEPA
 from mast_ext.methods.mast import MAST as MAST
 from mast_ext.methods.mast import SharedOptions as SharedOptions
 from mast_ext.methods.method import METHODS as METHODS

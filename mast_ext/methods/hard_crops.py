@@ -1,4 +1,4 @@
-"""Hard view selection for methods that train on crops of two sizes: DINO and iBOT.
+"""Hard view selection for methods that train on crops of two sizes: DINO, iBOT and LeJEPA.
 
 Of G full-size and many local views of an image it keeps an even full-size view, an odd one, and as
 many local ones as the method trains on: those tuples on which training would lose most, found
@@ -119,7 +119,7 @@ class HardCrops(HardSelection):
             encoded = encode(
                 self.method, backbone, teacher, shown, taught=slice(None), with_center=False
             )
-            return self.method.crop_losses(encoded)
+            return self.method.crop_losses(encoded)[: self.policy.views]
 
     def _chosen(self, batch: ViewBatch, index: Tensor) -> ViewBatch:
         """Views ``index [2 + L, B]`` of every image with all that is theirs, and the plain one."""

@@ -42,9 +42,9 @@ class HardViewOptions:
         views: Full-size views of an image to choose two from; 0 trains on two views as ever. The
             paper's is 4. Each goes through the network once more, without gradient, and counts as
             a forward wherever budgets are compared.
-        local_views: Local views to choose the method's number of them from (``dino``, ``ibot``);
-            0 is that number itself, among which there is no choice. The paper's is 16.
-        limit: Choose among this many random tuples of views only (``dino``, ``ibot``), as the
+        local_views: Local views to choose the method's number of them from (``dino``, ``ibot``,
+            ``lejepa``); 0 is that number itself, among which there is no choice. The paper's is 16.
+        limit: Choose among this many random tuples of views only (of these methods), as the
             published code does; by default all are looked at, which takes less time here.
         every: Select at every k-th step only; at others the first two views are trained on.
         warmup: Epochs (fractions allowed) before the first selection.
@@ -58,7 +58,7 @@ class HardViewOptions:
         scorer: Who judges: the ``student``, or for methods that have one the EMA ``teacher``
             alone.
         candidates: Pairs to choose from: ``all``, those with the first view (``anchor``), or
-            those of an even with an odd view (``even_odd``; always so with ``dino`` and ``ibot``).
+            those of an even with an odd view (``even_odd``; always so with these methods).
         strategy: ``argmax`` takes the hardest pair, ``softmax`` a random one by
             ``exp(loss / temperature)``.
         temperature: Of the ``softmax``, in the loss's unit.

@@ -238,7 +238,8 @@ class Method(nn.Module, ABC):
                 and the hidden patches of these for a method that hides some.
 
         Returns:
-            ``[G, G + L, B]``, as ``functional.select_hard_crops`` takes them.
+            ``[G, G + L, B]``, as ``functional.select_hard_crops`` takes them. Rows of local views,
+            if there are any behind these, are left out.
         """
         raise ValueError(f"{self.name} does not train on crops of several sizes")
 

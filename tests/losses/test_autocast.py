@@ -33,6 +33,8 @@ from mast_ext.losses import (
     IBOTPlusPlusPatchLoss,
     InfoNCELoss,
     KoLeoLoss,
+    LeJEPALoss,
+    LeWMLoss,
     MACLLoss,
     MASTLoss,
     MMCRLoss,
@@ -42,10 +44,12 @@ from mast_ext.losses import (
     PatchKernelAlignmentLoss,
     PMSNCustomLoss,
     PMSNLoss,
+    SIGReg,
     SwaVLoss,
     TiCoLoss,
     VICRegLLoss,
     VICRegLoss,
+    VISRegLoss,
     Whitening2d,
     WMSELoss,
 )
@@ -267,6 +271,32 @@ CASES |= {
         (
             PatchKernelAlignmentLoss,
             lambda loss, x, y: loss(x.mT, y.mT, CHANGED.T[..., :1].expand(-1, DIM)),
+        ),
+    ],
+    "SIGReg": [
+        (SIGReg, lambda loss, x, y: seeded(loss)(x)),
+        (
+            lambda: SIGReg(interval="symmetric", t_max=5.0, pooled=True, seed=3),
+            lambda loss, x, y: (loss(x), loss(y[0])),
+        ),
+    ],
+    "LeJEPALoss": [
+        (LeJEPALoss, lambda loss, x, y: seeded(loss)(global_proj=x, local_proj=y)),
+        (
+            lambda: LeJEPALoss(0.5, invariance_weight=1.0),
+            lambda loss, x, y: seeded(loss)(global_proj=x[:1], local_proj=y),
+        ),
+    ],
+    "LeWMLoss": [
+        (
+            lambda: LeWMLoss(normalize=True),
+            lambda loss, x, y: seeded(loss)(predicted=x, target=y, embeddings=x),
+        ),
+    ],
+    "VISRegLoss": [
+        (
+            lambda: VISRegLoss(num_slices=50),
+            lambda loss, x, y: seeded(loss).forward_components(global_proj=x, local_proj=y),
         ),
     ],
     "TiCoLoss": [(TiCoLoss, lambda loss, x, y: (loss(x[0], y[0]), loss.C))],

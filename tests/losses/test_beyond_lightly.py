@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from mast_ext import losses
+from mast_ext import losses, reference
 
 IMAGES, DIM, TOKENS = 8, 10, 5
 
@@ -263,3 +263,85 @@ LOCATED = torch.rand(4, 8), torch.rand(4, 7, 7, 6)  # embeddings and features of
 def test_rejects_inputs(make, inputs, error, message):
     with pytest.raises(error, match=message):
         make()(*inputs)
+
+
+def sigreg_of(views, slices, interval, t_max, knots=17):
+    """SIGReg of one sample ``[N, D]``, as its formula stands, in float64."""
+    return reference.sliced_characteristic_distance(
+        views.double()[None], slices.double(), knots=knots, t_max=t_max, interval=interval
+    )[0]
+
+
+def slices_of(generator, dim, count):
+    return F.normalize(torch.randn(dim, count, generator=generator), dim=0)
+
+
+@pytest.mark.parametrize(("interval", "t_max"), [("half", 3.0), ("symmetric", 5.0)])
+def test_sigreg_over_another_interval(interval, t_max):
+    views = torch.randn(2, IMAGES, DIM)
+    loss = losses.SIGReg(interval=interval, t_max=t_max, num_vectors=40)
+    torch.manual_seed(1)
+    found = loss(views)
+    slices = slices_of(torch.Generator().manual_seed(1), DIM, 40)
+    want = sum(sigreg_of(view, slices, interval, t_max) for view in views) / 2
+    assert_close(found.double(), want, rtol=1e-5, atol=0)
+
+
+def test_sigreg_of_pooled_views():
+    views = torch.randn(3, IMAGES, DIM)
+    torch.manual_seed(1)
+    found = losses.SIGReg(pooled=True)(views)
+    torch.manual_seed(1)
+    assert_close(found, losses.SIGReg()(views.flatten(0, 1)))
+
+
+def test_seeded_sigreg_goes_on_where_it_was():
+    """By the number of the call, whatever torch's own generator does."""
+    x = torch.randn(IMAGES, DIM)
+    first, second = (losses.SIGReg(num_vectors=5, seed=3) for _ in range(2))
+    torch.manual_seed(0)
+    values = [first(x) for _ in range(3)]
+    assert len({value.item() for value in values}) == 3
+    assert torch.equal(second(x), values[0])
+    second.load_state_dict(first.state_dict())
+    torch.manual_seed(5)
+    assert torch.equal(second(x), first(x))
+    second.load_state_dict(losses.SIGReg(num_vectors=5).state_dict(), strict=False)
+    with pytest.raises(RuntimeError, match='Missing key.*"calls"'):
+        second.load_state_dict(losses.SIGReg(num_vectors=5).state_dict())
+
+
+def test_seeded_sigreg_compiles_once():
+    torch.compiler.reset()
+    x = torch.randn(IMAGES, DIM)
+    compiled = torch.compile(losses.SIGReg(num_vectors=5, seed=3), backend="eager")
+    want = losses.SIGReg(num_vectors=5, seed=3)
+    for _ in range(12):
+        assert_close(compiled(x), want(x))
+
+
+def test_weights_of_lejepa():
+    views = {"global_proj": torch.randn(2, IMAGES, DIM), "local_proj": torch.randn(3, IMAGES, DIM)}
+    every = torch.cat((views["global_proj"], views["local_proj"]))
+    invariance = (every - views["global_proj"].mean(0)).square().mean()
+    for given, weight in ((None, 0.7), (1.0, 1.0), (0.0, 0.0)):
+        loss = losses.LeJEPALoss(0.3, sigreg_seed=1, invariance_weight=given)
+        want = 0.3 * losses.SIGReg(seed=1)(every) + weight * invariance
+        assert_close(loss(**views), want)
+
+
+def test_every_view_counts_in_lejepa():
+    """Each moves the loss, in both of its terms."""
+    views = torch.randn(4, IMAGES, DIM, requires_grad=True)
+    for weights in ({"lambda_param": 1.0}, {"lambda_param": 0.0}):
+        loss = losses.LeJEPALoss(**weights)(global_proj=views[:2], local_proj=views[2:])
+        (grad,) = torch.autograd.grad(loss, views)
+        assert grad.abs().sum((1, 2)).gt(0).all()
+
+
+@pytest.mark.parametrize("name", ["LeJEPALoss", "LeWMLoss"])
+def test_options_of_sigreg_reach_it(name):
+    loss = getattr(losses, name)(
+        sigreg_interval="symmetric", sigreg_pooled=True, sigreg_seed=4, sigreg_t_max=5.0
+    )
+    assert len(loss.sigreg.t) == 9 and loss.sigreg.pooled and loss.sigreg.seed == 4

@@ -14,6 +14,7 @@ from mast_ext import losses
 
 DIM = 8
 WITHOUT_BATCHES = ["AugmentationMasks", "HardViewSelector", "MASTTerms"]  # they average nothing
+WITHOUT_BATCHES += ["VISRegLossComponents"]
 
 
 def embeddings(*shape):
@@ -116,6 +117,10 @@ def rows(images):
     return (embeddings(images),)
 
 
+def stacked(images):
+    return (embeddings(2, images),)
+
+
 def samples(images):
     return (embeddings(2 * images),)
 
@@ -124,6 +129,22 @@ def located_crops(images):
     crops = [(embeddings(images), embeddings(images, 2, 2)) for _ in range(3)]
     places = [torch.rand(images, 2, 2, 2) for _ in range(3)]
     return crops[:2], places[:2], crops[2:], places[2:]
+
+
+def projections(images):
+    return {"global_proj": embeddings(2, images), "local_proj": embeddings(3, images)}
+
+
+def clips(images, frames=3):
+    return {
+        "predicted": embeddings(images, frames),
+        "target": embeddings(images, frames),
+        "embeddings": embeddings(images, 4),
+    }
+
+
+def clips_without_predictions(images):
+    return clips(images, 0)
 
 
 def mast(**options):
@@ -313,13 +334,38 @@ CASES |= {
         of_few("input", 16),
     ),
     "Whitening2d": (lambda: losses.Whitening2d(DIM), rows, of_few("x", 2), of_few("x", 2)),
+    "SIGReg": (losses.SIGReg, rows, of_few("proj", 1), None),
+    "SIGReg pooled": (
+        lambda: losses.SIGReg(pooled=True, interval="symmetric", seed=1),
+        stacked,
+        of_few("proj", 1),
+        None,
+    ),
+    "LeJEPALoss": (losses.LeJEPALoss, projections, of_few("global_proj", 1), None),
+    "LeWMLoss": (losses.LeWMLoss, clips, of_few("embeddings", 1), None),
+    "LeWMLoss no predictions": (
+        losses.LeWMLoss,
+        clips_without_predictions,
+        of_few("embeddings", 1),
+        of_few("a clip of predicted", 1),
+    ),
+    "VISRegLoss": (
+        losses.VISRegLoss,
+        projections,
+        of_few("global_proj", 2),
+        of_few("global_proj", 2),
+    ),
     "VICRegLLoss": (losses.VICRegLLoss, located_crops, VICREG_OF_4, VICREG_OF_4),
 }
 
 
+def call(loss, inputs):
+    return loss(**inputs) if isinstance(inputs, dict) else loss(*inputs)
+
+
 def require_finite(loss, inputs):
     """The value and all gradients, of the loss's parameters and buffers too."""
-    value = loss(*inputs)
+    value = call(loss, inputs)
     value = value.loss if isinstance(value, losses.MASTTerms) else value
     if value.requires_grad:
         value.sum().backward()
@@ -344,7 +390,7 @@ def test_means(name, images):
         return
     before = {key: value.clone() for key, value in loss.state_dict().items()}
     with pytest.raises((ValueError, AssertionError), match=errors[images]):
-        loss(*inputs(images))
+        call(loss, inputs(images))
     assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from mast_ext import losses
 from mast_ext.distributed import gather_batch, require_equal_batches
+from mast_ext.distributed import rank as rank_of_process
 from mast_ext.losses.common.center import Center
 
 pytestmark = pytest.mark.distributed
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.distributed
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 BANK = 25  # rows; wraps around in the second of two steps
 WORLD_SIZES = [1, 2, 3]
-COMPILED = ["dclw", "dino_deferred"]
+COMPILED = ["dclw", "dino_deferred", "sigreg"]
 PATIENCE = timedelta(seconds=2)
 
 
@@ -103,6 +104,14 @@ LOSSES = {
         per_image=False, remove_neg=False, gather_distributed=True
     ),
     "patch_kernel": lambda: losses.PatchKernelAlignmentLoss(gather_distributed=True),
+    "sigreg": lambda: losses.SIGReg(num_vectors=40, gather_distributed=True),
+    "sigreg_seed": lambda: losses.SIGReg(num_vectors=40, gather_distributed=True, seed=7),
+    "sigreg_pooled": lambda: losses.SIGReg(
+        num_vectors=40, t_max=5.0, interval="symmetric", pooled=True, gather_distributed=True
+    ),
+    "lejepa": lambda: losses.LeJEPALoss(0.3, sigreg_num_vectors=40, gather_distributed=True),
+    "lewm": lambda: losses.LeWMLoss(0.3, sigreg_num_vectors=40, gather_distributed=True),
+    "visreg": lambda: losses.VISRegLoss(num_slices=40, gather_distributed=True),
 }
 # They gather nothing by image, so that processes may have different numbers.
 WITHOUT_GATHERS = (
@@ -116,6 +125,9 @@ WITHOUT_GATHERS = (
     "tico",
     "patch_kernel",
     "gram_anchoring",
+    "sigreg",
+    "lejepa",
+    "lewm",
 )
 # Their pair losses see the negatives of all processes.
 GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
@@ -123,7 +135,7 @@ GATHERED_PAIRS += ["direct_clr", "macl"]
 # They need two images, or negatives, which may be on other processes.
 OF_TWO_IMAGES = ["vicreg", "vicreg_positions", "mast", "nt_xent", "dcl", "dclw", "koleo"]
 OF_TWO_IMAGES += ["direct_clr", "macl", "co2", "hypersphere", "det_con_b", "det_con_s", "vicregl"]
-OF_TWO_IMAGES += ["mmcr", "emp_ssl", "frossl", "tico"]
+OF_TWO_IMAGES += ["mmcr", "emp_ssl", "frossl", "tico", "visreg"]
 
 
 class Model(nn.Module):
@@ -184,6 +196,17 @@ class Model(nn.Module):
                 return loss(views)
             case "co2_bank" | "tico":
                 return loss(views[0], views[1]) + loss(views[1], views[2])
+            case "sigreg" | "sigreg_seed" | "sigreg_pooled":
+                torch.manual_seed(rank_of_process())  # the first process's directions are for all
+                return loss(views) + loss(views[0].square())
+            case "lejepa" | "visreg":
+                if self.objective == "lejepa":
+                    torch.manual_seed(rank_of_process())
+                return loss(global_proj=views[:1], local_proj=views[1:])
+            case "lewm":
+                torch.manual_seed(rank_of_process())
+                clips = views.transpose(0, 1)
+                return loss(predicted=clips[:, :2], target=clips[:, 1:], embeddings=clips)
             case "det_con_b" | "det_con_s":
                 regions = [tokens_of(view) for view in images[:2]]
                 embeddings = [self.projection(each) for each in regions]

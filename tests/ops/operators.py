@@ -17,7 +17,7 @@ from mast_ext import functional
 # Arguments that have no gradient, and functions that have none.
 CONSTANT = {
     *("teacher", "center", "weights", "index", "candidates", "group", "dimension_weights"),
-    "mean",
+    *("mean", "slices"),
 }
 WITHOUT_GRADIENT = {
     "prototype_column_logsumexp",
@@ -116,7 +116,7 @@ def random(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator) -> 
     if name in ("masks", "dimension_weights"):
         return torch.rand(shape, generator=generator).to(sums)
     return torch.randn(shape, generator=generator).to(
-        sums if name in ("center", "mask_logits", "weight", "weights") else dtype
+        sums if name in ("center", "mask_logits", "slices", "weight", "weights") else dtype
     )
 
 
@@ -250,6 +250,18 @@ CALLS = [
         "remove the teacher's",
         lambda n, d: dict.fromkeys("st", (min(n, 2), max(n, 1), d)),
         {"remove_negative": "teacher"},
+        many=((600, 70),),
+    ),
+    Call(
+        functional.sliced_characteristic_sums,
+        "",
+        lambda n, d: {"z": (2, n, d), "slices": (d, 2 * d)},
+    ),
+    Call(  # more knots than follow from one cosine and sine
+        functional.sliced_characteristic_sums,
+        "knots",
+        lambda n, d: {"z": (2, n, d), "slices": (d, 8 * d)},
+        {"knots": 20, "t_min": 0.1},
         many=((600, 70),),
     ),
     Call(

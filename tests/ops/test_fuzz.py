@@ -16,8 +16,9 @@ from mast_ext import reference
 DTYPES = [torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SCALES = [1.0, 1.0, 100.0, 1e-6, 0.0]
 
-# Precisions exp(-log_var) have to be numbers of the accumulation type.
-UNSCALED = ("mean", "temperature", "log_var_x", "log_var_y")
+# Precisions exp(-log_var) have to be numbers of the accumulation type, and angles small enough for
+# their cosines to be known.
+UNSCALED = ("mean", "temperature", "log_var_x", "log_var_y", "slices")
 
 
 def transposed(t):

@@ -91,6 +91,40 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             "t must be Float like s, got Half": {"t": ones(2, 3, 5).half()},
         },
     },
+    "sliced_characteristic_sums": {
+        "accepts": {"z": ones(2, 3, 5), "slices": ones(5, 4)},
+        ValueError: {
+            r"z must have shape \[V, N, D\] with D >= 1, got \[3, 5\]": {"z": ones(3, 5)},
+            r"z must have shape \[V, N, D\] with D >= 1, got \[2, 3, 0\]": {"z": ones(2, 3, 0)},
+            (
+                r"slices must have shape \[5, M\] with M >= 1 to fit z of shape \[2, 3, 5\], "
+                r"got \[4, 5\]"
+            ): {"slices": ones(4, 5)},
+            r"slices must have shape \[5, M\] with M >= 1 .* got \[5, 0\]": {"slices": ones(5, 0)},
+            "knots must be at least 2, got 1": {"knots": 1},
+            "t_min less than t_max, got 3 and 3": {"t_min": 3.0},
+            "t_min and t_max must be finite, .* got 0 and inf": {"t_max": INF},
+        },
+        TypeError: {
+            "z must be float32, .* got Long": {"z": ones(2, 3, 5).long()},
+            "slices must be Float beside Half embeddings, got Half": {
+                "z": ones(2, 3, 5).half(),
+                "slices": ones(5, 4).half(),
+            },
+        },
+    },
+    "sliced_characteristic_distance": {
+        "accepts": {"z": ones(2, 3, 5), "slices": ones(5, 4)},
+        ValueError: {
+            r"z must have shape \[V, N, D\] with N >= 1, got \[2, 0, 5\]": {"z": ones(2, 0, 5)},
+            r"z must have shape \[V, N, D\] with N >= 1, got \[3, 5\]": {"z": ones(3, 5)},
+            "knots must be at least 2, got 1": {"knots": 1},
+            "knots must be at least 3, got 2": {"knots": 2, "interval": "symmetric"},
+            "t_max must be positive and finite, got 0": {"t_max": 0.0},
+            "t_max must be positive and finite, got nan": {"t_max": NAN},
+            "interval must be 'half' or 'symmetric', got 'whole'": {"interval": "whole"},
+        },
+    },
     "contrastive_logsumexp": {
         "accepts": {
             "x": ones(2, 3, 5),

@@ -106,6 +106,17 @@ def require_temperature(temperature: float, name: str = "temperature") -> float:
     return temperature
 
 
+def require_fraction(name: str, value: float) -> float:
+    """Returns ``value``.
+
+    Raises:
+        ValueError: It is not in [0, 1].
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value}")
+    return value
+
+
 def require_option(name: str, value: Any, options: Any) -> Any:
     """Returns ``value``.
 
