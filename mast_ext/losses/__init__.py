@@ -34,6 +34,7 @@ from mast_ext.losses.msn import MSNLoss, PMSNCustomLoss, PMSNLoss
 from mast_ext.losses.negative_cosine_similarity import NegativeCosineSimilarity
 from mast_ext.losses.nt_xent import NTXentLoss
 from mast_ext.losses.patch_kernel_alignment import PatchKernelAlignmentLoss
+from mast_ext.losses.sig_lip import SigLIPLoss
 from mast_ext.losses.swav import SwaVLoss
 from mast_ext.losses.tico import TiCoLoss
 from mast_ext.losses.vicreg import VICRegLoss
@@ -71,6 +72,7 @@ __all__ = [
     "PMSNCustomLoss",
     "PMSNLoss",
     "PatchKernelAlignmentLoss",
+    "SigLIPLoss",
     "SwaVLoss",
     "TiCoLoss",
     "VICRegLLoss",

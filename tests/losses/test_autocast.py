@@ -41,6 +41,7 @@ from mast_ext.losses import (
     PatchKernelAlignmentLoss,
     PMSNCustomLoss,
     PMSNLoss,
+    SigLIPLoss,
     SwaVLoss,
     TiCoLoss,
     VICRegLLoss,
@@ -255,6 +256,14 @@ CASES |= {
         (
             PatchKernelAlignmentLoss,
             lambda loss, x, y: loss(x.mT, y.mT, CHANGED.T[..., :1].expand(-1, DIM)),
+        ),
+    ],
+    "SigLIPLoss": [
+        (SigLIPLoss, lambda loss, x, y: loss(x[0], y[0])),
+        (SigLIPLoss, lambda loss, x, y: loss.pair_losses(x)),
+        (
+            lambda: SigLIPLoss(learnable=True, reduction="none"),
+            lambda loss, x, y: loss(x[0], y[0]),
         ),
     ],
     "TiCoLoss": [(TiCoLoss, lambda loss, x, y: (loss(x[0], y[0]), loss.C))],
