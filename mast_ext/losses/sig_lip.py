@@ -197,6 +197,10 @@ def _offset(step: int) -> int | None:
     return 0 if step == 0 else None
 
 
+def _sum(so_far: Tensor | None, more: Tensor) -> Tensor:
+    return widen(more) if so_far is None else so_far.add_(more)
+
+
 class _RingContrast(torch.autograd.Function):
     """At step ``s`` this process has the columns of the ``s``-th one before it.
 
@@ -225,20 +229,16 @@ class _RingContrast(torch.autograd.Function):
             next_columns = start_ring_shift(y) if step + 1 < world_size() else None
             # What the processes before this one have found for these columns.
             found = start_ring_shift(sums[1]) if of_y and sums[1] is not None else None
-            block = sigmoid_contrast.backward_op(
-                grad, x, y, scale, bias, _offset(step), wanted
-            )
+            block = sigmoid_contrast.backward_op(grad, x, y, scale, bias, _offset(step), wanted)
             if found is not None:
                 sums[1] = found()
-            for i, each in enumerate(block):
-                if wanted[i]:
-                    so_far = sums[i]
-                    sums[i] = widen(each) if so_far is None else so_far + each
+            sums = [_sum(*pair) for pair in zip(sums, block, strict=True)]
+            del block, found  # not to be held during the next step
             if next_columns is not None:
                 y = next_columns()
         if of_y and sums[1] is not None:
             sums[1] = start_ring_shift(sums[1])()  # home
         return tuple(
-            None if found is None else found.to(t.dtype)
-            for t, found in zip(ctx.saved_tensors, sums, strict=True)
+            found.to(t.dtype) if of_it and found is not None else None
+            for t, found, of_it in zip(ctx.saved_tensors, sums, wanted, strict=True)
         )
