@@ -241,6 +241,7 @@ def sigmoid_contrast(
         ValueError: A shape or device does not fit, or ``offset`` leads out of the columns.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
+    _require_tensors(x=x)
     scale, bias = _as_scalar(scale, x), _as_scalar(bias, x)
     if weights is None:
         return ops.sigmoid_contrast.op(x, y, scale, bias, offset)

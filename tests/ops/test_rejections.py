@@ -277,10 +277,10 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
         },
     },
     "sigmoid_contrast": {
-        "accepts": {"x": ones(3, 5), "y": ones(4, 5), "scale": 10.0, "bias": ones()},
+        "accepts": {"x": ones(3, 5), "y": ones(4, 5), "scale": 10.0, "bias": ones([])},
         ValueError: {
             r"x must have shape \[N, D\], got \[3\]": {"x": ones(3)},
-            r"x must have shape \[N, D\], got \[1, 3, 5\]": {"x": ones(1, 3, 5), "weights": ones()},
+            r"x must have shape \[N, D\], got \[1, 3, 5\]": {"x": ones(1, 3, 5), "weights": ones([])},
             r"y must have shape \[M, 5\] to fit x of shape \[3, 5\], got \[4, 6\]": {"y": ones(4, 6)},
             "scale must be a number or a scalar tensor, got shape .1.": {"scale": ones(1)},
             "bias must be a number or a scalar tensor, got shape .3.": {"bias": ones(3)},
@@ -293,9 +293,9 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             r"weights must have shape \[3\] or broadcast to it, got \[4\]": {"weights": ones(4)},
         },
         TypeError: {
-            "x must be float32, .* Long": {"x": ones(3, 5).long(), "scale": ones()},
+            "x must be float32, .* Long": {"x": ones(3, 5).long(), "scale": ones([])},
             "y must be Float like x, got Half": {"y": ones(4, 5).half()},
-            "scale must be Float beside Float embeddings, got Half": {"scale": ones().half()},
+            "scale must be Float beside Float embeddings, got Half": {"scale": ones([]).half()},
             "bias must be Double beside Double embeddings, got Float": {
                 **{"x": ones(3, 5).double(), "y": ones(4, 5).double()},
             },
