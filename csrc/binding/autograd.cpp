@@ -330,8 +330,8 @@ struct SigmoidContrastWithGrad
     const auto [grad_x, grad_y, grad_scale, grad_bias] = saved_tensors<4>(ctx);
     const auto wanted = which_wanted(ctx, grad_x, grad_y, grad_scale, grad_bias);
     if (is_one(grads[0])) return only(wanted, std::tuple(grad_x, grad_y, grad_scale, grad_bias));
-    return only(wanted, Backward::call(differentiated(grads[0]), grad_x, grad_y, grad_scale,
-                                       grad_bias));
+    return only(wanted,
+                Backward::call(differentiated(grads[0]), grad_x, grad_y, grad_scale, grad_bias));
   }
 };
 

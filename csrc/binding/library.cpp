@@ -59,8 +59,7 @@ void define(torch::Library& m) {
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks, "
       "Tensor grad_temperature)");
-  m.def(
-      "sigmoid_contrast(Tensor x, Tensor y, Tensor scale, Tensor bias, int? offset) -> Tensor");
+  m.def("sigmoid_contrast(Tensor x, Tensor y, Tensor scale, Tensor bias, int? offset) -> Tensor");
   m.def(
       "sigmoid_contrast_backward(Tensor grad_loss, Tensor x, Tensor y, Tensor scale, Tensor bias, "
       "int? offset, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_scale, "

@@ -29,7 +29,7 @@ from mast_ext.ops import sigmoid_contrast
 
 
 class SigLIPLoss(nn.Module):
-    """Cross-entropy of telling, for every pair of an image and a text, whether they belong together::
+    """Cross-entropy of telling of every image and every text whether they belong together::
 
         mean_n  softplus(−z_nn) + Σ_{m ≠ n} softplus(z_nm)      z_nm = logit_scale · cos(x_n, y_m)
                                                                        + logit_bias
@@ -177,7 +177,7 @@ class SigLIPLoss(nn.Module):
 
 @never_compiled
 def _contrast_in_ring(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Every row of ``x [N, D]`` against the columns of all processes, of which ``y`` are this one's.
+    """Every row of ``x [N, D]`` against the columns of all processes: ``y`` are this one's.
 
     Returns:
         ``[N]``. If every process reduces it to a loss, the gradients of ``x`` and ``y`` are those

@@ -122,7 +122,16 @@ GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "
 GATHERED_PAIRS += ["direct_clr", "macl", "sig_lip"]
 # They need two images, or negatives, which may be on other processes.
 OF_TWO_IMAGES = ["vicreg", "vicreg_positions", "mast", "nt_xent", "dcl", "dclw", "koleo"]
-OF_TWO_IMAGES += ["sig_lip", "direct_clr", "macl", "co2", "hypersphere", "det_con_b", "det_con_s", "vicregl"]
+OF_TWO_IMAGES += [
+    "sig_lip",
+    "direct_clr",
+    "macl",
+    "co2",
+    "hypersphere",
+    "det_con_b",
+    "det_con_s",
+    "vicregl",
+]
 OF_TWO_IMAGES += ["mmcr", "emp_ssl", "frossl", "tico"]
 
 
@@ -509,7 +518,8 @@ def test_gradients_of_a_gather_are_not_sent_to_all(world_size, processes):
 
 
 @pytest.mark.parametrize(
-    ("desertion", "sums"), [(late, ["all-gather"]), (dead, ["all-gather", "all-reduce", "ring shift"])]
+    ("desertion", "sums"),
+    [(late, ["all-gather"]), (dead, ["all-gather", "all-reduce", "ring shift"])],
 )
 def test_an_absent_process_is_a_clear_error(desertion, sums, processes):
     """Not a wait without end, and not the backend's words alone."""

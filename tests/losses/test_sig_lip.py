@@ -90,9 +90,7 @@ def test_reductions(dtype):
         loss = losses.SigLIPLoss(reduction=reduction)(images, texts)
         factor = 1 if reduction == "mean" else IMAGES
         assert_close(loss, getattr(each, reduction)())
-        for mine, truth in zip(
-            torch.autograd.grad(loss, [images, texts]), of_mean, strict=True
-        ):
+        for mine, truth in zip(torch.autograd.grad(loss, [images, texts]), of_mean, strict=True):
             assert_close(mine, truth * factor)
 
 
@@ -185,8 +183,6 @@ def test_memory_does_not_grow_with_the_number_of_processes(monkeypatch):
     exact = images.detach().requires_grad_()
     loss = functional.sigmoid_contrast(
         exact, texts.detach(), scale=10.0, bias=-10.0
-    ) + 8 * functional.sigmoid_contrast(
-        exact, texts.detach(), scale=10.0, bias=-10.0, offset=None
-    )
+    ) + 8 * functional.sigmoid_contrast(exact, texts.detach(), scale=10.0, bias=-10.0, offset=None)
     (want,) = torch.autograd.grad(loss.mean(), [exact])
     assert_close(found[9][0], want)

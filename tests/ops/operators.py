@@ -117,9 +117,7 @@ def random(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator) -> 
         return torch.full(shape, 0.5, dtype=sums)
     if name in ("masks", "dimension_weights"):
         return torch.rand(shape, generator=generator).to(sums)
-    return torch.randn(shape, generator=generator).to(
-        sums if name in WIDE else dtype
-    )
+    return torch.randn(shape, generator=generator).to(sums if name in WIDE else dtype)
 
 
 TEMPERATURES = {"student_temperature": 0.5, "teacher_temperature": 0.25}
@@ -264,7 +262,13 @@ CALLS = [
     Call(  # losses and gradients in one sweep
         functional.sigmoid_contrast,
         "weights",
-        lambda n, d: {"x": (8 * n, d), "y": (8 * n, d), "scale": (), "bias": (), "weights": (8 * n,)},
+        lambda n, d: {
+            "x": (8 * n, d),
+            "y": (8 * n, d),
+            "scale": (),
+            "bias": (),
+            "weights": (8 * n,),
+        },
         many=((40, 40),),
     ),
     Call(

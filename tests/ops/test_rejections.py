@@ -280,8 +280,13 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
         "accepts": {"x": ones(3, 5), "y": ones(4, 5), "scale": 10.0, "bias": ones([])},
         ValueError: {
             r"x must have shape \[N, D\], got \[3\]": {"x": ones(3)},
-            r"x must have shape \[N, D\], got \[1, 3, 5\]": {"x": ones(1, 3, 5), "weights": ones([])},
-            r"y must have shape \[M, 5\] to fit x of shape \[3, 5\], got \[4, 6\]": {"y": ones(4, 6)},
+            r"x must have shape \[N, D\], got \[1, 3, 5\]": {
+                "x": ones(1, 3, 5),
+                "weights": ones([]),
+            },
+            r"y must have shape \[M, 5\] to fit x of shape \[3, 5\], got \[4, 6\]": {
+                "y": ones(4, 6)
+            },
             "scale must be a number or a scalar tensor, got shape .1.": {"scale": ones(1)},
             "bias must be a number or a scalar tensor, got shape .3.": {"bias": ones(3)},
             (

@@ -143,10 +143,8 @@ def test_a_single_confident_pair_keeps_its_digits(z, device):
         assert_close(grad.cpu().double(), -sign * torch.sigmoid(-exact), rtol=4e-5, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_weights_give_the_sum_and_its_gradient(dtype, device):
-    if dtype == torch.float64 and device.type == "cuda":
-        pytest.skip("on the CPU only")
     torch.manual_seed(0)
     inputs = make_inputs((40, 60, 24), device=device, dtype=dtype)
     weights = torch.rand(40, device=device)
@@ -157,7 +155,8 @@ def test_weights_give_the_sum_and_its_gradient(dtype, device):
         assert found[0].shape == () and found[0].dtype == each[0].dtype
         assert_close(found[0], (weights * each[0]).sum())
         for mine, truth in zip(found[1:], each[1:], strict=True):
-            assert_close(mine, truth)
+            rounding = 4 * torch.finfo(dtype).eps  # in another order, and once more
+            assert_close(mine, truth, rtol=rounding, atol=rounding * truth.abs().max().item())
 
 
 def test_a_kept_graph_gives_the_gradient_twice(device):

@@ -41,25 +41,23 @@ class SigmoidCpuDriver {
         const Tensor y_rows = y.narrow(0, column, column_count);
         const Tensor products = buffer.narrow(0, 0, row_count).narrow(1, 0, column_count);
         multiply(products, x_rows, y_rows.t(), false);
-        const kernels::SigmoidTile tile{
-            .dtype = dtype_of(products, "products"),
-            .rows = row_count,
-            .columns = column_count,
-            .stride = stride,
-            .partner = row + in.pairs.offset - column,
-            .has_positive = in.pairs.options.has_positive,
-            .scale = scale,
-            .bias = bias,
-            .row_scale = const_element(inv_norm_x, row),
-            .column_scale = const_element(inv_norm_y, column),
-            .products = products.mutable_data_ptr(),
-            .loss = element(results.loss, row),
-            .grad = const_element(results.row_grads, row),
-            .grad_scale = element(sums, row),
-            .grad_bias = element(sums, rows + row)};
-        parallel_rows(row_count, kEntryCost * column_count, [&](auto begin, auto end) {
-          kernels::sigmoid_tile_cpu(tile, begin, end);
-        });
+        const kernels::SigmoidTile tile{.dtype = dtype_of(products, "products"),
+                                        .rows = row_count,
+                                        .columns = column_count,
+                                        .stride = stride,
+                                        .partner = row + in.pairs.offset - column,
+                                        .has_positive = in.pairs.options.has_positive,
+                                        .scale = scale,
+                                        .bias = bias,
+                                        .row_scale = const_element(inv_norm_x, row),
+                                        .column_scale = const_element(inv_norm_y, column),
+                                        .products = products.mutable_data_ptr(),
+                                        .loss = element(results.loss, row),
+                                        .grad = const_element(results.row_grads, row),
+                                        .grad_scale = element(sums, row),
+                                        .grad_bias = element(sums, rows + row)};
+        parallel_rows(row_count, kEntryCost * column_count,
+                      [&](auto begin, auto end) { kernels::sigmoid_tile_cpu(tile, begin, end); });
         if (products_x.defined()) {
           multiply(products_x.narrow(0, row, row_count), products, y_rows, true);
         }

@@ -22,10 +22,10 @@ class SigmoidCudaDriver {
     SigmoidGradients* const grads = results.grads;
     const bool weighs = grads != nullptr && (grads->wants_x || grads->wants_y);
     // Without weights all rows are one chunk.
-    const std::int64_t chunk =
-        std::min(rows, weighs ? std::max<std::int64_t>(
-                                    128, kChunkElements / std::max<std::int64_t>(columns, 1))
-                              : rows);
+    const std::int64_t chunk = std::min(
+        rows, weighs
+                  ? std::max<std::int64_t>(128, kChunkElements / std::max<std::int64_t>(columns, 1))
+                  : rows);
     const at::ScalarType type = x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
     const std::int64_t stride = (columns + 7) / 8 * 8;
     Tensor weights, x_rows, y_rows, products_y, sums, dots;
@@ -78,8 +78,8 @@ class SigmoidCudaDriver {
     if (grads->wants_bias) grads->bias.copy_(sums[1].sum());
     if (!products_y.defined()) return 0;
     const Tensor products = products_y.to(type);
-    return kernels::contrastive_rows_cuda(
-        sigmoid_rows(y, inv_norm_y, products, 0, grads->y, dots), stream);
+    return kernels::contrastive_rows_cuda(sigmoid_rows(y, inv_norm_y, products, 0, grads->y, dots),
+                                          stream);
   }
 
  private:

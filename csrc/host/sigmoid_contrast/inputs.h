@@ -54,7 +54,10 @@ struct SigmoidInputs {
                       "offset must lie between 0 and M - N = ", y.size(0) - x.size(0),
                       " for x of shape ", x.sizes(), " and y of shape ", y.sizes(), ", got ",
                       offset.value_or(0));
-    return {x.unsqueeze(0), y.unsqueeze(0), std::nullopt, std::nullopt,
+    return {x.unsqueeze(0),
+            y.unsqueeze(0),
+            std::nullopt,
+            std::nullopt,
             {.temperature = 1,
              .offset = offset,
              .exclude_self = false,
@@ -69,10 +72,7 @@ struct SigmoidGradients {
   bool wants_x, wants_y, wants_scale, wants_bias;
 
   SigmoidGradients(const SigmoidInputs& in, std::array<bool, 4> wanted)
-      : wants_x(wanted[0]),
-        wants_y(wanted[1]),
-        wants_scale(wanted[2]),
-        wants_bias(wanted[3]) {
+      : wants_x(wanted[0]), wants_y(wanted[1]), wants_scale(wanted[2]), wants_bias(wanted[3]) {
     const Tensor &x_ = in.pairs.x, &y_ = in.pairs.y;
     x = wants_x ? x_.new_empty({x_.size(1), x_.size(2)}) : x_.new_empty({0});
     y = wants_y ? y_.new_empty({y_.size(1), y_.size(2)}) : y_.new_empty({0});

@@ -49,8 +49,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_contrast_with_grad(
     run_sweep(in, {.loss = loss, .row_grads = {}});
   }
   const Tensor terms = loss.mul_(weights);
-  const Tensor sum =
-      uses_cuda_kernels(x) ? terms.sum() : in.pairs.new_empty({}).fill_(SigmoidCpuDriver::total(terms));
+  const Tensor sum = uses_cuda_kernels(x)
+                         ? terms.sum()
+                         : in.pairs.new_empty({}).fill_(SigmoidCpuDriver::total(terms));
   return {sum, grads.x, grads.y, grads.scale, grads.bias};
 }
 

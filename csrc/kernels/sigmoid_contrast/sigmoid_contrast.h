@@ -47,13 +47,13 @@ struct SigmoidSweep {
   const float* scale;
   const float* bias;
   std::int64_t first, count;
-  std::int64_t splits;         // shares of the columns, one thread block each
-  float* loss;                 // [splits, count], or null
-  const float* grad;           // [N] g, or null: no gradient is wanted
-  float* grad_scale;           // [splits, count]; as grad_bias with `grad`
-  float* grad_bias;            // [splits, count]
-  DType dtype;                 // of weights: bfloat16 for bfloat16 embeddings, else float32
-  void* weights;               // [count, weights_stride] W scale rx ry of M columns, or null
+  std::int64_t splits;          // shares of the columns, one thread block each
+  float* loss;                  // [splits, count], or null
+  const float* grad;            // [N] g, or null: no gradient is wanted
+  float* grad_scale;            // [splits, count]; as grad_bias with `grad`
+  float* grad_bias;             // [splits, count]
+  DType dtype;                  // of weights: bfloat16 for bfloat16 embeddings, else float32
+  void* weights;                // [count, weights_stride] W scale rx ry of M columns, or null
   std::int64_t weights_stride;  // even, so that two neighbors are written at once
 };
 

@@ -116,7 +116,7 @@ void sigmoid_tile_cpu(const SigmoidTile& p, std::int64_t begin, std::int64_t end
 
 }  // namespace MAST_EXT_ISA
 
-MAST_EXT_CPU_ENTRY(sigmoid_tile_cpu,
-                   (const SigmoidTile& p, std::int64_t begin, std::int64_t end), (p, begin, end))
+MAST_EXT_CPU_ENTRY(sigmoid_tile_cpu, (const SigmoidTile& p, std::int64_t begin, std::int64_t end),
+                   (p, begin, end))
 
 }  // namespace mast_ext::kernels

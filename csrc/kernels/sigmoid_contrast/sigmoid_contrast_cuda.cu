@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   // The columns of a row are spread over two warps, and over four lanes of each.
   __syncthreads();  // no thread still reads the operands, whose memory is used again
   auto* const halves = reinterpret_cast<float*>(dynamic_shared_memory());
-  const auto write_sums = [&](const float(&sums)[kThreadRows], float factor, float* results) {
+  const auto write_sums = [&](const float (&sums)[kThreadRows], float factor, float* results) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       const float sum = group_sum<4>(sums[r]);
