@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CASES = [
     (shape, logits, offset)
     for shape in SHAPES
-    for logits in (LOGITS if shape[0] < 50 else LOGITS[:1])
+    for logits in (LOGITS if shape == (5, 9, 16) else LOGITS[:1])
     for offset in OFFSETS
     if (offset or 0) <= shape[1] - shape[0]
 ]
