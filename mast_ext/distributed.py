@@ -197,6 +197,40 @@ def _reduce_scatter(x: Tensor) -> Tensor:
     return out
 
 
+@never_compiled
+def start_ring_shift(x: Tensor) -> Callable[[], Tensor]:
+    """Starts to send ``x`` to the next process and to receive that of the previous one.
+
+    The processes form a ring in the order of ranks. Every process has to call alike, as often.
+
+    Args:
+        x: Of a shape and dtype that are the same on every process; not checked. It must not change
+            before the call that waits.
+
+    Returns:
+        Waits for the previous process's tensor and returns it, without gradient; on a GPU the
+        current stream waits, not the host.
+
+    Raises:
+        RuntimeError: Another process died or is late; at either call.
+    """
+    x = x.detach().contiguous()
+    received = torch.empty_like(x)
+    to, source = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    with _collective("ring shift"):
+        works = dist.batch_isend_irecv(
+            [dist.P2POp(dist.isend, x, to), dist.P2POp(dist.irecv, received, source)]
+        )
+
+    def finish() -> Tensor:
+        with _collective("ring shift"):
+            for work in works:
+                work.wait()
+        return received
+
+    return finish
+
+
 def sum_over_processes(x: Tensor) -> Tensor:
     """Sum of ``x`` over processes; differentiable. The gradient is the sum of all processes' too.
 

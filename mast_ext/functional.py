@@ -28,6 +28,7 @@ __all__ = [
     "select_hard_cosine_pairs",
     "select_hard_crops",
     "select_hard_pairs",
+    "sigmoid_contrast",
     "sinkhorn_knopp",
     "sliced_characteristic_distance",
     "sliced_characteristic_sums",
@@ -200,6 +201,65 @@ def contrastive_logsumexp(
         exclude_positive,
         within_views,
     )[:2]
+
+
+def sigmoid_contrast(
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    offset: int | None = 0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    r"""Sigmoid loss of every row against all columns: each pair is told apart by itself.
+
+    ::
+
+        z[n,m]  = scale · cos(x_n, y_m) + bias
+        loss[n] = softplus(−z[n, n+offset]) + Σ_{m ≠ n+offset} softplus(z[n,m])
+
+    SigLIP's loss (Zhai et al. 2023, eq. 1) is the mean over ``n``. The ``N×M`` logits are computed
+    tile by tile and never stored: memory is ``O((N + M)·D)``. On a GPU float32 and float16 are
+    multiplied in parts, as in :func:`contrastive_logsumexp`; the gradient goes through
+    ``torch.mm``, which uses tf32 only where it is told to.
+
+    With ``weights`` the result is their sum with the losses. Their gradient being known then, it is
+    computed in the same sweep, where autograd wants it: of four matrix products three remain, and
+    the backward only scales. The products are made again under torch.compile, and of float16, which
+    could not hold the gradient before a GradScaler has scaled it.
+
+    Args:
+        x: Rows, ``[N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        y: Columns, ``[M, D]``, dtype and device of ``x``.
+        scale: A number, or a scalar tensor in float32 (float64 beside float64 embeddings): SigLIP's
+            inverse temperature, of any sign.
+        bias: Like ``scale``.
+        offset: Column of row 0's positive; row ``n``'s is ``n + offset``. ``None``: the columns
+            hold no positives, such as those of another process.
+        weights: ``[N]``, or what broadcasts to it. Gets no gradient.
+
+    Returns:
+        ``[N]``, or a scalar with ``weights``, in float32 (float64 for float64 inputs).
+        Differentiable once in ``x``, ``y``, ``scale`` and ``bias``. A row of norm below 1e-8 has
+        cosine 0 and a finite gradient. A NaN in a column reaches all rows.
+
+    Raises:
+        ValueError: A shape or device does not fit, or ``offset`` leads out of the columns.
+        TypeError: A dtype is not supported or differs from that of ``x``.
+    """
+    _require_tensors(x=x)
+    scale, bias = _as_scalar(scale, x), _as_scalar(bias, x)
+    if weights is None:
+        return ops.sigmoid_contrast.op(x, y, scale, bias, offset)
+    return ops.sigmoid_contrast.weighted_op(x, y, scale, bias, weights, offset)
+
+
+def _as_scalar(number: float | Tensor, like: Tensor) -> Tensor:
+    """A tensor of the dtype of sums; made by a product, which compilers keep variable."""
+    if isinstance(number, Tensor):
+        return number
+    return like.new_ones((), dtype=torch.promote_types(like.dtype, torch.float32)) * number
 
 
 def variance_covariance(

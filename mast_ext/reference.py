@@ -20,6 +20,7 @@ __all__ = [
     "select_hard_cosine_pairs",
     "select_hard_crops",
     "select_hard_pairs",
+    "sigmoid_contrast",
     "sinkhorn_knopp",
     "sliced_characteristic_distance",
     "sliced_characteristic_sums",
@@ -108,6 +109,24 @@ def contrastive_logsumexp(
     if not within_views:
         kept, positive = kept & ~views, positive.where(~views[..., 0], 0.0)
     return logits.masked_fill(~kept, -torch.inf).logsumexp(-1), positive
+
+
+def sigmoid_contrast(
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    offset: int | None = 0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """See :func:`mast_ext.functional.sigmoid_contrast`."""
+    a, b = (z / z.norm(dim=-1, keepdim=True).clamp_min(1e-8) for z in (x, y))
+    logits = scale * (a @ b.mT) + bias
+    columns = torch.arange(len(y), device=x.device)
+    partner = -1 if offset is None else torch.arange(len(x), device=x.device)[:, None] + offset
+    loss = -F.logsigmoid(torch.where(columns == partner, logits, -logits)).sum(1)
+    return loss if weights is None else (loss * weights).sum()
 
 
 def variance_covariance(

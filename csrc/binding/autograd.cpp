@@ -318,6 +318,62 @@ struct ContrastiveLogsumexp
   }
 };
 
+// ---- Sums whose gradients for a gradient of 1 the forward has computed
+
+// Whether the sum itself is the loss, so that the results are the gradients. A graph that is kept
+// returns copies, as it needs them again, and the value on a GPU is not waited for.
+bool is_one(const Tensor& grad) {
+  return !at::GradMode::is_enabled() && grad.is_cpu() && !at::isTensorSubclassLike(grad) &&
+         !torch::autograd::get_current_graph_task_keep_graph() && grad.item<double>() == 1;
+}
+
+// `grad` as the backward op takes it. What the forward has computed does not depend on the inputs
+// as far as autograd knows: a second derivative would be zero. With a `grad` that requires one, it
+// is an error (NoSecondDerivative).
+Tensor differentiated(const Tensor& grad) {
+  const bool unknown = at::GradMode::is_enabled() && !grad.requires_grad();
+  return unknown ? grad.detach().requires_grad_() : grad;
+}
+
+struct SigmoidContrast
+    : Formula<SigmoidContrast, Op<"sigmoid_contrast", decltype(sigmoid_contrast)>> {
+  using Backward = Op<"sigmoid_contrast_backward", decltype(sigmoid_contrast_backward)>;
+
+  static void save(AutogradContext* ctx, const Tensor&, const Tensor& x, const Tensor& y,
+                   const Tensor& scale, const Tensor& bias, std::optional<std::int64_t> offset) {
+    save_tensors(ctx, x, y, scale, bias);
+    keep_options(ctx, offset);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [x, y, scale, bias] = saved_tensors<4>(ctx);
+    const auto [offset] = kept_options<std::optional<std::int64_t>>(ctx);
+    const auto wanted = which_wanted(ctx, x, y, scale, bias);
+    return only(wanted, Backward::call(grads[0], x, y, scale, bias, offset, wanted));
+  }
+};
+
+// The weights get no gradient.
+struct SigmoidContrastWithGrad
+    : Formula<SigmoidContrastWithGrad,
+              Op<"sigmoid_contrast_with_grad", decltype(sigmoid_contrast_with_grad)>> {
+  using Backward =
+      Op<"sigmoid_contrast_with_grad_backward", decltype(sigmoid_contrast_with_grad_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const auto&...) {
+    const auto& [sum, grad_x, grad_y, grad_scale, grad_bias] = result;
+    save_tensors(ctx, grad_x, grad_y, grad_scale, grad_bias);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [grad_x, grad_y, grad_scale, grad_bias] = saved_tensors<4>(ctx);
+    const auto wanted = which_wanted(ctx, grad_x, grad_y, grad_scale, grad_bias);
+    if (is_one(grads[0])) return only(wanted, std::tuple(grad_x, grad_y, grad_scale, grad_bias));
+    return only(wanted,
+                Backward::call(differentiated(grads[0]), grad_x, grad_y, grad_scale, grad_bias));
+  }
+};
+
 // The teacher gets no gradient.
 struct PrototypeCrossEntropy
     : Formula<PrototypeCrossEntropy,
@@ -354,21 +410,10 @@ struct PrototypeCrossEntropyWithGrad
   }
 
   static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
-    Tensor grad = grads[0];
     if (!ctx->needs_input_grad(0)) return {};
     const auto [grad_student] = saved_tensors<1>(ctx);
-    if (at::GradMode::is_enabled()) {
-      // grad_student does not depend on the student as far as autograd knows: a second derivative
-      // would be zero. With a `grad` that requires one, it is an error (NoSecondDerivative).
-      if (!grad.requires_grad()) grad = grad.detach().requires_grad_();
-      return {Backward::call(grad, grad_student)};
-    }
-    // If the sum itself is the loss, its gradient is 1 and grad_student is the result. A graph that
-    // is kept returns a copy, as it needs grad_student again.
-    const bool has_value = !at::isTensorSubclassLike(grad);
-    const bool keeps_graph = torch::autograd::get_current_graph_task_keep_graph();
-    if (has_value && !keeps_graph && grad.item<double>() == 1) return {grad_student};
-    return {Backward::call(grad, grad_student)};
+    if (is_one(grads[0])) return {grad_student};
+    return {Backward::call(differentiated(grads[0]), grad_student)};
   }
 };
 
@@ -468,6 +513,8 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<GramDifference>(m);
   differentiable_once<SlicedCharacteristicSums>(m);
   differentiable_once<ContrastiveLogsumexp>(m);
+  differentiable_once<SigmoidContrast>(m);
+  differentiable_once<SigmoidContrastWithGrad>(m);
   differentiable_once<PrototypeCrossEntropy>(m);
   differentiable_once<PrototypeCrossEntropyWithGrad>(m);
   no_derivative<"select_hard_pairs", decltype(select_hard_pairs)>(m);

@@ -13,6 +13,9 @@ namespace {
 using CrossEntropy = Op<"prototype_cross_entropy", decltype(prototype_cross_entropy)>;
 using CrossEntropyWithGrad =
     Op<"prototype_cross_entropy_with_grad", decltype(prototype_cross_entropy_with_grad)>;
+using SigmoidContrast = Op<"sigmoid_contrast", decltype(sigmoid_contrast)>;
+using SigmoidContrastWithGrad =
+    Op<"sigmoid_contrast_with_grad", decltype(sigmoid_contrast_with_grad)>;
 
 // Whether to compute a weighted sum and its gradient in one pass over the logits. Not for float16,
 // whose gradients must be scaled before they are rounded, and not while a compiler traces, since it
@@ -53,9 +56,34 @@ std::tuple<Tensor, Tensor> weighted_prototype_cross_entropy(
   return {cross_entropy.mul(weights).masked_fill(weights.eq(0), 0).sum(), mean};
 }
 
+// In one sweep over the pairs, as of the prototypes, on a GPU, too: it saves one of four products.
+Tensor weighted_sigmoid_contrast(const Tensor& x, const Tensor& y, const Tensor& scale,
+                                 const Tensor& bias, const Tensor& weights_,
+                                 std::optional<std::int64_t> offset) {
+  const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  Tensor weights = constant(weights_).to(type);
+  if (x.dim() == 2) {  // else an error of the op
+    const c10::SymInt rows[]{x.sym_size(0)};
+    TORCH_CHECK_VALUE(at::is_expandable_to(weights.sym_sizes(), rows), "weights must have shape [",
+                      x.sym_size(0), "] or broadcast to it, got ", weights_.sizes());
+    weights = weights.expand_symint(rows);
+  }
+  const bool traced = x.key_set().has_any(at::kTensorSubclassLike);
+  if (traced || x.scalar_type() == at::kHalf) {
+    return SigmoidContrast::call(x, y, scale, bias, offset).mul(weights).sum();
+  }
+  const auto wants = [](const Tensor& t) {
+    return at::GradMode::is_enabled() && t.requires_grad();
+  };
+  const auto [sum, grad_x, grad_y, grad_scale, grad_bias] = SigmoidContrastWithGrad::call(
+      x, y, scale, bias, weights, offset, {wants(x), wants(y), wants(scale), wants(bias)});
+  return sum;
+}
+
 }  // namespace
 }  // namespace mast_ext
 
 TORCH_LIBRARY_IMPL(mast_ext, CompositeImplicitAutograd, m) {
   m.impl("weighted_prototype_cross_entropy", TORCH_FN(mast_ext::weighted_prototype_cross_entropy));
+  m.impl("weighted_sigmoid_contrast", TORCH_FN(mast_ext::weighted_sigmoid_contrast));
 }

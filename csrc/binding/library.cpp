@@ -2,7 +2,7 @@
 //
 // Derivatives are in autograd.cpp, shape-only (fake) kernels in mast_ext/ops/<op>.py. `wanted` says
 // which gradients a backward op computes; the others are returned empty.
-// weighted_prototype_cross_entropy calls other ops (composites.cpp).
+// weighted_prototype_cross_entropy and weighted_sigmoid_contrast call other ops (composites.cpp).
 #include <torch/library.h>
 
 #include "host/ops.h"
@@ -71,6 +71,21 @@ void define(torch::Library& m) {
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks, "
       "Tensor grad_temperature)");
+  m.def("sigmoid_contrast(Tensor x, Tensor y, Tensor scale, Tensor bias, int? offset) -> Tensor");
+  m.def(
+      "sigmoid_contrast_backward(Tensor grad_loss, Tensor x, Tensor y, Tensor scale, Tensor bias, "
+      "int? offset, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_scale, "
+      "Tensor grad_bias)");
+  m.def(
+      "sigmoid_contrast_with_grad(Tensor x, Tensor y, Tensor scale, Tensor bias, Tensor weights, "
+      "int? offset, bool[4] wanted) -> (Tensor sum, Tensor grad_x, Tensor grad_y, "
+      "Tensor grad_scale, Tensor grad_bias)");
+  m.def(
+      "sigmoid_contrast_with_grad_backward(Tensor grad, Tensor grad_x, Tensor grad_y, "
+      "Tensor grad_scale, Tensor grad_bias) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "weighted_sigmoid_contrast(Tensor x, Tensor y, Tensor scale, Tensor bias, Tensor weights, "
+      "int? offset) -> Tensor");
   m.def(
       "prototype_cross_entropy(Tensor student, Tensor teacher, Tensor? center, "
       "float student_temperature, float teacher_temperature, bool with_mean) -> "
@@ -134,6 +149,11 @@ void implement(torch::Library& m) {
          TORCH_FN(mast_ext::sliced_characteristic_sums_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
+  m.impl("sigmoid_contrast", TORCH_FN(mast_ext::sigmoid_contrast));
+  m.impl("sigmoid_contrast_backward", TORCH_FN(mast_ext::sigmoid_contrast_backward));
+  m.impl("sigmoid_contrast_with_grad", TORCH_FN(mast_ext::sigmoid_contrast_with_grad));
+  m.impl("sigmoid_contrast_with_grad_backward",
+         TORCH_FN(mast_ext::sigmoid_contrast_with_grad_backward));
   m.impl("prototype_cross_entropy", TORCH_FN(mast_ext::prototype_cross_entropy));
   m.impl("prototype_cross_entropy_backward", TORCH_FN(mast_ext::prototype_cross_entropy_backward));
   m.impl("prototype_cross_entropy_with_grad",

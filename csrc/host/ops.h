@@ -55,6 +55,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
     const OptionalTensor& y_grad_positive, double temperature, std::optional<std::int64_t> offset,
     bool exclude_self, bool exclude_positive, bool within_views, std::array<bool, 4> wanted);
 
+Tensor sigmoid_contrast(const Tensor& x, const Tensor& y, const Tensor& scale, const Tensor& bias,
+                        std::optional<std::int64_t> offset);
+std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_contrast_backward(
+    const Tensor& grad_loss, const Tensor& x, const Tensor& y, const Tensor& scale,
+    const Tensor& bias, std::optional<std::int64_t> offset, std::array<bool, 4> wanted);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_contrast_with_grad(
+    const Tensor& x, const Tensor& y, const Tensor& scale, const Tensor& bias,
+    const Tensor& weights, std::optional<std::int64_t> offset, std::array<bool, 4> wanted);
+std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_contrast_with_grad_backward(
+    const Tensor& grad, const Tensor& grad_x, const Tensor& grad_y, const Tensor& grad_scale,
+    const Tensor& grad_bias);
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_cross_entropy(
     const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
     double student_temperature, double teacher_temperature, bool with_mean);

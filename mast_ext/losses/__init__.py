@@ -37,6 +37,7 @@ from mast_ext.losses.msn import MSNLoss, PMSNCustomLoss, PMSNLoss
 from mast_ext.losses.negative_cosine_similarity import NegativeCosineSimilarity
 from mast_ext.losses.nt_xent import NTXentLoss
 from mast_ext.losses.patch_kernel_alignment import PatchKernelAlignmentLoss
+from mast_ext.losses.sig_lip import SigLIPLoss
 from mast_ext.losses.swav import SwaVLoss
 from mast_ext.losses.tico import TiCoLoss
 from mast_ext.losses.vicreg import VICRegLoss
@@ -79,6 +80,7 @@ __all__ = [
     "PMSNLoss",
     "PatchKernelAlignmentLoss",
     "SIGReg",
+    "SigLIPLoss",
     "SwaVLoss",
     "TiCoLoss",
     "VICRegLLoss",

@@ -45,6 +45,7 @@ from mast_ext.losses import (
     PMSNCustomLoss,
     PMSNLoss,
     SIGReg,
+    SigLIPLoss,
     SwaVLoss,
     TiCoLoss,
     VICRegLLoss,
@@ -297,6 +298,14 @@ CASES |= {
         (
             lambda: VISRegLoss(num_slices=50),
             lambda loss, x, y: seeded(loss).forward_components(global_proj=x, local_proj=y),
+        ),
+    ],
+    "SigLIPLoss": [
+        (SigLIPLoss, lambda loss, x, y: loss(x[0], y[0])),
+        (SigLIPLoss, lambda loss, x, y: loss.pair_losses(x)),
+        (
+            lambda: SigLIPLoss(learnable=True, reduction="none"),
+            lambda loss, x, y: loss(x[0], y[0]),
         ),
     ],
     "TiCoLoss": [(TiCoLoss, lambda loss, x, y: (loss(x[0], y[0]), loss.C))],

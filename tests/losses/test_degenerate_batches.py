@@ -193,6 +193,13 @@ CASES: dict[str, tuple[Any, ...]] = {
         of_few("queries", 1),
         None,
     ),
+    "SigLIPLoss": (losses.SigLIPLoss, two_views, of_few("image_features", 1), None),
+    "SigLIPLoss learnable": (
+        lambda: losses.SigLIPLoss(learnable=True, reduction="none"),
+        two_views,
+        None,
+        None,
+    ),
     "EquivarianceLoss": (losses.EquivarianceLoss, stacked_views, of_few("actual", 1), None),
     "EquivarianceLoss 1 view": (
         losses.EquivarianceLoss,

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from mast_ext import losses
-from mast_ext.distributed import gather_batch, require_equal_batches
+from mast_ext.distributed import gather_batch, require_equal_batches, start_ring_shift
 from mast_ext.distributed import rank as rank_of_process
 from mast_ext.losses.common.center import Center
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.distributed
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 BANK = 25  # rows; wraps around in the second of two steps
 WORLD_SIZES = [1, 2, 3]
-COMPILED = ["dclw", "dino_deferred", "sigreg"]
+COMPILED = ["dclw", "dino_deferred", "sigreg", "sig_lip"]
 PATIENCE = timedelta(seconds=2)
 
 
@@ -65,6 +65,11 @@ LOSSES = {
     ),
     "clip": lambda: losses.InfoNCELoss(
         two_sided=True, learn_temperature=True, gather_distributed=True
+    ),
+    "sig_lip": lambda: losses.SigLIPLoss(5.0, -2.0, learnable=True, gather_distributed=True),
+    "sig_lip_of_fixed_keys": lambda: losses.SigLIPLoss(gather_distributed=True),
+    "sig_lip_each": lambda: losses.SigLIPLoss(
+        5.0, -2.0, learnable=True, gather_distributed=True, reduction="none"
     ),
     "equivariance": lambda: losses.EquivarianceLoss(gather_distributed=True),
     "dino": lambda: losses.DINOLoss(DIM, student_temp=0.5, teacher_temp=0.2),
@@ -131,11 +136,11 @@ WITHOUT_GATHERS = (
 )
 # Their pair losses see the negatives of all processes.
 GATHERED_PAIRS = ["mast_nt_xent", "nt_xent_pairs", "nt_xent_all_views", "dcl", "dclw", "clip"]
-GATHERED_PAIRS += ["direct_clr", "macl"]
+GATHERED_PAIRS += ["direct_clr", "macl", "sig_lip"]
 # They need two images, or negatives, which may be on other processes.
 OF_TWO_IMAGES = ["vicreg", "vicreg_positions", "mast", "nt_xent", "dcl", "dclw", "koleo"]
 OF_TWO_IMAGES += ["direct_clr", "macl", "co2", "hypersphere", "det_con_b", "det_con_s", "vicregl"]
-OF_TWO_IMAGES += ["mmcr", "emp_ssl", "frossl", "tico", "visreg"]
+OF_TWO_IMAGES += ["mmcr", "emp_ssl", "frossl", "tico", "visreg", "sig_lip"]
 
 
 class Model(nn.Module):
@@ -164,7 +169,9 @@ class Model(nn.Module):
                 return loss(*views)
             case "nt_xent_bank":
                 return loss(views[0], views[1]) + loss(views[1], views[2])
-            case "info_nce_of_fixed_keys":
+            case "sig_lip_each":  # every image weighs something else
+                return (loss(views[0], views[1]) * (2 + images[0, :, 0])).mean()
+            case "info_nce_of_fixed_keys" | "sig_lip_of_fixed_keys":
                 return loss(views[0], views[1].detach())
             case "info_nce_negatives":
                 return loss(views[0], views[1], self.predictor.weight)  # as a queue that all share
@@ -374,11 +381,14 @@ def dead(directory, rank, world_size):
     if rank == world_size - 1:
         return None
 
+    def ring():
+        start_ring_shift(views)()
+
     def save_center():
         center.update(torch.randn(BATCH, DIM))
         center.state_dict()
 
-    return errors_of(loss.backward), errors_of(save_center)
+    return errors_of(loss.backward), errors_of(save_center), errors_of(ring)
 
 
 def run_world(rank, world_size, directory):
@@ -530,7 +540,8 @@ def test_gradients_of_a_gather_are_not_sent_to_all(world_size, processes):
 
 
 @pytest.mark.parametrize(
-    ("desertion", "sums"), [(late, ["all-gather"]), (dead, ["all-gather", "all-reduce"])]
+    ("desertion", "sums"),
+    [(late, ["all-gather"]), (dead, ["all-gather", "all-reduce", "ring shift"])],
 )
 def test_an_absent_process_is_a_clear_error(desertion, sums, processes):
     """Not a wait without end, and not the backend's words alone."""

@@ -82,6 +82,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "DCLLoss": (losses.DCLLoss, two_views, "temperature"),
     "DCLWLoss sigma": (losses.DCLWLoss, two_views, "sigma"),
     "EquivarianceLoss": (losses.EquivarianceLoss, stacked_views, "temperature"),
+    "SigLIPLoss": (losses.SigLIPLoss, two_views, "logit_scale"),
+    "SigLIPLoss argument": (losses.SigLIPLoss, two_views, "argument logit_bias"),
     "VICRegLoss mu_param": (losses.VICRegLoss, two_views, "mu_param"),
     "VICRegLoss lambda_param": (losses.VICRegLoss, two_views, "lambda_param"),
     "MASTLoss invariance": (mast, pairs, "invariance"),

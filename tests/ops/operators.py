@@ -19,6 +19,8 @@ CONSTANT = {
     *("teacher", "center", "weights", "index", "candidates", "group", "dimension_weights"),
     *("mean", "slices"),
 }
+# In the dtype of sums.
+WIDE = {"center", "mask_logits", "slices", "weight", "weights", "scale", "bias"}
 WITHOUT_GRADIENT = {
     "prototype_column_logsumexp",
     "sinkhorn_knopp",
@@ -115,9 +117,7 @@ def random(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator) -> 
         return torch.full(shape, 0.5, dtype=sums)
     if name in ("masks", "dimension_weights"):
         return torch.rand(shape, generator=generator).to(sums)
-    return torch.randn(shape, generator=generator).to(
-        sums if name in ("center", "mask_logits", "slices", "weight", "weights") else dtype
-    )
+    return torch.randn(shape, generator=generator).to(sums if name in WIDE else dtype)
 
 
 TEMPERATURES = {"student_temperature": 0.5, "teacher_temperature": 0.25}
@@ -283,6 +283,31 @@ CALLS = [
         lambda n, d: {"x": (1, n, d), "y": (1, 60 * n, d), "masks": (2, d), "temperature": ()},
         {"offset": None},
         many=((20, 40),),
+    ),
+    Call(
+        functional.sigmoid_contrast,
+        "",
+        lambda n, d: {"x": (8 * n, d), "y": (9 * n, d), "scale": (), "bias": ()},
+        many=((40, 40),),
+    ),
+    Call(  # few rows against columns that are split among blocks
+        functional.sigmoid_contrast,
+        "columns",
+        lambda n, d: {"x": (n, d), "y": (60 * n, d)},
+        {"scale": 10.0, "bias": -10.0, "offset": None},
+        many=((20, 40),),
+    ),
+    Call(  # losses and gradients in one sweep
+        functional.sigmoid_contrast,
+        "weights",
+        lambda n, d: {
+            "x": (8 * n, d),
+            "y": (8 * n, d),
+            "scale": (),
+            "bias": (),
+            "weights": (8 * n,),
+        },
+        many=((40, 40),),
     ),
     Call(
         functional.prototype_cross_entropy_with_mean,

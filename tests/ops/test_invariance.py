@@ -10,6 +10,7 @@ WITH_PRODUCTS = {
     "variance_covariance",
     "cross_correlation_penalty",
     "contrastive_logsumexp",
+    "sigmoid_contrast",
     "nearest_neighbor_distance",
     "gram_difference",
 }

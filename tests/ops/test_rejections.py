@@ -328,6 +328,36 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             "center must be Float beside Float logits, got Double": {"center": ones(5).double()},
         },
     },
+    "sigmoid_contrast": {
+        "accepts": {"x": ones(3, 5), "y": ones(4, 5), "scale": 10.0, "bias": ones([])},
+        ValueError: {
+            r"x must have shape \[N, D\], got \[3\]": {"x": ones(3)},
+            r"x must have shape \[N, D\], got \[1, 3, 5\]": {
+                "x": ones(1, 3, 5),
+                "weights": ones([]),
+            },
+            r"y must have shape \[M, 5\] to fit x of shape \[3, 5\], got \[4, 6\]": {
+                "y": ones(4, 6)
+            },
+            "scale must be a number or a scalar tensor, got shape .1.": {"scale": ones(1)},
+            "bias must be a number or a scalar tensor, got shape .3.": {"bias": ones(3)},
+            (
+                r"offset must lie between 0 and M - N = 1 for x of shape \[3, 5\] and y of shape "
+                r"\[4, 5\], got 2"
+            ): {"offset": 2},
+            r"offset must lie .* got -1": {"offset": -1},
+            r"offset must lie between 0 and M - N = -1 .* got 0": {"y": ones(2, 5)},
+            r"weights must have shape \[3\] or broadcast to it, got \[4\]": {"weights": ones(4)},
+        },
+        TypeError: {
+            "x must be float32, .* Long": {"x": ones(3, 5).long(), "scale": ones([])},
+            "y must be Float like x, got Half": {"y": ones(4, 5).half()},
+            "scale must be Float beside Float embeddings, got Half": {"scale": ones([]).half()},
+            "bias must be Double beside Double embeddings, got Float": {
+                **{"x": ones(3, 5).double(), "y": ones(4, 5).double()},
+            },
+        },
+    },
     "select_hard_crops": {
         "accepts": {"ce": ones(2, 5, 6), "num_locals": 2},
         ValueError: {
