@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
-    if arguments == ["--version"]:
+    if arguments[0] == "--version":
         print(f"mast-ext {__version__}")
         return 0
     name, *rest = arguments
