@@ -11,6 +11,7 @@ from mast_ext.augment.loader import (
     ViewBatch,
     ViewLoader,
     build_loader,
+    composed_views,
     evaluation_images,
 )
 from mast_ext.augment.parameters import COLUMNS, GROUPS, AugmentationParameters
@@ -47,6 +48,7 @@ __all__ = [
     "ViewPlan",
     "ViewPolicy",
     "build_loader",
+    "composed_views",
     "evaluation_images",
     "make_policy",
 ]

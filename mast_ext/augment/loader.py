@@ -16,7 +16,7 @@ from torch import Tensor
 from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import HiddenPlaces
 from mast_ext.augment.checks import check_integer
-from mast_ext.augment.policies import ViewPlan, ViewPolicy
+from mast_ext.augment.policies import ComposedPolicy, ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
 from mast_ext.augment.rendering import (
     ImageSource,
@@ -378,6 +378,27 @@ def evaluation_images(
         indices = np.arange(start, min(start + batch_size, len(source)))
         rows = torch.from_numpy(sampler.center_rows(source.sizes[indices]))[None]
         yield render(images_of(source, indices), rows, recipe)[0], torch.from_numpy(indices)
+
+
+def composed_views(
+    source: ImageSource, indices: Indices, recipe: AugmentationRecipe, *, views: int, seed: int
+) -> Tensor:
+    """Independent views of some images, the same at every call.
+
+    Args:
+        source: Where the images come from.
+        indices: Which of them, ``[B]`` int64.
+        recipe: What may be done to a view.
+        views: Views of every image.
+        seed: Seed of their parameters.
+
+    Returns:
+        Normalized, ``[views, B, 3, S, S]`` float32.
+    """
+    from mast_ext.augment.torchvision import render
+
+    plan = ComposedPolicy(recipe, views=views).plan(seed, 0, indices, source.sizes[indices])
+    return render(images_of(source, indices), plan.rows, recipe)
 
 
 def _renderer(

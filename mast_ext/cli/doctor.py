@@ -34,6 +34,13 @@ TRAINING = {
 """What the training side needs: name of the package, name of its module."""
 
 INSTALL_TRAINING = "pip install 'mast-ext[train]'"
+USAGE = """\
+usage: mast-ext doctor [--train]
+
+What is installed, what is fast, what is missing.
+
+  --train  exit with status 1, too, where packages are absent that only training needs
+"""
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in mast_ext's source)"
 
 
@@ -42,7 +49,8 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        state: ``ok``, ``slow`` (works, but could be faster) or ``missing``.
+        state: ``ok``, ``slow`` (works, but could be faster), ``absent`` (operators and losses work
+            without it) or ``missing``.
         what: What was looked at.
         detail: What was found.
         fix: What to do about it, when something can be done.
@@ -58,24 +66,31 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the findings.
 
     Returns:
-        1 when something that `mast-ext pretrain` needs is missing, else 0.
+        1 when something that operators and losses need is missing, or with ``--train`` something
+        that `mast-ext pretrain` needs; else 0.
     """
-    if arguments and arguments[0] not in ("-h", "--help"):
-        raise UsageError(f"doctor takes no options, got {arguments[0]}")
-    if arguments:
-        print("usage: mast-ext doctor\n\nWhat is installed, what is fast, what is missing.")
-        return 0
-    found = list(examine())
+    for argument in arguments:
+        if argument in ("-h", "--help"):
+            print(USAGE, end="")
+            return 0
+        if argument != "--train":
+            raise UsageError(f"doctor takes --train and nothing else, got {argument}")
+    found = list(examine(training=bool(arguments)))
     width = max(len(finding.what) for finding in found)
+    last = {finding.fix: finding for finding in found}  # what mends several is said once
     for finding in found:
         print(f"{finding.state:<8}{finding.what:<{width}}  {finding.detail}")
-        if finding.fix:
+        if finding.fix and finding is last[finding.fix]:
             print(f"{'':<8}{'':<{width}}  fix: {finding.fix}")
     return int(any(finding.state == "missing" for finding in found))
 
 
-def examine() -> Iterator[Finding]:
-    """Looks at everything, most basic first."""
+def examine(*, training: bool = False) -> Iterator[Finding]:
+    """Looks at everything, most basic first.
+
+    Args:
+        training: Whether packages that only training needs are missed where they are not there.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.machine()}")
     yield _package("mast-ext", "mast_ext", REBUILD)
@@ -94,7 +109,8 @@ def examine() -> Iterator[Finding]:
     yield _cuda(torch, build, why)
     yield _distributed(torch)
     for package, module in TRAINING.items():
-        yield _package(package, module, INSTALL_TRAINING)
+        fix = f"to train by mast-ext: {INSTALL_TRAINING}"
+        yield _package(package, module, fix, "missing" if training else "absent")
     yield _dali()
 
 
@@ -107,9 +123,9 @@ def require_training_packages() -> None:
         )
 
 
-def _package(package: str, module: str, fix: str) -> Finding:
+def _package(package: str, module: str, fix: str, absent: str = "missing") -> Finding:
     if importlib.util.find_spec(module) is None:
-        return Finding("missing", package, "not installed", fix)
+        return Finding(absent, package, "not installed", fix)
     try:
         return Finding("ok", package, metadata.version(package))
     except metadata.PackageNotFoundError:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from mast_ext import __version__
 from mast_ext.cli.errors import UsageError
 from mast_ext.train.state.text import READABLE
 
@@ -19,7 +20,8 @@ usage: mast-ext <command> [options]
   bench      how fast views are made of images of yours, beside torchvision and lightly
   doctor     what is installed, what is fast, what is missing
 
-`mast-ext <command> --help` lists the options of a command.
+`mast-ext <command> --help` lists the options of a command, `mast-ext --version` says which
+version this is.
 """
 
 
@@ -40,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"mast-ext {__version__}")
+        return 0
     name, *rest = arguments
     try:
-        return _command(name)(rest)
+        return _command(name, rest)(rest)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except UsageError as error:
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error) or type(error).__name__, getattr(error, "status", 1))
 
 
-def _command(name: str) -> Callable[[Sequence[str]], int]:
+def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
     if name == "doctor":
         from mast_ext.cli import doctor
 
@@ -65,7 +70,12 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         raise UsageError(f"there is no command {name!r}: there are {known}")
     from mast_ext.cli.doctor import require_training_packages
 
-    require_training_packages()
+    try:
+        require_training_packages()
+    except ModuleNotFoundError:
+        if {"-h", "--help"}.intersection(arguments):  # the options come from these packages
+            print(USAGE)
+        raise
     if name == "pretrain":
         from mast_ext.cli import pretrain
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.common.inputs import require_images, require_option
+from mast_ext.losses.common.inputs import in_one_dtype, require_images, require_option
 from mast_ext.losses.common.linear_algebra import gram
 
 Variant = Literal["official", "paper"]
@@ -51,7 +51,7 @@ class BarlowTwinsLoss(nn.Module):
 
         Args:
             z_a: Embeddings ``[B, D]`` of one view.
-            z_b: Embeddings of the other view, like ``z_a``.
+            z_b: Embeddings of the other view, like ``z_a``; of another floating-point dtype, too.
 
         Returns:
             A scalar, float32 (float64 for float64 inputs).
@@ -60,6 +60,7 @@ class BarlowTwinsLoss(nn.Module):
             ValueError: A shape does not fit, or ``B < 2`` (of all processes, with
                 ``gather_distributed``).
         """
+        z_a, z_b = in_one_dtype(z_a, z_b)
         if self.gather_distributed:
             z_a, z_b = gather_batch(z_a, 0), gather_batch(z_b, 0)
         return functional.cross_correlation_penalty(

@@ -82,6 +82,7 @@ class CO2Regularizer(nn.Module):
         Raises:
             ValueError: The shapes or devices differ, there is no image to take the mean over, the
                 memory bank has another width, or the processes' batches differ in size.
+            TypeError: The inputs are not of floating point.
             RuntimeError: Another process died or is late.
         """
         require_alike(out0=out0, out1=out1)

@@ -16,6 +16,7 @@ from mast_ext.distributed import (
 from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.common.inputs import (
     Reduction,
+    in_one_dtype,
     reduce,
     require_alike,
     require_option,
@@ -102,6 +103,7 @@ class InfoNCELoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         require_alike(queries=queries, keys=keys)
+        queries, keys = in_one_dtype(queries, keys)
         if negatives is not None:
             terms = self._against(negatives, queries[None], keys[None])[0, 0]
         elif self.two_sided or (self._many() and keys.requires_grad and torch.is_grad_enabled()):

@@ -23,6 +23,7 @@ from mast_ext.distributed import (
 )
 from mast_ext.losses.common.contrast import contrast_views
 from mast_ext.losses.common.inputs import (
+    in_one_dtype,
     require_alike,
     require_images,
     require_option,
@@ -151,6 +152,7 @@ class MASTLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         require_alike(x=x, y=y)
+        x, y = in_one_dtype(x, y)
         if x.shape[1] != self.masks.dim:
             raise ValueError(
                 f"x must have {self.masks.dim} dimensions, those of the masks, got {list(x.shape)}"

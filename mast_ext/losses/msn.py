@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mast_ext import functional
 from mast_ext.distributed import all_reduce, require_distributed, sum_over_processes, world_size
 from mast_ext.losses.common.assignments import sinkhorn_centers
-from mast_ext.losses.common.inputs import require_images, require_temperature
+from mast_ext.losses.common.inputs import require_floating, require_images, require_temperature
 from mast_ext.losses.common.linear_algebra import product, widen
 
 
@@ -77,7 +77,7 @@ class MSNLoss(nn.Module):
             anchors: Embeddings ``[V·B, D]`` of ``V`` masked views, one view after the other:
                 float32, float16, bfloat16 or (CPU) float64.
             targets: Embeddings ``[B, D]`` of the images; get no gradient.
-            prototypes: ``[K, D]``.
+            prototypes: ``[K, D]``, at least one.
             target_sharpen_temperature: Below 1 makes the targets' probabilities less even.
 
         Returns:
@@ -86,6 +86,7 @@ class MSNLoss(nn.Module):
         Raises:
             ValueError: A shape does not fit, there is no image to take the mean over, or
                 ``target_sharpen_temperature`` is not positive.
+            TypeError: The inputs are not of floating point.
             RuntimeError: Another process died or is late.
         """
         require_temperature(target_sharpen_temperature, "target_sharpen_temperature")
@@ -96,6 +97,11 @@ class MSNLoss(nn.Module):
                     f"{name} must have shape [N, D] with D = {anchors.shape[-1]}, "
                     f"got {list(x.shape)}"
                 )
+        if not len(prototypes):
+            raise ValueError(
+                f"prototypes must have shape [K, D] with K >= 1, got {list(prototypes.shape)}"
+            )
+        require_floating(**embeddings)
         images = len(targets)
         if (len(anchors) % images if images else len(anchors)) or len(anchors) < images:
             raise ValueError(

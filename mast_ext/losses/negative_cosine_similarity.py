@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.common.inputs import Reduction, reduce, require_option
+from mast_ext.losses.common.inputs import Reduction, in_one_dtype, reduce, require_option
 
 
 class NegativeCosineSimilarity(nn.Module):
@@ -47,10 +47,18 @@ class NegativeCosineSimilarity(nn.Module):
             ValueError: There is no similarity to take the mean over.
         """
         if x0.shape != x1.shape:
+            sides = zip(reversed(x0.shape), reversed(x1.shape), strict=False)
+            if not all(a == b or 1 in (a, b) for a, b in sides):
+                raise RuntimeError(
+                    "x0 and x1 must have one shape, or shapes that broadcast, got "
+                    f"{list(x0.shape)} and {list(x1.shape)}"
+                )
             x0, x1 = torch.broadcast_tensors(x0, x1)
-        if x0.dtype != x1.dtype:
-            dtype = torch.promote_types(x0.dtype, x1.dtype)
-            x0, x1 = x0.to(dtype), x1.to(dtype)
+        if not -x0.ndim <= self.dim < x0.ndim:
+            raise IndexError(
+                f"x0 and x1 must have the dimension dim={self.dim}, got {list(x0.shape)}"
+            )
+        x0, x1 = in_one_dtype(x0, x1)
         x0, x1 = x0.movedim(self.dim, -1), x1.movedim(self.dim, -1)
         similarity = functional.subspace_similarity(
             x0.reshape(1, -1, x0.shape[-1]), x1.reshape(1, -1, x1.shape[-1]), eps=self.eps
@@ -67,4 +75,6 @@ class NegativeCosineSimilarity(nn.Module):
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
+        if targets is not None:
+            views, targets = in_one_dtype(views, targets)
         return -functional.subspace_similarity(views, targets, eps=self.eps)[0]

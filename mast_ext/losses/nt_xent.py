@@ -8,7 +8,14 @@ from torch import Tensor
 from mast_ext import functional
 from mast_ext.compiling import copy_of_state
 from mast_ext.losses.common.contrast import positive_cross_entropy
-from mast_ext.losses.common.inputs import Negatives, Reduction, reduce, require_alike, require_views
+from mast_ext.losses.common.inputs import (
+    Negatives,
+    Reduction,
+    in_one_dtype,
+    reduce,
+    require_alike,
+    require_views,
+)
 from mast_ext.losses.common.memory_bank import MemoryBank
 from mast_ext.losses.common.view_pairs import ViewPairLoss
 
@@ -79,6 +86,7 @@ class NTXentLoss(ViewPairLoss):
         if views:
             raise ValueError(f"a memory bank takes 2 views, got {2 + len(views)}")
         require_alike(out0=out0, out1=out1)
+        out0, out1 = in_one_dtype(out0, out1)
         losses = self._bank_losses(out0[None], out1[None], update=out0.requires_grad)
         return reduce(losses[0, 0], self.reduction, "out0")
 

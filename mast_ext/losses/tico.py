@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext.distributed import all_gather_numbers, all_reduce, require_distributed, world_size
+from mast_ext.losses.common.inputs import require_floating
 from mast_ext.losses.common.linear_algebra import product, widen
 
 
@@ -33,7 +34,7 @@ class TiCoLoss(nn.Module):
         C: The moving average, float32; ``None`` before the first batch.
 
     Raises:
-        ValueError: ``gather_distributed`` without torch.distributed.
+        ValueError: ``beta`` is not in [0, 1], or ``gather_distributed`` without torch.distributed.
     """
 
     C: Tensor | None
@@ -42,6 +43,8 @@ class TiCoLoss(nn.Module):
         self, beta: float = 0.9, rho: float = 8.0, gather_distributed: bool = False
     ) -> None:
         super().__init__()
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta must be in [0, 1], got {beta}")
         self.beta = beta
         self.rho = rho
         self.gather_distributed = require_distributed(gather_distributed)
@@ -61,12 +64,20 @@ class TiCoLoss(nn.Module):
         Raises:
             AssertionError: The shapes differ, or ``B < 2`` (the type lightly raises); with
                 ``gather_distributed`` the images of all processes count, of which each has one.
+            ValueError: ``C`` is of embeddings of another width.
+            TypeError: The inputs are not of floating point.
             RuntimeError: Another process died or is late.
         """
         if z_a.shape != z_b.shape or z_a.ndim != 2:
             raise AssertionError(
                 "z_a and z_b must have the same shape [B, D], got "
                 f"{tuple(z_a.shape)} and {tuple(z_b.shape)}"
+            )
+        require_floating(z_a=z_a, z_b=z_b)
+        if self.C is not None and len(self.C) != z_a.shape[1]:
+            raise ValueError(
+                f"z_a and z_b must have the width of C, {len(self.C)}, got {list(z_a.shape)}: "
+                "set C to None to begin anew"
             )
         a, b = (F.normalize(widen(z), dim=1) for z in (z_a, z_b))
         with torch.no_grad():

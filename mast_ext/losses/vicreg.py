@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.common.inputs import require_option
+from mast_ext.losses.common.inputs import in_one_dtype, require_option
 
 Variant = Literal["official", "solo"]
 
@@ -64,7 +64,7 @@ class VICRegLoss(nn.Module):
         Args:
             z_a: Embeddings ``[B, ..., D]``. Axes between the batch and the embedding are positions:
                 every one has its own statistics, and the terms are their means.
-            z_b: Embeddings of the other view, like ``z_a``.
+            z_b: Embeddings of the other view, like ``z_a``; of another floating-point dtype, too.
 
         Returns:
             A scalar, float32 (float64 for float64 inputs).
@@ -80,6 +80,7 @@ class VICRegLoss(nn.Module):
                 f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and "
                 f"{tuple(z_b.shape)}"
             )
+        z_a, z_b = in_one_dtype(z_a, z_b)
         batches = [z_a, z_b]
         if self.gather_distributed and z_a.ndim > 1:
             batches = [gather_batch(z, 0) for z in batches]

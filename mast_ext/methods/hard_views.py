@@ -163,7 +163,7 @@ class HardSelection(ABC):
         )
         frozen = self.options.mode == "frozen"
         present = [network for network in networks if network is not None]
-        with autocast, _evaluating(*present if frozen else ()):
+        with autocast, evaluating(*present if frozen else ()):
             yield
 
     def _differences(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,7 +293,7 @@ class HardViews(HardSelection):
 
 
 @contextmanager
-def _evaluating(*networks: nn.Module) -> Iterator[None]:
+def evaluating(*networks: nn.Module) -> Iterator[None]:
     """Puts modules in evaluation mode, and those that were not back in training mode after it."""
     training = {m for network in networks for m in network.modules() if m.training}
     for module in training:

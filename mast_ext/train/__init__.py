@@ -5,7 +5,7 @@
 ``networks``    what is trained: backbone, method, hard views
 ``loop/``       the training loop: views, step, metrics, when to save
 ``state/``      what is on disk: run directory, checkpoints, networks restored from them
-``evaluation/`` features of labeled images, and probes of them
+``evaluation/`` features of labeled images, probes of them, and ranks, which need no labels
 ``report/``     tables, figures, HTML
 ``pretrain``    the program: train, train the baseline, measure, report
 
@@ -24,7 +24,8 @@ A step, in the order in which things happen; 2 to 8 are `PretrainModule.optimize
 8. The teacher follows the student. The Gram teacher, if there is one, becomes as the teacher is
    every so many steps.
 9. The learning rate moves.
-10. A row of metrics, if one is due (`loop.callbacks.Metrics`).
+10. A row of metrics, if one is due (`loop.callbacks.Metrics`), some with ranks of the
+    representations (`loop.ranks`).
 11. A checkpoint, if one is due or a signal has come, which ends the run (`loop.checkpoints`).
 12. The progress bar moves.
 """

@@ -165,6 +165,9 @@ class TrainConfig:
         precision: ``32-true`` or ``bf16-mixed``.
         checkpoint_every: Steps between checkpoints; there is one at every epoch's end, too.
         log_every: Steps between rows of metrics.
+        rank_every: Steps between measurements of how many dimensions the backbone's features and
+            the embedding use (RankMe and LiDAR), which stand in the next row of metrics; 0 measures
+            none. One takes up to the time of one step.
         tensorboard: Whether to write TensorBoard events beside ``metrics.csv``.
         progress: Progress bar: ``auto`` shows one when standard error is a terminal.
     """
@@ -178,6 +181,7 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     checkpoint_every: int = 100
     log_every: int = 10
+    rank_every: int = 100
     tensorboard: bool = True
     progress: Literal["auto", "on", "off"] = "auto"
 
@@ -186,6 +190,7 @@ class TrainConfig:
             raise ValueError(f"train.epochs must be positive, got {self.epochs}")
         _at_least(self, 2, "batch_size")
         _at_least(self, 1, "devices", "accumulate", "checkpoint_every", "log_every")
+        _at_least(self, 0, "rank_every")
 
     def share_of_batch(self, processes: int) -> int:
         """Images per step of each of several processes.

@@ -37,13 +37,25 @@ def test_reports_what_is_there(call):
 
 
 def test_names_what_is_missing_with_the_fix(call, monkeypatch):
+    """Once, however many packages there are; losses work without them."""
     for module in ("timm", "lightning"):
         monkeypatch.setitem(sys.modules, module, None)
-    status, out, _ = call("doctor")
-    assert status == 1
-    found = states(out)
-    assert {name for name, state in found.items() if state == "missing"} == {"timm", "lightning"}
-    assert out.count("fix: pip install 'mast-ext[train]'") == 2
+    for arguments, status, state in (((), 0, "absent"), (("--train",), 1, "missing")):
+        found, out, _ = call("doctor", *arguments)
+        assert found == status
+        assert {name for name, its in states(out).items() if its == state} == {"timm", "lightning"}
+        assert out.count("fix: to train by mast-ext: pip install 'mast-ext[train]'") == 1
+
+
+def test_losses_need_their_kernels(call, monkeypatch):
+    monkeypatch.setattr(doctor, "_native_build", lambda: (None, "no module"))
+    assert call("doctor")[0] == 1
+
+
+def test_refuses_other_options(call):
+    assert call("doctor", "--train", "-h")[0] == 0
+    status, _, err = call("doctor", "--fast")
+    assert (status, err) == (2, "mast-ext: doctor takes --train and nothing else, got --fast\n")
 
 
 def test_dali_may_be_missing(monkeypatch):
@@ -129,6 +141,6 @@ def test_package_and_doctor_need_no_training_package():
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
     )
-    assert found.returncode == 1, found.stderr
-    missing = [name for name, state in states(found.stdout).items() if state == "missing"]
-    assert missing == list(doctor.TRAINING)
+    assert found.returncode == 0, found.stderr
+    absent = [name for name, state in states(found.stdout).items() if state == "absent"]
+    assert absent == list(doctor.TRAINING)

@@ -136,7 +136,7 @@ WRONG = [
     (["evaluate", "full"], 1, "full is not a run directory"),
     (["evaluate", "none.safetensors"], 1, "no backbone file at none.safetensors"),
     (["evaluate", "foreign.safetensors"], 1, "is not a safetensors file"),
-    (["doctor", "--fix"], 2, "doctor takes no options"),
+    (["doctor", "--fix"], 2, "doctor takes --train and nothing else"),
 ]
 
 
@@ -307,6 +307,20 @@ def test_ctrl_c_outside_of_training(call, monkeypatch):
 
     monkeypatch.setattr("mast_ext.cli.doctor.main", interrupted)
     assert call("doctor") == (130, "", "mast-ext: interrupted\n")
+
+
+def test_version(call):
+    assert call("--version") == (0, f"mast-ext {mast_ext.__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["pretrain", "--help"], ["evaluate", "-h"]])
+def test_help_without_training_packages(call, monkeypatch, arguments):
+    """Usage, and in one sentence what to install: the options themselves need the packages."""
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    status, out, err = call(*arguments)
+    assert status == 1 and out.startswith("usage: mast-ext <command> [options]\n")
+    assert err.startswith("mast-ext: training needs jsonargparse, not installed here: pip install")
+    assert err.count("\n") == 1
 
 
 def test_training_packages_are_asked_for(call, monkeypatch):

@@ -404,6 +404,41 @@ def test_float32_inputs(make, call, backward_inside):
     assert_like_float32(got, results_and_gradients(make, call, inputs))
 
 
+MIXED = [
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float16),
+    (torch.float16, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("dtypes", MIXED, ids=str)
+@pytest.mark.parametrize(("make", "call"), EACH)
+def test_inputs_of_two_dtypes(make, call, dtypes):
+    """As autocast leaves them where only one comes from a layer that computes in 16 bits."""
+    inputs = inputs_of(dtypes[0])[0], inputs_of(dtypes[1])[1]
+    exact = [t.detach().float().requires_grad_() for t in inputs]
+    got = results_and_gradients(make, call, inputs)
+    assert_like_float32(got, results_and_gradients(make, call, exact))
+
+
+@pytest.mark.parametrize(
+    ("make", "call"), [CASES[name][0] for name in ("VICRegLoss", "BarlowTwinsLoss", "NTXentLoss")]
+)
+def test_inputs_of_two_dtypes_compiled(make, call):
+    inputs = inputs_of(torch.bfloat16)[0], inputs_of(torch.float32)[1]
+    got = results_and_gradients(make, call, inputs, compiled=True)
+    for mine, plain in zip(got, results_and_gradients(make, call, inputs), strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
+def test_other_dtypes_are_refused_beside_floating_point():
+    x, whole = torch.randn(8, 4), torch.ones(8, 4, dtype=torch.int64)
+    for loss in (VICRegLoss(), BarlowTwinsLoss(), NTXentLoss(), NegativeCosineSimilarity()):
+        for inputs in ((x, whole), (whole, x), (whole, whole)):
+            with pytest.raises(TypeError):
+                loss(*inputs)
+
+
 @pytest.mark.parametrize(("make", "call"), [CASES["BarlowTwinsLoss"][2], CASES["MASTLoss"][0]])
 def test_compiled(make, call):
     """The backward pass is traced under the autocast that is around the forward pass."""

@@ -44,7 +44,12 @@ TINY = PretrainConfig(
     **{name: small_options(method) for name, method in METHODS.items()},
     optimizer=OptimizerConfig(warmup=0.5),
     train=TrainConfig(
-        epochs=8 / 3, batch_size=8, accelerator="cpu", checkpoint_every=2, log_every=1
+        epochs=8 / 3,
+        batch_size=8,
+        accelerator="cpu",
+        checkpoint_every=2,
+        log_every=1,
+        rank_every=2,
     ),
     evaluation=EvaluationConfig(neighbors=(5,)),
 )

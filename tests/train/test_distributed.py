@@ -27,6 +27,7 @@ from mast_ext.train.launch import process_group
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.loop.ranks import NAMES as RANKS
 from mast_ext.train.networks import build_networks
 from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory
@@ -331,6 +332,10 @@ def test_equals_one_process(name, world, alone, folder):
     for row, truth in zip(rows, rows_of(want["run"]), strict=True):
         for column in ("step", "epoch", "loss", "lr", "gradient_norm"):
             assert float(row[column]) == pytest.approx(float(truth[column]), rel=1e-4, abs=1e-6)
+        for column in RANKS:
+            near = pytest.approx(float(truth[column]), rel=1e-3, nan_ok=True)
+            assert float(row[column]) == near, (column, row["step"])
+    assert [row["step"] for row in rows if row[RANKS[0]] != "nan"] == ["1", "2", "4"]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -17,6 +17,7 @@ from mast_ext.train.evaluation.evaluate import (
     protocols,
 )
 from mast_ext.train.evaluation.probes import linear_accuracy
+from mast_ext.train.evaluation.ranks import rankme
 
 RECIPE = AugmentationRecipe(size=16)
 FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]
@@ -77,6 +78,10 @@ def test_rows(images, backbone):
         for scores in row.scores.values():
             assert list(scores) == FACTORS
             assert all(0 <= score <= 1 for score in scores.values())
+    assert [row.dimensions for row in rows] == [16, 8, None, None]
+    train = extract_features(backbone, images.train, RECIPE, method=method)
+    measured = (rankme(train.backbone), rankme(train.embedding))
+    assert [row.rankme for row in rows] == [*(round(rank, 4) for rank in measured), None, None]
     assert evaluate("mast", backbone, images, RECIPE, config, method=method) == rows
 
 

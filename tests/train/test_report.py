@@ -6,9 +6,9 @@ import torch
 
 from mast_ext.methods import Subspaces
 from mast_ext.train.evaluation.evaluate import LINEAR, Row
-from mast_ext.train.report.figures import draw_hard_views, draw_masks, gain_columns
+from mast_ext.train.report.figures import draw_hard_views, draw_masks, draw_ranks, gain_columns
 from mast_ext.train.report.html import write_report
-from mast_ext.train.report.tables import grids, tables
+from mast_ext.train.report.tables import grids, rank_grids, results, tables
 
 NASTY = "<script>alert(1)</script>[bold]"
 MANY = [
@@ -42,6 +42,21 @@ def test_one_table_for_one_factor():
 def test_terminal_tables_have_a_row_each(rows):
     for table, grid in zip(tables(rows), grids(rows), strict=True):
         assert table.row_count == len(grid[2])
+
+
+def test_ranks_have_a_table_of_their_own(tmp_path):
+    rows = [*ONE, Row("mast", NASTY, {LINEAR: {"class": 0.5}}, 12.3456, 64)]
+    assert grids(rows)[0][2][2] == ["mast", NASTY, 0.5, None]
+    ((title, heads, body),) = rank_grids(rows)
+    assert heads == ["model", "representation", "RankMe", "dimensions"]
+    assert body == [["mast", NASTY, "12.3", "64"]]
+    assert [table.row_count for table in tables(rows)] == [3, 1]
+    found = results(rows, None)["rows"]
+    assert found[2]["rankme"] == 12.3456 and found[2]["dimensions"] == 64
+    assert found[0].keys() == {"model", "part", "accuracy"}
+    options = {"title": "t", "subspaces": None, "metrics": {}, "settings": ""}
+    page = write_report(tmp_path, rows=rows, **options).read_text()
+    assert title in page and "<td>12.3</td><td>64</td>" in page
 
 
 @pytest.fixture
@@ -109,6 +124,25 @@ def test_gains_are_drawn(tmp_path):
     )
     names = sorted(path.name for path in (tmp_path / "report").glob("*.png"))
     assert names == ["gain.png", "loss.png"]
+
+
+def test_ranks_are_drawn(tmp_path):
+    """Those rows that have numbers, of both parts of every model."""
+    names = ("rankme/backbone", "rankme/embedding", "lidar/backbone", "lidar/embedding")
+    heads = ["step", "epoch", "loss", *names]
+    body = [["1", "0", "2.0", "1.5", "2.5", "3.5", "4.5"], ["2", "1", "2.0", *["nan"] * 4]]
+    body.append(["3", "2", "2.0", "5", "6", "7", "8"])
+    (tmp_path / "m.csv").write_text("".join(",".join(row) + "\n" for row in [heads, *body]))
+    curves = {"simclr": tmp_path / "m.csv"}
+    options = {"title": "t", "rows": [], "subspaces": None, "settings": ""}
+    assert 'alt="ranks"' in write_report(tmp_path, metrics=curves, **options).read_text()
+    columns = {name: [float(row[i]) for row in body] for i, name in enumerate(heads)}
+    figure = draw_ranks({"simclr": columns, "off": {"epoch": [1.0]}})
+    left, right = figure.axes
+    assert [line.get_label() for line in left.lines] == ["simclr: embedding", "simclr: backbone"]
+    assert [list(line.get_xdata()) for line in right.lines] == [[0, 2], [0, 2]]
+    assert [list(line.get_ydata()) for line in right.lines] == [[4.5, 8], [3.5, 7]]
+    assert "collapse" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize("selected", [["0.3", "nan", "0.35"], ["nan", "nan", "nan"]])

@@ -46,15 +46,45 @@ def reduce(per_image: Tensor, reduction: Reduction, name: str) -> Tensor:
     return per_image.mean()
 
 
+def require_floating(**named: Tensor) -> None:
+    """Refuses integers, which `widen` and `torch.stack` would take for numbers of a network.
+
+    Raises:
+        TypeError: A tensor is not of floating point; the message has its name.
+    """
+    for name, x in named.items():
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+
+
+def in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of different floating-point dtypes in one that holds the numbers of all.
+
+    Under autocast one view may come from a layer that computes in 16 bits and another from one
+    that does not: bfloat16 beside float32 or float16 becomes float32. The gradient of each is in
+    its own dtype. Other dtypes are left as they are, for the operators to refuse.
+    """
+    if not all(x.is_floating_point() for x in tensors):
+        return tensors
+    dtype = tensors[0].dtype
+    for x in tensors:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return tuple(x.to(dtype) for x in tensors)
+
+
 def require_alike(**named: Tensor) -> None:
     """Compares embeddings ``[N, D]``; their names are for the error.
 
     Raises:
         ValueError: One has another shape or is on another device.
+        TypeError: One is not of floating point.
     """
-    (first_name, first), *_ = named.items()
-    for name, view in named.items():
-        if view.ndim != 2 or view.shape != first.shape:
+    require_floating(**named)
+    (first_name, first), *others = named.items()
+    if first.ndim != 2:
+        raise ValueError(f"{first_name} must have shape [N, D], got {list(first.shape)}")
+    for name, view in others:
+        if view.shape != first.shape:
             raise ValueError(
                 f"{first_name} and {name} must have one shape [N, D], got {list(first.shape)} and "
                 f"{list(view.shape)}"

@@ -1,1 +1,1 @@
-"""Measures of frozen features: images with labels, features of them, and probes."""
+"""Measures of frozen features: images with labels, features of them, probes, and ranks."""

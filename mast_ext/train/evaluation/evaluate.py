@@ -15,6 +15,7 @@ from mast_ext.methods import Method
 from mast_ext.models import to_channels_last
 from mast_ext.train.config import EvaluationConfig
 from mast_ext.train.evaluation.probes import knn_accuracy, linear_accuracy, majority_accuracy
+from mast_ext.train.evaluation.ranks import rankme
 
 LINEAR = "linear probe"
 
@@ -28,11 +29,16 @@ class Row:
             ``chance``.
         part: Which of its representations.
         scores: Accuracy in [0, 1] by protocol and factor.
+        rankme: Its RankMe on the training images (see `mast_ext.train.evaluation.ranks`), with
+            four digits behind the point; None where it is not measured, as of subspaces.
+        dimensions: How many dimensions it has, where its rank is measured.
     """
 
     model: str
     part: str
     scores: Mapping[str, Mapping[str, float]]
+    rankme: float | None = None
+    dimensions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,4 +170,5 @@ def _row(
         temperature=config.temperature,
     )
     scores = {f"k-NN {k}": by_factor for k, by_factor in knn.items()}
-    return Row(model, part, {LINEAR: linear_accuracy(train, test, *labels), **scores})
+    scores = {LINEAR: linear_accuracy(train, test, *labels), **scores}
+    return Row(model, part, scores, round(rankme(train), 4), train.shape[1])

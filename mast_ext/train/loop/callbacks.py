@@ -25,6 +25,7 @@ from rich.progress import (
 
 from mast_ext.distributed import all_gather_numbers, world_size
 from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.loop.ranks import EmbeddingRanks
 from mast_ext.train.state.run_directory import named_failure, write_text
 
 
@@ -66,16 +67,21 @@ class Metrics(Callback):
     """Writes the method's terms, learning rate, gradient norm and speed every few steps.
 
     A term is the mean of its values in all parts of the step and all processes, those that are NaN
-    left out; the first process writes.
+    left out; the first process writes. The speed is that of training: the time in which ranks are
+    measured does not count.
 
     Args:
-        file: Where the rows go; loggers of the trainer (TensorBoard) get them, too.
+        file: Where the rows go; loggers of the trainer (TensorBoard) get what is not NaN, too.
         every: Steps between rows.
         steps_per_epoch: Steps of an epoch.
+        ranks: Measures ranks of representations for some of the rows; None for none.
     """
 
-    def __init__(self, file: Path, *, every: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, file: Path, *, every: int, steps_per_epoch: int, ranks: EmbeddingRanks | None = None
+    ) -> None:
         self.path, self.every, self.steps_per_epoch = file, every, steps_per_epoch
+        self.ranks = ranks
         self.file: MetricsFile | None = None
         self._since, self._views = 0.0, 0
         self._step, self._parts = 0, list[dict[str, torch.Tensor]]()
@@ -95,22 +101,27 @@ class Metrics(Callback):
         if step == self._step:
             return
         self._step, parts, self._parts = step, self._parts, []
-        if not (step % self.every == 0 or step == trainer.max_steps):
+        last = step == trainer.max_steps
+        if not (step % self.every == 0 or last):
             return
         now = time.perf_counter()
         views = self._views * world_size()
+        module = cast(PretrainModule, pl_module)
         metrics = {
             **_mean_terms(parts),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "gradient_norm": float(cast(PretrainModule, pl_module).gradient_norm),
+            "gradient_norm": float(module.gradient_norm),
             "views_per_second": round(views / (now - self._since), 1),
         }
-        self._since, self._views = now, 0
+        if self.ranks is not None:
+            metrics |= self.ranks.row(module, step, since=step - self.every, last=last)
+        self._since, self._views = time.perf_counter(), 0
         if self.file is None:
             return
         self.file.append({"step": step, "epoch": round(step / self.steps_per_epoch, 4), **metrics})
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step)
+            logger.log_metrics(known, step)
 
 
 def _mean_terms(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from mast_ext.train.loop.callbacks import Metrics, ProgressBar
 from mast_ext.train.loop.checkpoints import Checkpoints, signals_restored
 from mast_ext.train.loop.loader import BatchStream
 from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.loop.ranks import EmbeddingRanks
 from mast_ext.train.networks import Networks
 from mast_ext.train.state.checkpoint import AtomicCheckpointIO, check_belongs, read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory, named_failure, write_text
@@ -123,8 +124,17 @@ def fit(
 def _callbacks(training: Training, run: RunDirectory, console: Console) -> list[Callback]:
     """What follows each step, in this order: see `mast_ext.train`."""
     train, steps_per_epoch = training.config.train, len(training.loader)
+    ranks = None
+    if train.rank_every:
+        ranks = EmbeddingRanks(
+            training.loader.source,
+            training.config.augment,
+            batch_size=train.batch_size,
+            seed=training.config.seed,
+            every=train.rank_every,
+        )
     callbacks: list[Callback] = [
-        Metrics(run.metrics, every=train.log_every, steps_per_epoch=steps_per_epoch),
+        Metrics(run.metrics, every=train.log_every, steps_per_epoch=steps_per_epoch, ranks=ranks),
         Checkpoints(
             run,
             identity=training.identity,

@@ -112,6 +112,39 @@ def draw_gains(
     return figure
 
 
+def draw_ranks(curves: dict[str, dict[str, list[float]]]) -> Figure:
+    """How many dimensions backbone and embedding use, in those rows that say so."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, (measure, label) in zip(
+        figure.subplots(1, 2),
+        (
+            ("rankme", "dimensions in use (RankMe)"),
+            ("lidar", "dimensions that tell images apart (LiDAR)"),
+        ),
+        strict=True,
+    ):
+        for color, (model, columns) in enumerate(curves.items()):
+            for part, style in (("embedding", "-"), ("backbone", "--")):
+                values = columns.get(f"{measure}/{part}", [])
+                points = [p for p in zip(columns["epoch"], values, strict=False) if p[1] == p[1]]
+                if points:
+                    line = f"{style}C{color}"
+                    axes.plot(
+                        *zip(*points, strict=True), line, marker=".", label=f"{model}: {part}"
+                    )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        if axes.lines:
+            axes.legend()
+    figure.suptitle(
+        "How many dimensions the representations of some training images use, told without"
+        " labels.\nA fall towards 1 is collapse: all images become alike",
+        fontsize=9,
+    )
+    return figure
+
+
 def draw_hard_views(curves: dict[str, dict[str, list[float]]]) -> Figure:
     """How far apart the chosen pairs' views are, beside the mean pair's (steps that selected)."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")

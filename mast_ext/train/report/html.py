@@ -22,9 +22,10 @@ from mast_ext.train.report.figures import (
     draw_masks,
     draw_overlap,
     draw_probes,
+    draw_ranks,
     gain_columns,
 )
-from mast_ext.train.report.tables import grids, percent, results
+from mast_ext.train.report.tables import grids, rank_grids, results, shown
 from mast_ext.train.state.run_directory import replacing, write_text
 
 STYLE = """
@@ -73,6 +74,8 @@ def write_report(
             pictures["probes"] = draw_probes(*probed[0])
     if any(curves.values()):
         pictures["loss"] = draw_losses(curves)
+    if any("rankme/embedding" in columns for columns in curves.values()):
+        pictures["ranks"] = draw_ranks(curves)
     gains = {name: gain_columns(columns) for name, columns in curves.items()}
     if any(gains.values()):
         pictures["gain"] = draw_gains(curves, gains)
@@ -86,7 +89,7 @@ def write_report(
 
     parts = [f"<h1>{html.escape(title)}</h1>"]
     parts += [f"<p>{html.escape(note)}</p>" for note in notes]
-    parts += [_html_table(*grid) for grid in grids(rows)]
+    parts += [_html_table(*grid) for grid in [*grids(rows), *rank_grids(rows)]]
     for name in pictures:
         data = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
         parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
@@ -109,6 +112,6 @@ def _html_table(title: str, heads: list[str], body: list) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     lines = []
     for model, part, *cells in body:
-        texts = [html.escape(model), html.escape(part), *(percent(cell) for cell in cells)]
+        texts = [html.escape(model), html.escape(part), *map(shown, cells)]
         lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
     return f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>{''.join(lines)}</table>"

@@ -42,10 +42,22 @@ def grids(
     return result
 
 
+def rank_grids(rows: Sequence[Row]) -> list[tuple[str, list[str], list]]:
+    """One more table like those of `grids`, of ranks: cells are texts. None without ranks."""
+    body = [
+        [row.model, row.part, f"{row.rankme:.1f}", str(row.dimensions)]
+        for row in rows
+        if row.rankme is not None
+    ]
+    title = "RankMe: how many dimensions training images use"
+    heads = ["model", "representation", "RankMe", "dimensions"]
+    return [(title, heads, body)] if body else []
+
+
 def tables(rows: Sequence[Row], which: Sequence[str] | None = None) -> list[Table]:
     """The tables for a terminal."""
     result = []
-    for title, heads, body in grids(rows, which):
+    for title, heads, body in [*grids(rows, which), *rank_grids(rows)]:
         table = Table(title=escape(title), title_justify="left")
         for position, head in enumerate(heads):
             table.add_column(
@@ -58,16 +70,14 @@ def tables(rows: Sequence[Row], which: Sequence[str] | None = None) -> list[Tabl
                 table.add_section()
             previous = model
             shown_model = "" if same else escape(model)
-            table.add_row(shown_model, escape(part), *(percent(cell) for cell in cells))
+            table.add_row(shown_model, escape(part), *map(shown, cells))
         result.append(table)
     return result
 
 
 def results(rows: Sequence[Row], subspaces: Subspaces | None) -> dict[str, Any]:
-    """The same numbers for programs: accuracies in [0, 1], freed dimensions and their overlaps."""
-    found: dict[str, Any] = {
-        "rows": [{"model": r.model, "part": r.part, "accuracy": r.scores} for r in rows]
-    }
+    """The same numbers for programs: accuracies in [0, 1], ranks, freed dimensions, overlaps."""
+    found: dict[str, Any] = {"rows": [_result(row) for row in rows]}
     if subspaces is not None:
         found["subspaces"] = {
             "names": list(subspaces.names),
@@ -75,6 +85,18 @@ def results(rows: Sequence[Row], subspaces: Subspaces | None) -> dict[str, Any]:
             "overlap": subspaces.overlap.tolist(),
         }
     return found
+
+
+def _result(row: Row) -> dict[str, Any]:
+    found = {"model": row.model, "part": row.part, "accuracy": row.scores}
+    if row.rankme is not None:
+        found |= {"rankme": row.rankme, "dimensions": row.dimensions}
+    return found
+
+
+def shown(cell: float | str | None) -> str:
+    """A cell of a table: a text as it is, a fraction as a percentage."""
+    return cell if isinstance(cell, str) else percent(cell)
 
 
 def percent(value: float | None) -> str:
