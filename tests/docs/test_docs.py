@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mast_ext import losses
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -149,3 +151,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
         text=True,
     )
     assert built.returncode == 0, built.stderr
+
+
+def test_page_of_losses_has_every_class():
+    named = re.findall(r"`(\w+)`", (ROOT / "docs" / "losses.md").read_text())
+    assert set(losses.__all__) - {"MASTTerms"} <= set(named)
