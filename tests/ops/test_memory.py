@@ -34,6 +34,9 @@ def contrast(x):
     lse, positive = functional.contrastive_logsumexp(x, temperature=0.1)
     (lse.sum() - positive.sum()).backward()
 
+def sigmoid_contrast(x, y):
+    functional.sigmoid_contrast(x, y, scale=10.0, bias=-10.0, weights=torch.ones(())).backward()
+
 def cross_entropy(student, teacher):
     ce, mean = functional.prototype_cross_entropy_with_mean(
         student, teacher, student_temperature=0.1, teacher_temperature=0.04
@@ -49,6 +52,11 @@ rises = {
         contrast,
         [torch.randn(2, 8, 128, requires_grad=True)],
         [torch.randn(2, 4096, 128, requires_grad=True)],
+    ),
+    "sigmoid_contrast": rise(
+        sigmoid_contrast,
+        [torch.randn(8, 128, requires_grad=True) for _ in range(2)],
+        [torch.randn(8192, 128, requires_grad=True) for _ in range(2)],
     ),
 }
 print(json.dumps(rises))
@@ -70,3 +78,8 @@ def test_cross_entropy_takes_memory_for_its_gradient_alone(rises):
 def test_contrast_stays_far_below_the_matrix_of_similarities(rises):
     """Of 8192 rows it would take 256 MB."""
     assert 4 < rises["contrastive_logsumexp"] < 50
+
+
+def test_sigmoid_contrast_stays_far_below_the_matrix_of_logits(rises):
+    """Of 8192 rows and columns it would take 256 MB; the gradients take 8."""
+    assert 8 < rises["sigmoid_contrast"] < 50
