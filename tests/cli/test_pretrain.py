@@ -51,7 +51,7 @@ def test_default_run(call, tiny, shapes, tmp_path):
         names = {path.name for path in each.iterdir()}
         assert {"config.yaml", "metrics.csv", "checkpoints", "backbone.safetensors"} <= names
     pictures = sorted(path.name for path in (run / "report").glob("*.png"))
-    assert pictures == ["loss.png", "masks.png", "overlap.png", "probes.png"]
+    assert pictures == ["loss.png", "masks.png", "overlap.png", "probes.png", "ranks.png"]
     with (run / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     assert last["step"] == "3" and {"loss", "lr", "gradient_norm"} <= last.keys()

@@ -418,7 +418,7 @@ def test_one_image_contrasts_with_nothing(device):
         (
             {"x": torch.zeros(5, DIM).int(), "y": torch.zeros(5, DIM).int()},
             TypeError,
-            "x must be float32",
+            "x must be floating point",
         ),
     ],
 )

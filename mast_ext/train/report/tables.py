@@ -88,7 +88,7 @@ def results(rows: Sequence[Row], subspaces: Subspaces | None) -> dict[str, Any]:
 
 
 def _result(row: Row) -> dict[str, Any]:
-    found = {"model": row.model, "part": row.part, "accuracy": row.scores}
+    found: dict[str, Any] = {"model": row.model, "part": row.part, "accuracy": row.scores}
     if row.rankme is not None:
         found |= {"rankme": row.rankme, "dimensions": row.dimensions}
     return found
