@@ -357,8 +357,8 @@ def sliced_characteristic_sums(
     Projections are made a tile at a time. Up to ``M = 2·D`` they are kept for the backward, which
     takes memory of the order of ``z``'s; of more slices the backward makes them again. Nothing is
     stored of a knot but its sums. One cosine and one sine are computed of each projection; those at
-    other knots follow by multiplication. The sums of processes may be added up, which is all that a statistic
-    of the whole batch needs (:class:`mast_ext.losses.SIGReg`).
+    other knots follow by multiplication. The sums of processes may be added up, which is all that a
+    statistic of the whole batch needs (:class:`mast_ext.losses.SIGReg`).
 
     Args:
         z: Embeddings ``[V, N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
