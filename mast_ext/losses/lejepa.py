@@ -118,7 +118,8 @@ class SIGReg(nn.Module):
         )
         images: float | Tensor = views.shape[1]
         if self.gather_distributed and world_size() > 1:
-            every = sum_for_common_loss(torch.cat((sums.flatten(), sums.new_full((1,), images))))
+            own = sums.new_full((1,), views.shape[1])
+            every = sum_for_common_loss(torch.cat((sums.flatten(), own)))
             sums, images = every[:-1].view(sums.shape), every[-1].detach()
         phi, weights = self.phi.to(sums), self.weights.to(sums)
         return functional.epps_pulley_distance(sums, images, phi, weights).mean()
