@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mast_ext import functional, reference
 
-# V, N, D, M, knots, t_min: parts of vectors, several tiles of the emulated GPU, more knots than
+# V, N, D, M, knots, t_min: parts of vectors, rows for several blocks of a GPU, more knots than
 # follow from one cosine and sine
 SHAPES = [
     *((1, 1, 1, 1, 2, 0.0), (2, 5, 3, 7, 17, 0.0), (3, 70, 40, 33, 17, 0.1)),
@@ -51,7 +51,7 @@ def test_matches_definition(shape, dtype, device):
 
 @pytest.mark.parametrize(("views", "rows"), [(2, 300), (5, 120)])
 def test_several_tiles(views, rows, device):
-    """Of the rows of a view, and of views."""
+    """Of the rows of a view, and of views, on the CPU; a GPU's tiles are larger."""
     z, slices, grad, options = make_inputs((views, rows, 3, 1000, 3, 0.0), device)
     found = with_gradient(functional.sliced_characteristic_sums, z, slices, grad, **options)
     exact = [t.cpu().double() for t in (z, slices, grad)]

@@ -111,11 +111,7 @@ struct Projections {
 
  private:
   // A tile fits the second-level cache of a CPU's core or two, or that of a GPU.
-#ifdef MAST_EXT_EMULATE_CUDA
-  static constexpr std::int64_t kGpuTile = 1 << 14;  // tests have several, of few numbers
-#else
   static constexpr std::int64_t kGpuTile = 1 << 22;
-#endif
   static constexpr std::int64_t kCpuTile = 1 << 18;
 
   std::int64_t most_rows() const {
