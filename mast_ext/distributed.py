@@ -201,7 +201,8 @@ def _reduce_scatter(x: Tensor) -> Tensor:
 def start_ring_shift(x: Tensor) -> Callable[[], Tensor]:
     """Starts to send ``x`` to the next process and to receive that of the previous one.
 
-    The processes form a ring in the order of ranks. Every process has to call alike, as often.
+    The processes, at least two, form a ring in the order of ranks. Every process has to call alike,
+    as often.
 
     Args:
         x: Of a shape and dtype that are the same on every process; not checked. It must not change

@@ -237,7 +237,8 @@ def sigmoid_contrast(
         bias: Like ``scale``.
         offset: Column of row 0's positive; row ``n``'s is ``n + offset``. ``None``: the columns
             hold no positives, such as those of another process.
-        weights: ``[N]``, or what broadcasts to it. Gets no gradient.
+        weights: A tensor ``[N]``, or one that broadcasts to it. Gets no gradient. A weight of 0
+            does not hide a NaN of its row.
 
     Returns:
         ``[N]``, or a scalar with ``weights``, in float32 (float64 for float64 inputs).
@@ -437,6 +438,7 @@ def gram_difference(
             unknown.
         TypeError: A dtype is not supported or differs from that of ``s``.
     """
+    _require_tensors(s=s, t=t)
     return ops.gram_difference.op(s, t, remove_negative)[0]
 
 
@@ -451,10 +453,10 @@ def sliced_characteristic_sums(
         sums[v, k, 1, m] = Σ_n sin(t_k x_vnm)        t_k = t_min + k (t_max − t_min) / (knots − 1)
 
     Projections are made a tile at a time. Up to ``M = 2·D`` they are kept for the backward, which
-    takes memory of the order of ``z``'s; of more slices the backward makes them again. Nothing is
-    stored of a knot but its sums. One cosine and one sine are computed of each projection; those at
-    other knots follow by multiplication. The sums of processes may be added up, which is all that a
-    statistic of the whole batch needs (:class:`mast_ext.losses.SIGReg`).
+    takes up to twice the memory of a float32 ``z``; of more slices the backward makes them again.
+    Nothing is stored of a knot but its sums. One cosine and one sine are computed of each
+    projection; those at other knots follow by multiplication. The sums of processes may be added
+    up, which is all that a statistic of the whole batch needs (:class:`mast_ext.losses.SIGReg`).
 
     Args:
         z: Embeddings ``[V, N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
@@ -469,9 +471,11 @@ def sliced_characteristic_sums(
         A NaN or infinity makes NaN what it is part of.
 
     Raises:
-        ValueError: A shape or device does not fit, or the knots are none.
+        ValueError: A shape or device does not fit, there are fewer than 2 knots, or ``t_min`` and
+            ``t_max`` are not finite and in order.
         TypeError: A dtype is not supported.
     """
+    _require_tensors(z=z, slices=slices)
     return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max)[0]
 
 
@@ -510,6 +514,7 @@ def sliced_characteristic_distance(
         ValueError: A shape or device does not fit, there is no image, or a knot makes no sense.
         TypeError: A dtype is not supported.
     """
+    _require_tensors(z=z, slices=slices)
     if z.ndim != 3 or not z.shape[1]:
         raise ValueError(f"z must have shape [V, N, D] with N >= 1, got {list(z.shape)}")
     dtype = torch.promote_types(z.dtype, torch.float32)

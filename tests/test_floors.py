@@ -90,7 +90,7 @@ def test_imports_only_from_below(path):
         return
     for name in imports_of(path):
         other = part_of(name)
-        if other in (None, own) or (own != "cli" and other == "__version__"):
+        if other in (None, own, "__version__"):
             continue
         assert other != "reference", f"{name} is for tests, benchmarks and docs"
         assert other in LEVEL, f"{name} has no floor"

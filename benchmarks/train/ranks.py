@@ -81,7 +81,7 @@ def main() -> None:
     lines = [
         "# The cost of RankMe and LiDAR",
         "",
-        "CPU time of one thread, medians of ten; the machine was not quiet. The share is that of",
+        "CPU time of one thread, medians of ten. The share is that of",
         "all measurements of a run of default length in the time of its steps.",
         "",
         f"* torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}",

@@ -70,6 +70,9 @@ function(mast_ext_add_cpu_kernels target)
     string(TOUPPER ${isa} isa_upper)
     target_include_directories(${kernels} PRIVATE csrc)
     target_include_directories(${kernels} SYSTEM PRIVATE ${TORCH_DIR}/include)
+    if(CMAKE_DISABLE_PRECOMPILE_HEADERS)
+      target_compile_options(${kernels} PRIVATE -include ${PROJECT_SOURCE_DIR}/csrc/cmake/manylinux.h)
+    endif()
     # What nearly all of them include, read once; half of the time to compile a small kernel. The first
     # one chooses symbols and must stand before everything else.
     target_precompile_headers(${kernels} PRIVATE ${PROJECT_SOURCE_DIR}/csrc/cmake/manylinux.h

@@ -10,6 +10,7 @@ from mast_ext.compiling import copy_of_state
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import (
     Reduction,
+    in_one_dtype,
     reduce,
     require_alike,
     require_option,
@@ -86,7 +87,8 @@ class CO2Regularizer(nn.Module):
             RuntimeError: Another process died or is late.
         """
         require_alike(out0=out0, out1=out1)
-        first, second = (F.normalize(widen(out), dim=1) for out in (out0, out1))
+        both = in_one_dtype(out0, out1)
+        first, second = (F.normalize(widen(out), dim=1) for out in both)
         logits = self._with_bank if self.memory_bank.rows else self._with_batch
         of_first, of_second = (each / self.t_consistency for each in logits(first, second))
         # Of log p − log q the normalizers drop out: p − q adds up to 0.

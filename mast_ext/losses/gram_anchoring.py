@@ -7,7 +7,14 @@ from torch.nn import functional as F
 
 from mast_ext import functional
 from mast_ext.distributed import all_gather_numbers, gather_batch, require_distributed, world_size
-from mast_ext.losses.common.inputs import Reduction, reduce, require_images, require_option
+from mast_ext.losses.common.inputs import (
+    Reduction,
+    in_one_dtype,
+    reduce,
+    require_floating,
+    require_images,
+    require_option,
+)
 from mast_ext.losses.common.linear_algebra import widen
 
 
@@ -80,6 +87,7 @@ class GramAnchoringLoss(nn.Module):
         Raises:
             ValueError: A shape does not fit, there is no image to take the mean over, or the
                 processes' batches differ in size where they must not.
+            TypeError: The features are not of floating point.
             RuntimeError: Another process died or is late.
         """
         if student_features.ndim != 3 or 0 in student_features.shape[1:]:
@@ -92,7 +100,9 @@ class GramAnchoringLoss(nn.Module):
                 f"teacher_features must have shape {list(student_features.shape)}, got "
                 f"{list(teacher_features.shape)}"
             )
-        both = [widen(x) for x in (student_features, teacher_features.detach())]
+        require_floating(student_features=student_features, teacher_features=teacher_features)
+        features = in_one_dtype(student_features, teacher_features.detach())
+        both = [widen(x) for x in features]
         student, teacher = (F.normalize(x, dim=2) for x in both) if self.apply_norm else both
         if self.per_image:
             return self._of_images(

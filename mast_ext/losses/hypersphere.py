@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.contrast import contrast_views
-from mast_ext.losses.common.inputs import require_alike, require_images, require_views
+from mast_ext.losses.common.inputs import in_one_dtype, require_alike, require_images, require_views
 from mast_ext.losses.common.linear_algebra import widen
 
 
@@ -70,6 +70,7 @@ class HypersphereLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         require_alike(z_a=z_a, z_b=z_b)
+        z_a, z_b = in_one_dtype(z_a, z_b)
         uniformity = (self._uniformity(z_a) + self._uniformity(z_b)) / 2
         alignment = self._alignment(z_a[None], z_b[None]).mean()
         return alignment + self.lam * uniformity

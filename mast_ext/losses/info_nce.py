@@ -19,6 +19,7 @@ from mast_ext.losses.common.inputs import (
     in_one_dtype,
     reduce,
     require_alike,
+    require_floating,
     require_option,
     require_temperature,
     require_views,
@@ -105,6 +106,7 @@ class InfoNCELoss(nn.Module):
         require_alike(queries=queries, keys=keys)
         queries, keys = in_one_dtype(queries, keys)
         if negatives is not None:
+            require_floating(negatives=negatives)
             terms = self._against(negatives, queries[None], keys[None])[0, 0]
         elif self.two_sided or (self._many() and keys.requires_grad and torch.is_grad_enabled()):
             # Of many processes one-sided, too: only so is the keys' gradient not to be sent.

@@ -9,7 +9,7 @@ from mast_ext import functional
 from mast_ext.compiling import never_compiled
 from mast_ext.distributed import require_distributed, sum_for_common_loss, world_size
 from mast_ext.functional import Interval
-from mast_ext.losses.common.inputs import require_fraction, require_images
+from mast_ext.losses.common.inputs import require_floating, require_fraction, require_images
 from mast_ext.losses.common.linear_algebra import widen
 from mast_ext.losses.common.slices import common_slices, random_slices, seeded_slices
 
@@ -44,8 +44,9 @@ class SIGReg(nn.Module):
             larger as there are views.
         seed: None draws directions from torch's generator, and with ``gather_distributed`` the
             first process sends its own to all. A number seeds them together with the number of the
-            call: they are the same on every process without being sent, and that number is in
-            ``state_dict``.
+            call: they are the same on every process without being sent, and that number, which
+            calls in training mode raise, is in ``state_dict``. Activation checkpointing calls a
+            loss twice: a seed does not go with it.
 
     Attributes:
         t: The knots that are not negative.
@@ -104,9 +105,17 @@ class SIGReg(nn.Module):
         if proj.ndim < 2:
             raise ValueError(f"proj must have shape [..., N, D], got {list(proj.shape)}")
         views = proj.flatten(0, -3) if proj.ndim > 2 else proj[None]
-        require_images(views.shape[1], "proj")
         if not views.shape[0]:
             raise ValueError(f"proj must hold 1 or more views, got shape {list(proj.shape)}")
+        if not self._many():
+            require_images(views.shape[1], "proj")
+        return self.of_views(views)
+
+    def of_views(self, views: Tensor) -> Tensor:
+        """As `forward`, of ``[V, N, D]``, but NaN if there is no image on any process.
+
+        For losses that have to refuse that themselves, after what processes do together.
+        """
         if self.pooled:
             views = views.flatten(0, 1)[None]
         sums = functional.sliced_characteristic_sums(
@@ -117,12 +126,15 @@ class SIGReg(nn.Module):
             t_max=self.t_max,
         )
         images: float | Tensor = views.shape[1]
-        if self.gather_distributed and world_size() > 1:
+        if self._many():
             own = sums.new_full((1,), views.shape[1])
             every = sum_for_common_loss(torch.cat((sums.flatten(), own)))
             sums, images = every[:-1].view(sums.shape), every[-1].detach()
         phi, weights = self.phi.to(sums), self.weights.to(sums)
         return functional.epps_pulley_distance(sums, images, phi, weights).mean()
+
+    def _many(self) -> bool:
+        return self.gather_distributed and world_size() > 1
 
     def _slices(self, dim: int, like: Tensor) -> Tensor:
         if self.seed is not None:
@@ -132,8 +144,9 @@ class SIGReg(nn.Module):
 
     @never_compiled
     def _seeded_slices(self, dim: int, like: Tensor, seed: int) -> Tensor:
-        self.calls += 1
-        return seeded_slices(dim, self.num_vectors, like, seed + self.calls - 1)
+        slices = seeded_slices(dim, self.num_vectors, like, seed + self.calls)
+        self.calls += self.training
+        return slices
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -235,11 +248,12 @@ class LeJEPALoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         views = stack_crops(local_proj=local_proj, global_proj=global_proj)
-        require_images(views.shape[1], "global_proj")
         weight = self.invariance_weight
         weight = 1 - self.lambda_param if weight is None else weight
+        regularization = self.sigreg.of_views(views)
+        require_images(views.shape[1], "global_proj")
         invariance = distance_from_center(views, global_proj)
-        return self.lambda_param * self.sigreg(views) + weight * invariance
+        return self.lambda_param * regularization + weight * invariance
 
     def extra_repr(self) -> str:
         return f"lambda_param={self.lambda_param}, invariance_weight={self.invariance_weight}"
@@ -250,7 +264,9 @@ def stack_crops(*, local_proj: Tensor, global_proj: Tensor) -> Tensor:
 
     Raises:
         ValueError: The shapes do not fit, or there is no local or no global view.
+        TypeError: A dtype is not one of floating point.
     """
+    require_floating(local_proj=local_proj, global_proj=global_proj)
     for name, views in (("local_proj", local_proj), ("global_proj", global_proj)):
         if views.ndim != 3 or not views.shape[0]:
             raise ValueError(f"{name} must have shape [V, N, D] with V >= 1, got {[*views.shape]}")

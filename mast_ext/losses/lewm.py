@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext.functional import Interval
-from mast_ext.losses.common.inputs import require_images
+from mast_ext.losses.common.inputs import require_floating, require_images
 from mast_ext.losses.common.linear_algebra import widen
 from mast_ext.losses.lejepa import SIGReg
 
@@ -92,13 +92,15 @@ class LeWMLoss(nn.Module):
                 f"predicted must have shape [{images}, ..., {dim}] to fit embeddings of shape "
                 f"{[*embeddings.shape]}, got {[*predicted.shape]}"
             )
+        require_floating(predicted=predicted, target=target)
+        regularization = self.sigreg.of_views(embeddings.transpose(0, 1))
         require_images(images, "embeddings")
         require_images(predicted[0].numel() // max(dim, 1), "a clip of predicted")
         found, truth = widen(predicted), widen(target.detach())
         if self.normalize:
             found, truth = (F.layer_norm(each, (dim,)) for each in (found, truth))
         prediction = (found - truth).square().mean()
-        return prediction + self.lambda_param * self.sigreg(embeddings.transpose(0, 1))
+        return prediction + self.lambda_param * regularization
 
     def extra_repr(self) -> str:
         return f"lambda_param={self.lambda_param}, normalize={self.normalize}"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.common.inputs import require_images
+from mast_ext.losses.common.inputs import require_floating, require_images
 from mast_ext.losses.common.linear_algebra import singular_values, widen
 
 
@@ -51,6 +51,7 @@ class MMCRLoss(nn.Module):
             AssertionError: The shapes differ (the type lightly raises).
             ValueError: The shape does not fit, there is no image, or the processes' batches differ
                 in size.
+            TypeError: A dtype is not one of floating point.
             RuntimeError: Another process died or is late.
         """
         if online.shape != momentum.shape:
@@ -58,6 +59,7 @@ class MMCRLoss(nn.Module):
                 "online and momentum must have the same shape, got "
                 f"{tuple(online.shape)} and {tuple(momentum.shape)}"
             )
+        require_floating(online=online, momentum=momentum)
         if online.ndim != 3 or not online.shape[1]:
             raise ValueError(
                 f"online must have shape [B, k, D] with k >= 1, got {list(online.shape)}"

@@ -16,7 +16,12 @@ from torch.nn import functional as F
 from mast_ext import functional
 from mast_ext.distributed import all_reduce, require_distributed, sum_over_processes, world_size
 from mast_ext.losses.common.assignments import sinkhorn_centers
-from mast_ext.losses.common.inputs import require_floating, require_images, require_temperature
+from mast_ext.losses.common.inputs import (
+    in_one_dtype,
+    require_floating,
+    require_images,
+    require_temperature,
+)
 from mast_ext.losses.common.linear_algebra import product, widen
 
 
@@ -102,6 +107,7 @@ class MSNLoss(nn.Module):
                 f"prototypes must have shape [K, D] with K >= 1, got {list(prototypes.shape)}"
             )
         require_floating(**embeddings)
+        anchors, targets, prototypes = in_one_dtype(anchors, targets, prototypes)
         images = len(targets)
         if (len(anchors) % images if images else len(anchors)) or len(anchors) < images:
             raise ValueError(

@@ -17,6 +17,7 @@ from mast_ext.distributed import (
 )
 from mast_ext.losses.common.inputs import (
     Reduction,
+    in_one_dtype,
     reduce,
     require_alike,
     require_images,
@@ -39,7 +40,7 @@ class SigLIPLoss(nn.Module):
 
     With ``gather_distributed`` the texts are those of all processes. They are not gathered: each
     process's go round a ring of all processes, forward and again backward with their gradient, so
-    that a process holds two batches of them at a time, however many processes there are.
+    that a process holds its own batch of them and two more, however many processes there are.
 
     Args:
         logit_scale: Multiplies the cosines; above 0. The paper starts at 10.
@@ -103,6 +104,7 @@ class SigLIPLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         require_alike(image_features=image_features, text_features=text_features)
+        image_features, text_features = in_one_dtype(image_features, text_features)
         scale, bias = self._scale_and_bias(image_features, logit_scale, logit_bias)
         if self.reduction == "none" or self._many():
             terms = self._terms(image_features, text_features, scale, bias)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext.distributed import all_gather_numbers, all_reduce, require_distributed, world_size
-from mast_ext.losses.common.inputs import require_floating
+from mast_ext.losses.common.inputs import require_floating, require_fraction
 from mast_ext.losses.common.linear_algebra import product, widen
 
 
@@ -43,9 +43,7 @@ class TiCoLoss(nn.Module):
         self, beta: float = 0.9, rho: float = 8.0, gather_distributed: bool = False
     ) -> None:
         super().__init__()
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta must be in [0, 1], got {beta}")
-        self.beta = beta
+        self.beta = require_fraction("beta", beta)
         self.rho = rho
         self.gather_distributed = require_distributed(gather_distributed)
         self.register_buffer("C", None)

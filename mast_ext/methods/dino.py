@@ -68,8 +68,10 @@ class DINOOptions:
         gram_weight: Weight of Gram anchoring (DINOv3, Siméoni et al. 2025): how alike the patches
             of a full-size view are to each other stays as the teacher had it at an earlier step.
             0 leaves it out; the paper's is 2.
-        gram_start: The step from which on patches are anchored, to the teacher of that step. The
-            paper's is about a million: it is for long runs, whose patches lose their places.
+        gram_start: The step from which on patches are anchored, to the teacher of that step; has to
+            be given with a weight. The paper's is about a million: it is for long runs, whose
+            patches lose their places. 0 anchors them to a network that has learned nothing yet,
+            unless it starts from weights.
         gram_every: Steps after which the teacher is taken anew. The paper's is 10000.
     """
 
@@ -92,13 +94,15 @@ class DINOOptions:
     local_scale: tuple[float, float] = (0.05, 0.4)
     asymmetric: bool = False
     gram_weight: float = 0.0
-    gram_start: int = 0
+    gram_start: int | None = None
     gram_every: int = 1000
 
     def __post_init__(self) -> None:
         if not 0 <= self.gram_weight < math.inf:
             raise ValueError(f"gram_weight must be at least 0 and finite, got {self.gram_weight}")
-        if self.gram_start < 0 or self.gram_every < 1:
+        if self.gram_weight > 0 and self.gram_start is None:
+            raise ValueError("gram_start must be given with gram_weight")
+        if (self.gram_start or 0) < 0 or self.gram_every < 1:
             raise ValueError(
                 "gram_start must be at least 0 and gram_every at least 1, got "
                 f"{self.gram_start} and {self.gram_every}"
@@ -154,7 +158,7 @@ class DINO(TeacherMethod):
         )
         self.gram_loss = GramAnchoringLoss(remove_neg=False)
         self._gram_spec: GramTeacherSpec | None = None
-        if options.gram_weight > 0:
+        if options.gram_weight > 0 and options.gram_start is not None:
             self._gram_spec = GramTeacherSpec(options.gram_start, options.gram_every, recipe.views)
         self._epoch = 0.0
 

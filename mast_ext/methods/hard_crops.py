@@ -57,7 +57,7 @@ class HardCrops(HardSelection):
             if not fits:
                 raise ValueError(
                     f"hard_views.{name}: {method.name} takes the hardest tuple of every image, by"
-                    f" student and teacher together; got {getattr(options, name)!r}"
+                    f" all networks together; got {getattr(options, name)!r}"
                 )
         if options.size is not None and method.hidden_token() is not None:
             raise ValueError(
@@ -85,7 +85,8 @@ class HardCrops(HardSelection):
     def forwards(self, steps: int, steps_per_epoch: int) -> float:
         selecting = self.options.selections(steps, steps_per_epoch)
         trained = self.method.forwards(2 + self.locals + self.policy.with_center)
-        looked_at = 2 * self.policy.views + self.policy.local_views * self.method.local_share
+        networks = 1 if self.method.teacher() is None else 2
+        looked_at = networks * self.policy.views + self.policy.local_views * self.method.local_share
         return steps * trained + selecting * looked_at
 
     @torch.no_grad()

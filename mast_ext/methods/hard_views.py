@@ -207,7 +207,9 @@ class HardViews(HardSelection):
     ) -> None:
         for name in ("local_views", "limit"):
             if getattr(options, name):
-                raise ValueError(f"hard_views.{name} is for dino and ibot, got {method.name}")
+                raise ValueError(
+                    f"hard_views.{name} is for dino, ibot and lejepa, got {method.name}"
+                )
         if options.scorer == "teacher" and method.teacher() is None:
             raise ValueError(f"hard_views.scorer teacher: {method.name} has no teacher")
         if options.size is not None and options.size > recipe.size:

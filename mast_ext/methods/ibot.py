@@ -132,7 +132,10 @@ class IBOT(DINO):
     ) -> Method:
         layout = patch_layout(backbone, recipe.size)
         if options.gram_weight > 0:
-            require_patches(layout)
+            try:
+                require_patches(layout)
+            except ValueError as error:
+                raise ValueError(f"gram_weight: {error}") from error
         return cls(num_features, recipe, options, layout)
 
     def _make_head(self, num_features: int) -> IBOTHead:

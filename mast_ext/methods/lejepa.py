@@ -22,6 +22,8 @@ from mast_ext.models import Projector
 class LeJEPAOptions:
     """Settings of LeJEPA. The defaults are made for a small network on small images.
 
+    The random directions of a step are the same in runs of different seeds.
+
     Attributes:
         projector: Widths of the projector's layers; the last one is the embedding's dimension.
         regularization: Weight of the distance from a normal distribution; views are drawn together
@@ -77,7 +79,7 @@ class LeJEPA(Method):
             options.regularization,
             gather_distributed=GATHER,
             sigreg_num_vectors=options.slices,
-            sigreg_seed=0,  # directions are then the same in every process, and after a resumption
+            sigreg_seed=0,  # the same directions in every process, and after a resumption
         )
 
     def policy(self, recipe: AugmentationRecipe) -> MultiCropPolicy:
@@ -94,6 +96,11 @@ class LeJEPA(Method):
         return {"loss": self.loss(global_proj=views[:full], local_proj=views[full:])}
 
     def crop_losses(self, encoded: Encoded) -> Tensor:
+        """See `Method.crop_losses`: how far views are from each other.
+
+        The loss of a tuple is not their sum: it counts the distance of the full-size views from
+        each other otherwise.
+        """
         views = self.embed(encoded.features)
         return functional.subspace_similarity(views, metric="sqeuclidean")[0] / views.shape[2]
 

@@ -167,7 +167,8 @@ class TrainConfig:
         log_every: Steps between rows of metrics.
         rank_every: Steps between measurements of how many dimensions the backbone's features and
             the embedding use (RankMe and LiDAR), which stand in the next row of metrics; 0 measures
-            none. One takes up to the time of one step.
+            none. On a CPU one takes up to the time of one step, after the first, which reads the
+            images.
         tensorboard: Whether to write TensorBoard events beside ``metrics.csv``.
         progress: Progress bar: ``auto`` shows one when standard error is a terminal.
     """

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from mast_ext import losses
 from mast_ext.losses import (
@@ -419,6 +420,20 @@ def test_inputs_of_two_dtypes(make, call, dtypes):
     exact = [t.detach().float().requires_grad_() for t in inputs]
     got = results_and_gradients(make, call, inputs)
     assert_like_float32(got, results_and_gradients(make, call, exact))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NTXentLoss", "VICRegLoss", "SigLIPLoss", "GramAnchoringLoss", "HypersphereLoss"]
+    + ["CO2Regularizer", "MSNLoss"],
+)
+def test_float64_beside_float32(name):
+    make, call = CASES[name][0]
+    inputs = inputs_of(torch.float64)[0], inputs_of(torch.float32)[1]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    got = results_and_gradients(make, call, inputs)
+    want = tree_map(lambda x: x.to(torch.float32), results_and_gradients(make, call, exact))
+    torch.testing.assert_close(tree_map(lambda x: x.to(torch.float32), got), want)
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,13 @@ def test_seeded_sigreg_goes_on_where_it_was():
         second.load_state_dict(losses.SIGReg(num_vectors=5).state_dict())
 
 
+def test_validation_does_not_change_the_directions_of_training():
+    x = torch.randn(IMAGES, DIM)
+    first, second = (losses.SIGReg(num_vectors=5, seed=3) for _ in range(2))
+    first.eval()(x)
+    assert torch.equal(first.train()(x), second(x))
+
+
 def test_seeded_sigreg_compiles_once():
     torch.compiler.reset()
     x = torch.randn(IMAGES, DIM)

@@ -308,6 +308,17 @@ def unequal_batches(rank):
     return found
 
 
+SHARED_SUMS = ["sigreg_seed", "gram_anchoring"]
+
+
+def batches_of_other_sizes(rank, world_size, average):
+    """The last process has no image at all, and those before it have one less each."""
+    sizes = [BATCH - other for other in range(world_size - 1)] + [0]
+    images, changed = global_batch(world_size)
+    mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    return {n: train(n, images[:, mine], changed[mine], average) for n in SHARED_SUMS}
+
+
 def sizes_of_what_lies_on_a_gpu(rank):
     """Compared by the hosts: tensors without values stand for those whose values are not there."""
     last = dist.get_world_size() - 1
@@ -410,6 +421,9 @@ def run_world(rank, world_size, directory):
             for name in OF_TWO_IMAGES
             if world_size > 1
         },
+        "other_sizes": batches_of_other_sizes(rank, world_size, average)
+        if world_size > 1
+        else None,
         "gathered": gather_batch(torch.full((2, 1), float(rank), dtype=torch.bfloat16), 1),
         "unequal": unequal_batches(rank) if world_size > 1 else None,
         "on_gpu": sizes_of_what_lies_on_a_gpu(rank) if world_size > 1 else None,
@@ -501,6 +515,18 @@ def test_gathers_in_the_order_of_ranks(world_size, processes):
         gathered = found[world_size]["gathered"]
         assert gathered.tolist() == [list(range(world_size))] * 2
         assert gathered.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", SHARED_SUMS)
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_batches_of_any_size_are_one(world_size, name, processes):
+    images, changed = global_batch(world_size)
+    count = sum(BATCH - other for other in range(world_size - 1))
+    want = train(name, images[:, :count], changed[:count], lambda x: x)
+    for found in processes[:world_size]:
+        got = found[world_size]["other_sizes"][name]
+        for mine, exact in zip(got, want, strict=True):
+            torch.testing.assert_close(mine, exact, rtol=2e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES[1:])

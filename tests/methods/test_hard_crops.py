@@ -248,6 +248,12 @@ def test_forwards_count_pixels(crops, equimod):
     assert hard.forwards(20, 10) == 20 * trained + 5 * (2 * GLOBALS + CANDIDATES / 4)
 
 
+def test_forwards_without_a_teacher(crops):
+    hard, _, _ = build(crops, "lejepa", local_views=LOCALS)
+    # Of 20 steps all select, by views in the student alone.
+    assert hard.forwards(20, 10) == 20 * (2 + LOCALS / 4) + 20 * (GLOBALS + CANDIDATES / 4)
+
+
 @both
 def test_selection_fits_the_method(crops, name):
     method, _, _ = crops.build(name)
@@ -258,7 +264,7 @@ def test_selection_fits_the_method(crops, name):
     assert isinstance(hard_selection(simclr, crops.recipe, HardViewOptions(4)), HardViews)
     for name, value in (("local_views", 4), ("limit", 3)):
         options = replace(HardViewOptions(4), **{name: value})
-        with pytest.raises(ValueError, match=f"hard_views.{name} is for dino and ibot"):
+        with pytest.raises(ValueError, match=f"hard_views.{name} is for dino, ibot and lejepa"):
             hard_selection(simclr, crops.recipe, options)
 
 

@@ -13,6 +13,8 @@ WITH_PRODUCTS = {
     "sigmoid_contrast",
     "nearest_neighbor_distance",
     "gram_difference",
+    "sliced_characteristic_sums",
+    "sliced_characteristic_distance",
 }
 LAYOUTS = {
     "last dimension outermost": lambda t: t.movedim(-1, 0).contiguous().movedim(0, -1),

@@ -49,10 +49,13 @@ def test_matches_definition(shape, dtype, device):
         assert_close(mine.cpu().double(), truth, rtol=0, atol=rounding)
 
 
-@pytest.mark.parametrize(("views", "rows"), [(2, 300), (5, 120)])
-def test_several_tiles(views, rows, device):
-    """Of the rows of a view, and of views, on the CPU; a GPU's tiles are larger."""
-    z, slices, grad, options = make_inputs((views, rows, 3, 1000, 3, 0.0), device)
+@pytest.mark.parametrize(
+    ("views", "rows", "dim", "count"),
+    [(2, 300, 3, 1000), (5, 120, 3, 1000), (2, 3000, 64, 128), (5, 900, 64, 128)],
+)
+def test_several_tiles(views, rows, dim, count, device):
+    """Of the rows of a view, and of views, made anew or kept; a GPU's tiles are larger."""
+    z, slices, grad, options = make_inputs((views, rows, dim, count, 3, 0.0), device)
     found = with_gradient(functional.sliced_characteristic_sums, z, slices, grad, **options)
     exact = [t.cpu().double() for t in (z, slices, grad)]
     want = with_gradient(reference.sliced_characteristic_sums, *exact, **options)

@@ -110,14 +110,19 @@ def test_extreme_log_variances(log_var_x, log_var_y, form, device):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("log_var", [-100.0, -160.0, -300.0])
-def test_equal_embeddings_stay_finite_where_the_precision_overflows(log_var, form, device):
+@pytest.mark.parametrize(("upstream", "mask"), [(1.0, None), (4.0, 0.1), (65536.0, 1.0)])
+@pytest.mark.parametrize("log_var", [-80.0, -100.0, -160.0, -300.0])
+def test_equal_embeddings_stay_finite_where_the_precision_overflows(
+    log_var, upstream, mask, form, device
+):
     x, log_var_x, _, _, masks = make_inputs((2, None, 3, 10, 4), form, device)
+    if mask is not None:
+        masks = torch.full_like(masks, mask)
     x, log_var_x = x[:1].expand_as(x).contiguous(), torch.full_like(log_var_x, log_var)
     inputs = [t.requires_grad_() for t in (x, log_var_x, masks)]
     nll = functional.subspace_nll(inputs[0], inputs[1], masks=inputs[2])
     assert_close(nll, torch.full_like(nll, (log_var + math.log(2)) / 2))
-    for grad in torch.autograd.grad(nll.sum(), inputs):
+    for grad in torch.autograd.grad((upstream * nll).sum(), inputs):
         assert grad.isfinite().all()
 
 

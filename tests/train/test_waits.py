@@ -191,12 +191,24 @@ def pretend_autocast(monkeypatch):
         monkeypatch.setattr(torch, name, instead)
 
 
+def pretend_generators(monkeypatch):
+    """The meta device has no random numbers, and so no generators: one of the CPU's goes unused."""
+    generator, randn = torch.Generator, torch.randn
+
+    def instead(*size, generator=None, **options):
+        return randn(*size, **options)
+
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator())
+    monkeypatch.setattr(torch, "randn", instead)
+
+
 @pytest.fixture
 def watch(monkeypatch):
     """A watch that runs, for a machine without a GPU."""
     pinned = PageLocked()
     pretend_streams(monkeypatch, pinned)
     pretend_autocast(monkeypatch)
+    pretend_generators(monkeypatch)
     with Watch(pinned) as watch:
         yield watch
 

@@ -21,6 +21,9 @@
 #include <immintrin.h>
 #endif
 
+#ifndef MAST_EXT_MANYLINUX
+#error "csrc/cmake/manylinux.h must be included first; without precompiled headers by -include"
+#endif
 #ifndef MAST_EXT_ISA
 #error "included by *_cpu.cpp only, which csrc/cmake/cpu_kernels.cmake compiles per instruction set"
 #endif

@@ -117,13 +117,15 @@ __global__ void __launch_bounds__(kElementThreads) write_matrices(GramMoments p)
   if (e >= dim) return;
   float *student = static_cast<float*>(p.student_matrix),
         *teacher = static_cast<float*>(p.teacher_matrix);
+  const auto* moments = static_cast<const float*>(p.moments);
   for_rows(p.images * 2 * dim, [&](std::int64_t row) {
-    const std::int64_t image = row / (2 * dim), k = row % (2 * dim);
+    const std::int64_t image = row / (2 * dim);
+    const bool upper = row - image * 2 * dim < dim;
     const float scale = static_cast<float>(p.scale) * static_cast<const float*>(p.grad)[image];
-    const float* from =
-        static_cast<const float*>(p.moments) + (image * 2 * dim + (k + dim) % (2 * dim)) * 2 * dim;
-    if (student != nullptr) student[row * dim + e] = scale * (from[e] + from[dim + e]);
-    if (teacher != nullptr) teacher[row * dim + e] = scale * (from[e] - from[dim + e]);
+    const float* from = moments + (upper ? row + dim : row - dim) * 2 * dim + e;
+    const float first = from[0], second = from[dim];
+    if (student != nullptr) student[row * dim + e] = scale * (first + second);
+    if (teacher != nullptr) teacher[row * dim + e] = scale * (first - second);
   });
 }
 

@@ -103,7 +103,8 @@ struct Likelihood {
   MAST_EXT_HD static V root_precision(V high) {
     using A = scalar_of<V>;
     constexpr A kLowest = sizeof(A) == sizeof(double) ? -1400 : -170;
-    return Math::exp((high > kLowest ? high : kLowest - V{}) * static_cast<A>(-0.5));
+    const V lowest = kLowest - V{};  // as a V
+    return Math::exp((high > kLowest ? high : lowest) * static_cast<A>(-0.5));
   }
 
   template <typename Math, typename V>

@@ -2,6 +2,8 @@
 // group of knots are in its registers. Sums of the eight warps and of the shares are merged in a
 // fixed order. Backward: a thread has a slice and some neighboring rows, which share the loads of
 // coefficients.
+#include <bit>
+
 #include "kernels/common/launch.cuh"
 #include "kernels/common/reductions.cuh"
 #include "kernels/sliced_characteristic_sums/sliced_characteristic_sums.h"
@@ -12,11 +14,46 @@ namespace {
 constexpr int kWarps = 8, kGroup = static_cast<int>(kKnotGroup);
 static_assert(kSlicesPerBlock == kWarpSize);
 
+// cosine = cos(x), sine = sin(x), as rotations_cpu.h has them, with the same limits: within 2 ulp
+// of 1 for |x| < 1e5. Up to 4e6 the error is that of an angle that is off by less than an ulp of x;
+// beyond, where neighboring floats are a quarter of a turn apart and more, results are those of
+// some angle. NaN for NaN and infinity. sincosf() would be exact there as well, but its reduction
+// of large angles has an array in memory and takes registers from the loops around it.
+__device__ __forceinline__ void rotation(float x, float& cosine, float& sine) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  constexpr float kEighth = 0.79f;       // a little more than pi / 4
+  const float shifted = fmaf(x, 0.636619772f, kRound);
+  const auto quarters = std::bit_cast<unsigned>(shifted);
+  const float turns = shifted - kRound;
+  // pi / 2 in parts that are short enough for exact products with numbers of quarter turns.
+  float r = fmaf(turns, -1.5703125f, x);
+  r = fmaf(turns, -4.837512969970703125e-4f, r);
+  r = fmaf(turns, -7.54978995489188216e-8f, r);
+  // Comparisons with a NaN are false: it stays one.
+  r = r > kEighth ? kEighth : r;
+  r = r < -kEighth ? -kEighth : r;
+  const float square = r * r;
+  // Minimax polynomials on |r| <= pi / 4.
+  float s = fmaf(square, -1.95152959e-4f, 8.33216087e-3f);
+  s = fmaf(s, square, -1.66666546e-1f);
+  s = fmaf(s, square * r, r);
+  float c = fmaf(square, 2.44331571e-5f, -1.38873163e-3f);
+  c = fmaf(c, square, 4.16666457e-2f);
+  c = fmaf(c, square, -0.5f);
+  c = fmaf(c, square, 1.0f);
+  const bool odd = (quarters & 1) != 0;
+  const auto with_sign = [](float magnitude, unsigned sign) {
+    return std::bit_cast<float>(std::bit_cast<unsigned>(magnitude) ^ sign);
+  };
+  cosine = with_sign(odd ? s : c, ((quarters + 1) & 2) << 30);
+  sine = with_sign(odd ? c : s, (quarters & 2) << 30);
+}
+
 // e^{i angle}
 struct Rotation {
   float cosine, sine;
 
-  __device__ __forceinline__ explicit Rotation(float angle) { sincosf(angle, &sine, &cosine); }
+  __device__ __forceinline__ explicit Rotation(float angle) { rotation(angle, cosine, sine); }
 
   __device__ __forceinline__ void rotate(const Rotation& w) {
     const float c = cosine;

@@ -17,19 +17,23 @@ MAST_EXT_HD A inverse_total(A total) {
   return total == 0 ? A{0} : 1 / total;
 }
 
-// exp(-log_s), or the largest number where that overflows: times a difference of 0 it is 0.
+// A product of finite factors, of which `factor` is one, as large as a number may be that is
+// multiplied by 2 and by the square of a mask: times a difference of 0 it has to be 0.
 template <typename A>
-MAST_EXT_HD A precision(A log_s) {
-  constexpr A kLargest = std::numeric_limits<A>::max();
-  const A value = ScalarMath::exp(-log_s);
-  return value > kLargest ? kLargest : value;
+MAST_EXT_HD A bounded(A product, A factor) {
+  constexpr A kInfinity = std::numeric_limits<A>::infinity();
+  constexpr A kMost = std::numeric_limits<A>::max() / (1 << 20);
+  if (product > kMost && factor < kInfinity) return kMost;
+  return product < -kMost && factor > -kInfinity ? -kMost : product;
 }
 
-// distance / exp(log_s), also where 1 / exp(log_s) itself overflows.
+// x / exp(log_s), also where 1 / exp(log_s) itself overflows.
 template <typename A>
-MAST_EXT_HD A quotient(A distance, A log_s) {
-  const A root = precision(log_s / 2);
-  return distance * root * root;
+MAST_EXT_HD A quotient(A x, A log_s) {
+  constexpr A kLargest = std::numeric_limits<A>::max();
+  A root = ScalarMath::exp(-log_s / 2);
+  root = root > kLargest ? kLargest : root;
+  return x * root * root;
 }
 
 // The log-variance of x's view i, or y's view j, in subspace k (subspace form).
@@ -97,12 +101,14 @@ MAST_EXT_HD accum_t<T> coefficients(const SubspaceNllBackward& p, std::int64_t k
       A half = grads[at(i, j)] / 2;
       if (rows.self && i != j) half += grads[at(j, i)] / 2;
       if (subspace) {
-        half *= precision(ScalarMath::log_add_exp(log_var.x(i), log_var.y(j)));
-        grad_total -= half * static_cast<const A*>(p.distance)[offset + at(i, j)] * scale;
+        const A log_s = ScalarMath::log_add_exp(log_var.x(i), log_var.y(j));
+        const A distance = static_cast<const A*>(p.distance)[offset + at(i, j)];
+        grad_total -= half * quotient(distance, log_s) * scale;
+        set(rows.pair(i, j), bounded(quotient(half * scale, log_s), half));
       } else {
         grad_total -= half * 2 * static_cast<const A*>(p.nll)[offset + at(i, j)] * scale;
+        set(rows.pair(i, j), half * scale);
       }
-      set(rows.pair(i, j), half * scale);
     }
   }
   if (!subspace) return grad_total;

@@ -108,7 +108,7 @@ def _squared_singular_values(matrix: Tensor) -> Tensor:
     In float64 this moves a singular value by no more than some 1e-8 of the largest, which is less
     than float32 embeddings are rounded by.
     """
-    scale = matrix.abs().max().clamp(min=torch.finfo(matrix.dtype).tiny)
+    scale = torch.linalg.vector_norm(matrix, math.inf).clamp(min=torch.finfo(matrix.dtype).tiny)
     matrix = matrix / scale  # squares neither overflow nor vanish
     gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
     return torch.linalg.eigvalsh(gram).clamp(min=0)

@@ -80,6 +80,11 @@ class PretrainModule(LightningModule):
         self._gram_spec = self.method.gram_teacher()
         self.gram_teacher: EMATeacher | None = None
         if self._gram_spec is not None:
+            if self._gram_spec.start >= total_steps:
+                raise ValueError(
+                    f"{self.method.name}.gram_start must be less than the run's {total_steps}"
+                    f" steps, got {self._gram_spec.start}"
+                )
             # What it says of an image is fixed: batch norm is in evaluation mode.
             self.gram_teacher = EMATeacher(self.backbone, batch_norm="ema")
 

@@ -78,11 +78,11 @@ class EmbeddingRanks:
     def measure(self, module: PretrainModule) -> dict[str, float]:
         """The numbers, with four digits behind the point."""
         if self._views is None:
-            self._views = self._share().to(module.device)
+            self._views = self._share()
         parts = []
         with evaluating(module.backbone, module.method):
             for view in self._views:  # one by one: no more memory than training takes
-                features = forward_views(module.backbone, view[None])
+                features = forward_views(module.backbone, view[None].to(module.device))
                 parts.append((features, module.method.embed(features)))
         found = {}
         for name, views in zip(PARTS, zip(*parts, strict=True), strict=True):
