@@ -48,8 +48,9 @@ using vec = typename VectorOf<T>::type;
 template <typename T>
 inline constexpr int kLanes = kVectorBytes / sizeof(T);
 
-// Whether loops are also compiled for several rows, masks or vectors at once. Doubles serve gradient
-// checks: for them the one general form is enough, and takes a fraction of the time to compile.
+// Whether loops are also compiled for several rows, masks or vectors at once. Doubles serve
+// gradient checks: for them the one general form is enough, and takes a fraction of the time to
+// compile.
 template <typename A>
 inline constexpr bool kSpecializes = std::is_same_v<A, float>;
 

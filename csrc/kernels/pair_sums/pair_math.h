@@ -93,8 +93,8 @@ struct SquaredDifference {
   }
 };
 
-// (a - b)^2 / s + log s  with  s = exp(log_var_a) + exp(log_var_b) = exp(high) (1 + u). Neither s nor
-// 1 / s is computed itself, because they overflow where the result does not.
+// (a - b)^2 / s + log s  with  s = exp(log_var_a) + exp(log_var_b) = exp(high) (1 + u). Neither s
+// nor 1 / s is computed itself, because they overflow where the result does not.
 struct Likelihood {
   static constexpr bool kHasVariance = true;
 

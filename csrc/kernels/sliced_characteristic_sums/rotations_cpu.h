@@ -9,10 +9,10 @@
 
 namespace mast_ext::kernels::MAST_EXT_ISA {
 
-// cosine = cos(x), sine = sin(x), within 2 ulp of 1 for |x| < 1e5 (1e4 where the instruction set has
-// no fused multiply-add). Up to 4e6 the error is that of
-// an angle that is off by less than an ulp of x; beyond, where neighboring floats are a quarter of
-// a turn apart and more, results are those of some angle. NaN for NaN and infinity.
+// cosine = cos(x), sine = sin(x), within 2 ulp of 1 for |x| < 1e5 (1e4 where the instruction set
+// has no fused multiply-add). Up to 4e6 the error is that of an angle that is off by less than an
+// ulp of x; beyond, where neighboring floats are a quarter of a turn apart and more, results are
+// those of some angle. NaN for NaN and infinity.
 template <int N>
 inline void rotations(const vec<float> (&x)[N], vec<float> (&cosine)[N], vec<float> (&sine)[N]) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
