@@ -102,7 +102,7 @@ def test_messages(make, inputs, error, message):
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan")])
 def test_tico_refuses_a_weight_of_the_past_that_is_none(beta):
-    with pytest.raises(ValueError, match=rf"^beta must be in \[0, 1\], got {beta}$"):
+    with pytest.raises(ValueError, match=f"^beta must be from 0 to 1, got {beta}$"):
         TiCoLoss(beta=beta)
 
 
