@@ -168,9 +168,10 @@ class DINO(TeacherMethod):
     ) -> Method:
         if options.gram_weight > 0:
             try:
-                require_patches(patch_layout(backbone, recipe.size))
+                layout = patch_layout(backbone, recipe.size)
             except ValueError as error:
                 raise ValueError(f"gram_weight: {error}") from error
+            require_patches(layout)
         return cls(num_features, recipe, options)
 
     def _make_head(self, num_features: int) -> DINOHead:
@@ -256,7 +257,9 @@ class DINO(TeacherMethod):
 
 
 def require_patches(layout: PatchLayout) -> None:
-    """Raises a ValueError if there are no two patches of a view to compare."""
+    """Raises a ValueError if there are no two patches of a view for Gram anchoring to compare."""
     height, width = layout.grid
     if height * width < 2:
-        raise ValueError(f"a view must have at least 2 patches, got a grid of {height} x {width}")
+        raise ValueError(
+            f"gram_weight: a view must have at least 2 patches, got a grid of {height} x {width}"
+        )

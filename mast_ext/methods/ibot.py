@@ -132,10 +132,7 @@ class IBOT(DINO):
     ) -> Method:
         layout = patch_layout(backbone, recipe.size)
         if options.gram_weight > 0:
-            try:
-                require_patches(layout)
-            except ValueError as error:
-                raise ValueError(f"gram_weight: {error}") from error
+            require_patches(layout)
         return cls(num_features, recipe, options, layout)
 
     def _make_head(self, num_features: int) -> IBOTHead:

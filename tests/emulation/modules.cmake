@@ -18,7 +18,7 @@ set(watch -fsanitize=thread,alignment -g1)
 # The first error ends the process. Virtual tables are not checked: PyTorch's are not visible.
 set(sanitizers -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all -O0 -g1)
 
-# Its kernels include much the same, which is read once.
+# What nearly all CUDA kernels include is read once per target.
 function(mast_ext_precompile target)
   target_precompile_headers(${target} PRIVATE
     ${CMAKE_CURRENT_SOURCE_DIR}/csrc/kernels/common/dtype_cuda.cuh
