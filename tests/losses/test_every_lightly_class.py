@@ -4,6 +4,7 @@ The truth is lightly's class in float64, with the same random draws. A class tha
 do not fails by its name.
 """
 
+import copy
 import importlib
 import inspect
 import operator
@@ -583,3 +584,24 @@ def test_compiles_whole(name):
     got = results(compiled, case, inputs, torch.float32)[:2]
     for mine, theirs in zip(got, results(want, case, inputs, torch.float32)[:2], strict=True):
         assert_close([*mine], [*theirs])
+
+
+# Which rows there are, or which are neighbors, depends on values.
+NEED_VALUES = ["DSERegularizer"]
+
+
+@pytest.mark.parametrize("name", sorted({*CASES} - {*NEED_VALUES}))
+def test_shapes_need_no_values(name):
+    case = CASES[name][0]
+    loss = make(getattr(losses, name), case)
+    want = call(loss, case.inputs(), **case.options())
+
+    def to_meta(x):
+        return x.detach().to("meta").requires_grad_(x.requires_grad)
+
+    given = tree_map(to_meta, case.inputs())
+    found = call(copy.deepcopy(loss).to("meta"), given, **case.options())
+    assert found.is_meta and (found.shape, found.dtype) == (want.shape, want.dtype)
+    found.sum().backward()
+    for x in tree_flatten(given)[0]:
+        assert not x.requires_grad or x.grad.shape == x.shape
