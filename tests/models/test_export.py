@@ -1,0 +1,127 @@
+import json
+
+import pytest
+import timm
+import torch
+
+from mast_ext.models import export
+from mast_ext.models.backbones import BackboneSpec
+from mast_ext.models.export import ImageFormat, export_backbone
+
+NARROW = {"channels": (8, 8, 8, 16), "stem_width": 4}
+IMAGES = ImageFormat(32, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+GRAY = ImageFormat(32, (0.5,), (0.2,))
+SPECS = {
+    "resnet": (BackboneSpec("resnet_small", False, NARROW), IMAGES),
+    "gray": (BackboneSpec("resnet_small", False, {**NARROW, "in_chans": 1}), GRAY),
+    "vit": (BackboneSpec("vit_small_images", False, {"depth": 1}), IMAGES),
+    "small stem": (BackboneSpec("resnet_small", True, NARROW), IMAGES),
+}
+
+
+def trained(name):
+    torch.manual_seed(0)
+    spec, images = SPECS[name]
+    backbone = spec.create()
+    backbone(torch.randn(4, len(images.mean), images.size, images.size))  # moves batch norm
+    return backbone, spec, images
+
+
+def read(kind, path):
+    """As a user would."""
+    if kind in ("timm", "hf"):
+        return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    if kind == "torchscript":
+        return torch.jit.load(path)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path))
+    return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+READ_BACK = [(name, kind) for name in SPECS for kind in ("timm", "torchscript")]
+READ_BACK.remove(("small stem", "timm"))
+READ_BACK += [("gray", "onnx"), ("vit", "onnx")]  # takes seconds each
+
+
+@pytest.mark.parametrize(("name", "kind"), READ_BACK)
+def test_features_are_those_of_the_backbone(name, kind, tmp_path):
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+    backbone, spec, images = trained(name)
+    path = tmp_path / "new" / "exported"
+    export_backbone(backbone, spec, images, path, kind)
+    assert [each.name for each in path.parent.iterdir()] == ["exported"]
+    network = read(kind, path)
+    for count in (1, 5):
+        x = torch.randn(count, len(images.mean), images.size, images.size)
+        with torch.inference_mode():
+            torch.testing.assert_close(network(x), backbone(x), rtol=1e-3, atol=1e-4)
+
+
+def test_timm_learns_what_images_it_takes(tmp_path):
+    backbone, spec, images = trained("resnet")
+    export_backbone(backbone, spec, images, tmp_path / "hf", "hf")
+    network = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True)
+    config = timm.data.resolve_model_data_config(network)
+    found = [tuple(config[name]) for name in ("input_size", "mean", "std")]
+    assert found == [(3, 32, 32), images.mean, images.std]
+    assert config["crop_pct"] == 1.0
+    # With a classifier, as for fine-tuning.
+    network = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True, num_classes=7)
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_torchscript_says_what_images_it_takes(tmp_path):
+    backbone, spec, images = trained("small stem")
+    for _ in range(2):  # the second replaces the first
+        export_backbone(backbone, spec, images, tmp_path / "b.pt", "torchscript")
+    files = {"mast_ext.json": ""}
+    torch.jit.load(tmp_path / "b.pt", _extra_files=files)
+    found = json.loads(files["mast_ext.json"])
+    assert found["images"] == {"size": 32, "mean": [*images.mean], "std": [*images.std]}
+    assert found["backbone"]["name"] == "resnet_small"
+
+
+def test_a_stem_that_timm_lacks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="timm builds no such stem; torchscript and onnx can"):
+        export_backbone(*trained("small stem"), tmp_path / "b", "timm")
+
+
+def test_unknown_formats_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="one of timm, hf, torchscript, onnx, got 'tflite'"):
+        export_backbone(*trained("resnet"), tmp_path / "b", "tflite")
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"onnx needs the package onnx: pip install"):
+        export_backbone(*trained("resnet"), tmp_path / "b", "onnx")
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchscript"])
+def test_folders_of_others_are_left_alone(kind, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ValueError, match="no exported backbone: it is left as it is"):
+        export_backbone(*trained("resnet"), tmp_path, kind)
+    assert {each.name for each in tmp_path.iterdir()} == {"thesis.tex", "config.json"}
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "b").write_text("notes")
+    with pytest.raises(ValueError, match="must be a folder or not be there, but is a file"):
+        export_backbone(*trained("resnet"), tmp_path / "b", "timm")
+    assert (tmp_path / "b").read_text() == "notes"
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchscript"])
+def test_what_gives_other_features_is_not_kept(kind, tmp_path, monkeypatch):
+    backbone, spec, images = trained("resnet")
+    export_backbone(backbone, spec, images, tmp_path / "b", kind)
+    before = [each for each in tmp_path.rglob("*") if each.is_file()]
+    kept = [each.read_bytes() for each in before]
+    monkeypatch.setattr(torch, "allclose", lambda *_, **__: False)
+    with pytest.raises(RuntimeError, match="gives other features than the backbone"):
+        export_backbone(SPECS["resnet"][0].create(), spec, images, tmp_path / "b", kind)
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == before
+    assert [each.read_bytes() for each in before] == kept
