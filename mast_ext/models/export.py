@@ -78,7 +78,7 @@ def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
             f"the format timm cannot hold {spec.name} with small_images: timm builds no such stem;"
             " torchscript and onnx can"
         )
-    preset = PRESETS.get(spec.name)
+    preset, timms = PRESETS.get(spec.name), network.pretrained_cfg
     config = {
         "architecture": preset.timm_name if preset else spec.name,
         "num_classes": 0,
@@ -90,6 +90,8 @@ def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
             "std": images.std,
             "crop_pct": 1.0,
             "num_classes": 0,
+            # Names of layers, which timm replaces for other images or classes.
+            **{name: timms[name] for name in ("first_conv", "classifier") if name in timms},
         },
     }
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
