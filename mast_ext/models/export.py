@@ -78,7 +78,8 @@ def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
             f"the format timm cannot hold {spec.name} with small_images: timm builds no such stem;"
             " torchscript and onnx can"
         )
-    preset, timms = PRESETS.get(spec.name), network.pretrained_cfg
+    preset = PRESETS.get(spec.name)
+    timms: Any = network.pretrained_cfg
     config = {
         "architecture": preset.timm_name if preset else spec.name,
         "num_classes": 0,
