@@ -457,6 +457,14 @@ class Recorded:
 
     original_ring = staticmethod(dist.batch_isend_irecv)
 
+    def send_again(self) -> None:
+        for call in self.calls:
+            call()
+
+
+def train(call: Callable[[], Tensor]) -> None:
+    call().backward()
+
 
 def clock(function: Callable[[], Any]) -> float:
     """Median seconds of rounds that all processes begin together."""
@@ -526,11 +534,11 @@ def check_process(rank: int, world: int, folder: str, queue: Any) -> None:
             return inputs[-1]
 
         call = case.check(new)
-        step = clock(lambda call=call: call().backward())
+        step = clock(partial(train, call))
         recorded = Recorded()
         with mock.patch.multiple(dist, **recorded.functions()):
-            call().backward()
-        sent = clock(lambda calls=recorded.calls: [again() for again in calls])
+            train(call)
+        sent = clock(recorded.send_again)
         if rank == 0:
             predicted = sum(costs[k][0] + n * costs[k][1] for k, n in recorded.collectives)
             queue.put((name, sorted(recorded.collectives), step, sent, predicted))
