@@ -439,7 +439,7 @@ def gram_difference(
         TypeError: A dtype is not supported or differs from that of ``s``.
     """
     _require_tensors(s=s, t=t)
-    return ops.gram_difference.op(s, t, remove_negative)[0]
+    return ops.gram_difference.op(s, t, remove_negative, torch.is_grad_enabled())[0]
 
 
 def sliced_characteristic_sums(
@@ -476,7 +476,8 @@ def sliced_characteristic_sums(
         TypeError: A dtype is not supported.
     """
     _require_tensors(z=z, slices=slices)
-    return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max)[0]
+    keep = torch.is_grad_enabled()
+    return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max, keep)[0]
 
 
 def sliced_characteristic_distance(

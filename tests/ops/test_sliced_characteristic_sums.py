@@ -63,6 +63,16 @@ def test_several_tiles(views, rows, dim, count, device):
         assert_close(mine.cpu().double(), truth, rtol=0, atol=2e-6 * truth.abs().max().item())
 
 
+@pytest.mark.parametrize(
+    ("views", "rows", "dim", "count"),
+    [(2, 70, 3, 33), (5, 10, 3, 33), (2, 70, 20, 33), (5, 10, 20, 33)],
+)
+def test_in_chunks_of_a_gpu(views, rows, dim, count, device, chunk_limit):
+    """As the tiles above: three chunks of rows of a view, the last one short, or of views."""
+    chunk_limit(1)  # the least there is: 32 rows
+    test_several_tiles(views, rows, dim, count, device)
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 3, 7, 4, 0.0), (1, 6, 2, 5, 20, -1.0)], ids=str)
 def test_gradient(shape):
     z, slices, _, options = make_inputs(shape, dtype=torch.float64)

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "host/common/chunk_limit.h"
 #include "host/sigmoid_contrast/inputs.h"
 
 namespace mast_ext {
@@ -24,7 +25,8 @@ class SigmoidCudaDriver {
     // Without weights all rows are one chunk.
     const std::int64_t chunk = std::min(
         rows, weighs
-                  ? std::max<std::int64_t>(128, kChunkElements / std::max<std::int64_t>(columns, 1))
+                  ? std::max<std::int64_t>(
+                        128, chunk_limit(kChunkElements) / std::max<std::int64_t>(columns, 1))
                   : rows);
     const at::ScalarType type = x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
     const std::int64_t stride = (columns + 7) / 8 * 8;
