@@ -252,7 +252,8 @@ struct GramDifference : Formula<GramDifference, Op<"gram_difference", decltype(g
   using Backward = Op<"gram_difference_backward", decltype(gram_difference_backward)>;
 
   static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& s,
-                   const Tensor& t, std::optional<std::string_view> remove_negative, bool /*keep*/) {
+                   const Tensor& t, std::optional<std::string_view> remove_negative,
+                   bool /*keep*/) {
     save_tensors(ctx, s, t, std::get<1>(result));
     keep_options(ctx, std::optional<std::string>(remove_negative));
   }

@@ -187,8 +187,8 @@ std::tuple<Tensor, Tensor> gram_difference(const Tensor& s, const Tensor& t,
   const auto B = in.images, N = in.rows, D = in.dim;
   Tensor difference = in.new_empty({B});
   const bool keeps = keep && (in.whole || in.moments);
-  Tensor product = new_result(in.s, keeps ? in.kept_shape() : at::DimVector{0},
-                              accumulation_type(in.s));
+  Tensor product =
+      new_result(in.s, keeps ? in.kept_shape() : at::DimVector{0}, accumulation_type(in.s));
   const std::int64_t blocks = kernels::gram_blocks(in.moments ? D : N);
   Tensor sums = in.s.new_empty({B, blocks}, in.s.options().dtype(at::kDouble));
   auto* const all_sums = static_cast<double*>(sums.mutable_data_ptr());

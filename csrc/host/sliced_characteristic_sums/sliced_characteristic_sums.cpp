@@ -1,5 +1,7 @@
 #include "kernels/sliced_characteristic_sums/sliced_characteristic_sums.h"
 
+#include <ATen/ThreadLocalState.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -46,17 +48,18 @@ struct Projections {
   // Of the rows of projections: at a distance of a power of two they would share cache sets.
   std::int64_t stride() const { return (count + 31) / 16 * 16; }
 
-  // Calls body(view, views, row, rows, memory) for every tile: some views, or some rows of one, with
-  // memory for a tile if `needs_memory`. Views have nothing to do with each other: if the threads
-  // of a CPU can share them evenly, each takes whole tiles and waits for the others only at the
-  // end.
+  // Calls body(view, views, row, rows, memory) for every tile: some views, or some rows of one,
+  // with memory for a tile if `needs_memory`. Views have nothing to do with each other: if the
+  // threads of a CPU can share them evenly, each takes whole tiles and waits for the others only at
+  // the end.
   template <typename Body>
   void each_tile(bool needs_memory, const Body& body) const {
     if (views == 0 || rows == 0) return;
     const std::int64_t most = most_rows(), step = std::max<std::int64_t>(most / rows, 1);
     const std::int64_t groups = (views + step - 1) / step, threads = at::get_num_threads();
+    const at::ThreadLocalState state;
     const auto each_of = [&](std::int64_t begin, std::int64_t end) {
-      const PlainTensors plain;  // of this thread
+      const at::ThreadLocalStateGuard as_there(state);  // no gradient; inference mode, or not
       const Tensor memory = needs_memory ? new_tile() : Tensor();
       for (std::int64_t v = begin * step; v < std::min(end * step, views); v += step) {
         for (std::int64_t n = 0; n < rows; n += most) {
@@ -119,7 +122,8 @@ struct Projections {
   static constexpr std::int64_t kCpuTile = 1 << 18;
 
   std::int64_t most_rows() const {
-    return std::max<std::int64_t>((uses_cuda_kernels(z) ? chunk_limit(kGpuTile) : kCpuTile) / count, 32);
+    return std::max<std::int64_t>((uses_cuda_kernels(z) ? chunk_limit(kGpuTile) : kCpuTile) / count,
+                                  32);
   }
 };
 
