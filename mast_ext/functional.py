@@ -421,14 +421,15 @@ def gram_difference(
     products, so that the result keeps its digits where ``s`` is close to ``t``. Where ``N > 2 D``
     its norm and gradients follow from the ``[2 D, 2 D]`` products ``(a, b)ᵀ (a, b)`` instead, and
     nothing of size ``N × N`` is made. These cancel where ``t`` is ``s`` with all tokens rotated
-    alike: then the error is that of float32 relative to ``|a bᵀ|²_F / N²``.
+    alike: then the error is that of float32 relative to ``|a bᵀ|²_F / N²``. The products of either
+    kind are kept for the backward, though not under ``torch.no_grad()``.
 
     Args:
         s: Tokens ``[B, N, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
         t: Tokens of the same places, shape, dtype and device of ``s``.
         remove_negative: Negative products that count as 0: of both matrices (``"both"``), or those
             of ``t`` and, at their places alone, those of ``s`` (``"teacher"``). The ``N × N``
-            products are then made twice for a gradient, in tiles, whatever ``N`` is.
+            products are then made twice for a gradient, in tiles, whatever ``N`` is, and not kept.
 
     Returns:
         ``[B]`` float32 (float64 for float64 inputs). Differentiable once in ``s`` and ``t``.
@@ -439,7 +440,7 @@ def gram_difference(
         TypeError: A dtype is not supported or differs from that of ``s``.
     """
     _require_tensors(s=s, t=t)
-    return ops.gram_difference.op(s, t, remove_negative)[0]
+    return ops.gram_difference.op(s, t, remove_negative, torch.is_grad_enabled())[0]
 
 
 def sliced_characteristic_sums(
@@ -453,7 +454,8 @@ def sliced_characteristic_sums(
         sums[v, k, 1, m] = Σ_n sin(t_k x_vnm)        t_k = t_min + k (t_max − t_min) / (knots − 1)
 
     Projections are made a tile at a time. Up to ``M = 2·D`` they are kept for the backward, which
-    takes up to twice the memory of a float32 ``z``; of more slices the backward makes them again.
+    takes up to twice the memory of a float32 ``z``, though not under ``torch.no_grad()``; of more
+    slices the backward makes them again.
     Nothing is stored of a knot but its sums. One cosine and one sine are computed of each
     projection; those at other knots follow by multiplication. The sums of processes may be added
     up, which is all that a statistic of the whole batch needs (:class:`mast_ext.losses.SIGReg`).
@@ -476,7 +478,8 @@ def sliced_characteristic_sums(
         TypeError: A dtype is not supported.
     """
     _require_tensors(z=z, slices=slices)
-    return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max)[0]
+    keep = torch.is_grad_enabled()
+    return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max, keep)[0]
 
 
 def sliced_characteristic_distance(

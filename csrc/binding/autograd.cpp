@@ -252,7 +252,8 @@ struct GramDifference : Formula<GramDifference, Op<"gram_difference", decltype(g
   using Backward = Op<"gram_difference_backward", decltype(gram_difference_backward)>;
 
   static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& s,
-                   const Tensor& t, std::optional<std::string_view> remove_negative) {
+                   const Tensor& t, std::optional<std::string_view> remove_negative,
+                   bool /*keep*/) {
     save_tensors(ctx, s, t, std::get<1>(result));
     keep_options(ctx, std::optional<std::string>(remove_negative));
   }
@@ -273,7 +274,8 @@ struct SlicedCharacteristicSums
       Op<"sliced_characteristic_sums_backward", decltype(sliced_characteristic_sums_backward)>;
 
   static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& z,
-                   const Tensor& slices, std::int64_t /*knots*/, double t_min, double t_max) {
+                   const Tensor& slices, std::int64_t /*knots*/, double t_min, double t_max,
+                   bool /*keep*/) {
     const auto& [sums, projections] = result;
     save_tensors(ctx, z, slices, projections);
     keep_options(ctx, t_min, t_max);

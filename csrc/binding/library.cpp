@@ -1,7 +1,8 @@
 // Table of contents: every op that mast_ext defines, with its schema.
 //
 // Derivatives are in autograd.cpp, shape-only (fake) kernels in mast_ext/ops/<op>.py. `wanted` says
-// which gradients a backward op computes; the others are returned empty.
+// which gradients a backward op computes; the others are returned empty. `keep` says whether a
+// backward will read what an op returns for it; that is empty, too, otherwise.
 // weighted_prototype_cross_entropy and weighted_sigmoid_contrast call other ops (composites.cpp).
 #include <torch/library.h>
 
@@ -49,14 +50,14 @@ void define(torch::Library& m) {
       "Tensor y, Tensor group, Tensor? weight, bool[3] wanted) -> (Tensor grad_x, Tensor grad_y, "
       "Tensor grad_weight)");
   m.def(
-      "gram_difference(Tensor s, Tensor t, str? remove_negative) -> "
+      "gram_difference(Tensor s, Tensor t, str? remove_negative, bool keep=True) -> "
       "(Tensor difference, Tensor product)");
   m.def(
       "gram_difference_backward(Tensor grad_difference, Tensor s, Tensor t, Tensor product, "
       "str? remove_negative, bool[2] wanted) -> (Tensor grad_s, Tensor grad_t)");
   m.def(
-      "sliced_characteristic_sums(Tensor z, Tensor slices, int knots, float t_min, float t_max) "
-      "-> (Tensor sums, Tensor projections)");
+      "sliced_characteristic_sums(Tensor z, Tensor slices, int knots, float t_min, float t_max, "
+      "bool keep=True) -> (Tensor sums, Tensor projections)");
   m.def(
       "sliced_characteristic_sums_backward(Tensor grad_sums, Tensor z, Tensor slices, "
       "Tensor projections, float t_min, float t_max) -> Tensor");

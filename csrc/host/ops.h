@@ -94,7 +94,8 @@ std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference_backward(
     const Tensor& group, const OptionalTensor& weight, std::array<bool, 3> wanted);
 
 std::tuple<Tensor, Tensor> gram_difference(const Tensor& s, const Tensor& t,
-                                           std::optional<std::string_view> remove_negative);
+                                           std::optional<std::string_view> remove_negative,
+                                           bool keep);
 std::tuple<Tensor, Tensor> gram_difference_backward(const Tensor& grad_difference, const Tensor& s,
                                                     const Tensor& t, const Tensor& product,
                                                     std::optional<std::string_view> remove_negative,
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor> gram_difference_backward(const Tensor& grad_differenc
 
 std::tuple<Tensor, Tensor> sliced_characteristic_sums(const Tensor& z, const Tensor& slices,
                                                       std::int64_t knots, double t_min,
-                                                      double t_max);
+                                                      double t_max, bool keep);
 Tensor sliced_characteristic_sums_backward(const Tensor& grad_sums, const Tensor& z,
                                            const Tensor& slices, const Tensor& projections,
                                            double t_min, double t_max);

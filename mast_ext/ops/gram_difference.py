@@ -9,10 +9,10 @@ backward_op = torch.ops.mast_ext.gram_difference_backward.default
 
 
 @torch.library.register_fake("mast_ext::gram_difference")
-def _(s, t, remove_negative):
+def _(s, t, remove_negative, keep=True):
     images, rows, dim = s.shape
     difference = s.new_empty(images, dtype=accumulation_dtype(s))
-    if remove_negative is not None:
+    if remove_negative is not None or not keep:
         return difference, difference.new_empty(0)
     # As in csrc/host/gram_difference; the numbers may be symbolic.
     side = 2 * dim if rows > 2 * dim else rows

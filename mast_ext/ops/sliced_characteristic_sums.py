@@ -9,10 +9,10 @@ backward_op = torch.ops.mast_ext.sliced_characteristic_sums_backward.default
 
 
 @torch.library.register_fake("mast_ext::sliced_characteristic_sums")
-def _(z, slices, knots, t_min, t_max):
+def _(z, slices, knots, t_min, t_max, keep=True):
     dim, count = slices.shape
     sums = z.new_empty((z.shape[0], knots, 2, count), dtype=accumulation_dtype(z))
-    kept = (*z.shape[:2], (count + 31) // 16 * 16) if count <= 2 * dim else (0,)
+    kept = (*z.shape[:2], (count + 31) // 16 * 16) if keep and count <= 2 * dim else (0,)
     return sums, sums.new_empty(kept)
 
 

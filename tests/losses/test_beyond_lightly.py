@@ -201,6 +201,43 @@ def test_patch_kernels_of_rotated_features_are_aligned():
     assert_close(loss, torch.zeros(()), atol=1e-5, rtol=0)
 
 
+def patch_kernel_misalignment(student, teacher):
+    """By the definition, centering the matrices of products."""
+    center = torch.eye(student.shape[1]).to(student) - 1 / student.shape[1]
+    kernels = (center @ x @ x.mT @ center for x in (student, teacher))
+    units = (k / k.norm(dim=(1, 2), keepdim=True).clamp_min(1e-3) for k in kernels)
+    return 1 - torch.stack(tuple(units)).prod(0).sum((1, 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 32), (3, 48, 32), (3, 49, 32)], ids=str)
+@pytest.mark.parametrize(("noise", "allowed"), [(1.0, 2e-6), (1e-2, 3e-5), (3e-4, 5e-4)])
+def test_nearly_aligned_patch_kernels_keep_their_digits(shape, noise, allowed):
+    """A loss of 1e-8, as 1 less the alignment, is nothing but rounding in float32."""
+    torch.manual_seed(0)
+    teacher = torch.randn(shape)
+    student = (2 * teacher + noise * torch.randn(shape)).requires_grad_()
+    exact = student.detach().double().requires_grad_()
+    loss = losses.PatchKernelAlignmentLoss(reduction="none")(student, teacher)
+    truth = patch_kernel_misalignment(exact, teacher.double())
+    found, want = (torch.autograd.grad(f.sum(), x)[0] for f, x in ((loss, student), (truth, exact)))
+    by_products_of_dimensions = 2 * shape[1] > 3 * shape[2]
+    error = 3e-7 if by_products_of_dimensions else allowed * truth.max().item()
+    assert (loss.double() - truth).abs().max() < error
+    assert (found - want).norm() < max(1e-6, 3e-7 / noise * 4) * want.norm()
+
+
+@pytest.mark.parametrize("tokens", [6, 60])
+def test_patch_kernels_too_small_to_normalize(tokens):
+    """Norms below 1e-3 count as that: the loss of equal kernels is 1 less a squared norm."""
+    torch.manual_seed(0)
+    teacher = torch.randn(3, tokens, 8) * torch.tensor([1.0, 1e-3, 0.0])[:, None, None]
+    student = torch.stack((teacher[0], teacher[1], torch.randn(tokens, 8)))
+    loss = losses.PatchKernelAlignmentLoss(reduction="none")(student, teacher)
+    truth = patch_kernel_misalignment(student.double(), teacher.double())
+    assert 0.9 < truth[1] < 1
+    assert_close(loss.double(), truth, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

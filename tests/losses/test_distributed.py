@@ -331,6 +331,20 @@ def logsumexps_of_many_processes(rank, images, changed, average):
         return found, distributed.all_reduce_logsumexp(extremes), extremes
 
 
+def sig_lip_of_rows(x, y):
+    """The loss, and gradients of the rows and of what is learned, as they are on this process."""
+    loss = losses.SigLIPLoss(5.0, -2.0, learnable=True, gather_distributed=True)
+    loss = loss.to(torch.promote_types(x.dtype, torch.float32))
+    x, y = (rows.detach().requires_grad_() for rows in (x, y))
+    value = loss(x, y)
+    return value.detach(), *torch.autograd.grad(value, (x, y, loss.log_scale, loss.bias))
+
+
+def rows_of_16_bits(world_size, dtype):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(2, world_size * BATCH, DIM, generator=generator).to(dtype)
+
+
 def sizes_of_what_lies_on_a_gpu(rank):
     """Compared by the hosts: tensors without values stand for those whose values are not there."""
     last = dist.get_world_size() - 1
@@ -436,6 +450,10 @@ def run_world(rank, world_size, directory):
         "other_sizes": batches_of_other_sizes(rank, world_size, average)
         if world_size > 1
         else None,
+        "16_bits": {
+            dtype: sig_lip_of_rows(*rows_of_16_bits(world_size, dtype)[:, mine])
+            for dtype in (torch.bfloat16, torch.float16)
+        },
         "gathered": gather_batch(torch.full((2, 1), float(rank), dtype=torch.bfloat16), 1),
         "unequal": unequal_batches(rank) if world_size > 1 else None,
         "on_gpu": sizes_of_what_lies_on_a_gpu(rank) if world_size > 1 else None,
@@ -538,6 +556,25 @@ def test_pair_losses_are_those_of_one_process(objective, world_size, processes):
     want = pair_losses(objective, *global_batch(world_size))
     shares = [found[world_size]["shares"][objective] for found in processes[:world_size]]
     torch.testing.assert_close(torch.cat(shares, -1), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_ring_of_16_bits_equals_one_process(dtype, world_size, processes):
+    """What goes round is 16-bit rows and sums of their gradients, which are not 16-bit."""
+    value, *gradients = sig_lip_of_rows(*rows_of_16_bits(world_size, dtype).double())
+    every = [found[world_size]["16_bits"][dtype] for found in processes[:world_size]]
+    values, x, y, *learned = zip(*every, strict=True)
+    torch.testing.assert_close(torch.stack(values).mean().double(), value, rtol=1e-6, atol=0)
+    for shares, want in zip((x, y), gradients[:2], strict=True):
+        assert all(share.dtype == dtype for share in shares)
+        found = torch.cat(shares).double() / world_size
+        # Every block is rounded, and their sum.
+        error = (world_size + 1) / 2 * torch.finfo(dtype).eps * want.abs().max().item()
+        torch.testing.assert_close(found, want, rtol=0, atol=error)
+    for shares, want in zip(learned, gradients[2:], strict=True):
+        found = torch.stack(shares).mean().double()
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)

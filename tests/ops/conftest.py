@@ -120,6 +120,15 @@ def pytest_collection_modifyitems(config, items):
     items[:] = needed
 
 
+@pytest.fixture
+def chunk_limit(monkeypatch):
+    """Sets how many elements or rows the emulated CUDA kernels' host code takes at a time.
+
+    A GPU, and CPU kernels, take as many as ever.
+    """
+    return lambda limit: monkeypatch.setenv("EMULATE_CHUNK_LIMIT", str(limit))
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(request):
     if request.config.getoption("--plain-memory"):

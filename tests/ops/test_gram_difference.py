@@ -71,6 +71,40 @@ def test_tiles_of_many_tokens(remove, device):
         assert error(mine, want) < 5e-6
 
 
+@pytest.mark.parametrize(
+    ("shape", "limit", "remove"),
+    [
+        ((5, 20, 12), 1000, None),  # two images at a time, and one
+        ((5, 20, 12), 1000, "both"),
+        ((3, 70, 6), 32, None),  # the moment form: an image, of which 32, 32 and 6 rows
+    ],
+    ids=["Gram", "both", "moments"],
+)
+def test_in_chunks_of_images_and_rows(shape, limit, remove, device, chunk_limit):
+    chunk_limit(limit)
+    torch.manual_seed(0)
+    s, t = make_inputs(shape, device)
+    grad = torch.randn(shape[0]).to(device)
+    found = with_gradients(functional.gram_difference, s, t, grad, remove_negative=remove)
+    for mine, want in zip(found, exact(s, t, grad, remove_negative=remove), strict=True):
+        assert error(mine, want) < 5e-6
+
+
+@pytest.mark.parametrize(
+    ("shape", "remove"),
+    [((200, 100, 60), None), ((70, 130, 60), None), ((90, 100, 60), "both")],
+    ids=["Gram", "moments", "both"],
+)
+def test_many_images_on_the_cpu(shape, remove):
+    """Some at a time, for the memory, and the last time fewer; what is kept is of all."""
+    torch.manual_seed(0)
+    s, t = make_inputs(shape)
+    grad = torch.randn(shape[0])
+    found = with_gradients(functional.gram_difference, s, t, grad, remove_negative=remove)
+    for mine, want in zip(found, exact(s, t, grad, remove_negative=remove), strict=True):
+        assert error(mine, want) < 5e-6
+
+
 @pytest.mark.parametrize("noise", [1e-1, 1e-3, 1e-5])
 @pytest.mark.parametrize("remove", REMOVALS)
 @pytest.mark.parametrize("shape", [(2, 100, 60), (2, 400, 60)], ids=["Gram", "moments"])

@@ -43,6 +43,9 @@ def cross_entropy(student, teacher):
     )
     return torch.autograd.grad(ce.sum(), [student])
 
+def rows(*shape):
+    return torch.randn(shape, requires_grad=True)
+
 def logits(*shape):
     return torch.randn(shape, requires_grad=True), torch.randn(shape)
 
@@ -59,6 +62,26 @@ rises = {
         [torch.randn(8192, 128, requires_grad=True) for _ in range(2)],
     ),
 }
+# Of forward passes alone; without a gradient first, as memory is used again.
+forwards = {
+    "sliced_characteristic_sums": (
+        functional.sliced_characteristic_sums,
+        [rows(1, 4, 512), torch.randn(512, 1024)],
+        [rows(4, 2048, 512), torch.randn(512, 1024)],
+    ),
+    "gram_difference of few": (
+        functional.gram_difference,
+        [rows(2, 8, 384) for _ in range(2)],
+        [rows(64, 256, 384) for _ in range(2)],
+    ),
+    "gram_difference of many": (
+        functional.gram_difference,
+        [rows(2, 40, 16) for _ in range(2)],
+        [rows(64, 400, 192) for _ in range(2)],
+    ),
+}
+for name, (forward, *sizes) in forwards.items():
+    rises[name] = {"no_grad": rise(torch.no_grad()(forward), *sizes), "grad": rise(forward, *sizes)}
 print(json.dumps(rises))
 """
 
@@ -83,3 +106,17 @@ def test_contrast_stays_far_below_the_matrix_of_similarities(rises):
 def test_sigmoid_contrast_stays_far_below_the_matrix_of_logits(rises):
     """Of 8192 rows and columns it would take 256 MB; the gradients take 8."""
     assert 8 <= rises["sigmoid_contrast"] < 50
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("sliced_characteristic_sums", 33),  # projections
+        ("gram_difference of few", 16),  # products of tokens
+        ("gram_difference of many", 36),  # products of dimensions
+    ],
+)
+def test_nothing_is_kept_where_no_gradient_is_wanted(rises, name, kept):
+    """What is kept for the backward, in MB, is more than all that a forward takes without."""
+    assert rises[name]["grad"] > 0.9 * kept
+    assert rises[name]["no_grad"] < 0.7 * kept

@@ -81,6 +81,16 @@ def test_matches_definition(shape, logits, offset, dtype, device, request):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("offset", [0, 7, None])
+def test_in_chunks_of_rows(offset, dtype, device, request, chunk_limit):
+    """Three of them, the last one short, for the gradient on a GPU."""
+    chunk_limit(1)  # the least there is: 128 rows
+    torch.manual_seed(0)
+    inputs = make_inputs((300, 310, 12), device=device, dtype=dtype)
+    assert_equals_definition(inputs, torch.randn(300), offset, is_coarse(device, dtype, request))
+
+
 @pytest.mark.parametrize("offset", [0, 1500, None])
 def test_many_rows_on_the_cpu(offset):
     """Several tiles in both directions, with positives on both sides of their borders."""

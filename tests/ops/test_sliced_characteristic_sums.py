@@ -63,6 +63,38 @@ def test_several_tiles(views, rows, dim, count, device):
         assert_close(mine.cpu().double(), truth, rtol=0, atol=2e-6 * truth.abs().max().item())
 
 
+@pytest.mark.parametrize(
+    ("views", "rows", "dim", "count"),
+    [(2, 70, 3, 33), (5, 10, 3, 33), (2, 70, 20, 33), (5, 10, 20, 33)],
+)
+def test_in_chunks_of_a_gpu(views, rows, dim, count, device, chunk_limit):
+    """As the tiles above: three chunks of rows of a view, the last one short, or of views."""
+    chunk_limit(1)  # the least there is: 32 rows
+    test_several_tiles(views, rows, dim, count, device)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_views_shared_by_threads(threads):
+    """Evenly by two, which take whole views each, or all by all; in any mode of autograd."""
+    z, slices, grad, options = make_inputs((8, 300, 64, 1000, 3, 0.0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sums, grad_z = with_gradient(functional.sliced_characteristic_sums, z, slices, grad, **options)
+        with torch.no_grad():
+            found = [functional.sliced_characteristic_sums(z, slices, **options)]
+        with torch.inference_mode():
+            given = z.clone(), slices.clone()
+            found.append(functional.sliced_characteristic_sums(*given, **options))
+    finally:
+        torch.set_num_threads(before)
+    exact = [t.double() for t in (z, slices, grad)]
+    want = with_gradient(reference.sliced_characteristic_sums, *exact, **options)
+    for mine, truth in zip((sums, grad_z), want, strict=True):
+        assert_close(mine.double(), truth, rtol=0, atol=2e-6 * truth.abs().max().item())
+    assert all(torch.equal(other, sums) for other in found)
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 3, 7, 4, 0.0), (1, 6, 2, 5, 20, -1.0)], ids=str)
 def test_gradient(shape):
     z, slices, _, options = make_inputs(shape, dtype=torch.float64)

@@ -43,7 +43,7 @@ TINY_TRANSFORMER = {"img_size": 16, "patch_size": 4, "depth": 1, "embed_dim": 24
 VARIANTS = {"moco": "moco", "vicreg": "vicreg", "mast": "mast+equimod+hard"}
 METHODS = [VARIANTS.get(name, f"{name}+hard") for name in sorted(REGISTRY) if name != "ibot"]
 METHODS += ["simclr+equimod"]
-TRANSFORMERS = {"transformer+hard": "simclr+hard", "ibot+hard": "ibot+hard"}
+TRANSFORMERS = {"transformer+hard": "simclr+hard", "ibot+hard": "ibot+hard", "gram": "dino+gram"}
 RANDOM = HardViewOptions(4, strategy="softmax")
 
 
@@ -51,9 +51,11 @@ def settings(tiny, method, hard_views=None):
     """The tiny run, shorter and by SGD: Adam's first steps would take a rounding error for a
     gradient."""
     base, *around = method.split("+")
+    gram = {"gram_weight": 1.0, "gram_start": 1, "gram_every": 2} if "gram" in around else {}
     return replace(
         tiny,
         method=base,
+        dino=replace(tiny.dino, **gram),
         equimod=EquiModOptions(1.0 if "equimod" in around else 0.0, (16, 16), 8),
         hard_views=hard_views or HardViewOptions(4 if "hard" in around else 0),
         optimizer=OptimizerConfig(name="sgd", lr=0.01, warmup=0.0),
@@ -330,12 +332,25 @@ def test_equals_one_process(name, world, alone, folder):
     rows = rows_of(folder / "0" / name)
     assert rows[0].keys() == rows_of(want["run"])[0].keys()
     for row, truth in zip(rows, rows_of(want["run"]), strict=True):
-        for column in ("step", "epoch", "loss", "lr", "gradient_norm"):
-            assert float(row[column]) == pytest.approx(float(truth[column]), rel=1e-4, abs=1e-6)
+        for column in ("step", "epoch", "loss", "lr", "gradient_norm", *({"gram"} & row.keys())):
+            near = pytest.approx(float(truth[column]), rel=1e-4, abs=1e-6, nan_ok=column == "gram")
+            assert float(row[column]) == near, column
         for column in RANKS:
             near = pytest.approx(float(truth[column]), rel=1e-3, nan_ok=True)
             assert float(row[column]) == near, (column, row["step"])
     assert [row["step"] for row in rows if row[RANKS[0]] != "nan"] == ["1", "2", "4"]
+
+
+def test_the_gram_teacher_of_all_processes_is_one(world, alone):
+    """From the second step on it counts, and it is taken anew at the fourth."""
+    rows = rows_of(alone("gram")["run"])
+    assert [float(row["gram"]) > 0 for row in rows] == [False, True, True, True]
+    own = [name for name in alone("gram")["weights"] if name.startswith("gram_teacher.")]
+    weights = [found["weights"] for found in world.run(train_named, "gram")]
+    assert own and all(torch.equal(weights[0][name], weights[1][name]) for name in own)
+    start = alone("gram")["start"]
+    moved = [weights[0][f"gram_teacher.module.{name.removeprefix('backbone.')}"] for name in start]
+    assert not all(torch.equal(a, b) for a, b in zip(moved, start.values(), strict=True))
 
 
 @pytest.mark.parametrize("name", METHODS)

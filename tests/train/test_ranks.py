@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mast_ext.train.evaluation.ranks import lidar, rankme
 
@@ -40,6 +42,27 @@ def test_rankme_is_its_definition(shape):
 def test_lidar_is_its_definition(shape, delta):
     x = torch.randn(shape, dtype=torch.float64) + 3 * torch.randn(shape[1:], dtype=torch.float64)
     assert lidar(x, delta=delta) == pytest.approx(lidar_as_written(x, delta), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20_000, 16), (16, 20_000)])
+def test_rankme_copies_a_part_of_the_embeddings_at_a_time(shape):
+    x = torch.randn(shape)
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(
+                t.untyped_storage().nbytes()
+                for t in tree_leaves(result)
+                if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata != x_storage
+            )
+            return result
+
+    x_storage = x.untyped_storage()._cdata
+    with Watch():
+        rankme(x)
+    assert 0 < max(sizes) < x.untyped_storage().nbytes() / 4
 
 
 def test_orthogonal_images_count_one_each():

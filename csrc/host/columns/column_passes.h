@@ -8,6 +8,7 @@
 
 #include "host/columns/forms.h"
 #include "host/common/checks.h"
+#include "host/common/chunk_limit.h"
 #include "host/common/products.h"
 #include "host/common/run_on.h"
 #include "host/common/tensors.h"
@@ -38,7 +39,7 @@ struct Chunks {
   // longer on a GPU, where launches cost more than memory.
   Chunks(std::int64_t length_, std::int64_t other, bool whole, bool cuda)
       : length(length_),
-        step(whole ? length_ : std::max<std::int64_t>(cuda ? 8192 : 1024, other)) {}
+        step(whole ? length_ : std::max<std::int64_t>(cuda ? chunk_limit(8192) : 1024, other)) {}
 
   bool single() const { return step >= length; }
 

@@ -4,6 +4,7 @@
 
 #include "host/columns/column_passes.h"
 #include "host/common/caching_allocator.h"
+#include "host/common/chunk_limit.h"
 #include "host/ops.h"
 
 namespace mast_ext {
@@ -25,7 +26,7 @@ struct GramInputs {
   std::int64_t images, rows, dim;
   RemoveNegative remove;
   bool moments;  // the moment form, rather than the Gram form
-  bool keep;     // a b^T is kept for the backward pass
+  bool whole;    // the Gram form in one tile, the products of which can be kept for the backward
   std::int64_t tile;
   bool cuda;
 
@@ -43,8 +44,8 @@ struct GramInputs {
     // backward take fewer operations.
     const bool many = rows > 2 * dim;
     moments = many && remove == RemoveNegative::kNone;
-    keep = !many && remove == RemoveNegative::kNone;
-    tile = keep ? rows : std::min<std::int64_t>(rows, cuda ? 2048 : 512);
+    whole = !many && remove == RemoveNegative::kNone;
+    tile = whole ? rows : std::min<std::int64_t>(rows, cuda ? 2048 : 512);
   }
 
   Tensor new_empty(at::IntArrayRef shape) const {
@@ -52,6 +53,11 @@ struct GramInputs {
   }
   Tensor workspace(at::IntArrayRef shape) const {
     return new_workspace(s, shape, accumulation_type(s));
+  }
+  // Of what the forward keeps for the backward, which is empty where nothing is.
+  at::DimVector kept_shape() const {
+    if (moments) return {images, 2 * dim, 2 * dim};
+    return whole ? at::DimVector{images, rows, rows} : at::DimVector{0};
   }
   DType accumulation() const {
     return s.scalar_type() == at::kDouble ? DType::kFloat64 : DType::kFloat32;
@@ -61,7 +67,7 @@ struct GramInputs {
   // and whose temporaries take no more memory than needed for that.
   template <typename Body>
   void each_images(const Body& body) const {
-    const std::int64_t most = cuda ? 1 << 26 : 1 << 20;
+    const std::int64_t most = cuda ? chunk_limit(1 << 26) : 1 << 20;
     const std::int64_t largest = std::max(tile * tile, std::min(rows, row_chunks().step) * 2 * dim);
     const std::int64_t step = std::max<std::int64_t>(most / largest, 1);
     for (std::int64_t first = 0; first < images; first += step) {
@@ -174,24 +180,24 @@ struct Gradients {
 }  // namespace
 
 std::tuple<Tensor, Tensor> gram_difference(const Tensor& s, const Tensor& t,
-                                           std::optional<std::string_view> remove_negative) {
+                                           std::optional<std::string_view> remove_negative,
+                                           bool keep) {
   const PlainTensors plain;
   const GramInputs in(s, t, remove_negative);
   const auto B = in.images, N = in.rows, D = in.dim;
   Tensor difference = in.new_empty({B});
-  Tensor product = new_result(in.s,
-                              in.keep      ? at::DimVector{B, N, N}
-                              : in.moments ? at::DimVector{B, 2 * D, 2 * D}
-                                           : at::DimVector{0},
-                              accumulation_type(in.s));
+  const bool keeps = keep && (in.whole || in.moments);
+  Tensor product =
+      new_result(in.s, keeps ? in.kept_shape() : at::DimVector{0}, accumulation_type(in.s));
   const std::int64_t blocks = kernels::gram_blocks(in.moments ? D : N);
   Tensor sums = in.s.new_empty({B, blocks}, in.s.options().dtype(at::kDouble));
   auto* const all_sums = static_cast<double*>(sums.mutable_data_ptr());
 
   in.each_images([&](std::int64_t first, std::int64_t count) {
     double* const own_sums = all_sums + first * blocks;
+    const Tensor kept = keeps ? product.narrow(0, first, count) : Tensor();
     if (in.moments) {
-      const Tensor moments = product.narrow(0, first, count);
+      const Tensor moments = keeps ? kept : in.workspace({count, 2 * D, 2 * D});
       in.row_chunks().each([&](std::int64_t row, std::int64_t length) {
         const Tensor z = in.operands(first, count, row, length);
         add_gram(moments, z.transpose(1, 2), row == 0, row + length == N);
@@ -210,7 +216,6 @@ std::tuple<Tensor, Tensor> gram_difference(const Tensor& s, const Tensor& t,
           [&](auto stream) { return kernels::gram_moments_cuda(p, stream); });
       return;
     }
-    const Tensor kept = in.keep ? product.narrow(0, first, count) : Tensor();
     in.each_tile(first, count, kept, true, [&](kernels::GramTile& p, auto row, auto column) {
       p.weight = row == column ? 1 : 2;
       p.add = row != column;
@@ -245,10 +250,7 @@ std::tuple<Tensor, Tensor> gram_difference_backward(const Tensor& grad_differenc
   check_shape(grad_difference_, "grad_difference", {B});
   check_device(grad_difference_, "grad_difference", s, "s");
   check_accumulation(grad_difference_, "grad_difference", s, "tokens");
-  check_shape(product_, "product",
-              in.keep      ? at::DimVector{B, N, N}
-              : in.moments ? at::DimVector{B, 2 * D, 2 * D}
-                           : at::DimVector{0});
+  check_shape(product_, "product", in.kept_shape());
   check_device(product_, "product", s, "s");
   check_accumulation(product_, "product", s, "tokens");
   const Tensor grad_difference = grad_difference_.contiguous(), product = product_.contiguous();
@@ -288,10 +290,10 @@ std::tuple<Tensor, Tensor> gram_difference_backward(const Tensor& grad_differenc
         if (wanted[1]) add_product(teacher.sums.narrow(1, row, length), z, teacher_matrix, true);
       });
     } else {
-      const Tensor kept = in.keep ? product.narrow(0, first, count) : Tensor();
+      const Tensor kept = in.whole ? product.narrow(0, first, count) : Tensor();
       const Tensor x = wanted[0] ? in.wide(in.s, first, count) : Tensor();
       const Tensor y = wanted[1] ? in.wide(in.t, first, count) : Tensor();
-      in.each_tile(first, count, kept, !in.keep, [&](kernels::GramTile& p, auto row, auto column) {
+      in.each_tile(first, count, kept, !in.whole, [&](kernels::GramTile& p, auto row, auto column) {
         const auto new_weights = [&](bool want) {
           return want ? in.workspace({count, p.rows, p.columns}) : Tensor();
         };

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "host/common/chunk_limit.h"
 #include "host/sigmoid_contrast/inputs.h"
 
 namespace mast_ext {
@@ -22,10 +23,10 @@ class SigmoidCudaDriver {
     SigmoidGradients* const grads = results.grads;
     const bool weighs = grads != nullptr && (grads->wants_x || grads->wants_y);
     // Without weights all rows are one chunk.
-    const std::int64_t chunk = std::min(
-        rows, weighs
-                  ? std::max<std::int64_t>(128, kChunkElements / std::max<std::int64_t>(columns, 1))
-                  : rows);
+    const std::int64_t chunk =
+        std::min(rows, weighs ? std::max<std::int64_t>(128, chunk_limit(kChunkElements) /
+                                                                std::max<std::int64_t>(columns, 1))
+                              : rows);
     const at::ScalarType type = x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
     const std::int64_t stride = (columns + 7) / 8 * 8;
     Tensor weights, x_rows, y_rows, products_y, sums, dots;

@@ -1,10 +1,13 @@
 #include "kernels/sliced_characteristic_sums/sliced_characteristic_sums.h"
 
+#include <ATen/ThreadLocalState.h>
+
 #include <algorithm>
 #include <cmath>
 
 #include "host/common/caching_allocator.h"
 #include "host/common/checks.h"
+#include "host/common/chunk_limit.h"
 #include "host/common/products.h"
 #include "host/common/run_on.h"
 #include "host/ops.h"
@@ -45,32 +48,36 @@ struct Projections {
   // Of the rows of projections: at a distance of a power of two they would share cache sets.
   std::int64_t stride() const { return (count + 31) / 16 * 16; }
 
-  // Calls body(view, views, row, rows) for every tile: some views, or some rows of one.
+  // Calls body(view, views, row, rows, memory) for every tile: some views, or some rows of one,
+  // with memory for a tile if `needs_memory`. Views have nothing to do with each other: if the
+  // threads of a CPU can share them evenly, each takes whole tiles and waits for the others only at
+  // the end.
   template <typename Body>
-  void each_tile(const Body& body) const {
-    if (rows == 0) return;
-    const std::int64_t most = most_rows();
-    if (rows <= most) {
-      const std::int64_t step = most / rows;
-      for (std::int64_t v = 0; v < views; v += step) body(v, std::min(step, views - v), 0, rows);
-      return;
-    }
-    for (std::int64_t v = 0; v < views; ++v) {
-      for (std::int64_t n = 0; n < rows; n += most) body(v, 1, n, std::min(most, rows - n));
-    }
+  void each_tile(bool needs_memory, const Body& body) const {
+    if (views == 0 || rows == 0) return;
+    const std::int64_t most = most_rows(), step = std::max<std::int64_t>(most / rows, 1);
+    const std::int64_t groups = (views + step - 1) / step, threads = at::get_num_threads();
+    const at::ThreadLocalState state;
+    const auto each_of = [&](std::int64_t begin, std::int64_t end) {
+      const at::ThreadLocalStateGuard as_there(state);  // no gradient; inference mode, or not
+      const Tensor memory = needs_memory ? new_tile() : Tensor();
+      for (std::int64_t v = begin * step; v < std::min(end * step, views); v += step) {
+        for (std::int64_t n = 0; n < rows; n += most) {
+          body(v, std::min(step, views - v), n, std::min(most, rows - n), memory);
+        }
+      }
+    };
+    const bool evenly = groups % threads == 0 || groups > 4 * threads;
+    if (uses_cuda_kernels(z) || !evenly) return each_of(0, groups);
+    parallel_rows(groups, std::min(step, views) * rows * dim * count, each_of);
   }
 
-  // Whether projections are kept for the backward, which takes memory of the order of z's. With
+  // Whether projections can be kept for the backward, which takes memory of the order of z's. With
   // few dimensions they would take more, and are made again fast.
-  bool keep() const { return count <= 2 * dim; }
-
-  Tensor new_kept() const {
-    if (!keep()) return new_sums({0});
-    return new_workspace(z, {views, rows, stride()}, accumulation_type(z));
-  }
+  bool can_keep() const { return count <= 2 * dim; }
 
   // The memory of the largest tile.
-  Tensor new_tiles() const {
+  Tensor new_tile() const {
     return new_workspace(z, {std::min(most_rows(), views * rows) * stride()}, accumulation_type(z));
   }
 
@@ -115,7 +122,8 @@ struct Projections {
   static constexpr std::int64_t kCpuTile = 1 << 18;
 
   std::int64_t most_rows() const {
-    return std::max<std::int64_t>((uses_cuda_kernels(z) ? kGpuTile : kCpuTile) / count, 32);
+    return std::max<std::int64_t>((uses_cuda_kernels(z) ? chunk_limit(kGpuTile) : kCpuTile) / count,
+                                  32);
   }
 };
 
@@ -123,17 +131,19 @@ struct Projections {
 
 std::tuple<Tensor, Tensor> sliced_characteristic_sums(const Tensor& z, const Tensor& slices,
                                                       std::int64_t knots, double t_min,
-                                                      double t_max) {
+                                                      double t_max, bool keep) {
   const PlainTensors plain;
   const Projections in(z, slices, knots, t_min, t_max);
   Tensor sums = in.new_sums({in.views, knots, 2, in.count});
-  const Tensor kept = in.new_kept();
+  const bool keeps = keep && in.can_keep();
+  const Tensor kept = keeps ? new_workspace(z, {in.views, in.rows, in.stride()}, sums.scalar_type())
+                            : in.new_sums({0});
   if (in.rows == 0) return {sums.zero_(), kept};
-  const Tensor tiles = in.keep() ? Tensor() : in.new_tiles();
   const bool cuda = uses_cuda_kernels(z);
-  in.each_tile([&](std::int64_t view, std::int64_t views, std::int64_t row, std::int64_t rows) {
+  in.each_tile(!keeps, [&](std::int64_t view, std::int64_t views, std::int64_t row,
+                           std::int64_t rows, const Tensor& memory) {
     const Tensor tile =
-        in.keep() ? in.kept_tile(kept, view, views, row, rows) : in.tile_in(tiles, views * rows);
+        keeps ? in.kept_tile(kept, view, views, row, rows) : in.tile_in(memory, views * rows);
     multiply(tile, in.embeddings(view, views, row, rows), slices, false);
     const Tensor part = sums.narrow(0, view, views);
     const std::int64_t shares = cuda ? kernels::row_shares(views, rows, in.count) : 1;
@@ -171,7 +181,7 @@ Tensor sliced_characteristic_sums_backward(const Tensor& grad_sums_, const Tenso
   check_shape(grad_sums_, "grad_sums", {in.views, knots, 2, in.count});
   check_device(grad_sums_, "grad_sums", z, "z");
   check_accumulation(grad_sums_, "grad_sums", z, "embeddings");
-  if (in.keep()) {
+  if (in.can_keep()) {
     check_shape(kept_, "projections", {in.views, in.rows, in.stride()});
     check_device(kept_, "projections", z, "z");
     check_accumulation(kept_, "projections", z, "embeddings");
@@ -179,11 +189,11 @@ Tensor sliced_characteristic_sums_backward(const Tensor& grad_sums_, const Tenso
   const Tensor grad_sums = grad_sums_.contiguous(), kept = kept_.contiguous();
   Tensor grad_z = new_result(z, z.sizes());
   if (grad_z.numel() == 0) return grad_z;
-  const Tensor tiles = in.new_tiles();
-  in.each_tile([&](std::int64_t view, std::int64_t views, std::int64_t row, std::int64_t rows) {
-    const Tensor tile = in.tile_in(tiles, views * rows);
+  in.each_tile(true, [&](std::int64_t view, std::int64_t views, std::int64_t row, std::int64_t rows,
+                         const Tensor& memory) {
+    const Tensor tile = in.tile_in(memory, views * rows);
     Tensor projections = tile;
-    if (in.keep()) {
+    if (in.can_keep()) {
       projections = in.kept_tile(kept, view, views, row, rows);
     } else {
       multiply(tile, in.embeddings(view, views, row, rows), slices, false);
