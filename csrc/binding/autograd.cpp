@@ -4,6 +4,7 @@
 // Results that only the backward reads have no derivative. They are not outputs of
 // torch::autograd::Function, where they would have to be marked as non-differentiable: compiled
 // autograd does not support the mark.
+#include <ATen/FuncTorchTLS.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -11,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -33,6 +35,33 @@ bool requires_grad(const Option&) {
   return false;
 }
 
+bool has_tangent(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
+bool has_tangent(const OptionalTensor& t) { return t && has_tangent(*t); }
+template <typename Option>
+bool has_tangent(const Option&) {
+  return false;
+}
+
+// The transforms of torch.func (grad, vjp, vmap, ...) that are active, exchanged for others while
+// this lives.
+//
+// torch::autograd::Function::apply() refuses to run inside of one: called by anyone, its tensors may
+// belong to several transforms. The dispatcher gives a derivative those of the innermost one, and
+// comes to the next one below autograd. So apply() is shown none; what forward() calls sees them.
+using Transforms = std::unique_ptr<at::functorch::FuncTorchTLSBase>;
+class ExchangedTransforms {
+ public:
+  explicit ExchangedTransforms(Transforms& others) : others_(others) { exchange(); }
+  ~ExchangedTransforms() { exchange(); }
+  ExchangedTransforms(const ExchangedTransforms&) = delete;
+  ExchangedTransforms& operator=(const ExchangedTransforms&) = delete;
+
+ private:
+  void exchange() { at::functorch::functorchTLSAccessor().swap(others_); }
+
+  Transforms& others_;
+};
+
 // What all derivatives share. `Derivative` has
 //   save(ctx, result, args)  saves what gradients() needs
 //   gradients(ctx, grads)    returns the gradients of the inputs, in order: undefined tensors for
@@ -47,18 +76,27 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
   static constexpr std::size_t differentiable = 1;
 
   static Result run(c10::DispatchKeySet keys, Args... args) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(args) || ...), Forward::name,
+                                " has no forward-mode derivative (jvp, jacfwd, forward AD)");
     const bool wanted = at::GradMode::is_enabled() && (requires_grad(args) || ...);
     if (!wanted) return Forward::below_autograd(keys, args...);
     Result result;
-    const Tensors outputs = Derivative::apply(args..., keys, &result);
+    Transforms transforms;
+    const ExchangedTransforms hidden(transforms);
+    const Tensors outputs = Derivative::apply(args..., keys, &result, &transforms);
     const auto results = results_of(result);
     for (std::size_t i = 0; i < outputs.size(); ++i) *results[i] = outputs[i];
     return result;
   }
 
   static Tensors forward(AutogradContext* ctx, Args... args, c10::DispatchKeySet keys,
-                         Result* result) {
-    *result = Forward::below_autograd(keys, args...);
+                         Result* result, Transforms* transforms) {
+    {
+      // Gradients, which apply() has turned off, are those of the transforms around this one, too.
+      const ExchangedTransforms seen(*transforms);
+      const at::AutoGradMode recorded(true);
+      *result = Forward::below_autograd(keys, args...);
+    }
     ctx->set_materialize_grads(false);
     Derivative::save(ctx, *result, args...);
     const auto results = results_of(*result);
@@ -70,7 +108,7 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
   static Tensors backward(AutogradContext* ctx, const Tensors& grads) {
     const bool any = std::ranges::any_of(grads, [](const Tensor& grad) { return grad.defined(); });
     Tensors gradients = any ? Derivative::gradients(ctx, grads) : Tensors();
-    gradients.resize(sizeof...(Args) + 2);  // `keys` and `result` of forward() are inputs too
+    gradients.resize(sizeof...(Args) + 3);  // what forward() is given beside them counts as inputs
     return gradients;
   }
 };
