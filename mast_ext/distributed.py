@@ -75,10 +75,11 @@ def all_reduce(x: Tensor) -> Tensor:
 
 
 @never_compiled
-def _all_reduce(x: Tensor) -> Tensor:
+def _all_reduce(x: Tensor, operation: Any = None) -> Tensor:
+    """By default the sum."""
     x = x.detach().clone()
     with _collective("all-reduce"):
-        dist.all_reduce(x)
+        dist.all_reduce(x, operation or dist.ReduceOp.SUM)
     return x
 
 
@@ -104,13 +105,24 @@ def start_all_reduce(x: Tensor) -> Callable[[], Tensor]:
     return finish
 
 
+FEW_PROCESSES = 8  # GPUs of a machine, for which one exchange is faster than two that move less
+
+
 def all_reduce_logsumexp(x: Tensor) -> Tensor:
     """Log of the sum of ``exp(x)`` over processes, without gradient; cannot overflow.
+
+    Few processes gather ``x``. What more of them receive does not grow with their number.
 
     Raises:
         RuntimeError: Another process died or is late.
     """
-    return all_gather(x[None]).logsumexp(0) if world_size() > 1 else x
+    if world_size() == 1:
+        return x
+    if world_size() <= FEW_PROCESSES:
+        return all_gather(x[None]).logsumexp(0)
+    limits = torch.finfo(x.dtype)  # where nothing or infinity is largest, differences stay numbers
+    largest = _all_reduce(x, dist.ReduceOp.MAX).clamp(limits.min, limits.max)
+    return largest + _all_reduce((x - largest).exp()).log()
 
 
 @never_compiled

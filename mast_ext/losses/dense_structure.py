@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast_ext.losses.common.linear_algebra import singular_values, widen
+from mast_ext.losses.common.linear_algebra import singular_values, widen, without_autocast
 
 
 class DSERegularizer(nn.Module):
@@ -156,7 +156,7 @@ class DSERegularizer(nn.Module):
 
 
 def _distances(x: Tensor, centers: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return torch.cdist(x, centers)
 
 

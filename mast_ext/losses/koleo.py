@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, rank, require_distributed
 from mast_ext.losses.common.inputs import Reduction, reduce, require_option
-from mast_ext.losses.common.linear_algebra import widen
+from mast_ext.losses.common.linear_algebra import widen, without_autocast
 
 
 class KoLeoLoss(nn.Module):
@@ -111,7 +111,7 @@ class KoLeoLoss(nn.Module):
                 f"x must hold whole groups of {size} rows, more than {self.topk}, got {len(rows)}"
             )
         normal = F.normalize(widen(rows), dim=1, eps=self.eps)
-        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(rows):
             groups = normal.view(-1, size, normal.shape[1])
             cosines = groups @ groups.mT
             cosines.diagonal(dim1=1, dim2=2).fill_(-2)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mast_ext import functional
 from mast_ext.distributed import gather_batch
 from mast_ext.losses.common.inputs import stack_views
-from mast_ext.losses.common.linear_algebra import widen
+from mast_ext.losses.common.linear_algebra import widen, without_autocast
 from mast_ext.losses.vicreg import VICRegLoss
 
 Features = Sequence[tuple[Tensor, Tensor]]
@@ -152,7 +152,7 @@ class VICRegLLoss(nn.Module):
 
     def _matched_loss(self, a: Tensor, b: Tensor, place_a: Tensor, place_b: Tensor) -> Tensor:
         """Of features ``[B, N, E]`` and ``[B, M, E]``, matched by what lies near in ``place``."""
-        with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(a):
             distances = torch.cdist(widen(place_a), widen(place_b))
         there, back = self.num_matches
         return 0.5 * (

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
 from mast_ext.losses.common.inputs import require_images
-from mast_ext.losses.common.linear_algebra import widen
+from mast_ext.losses.common.linear_algebra import widen, without_autocast
 
 
 def normalized_mse(x0: Tensor, x1: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Whitening2d(nn.Module):
             mean, covariance = self.running_mean.view(1, -1), self.running_variance
             return _Whiten.apply(x, mean.to(x), self._factor(covariance.to(x)), None)
         require_images(len(x), "x", least=2)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(x):
             mean = x.mean(0, keepdim=True)
             centered = x - mean
             covariance = centered.T @ centered / (len(x) - 1)
@@ -126,7 +126,7 @@ class _Whiten(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         y, factor = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad):
             if ctx.share is not None:
                 lower = (grad.T @ y).tril()
                 symmetric = lower + lower.tril(-1).T

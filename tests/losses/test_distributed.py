@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from mast_ext import losses
+from mast_ext import distributed, losses
 from mast_ext.distributed import gather_batch, require_equal_batches, start_ring_shift
 from mast_ext.distributed import rank as rank_of_process
 from mast_ext.losses.common.center import Center
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.distributed
 BATCH, FEATURES, DIM, VIEWS = 6, 5, 16, 3  # a process's batch; the Gram form from two of them on
 BANK = 25  # rows; wraps around in the second of two steps
 WORLD_SIZES = [1, 2, 3]
+LOGSUMEXPS = ["swav", "dino_sinkhorn", "ibot_sinkhorn", "mast_uncertain"]
 COMPILED = ["dclw", "dino_deferred", "sigreg", "sig_lip"]
 PATIENCE = timedelta(seconds=2)
 
@@ -319,6 +320,17 @@ def batches_of_other_sizes(rank, world_size, average):
     return {n: train(n, images[:, mine], changed[mine], average) for n in SHARED_SUMS}
 
 
+def logsumexps_of_many_processes(rank, images, changed, average):
+    """As more processes than these have them, which exchange a maximum and a sum."""
+    extremes = torch.tensor([rank, -1e4 * rank, 1e4 * rank, -float("inf"), 0.0, 0.0, 1.0])
+    if rank == 1:
+        extremes[4:] = torch.tensor([float("inf"), float("nan"), -float("inf")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "FEW_PROCESSES", 1)
+        found = {n: train(n, images, changed, average) for n in LOGSUMEXPS}
+        return found, distributed.all_reduce_logsumexp(extremes), extremes
+
+
 def sizes_of_what_lies_on_a_gpu(rank):
     """Compared by the hosts: tensors without values stand for those whose values are not there."""
     last = dist.get_world_size() - 1
@@ -433,6 +445,9 @@ def run_world(rank, world_size, directory):
         found["compiled"] = {
             name: train(name, images[:, mine], changed[mine], average, True) for name in COMPILED
         }
+        found["logsumexps"] = logsumexps_of_many_processes(
+            rank, images[:, mine], changed[mine], average
+        )
         torch.manual_seed(rank)
         found["pending"] = pending_updates()
     dist.destroy_process_group()
@@ -465,6 +480,22 @@ def test_equals_one_process(objective, world_size, processes):
         for mine, truth in zip(results, want, strict=True):
             scale = max(1.0, truth.abs().max().item())
             torch.testing.assert_close(mine, truth, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("objective", LOGSUMEXPS)
+def test_many_processes_equal_few(objective, processes):
+    for found in processes:
+        found = found[len(processes)]
+        many, few = found["logsumexps"][0][objective], found["results"][objective]
+        for mine, truth in zip(many, few, strict=True):
+            torch.testing.assert_close(mine, truth)
+
+
+def test_logsumexp_of_many_processes_cannot_overflow(processes):
+    every = [found[len(processes)]["logsumexps"] for found in processes]
+    want = torch.stack([extremes for _, _, extremes in every]).logsumexp(0)
+    for _, mine, _ in every:
+        torch.testing.assert_close(mine, want, equal_nan=True)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES[1:])

@@ -61,7 +61,7 @@ def test_gradient_is_that_of_autograd(call, dtype):
     want_total, want_results = function(leaves)
     assert_close(total, want_total)
     for mine, plain in zip(results, want_results, strict=True):
-        assert torch.equal(mine, plain)
+        assert_close(mine, plain)
     assert_near(got, gradients(function, leaves), DTYPES[dtype])
 
 
@@ -131,7 +131,7 @@ def test_forward_mode_is_refused(call):
     leaves = leaves_of(call, tensors)
     function = function_of(call, tensors)
     refused = pytest.raises(
-        NotImplementedError, match=f"{name_of(call)} has no forward-mode derivative"
+        NotImplementedError, match=rf"{name_of(call)}(_with_grad)? has no forward-mode derivative"
     )
     with refused:
         torch.func.jvp(lambda leaves: function(leaves)[0], (leaves,), (leaves,))

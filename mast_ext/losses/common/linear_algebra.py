@@ -4,6 +4,7 @@ Nor their gradients': left to autograd, these would be multiplied under whatever
 around ``backward()``, or around a compiled loss. So every function here makes its own.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Turns autocast off on the device of ``x``; that of shapes without values (meta) has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a b`` of matrices, or of two batches of as many."""
     return _Product.apply(a, b)
@@ -24,7 +30,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
-        with torch.autocast(a.device.type, enabled=False):
+        with without_autocast(a):
             return a @ b
 
     @staticmethod
@@ -36,7 +42,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         of_a, of_b = ctx.needs_input_grad
-        with torch.autocast(a.device.type, enabled=False):
+        with without_autocast(a):
             return grad @ b.mT if of_a else None, a.mT @ grad if of_b else None
 
 
@@ -48,7 +54,7 @@ def gram(x: Tensor) -> Tensor:
 class _Gram(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return x @ x.mT
 
     @staticmethod
@@ -59,7 +65,7 @@ class _Gram(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return (grad + grad.mT) @ x
 
 
@@ -97,7 +103,7 @@ class _SingularValues(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: None) -> Tensor:
         left, right = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad):
             return (left * grad.unsqueeze(-2)) @ right
 
 
