@@ -7,6 +7,8 @@
 #include <ATen/FuncTorchTLS.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
@@ -42,12 +44,33 @@ bool has_tangent(const Option&) {
   return false;
 }
 
+// Without this a tangent would be lost: it would look as if nothing depended on the input.
+template <typename... Args>
+void refuse_tangents(const char* op, const Args&... args) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(args) || ...), op,
+                              " has no forward-mode derivative (jvp, jacfwd, forward AD)");
+}
+
+// Whether the graph takes in an op of these arguments.
+template <typename... Args>
+bool is_recorded(const Args&... args) {
+  return at::GradMode::is_enabled() && (requires_grad(args) || ...);
+}
+
+void append(Tensors& to, const Tensor& t) { to.push_back(t); }
+void append(Tensors& to, const OptionalTensor& t) {
+  if (t) to.push_back(*t);
+}
+template <typename Option>
+void append(Tensors&, const Option&) {}
+
 // The transforms of torch.func (grad, vjp, vmap, ...) that are active, exchanged for others while
 // this lives.
 //
-// torch::autograd::Function::apply() refuses to run inside of one: called by anyone, its tensors may
-// belong to several transforms. The dispatcher gives a derivative those of the innermost one, and
-// comes to the next one below autograd. So apply() is shown none; what forward() calls sees them.
+// torch::autograd::Function::apply() refuses to run inside of one: called by anyone, its tensors
+// may belong to several transforms. The dispatcher gives a derivative those of the innermost one,
+// and comes to the next one below autograd. So apply() is shown none; what forward() calls sees
+// them.
 using Transforms = std::unique_ptr<at::functorch::FuncTorchTLSBase>;
 class ExchangedTransforms {
  public:
@@ -76,10 +99,8 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
   static constexpr std::size_t differentiable = 1;
 
   static Result run(c10::DispatchKeySet keys, Args... args) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(args) || ...), Forward::name,
-                                " has no forward-mode derivative (jvp, jacfwd, forward AD)");
-    const bool wanted = at::GradMode::is_enabled() && (requires_grad(args) || ...);
-    if (!wanted) return Forward::below_autograd(keys, args...);
+    refuse_tangents(name.text, args...);
+    if (!is_recorded(args...)) return Forward::below_autograd(keys, args...);
     Result result;
     Transforms transforms;
     const ExchangedTransforms hidden(transforms);
@@ -114,15 +135,25 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
 };
 
 // The derivative of a backward op: an error, where autograd would otherwise compute zero.
-template <typename Derivative>
-struct NoSecondDerivative : Formula<NoSecondDerivative<Derivative>, typename Derivative::Backward> {
-  static constexpr std::size_t differentiable = Derivative::Backward::results;
+template <typename Derivative, typename Op = typename Derivative::Backward>
+struct NoSecondDerivative;
+template <typename Derivative, Name name, typename Result, typename... Args>
+struct NoSecondDerivative<Derivative, Op<name, Result(Args...)>> {
+  using Forward = Op<name, Result(Args...)>;
 
-  static void save(AutogradContext*, const auto&...) {}
-
-  static Tensors gradients(AutogradContext*, const Tensors&) {
-    TORCH_CHECK(false, Derivative::Forward::name,
-                " has no second derivative: its gradient was differentiated");
+  static Result run(c10::DispatchKeySet keys, Args... args) {
+    refuse_tangents(name.text, args...);
+    Result result = Forward::below_autograd(keys, args...);
+    if (is_recorded(args...)) {
+      Tensors inputs;
+      (append(inputs, args), ...);
+      const auto error = std::make_shared<torch::autograd::Error>(
+          std::string(Derivative::Forward::name)
+              .append(" has no second derivative: its gradient was differentiated"),
+          torch::autograd::collect_next_edges(inputs));
+      for (const Tensor* t : results_of(result)) torch::autograd::set_history(*t, error);
+    }
+    return result;
   }
 };
 
