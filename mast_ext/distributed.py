@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mast_ext.compiling import never_compiled
 
@@ -199,9 +198,27 @@ class _Gather(torch.autograd.Function):
         pass
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _reduce_scatter(grad)
+        return _ReduceScatter.apply(grad)
+
+
+class _ReduceScatter(torch.autograd.Function):
+    """The adjoint of `_Gather`.
+
+    Inside of a transform of torch.func only the forward of a function has tensors that can be sent.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _reduce_scatter(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Gather.apply(grad)
 
 
 def _reduce_scatter(x: Tensor) -> Tensor:
@@ -269,9 +286,8 @@ class _Sum(torch.autograd.Function):
         pass
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _all_reduce(grad)
+        return _Sum.apply(grad)
 
 
 def sum_for_common_loss(x: Tensor) -> Tensor:
@@ -303,7 +319,6 @@ class _CommonSum(torch.autograd.Function):
         pass
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad * world_size()
 

@@ -7,8 +7,6 @@
 #include <ATen/FuncTorchTLS.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
-#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
@@ -134,7 +132,23 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
   }
 };
 
-// The derivative of a backward op: an error, where autograd would otherwise compute zero.
+// The graph of results that it is an error to differentiate, where autograd would compute zero.
+struct Refusal : torch::autograd::Function<Refusal> {
+  static constexpr bool is_traceable = true;
+
+  static Tensors forward(AutogradContext* ctx, const Tensors& /*inputs*/, const Tensors* results,
+                         std::string_view op) {
+    ctx->saved_data["op"] = std::string(op);
+    return *results;
+  }
+
+  static Tensors backward(AutogradContext* ctx, const Tensors&) {
+    TORCH_CHECK(false, ctx->saved_data["op"].toStringRef(),
+                " has no second derivative: its gradient was differentiated");
+  }
+};
+
+// The derivative of a backward op.
 template <typename Derivative, typename Op = typename Derivative::Backward>
 struct NoSecondDerivative;
 template <typename Derivative, Name name, typename Result, typename... Args>
@@ -145,13 +159,14 @@ struct NoSecondDerivative<Derivative, Op<name, Result(Args...)>> {
     refuse_tangents(name.text, args...);
     Result result = Forward::below_autograd(keys, args...);
     if (is_recorded(args...)) {
-      Tensors inputs;
+      Tensors inputs, outputs;
       (append(inputs, args), ...);
-      const auto error = std::make_shared<torch::autograd::Error>(
-          std::string(Derivative::Forward::name)
-              .append(" has no second derivative: its gradient was differentiated"),
-          torch::autograd::collect_next_edges(inputs));
-      for (const Tensor* t : results_of(result)) torch::autograd::set_history(*t, error);
+      const auto results = results_of(result);
+      for (const Tensor* t : results) outputs.push_back(*t);
+      Transforms transforms;
+      const ExchangedTransforms hidden(transforms);
+      outputs = Refusal::apply(inputs, &outputs, Derivative::Forward::name);
+      for (std::size_t i = 0; i < outputs.size(); ++i) *results[i] = outputs[i];
     }
     return result;
   }
