@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mast_ext.compiling import never_compiled
 
@@ -191,13 +190,35 @@ class _Gather(torch.autograd.Function):
     """``[B, ...]`` to ``[world size · B, ...]``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return all_gather(x)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _reduce_scatter(grad)
+        return _ReduceScatter.apply(grad)
+
+
+class _ReduceScatter(torch.autograd.Function):
+    """The adjoint of `_Gather`.
+
+    Inside of a transform of torch.func only the forward of a function has tensors that can be sent.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _reduce_scatter(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Gather.apply(grad)
 
 
 def _reduce_scatter(x: Tensor) -> Tensor:
@@ -257,13 +278,16 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return _all_reduce(x)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _all_reduce(grad)
+        return _Sum.apply(grad)
 
 
 def sum_for_common_loss(x: Tensor) -> Tensor:
@@ -287,11 +311,14 @@ def _sum_for_common_loss(x: Tensor) -> Tensor:
 
 class _CommonSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return _all_reduce(x)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad * world_size()
 

@@ -56,6 +56,7 @@ DISPATCHER_INCLUDES = {
         "<torch/library.h>",
     },
     "autograd.cpp": {
+        "<ATen/FuncTorchTLS.h>",
         "<ATen/TensorSubclassLikeUtils.h>",
         "<torch/csrc/autograd/custom_function.h>",
         "<torch/csrc/autograd/graph_task.h>",

@@ -4,6 +4,7 @@
 // Results that only the backward reads have no derivative. They are not outputs of
 // torch::autograd::Function, where they would have to be marked as non-differentiable: compiled
 // autograd does not support the mark.
+#include <ATen/FuncTorchTLS.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -11,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -33,6 +35,54 @@ bool requires_grad(const Option&) {
   return false;
 }
 
+bool has_tangent(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
+bool has_tangent(const OptionalTensor& t) { return t && has_tangent(*t); }
+template <typename Option>
+bool has_tangent(const Option&) {
+  return false;
+}
+
+// Without this a tangent would be lost: it would look as if nothing depended on the input.
+template <typename... Args>
+void refuse_tangents(const char* op, const Args&... args) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(args) || ...), op,
+                              " has no forward-mode derivative (jvp, jacfwd, forward AD)");
+}
+
+// Whether the graph takes in an op of these arguments.
+template <typename... Args>
+bool is_recorded(const Args&... args) {
+  return at::GradMode::is_enabled() && (requires_grad(args) || ...);
+}
+
+void append(Tensors& to, const Tensor& t) { to.push_back(t); }
+void append(Tensors& to, const OptionalTensor& t) {
+  if (t) to.push_back(*t);
+}
+template <typename Option>
+void append(Tensors&, const Option&) {}
+
+// The transforms of torch.func (grad, vjp, vmap, ...) that are active, exchanged for others while
+// this lives.
+//
+// torch::autograd::Function::apply() refuses to run inside of one: called by anyone, its tensors
+// may belong to several transforms. The dispatcher gives a derivative those of the innermost one,
+// and comes to the next one below autograd. So apply() is shown none; what forward() calls sees
+// them.
+using Transforms = std::unique_ptr<at::functorch::FuncTorchTLSBase>;
+class ExchangedTransforms {
+ public:
+  explicit ExchangedTransforms(Transforms& others) : others_(others) { exchange(); }
+  ~ExchangedTransforms() { exchange(); }
+  ExchangedTransforms(const ExchangedTransforms&) = delete;
+  ExchangedTransforms& operator=(const ExchangedTransforms&) = delete;
+
+ private:
+  void exchange() { at::functorch::functorchTLSAccessor().swap(others_); }
+
+  Transforms& others_;
+};
+
 // What all derivatives share. `Derivative` has
 //   save(ctx, result, args)  saves what gradients() needs
 //   gradients(ctx, grads)    returns the gradients of the inputs, in order: undefined tensors for
@@ -47,18 +97,25 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
   static constexpr std::size_t differentiable = 1;
 
   static Result run(c10::DispatchKeySet keys, Args... args) {
-    const bool wanted = at::GradMode::is_enabled() && (requires_grad(args) || ...);
-    if (!wanted) return Forward::below_autograd(keys, args...);
+    refuse_tangents(name.text, args...);
+    if (!is_recorded(args...)) return Forward::below_autograd(keys, args...);
     Result result;
-    const Tensors outputs = Derivative::apply(args..., keys, &result);
+    Transforms transforms;
+    const ExchangedTransforms hidden(transforms);
+    const Tensors outputs = Derivative::apply(args..., keys, &result, &transforms);
     const auto results = results_of(result);
     for (std::size_t i = 0; i < outputs.size(); ++i) *results[i] = outputs[i];
     return result;
   }
 
   static Tensors forward(AutogradContext* ctx, Args... args, c10::DispatchKeySet keys,
-                         Result* result) {
-    *result = Forward::below_autograd(keys, args...);
+                         Result* result, Transforms* transforms) {
+    {
+      // Gradients, which apply() has turned off, are those of the transforms around this one, too.
+      const ExchangedTransforms seen(*transforms);
+      const at::AutoGradMode recorded(true);
+      *result = Forward::below_autograd(keys, args...);
+    }
     ctx->set_materialize_grads(false);
     Derivative::save(ctx, *result, args...);
     const auto results = results_of(*result);
@@ -70,21 +127,48 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
   static Tensors backward(AutogradContext* ctx, const Tensors& grads) {
     const bool any = std::ranges::any_of(grads, [](const Tensor& grad) { return grad.defined(); });
     Tensors gradients = any ? Derivative::gradients(ctx, grads) : Tensors();
-    gradients.resize(sizeof...(Args) + 2);  // `keys` and `result` of forward() are inputs too
+    gradients.resize(sizeof...(Args) + 3);  // what forward() is given beside them counts as inputs
     return gradients;
   }
 };
 
-// The derivative of a backward op: an error, where autograd would otherwise compute zero.
-template <typename Derivative>
-struct NoSecondDerivative : Formula<NoSecondDerivative<Derivative>, typename Derivative::Backward> {
-  static constexpr std::size_t differentiable = Derivative::Backward::results;
+// The graph of results that it is an error to differentiate, where autograd would compute zero.
+struct Refusal : torch::autograd::Function<Refusal> {
+  static constexpr bool is_traceable = true;
 
-  static void save(AutogradContext*, const auto&...) {}
+  static Tensors forward(AutogradContext* ctx, const Tensors& /*inputs*/, const Tensors* results,
+                         std::string_view op) {
+    ctx->saved_data["op"] = std::string(op);
+    return *results;
+  }
 
-  static Tensors gradients(AutogradContext*, const Tensors&) {
-    TORCH_CHECK(false, Derivative::Forward::name,
+  static Tensors backward(AutogradContext* ctx, const Tensors&) {
+    TORCH_CHECK(false, ctx->saved_data["op"].toStringRef(),
                 " has no second derivative: its gradient was differentiated");
+  }
+};
+
+// The derivative of a backward op.
+template <typename Derivative, typename Op = typename Derivative::Backward>
+struct NoSecondDerivative;
+template <typename Derivative, Name name, typename Result, typename... Args>
+struct NoSecondDerivative<Derivative, Op<name, Result(Args...)>> {
+  using Forward = Op<name, Result(Args...)>;
+
+  static Result run(c10::DispatchKeySet keys, Args... args) {
+    refuse_tangents(name.text, args...);
+    Result result = Forward::below_autograd(keys, args...);
+    if (is_recorded(args...)) {
+      Tensors inputs, outputs;
+      (append(inputs, args), ...);
+      const auto results = results_of(result);
+      for (const Tensor* t : results) outputs.push_back(*t);
+      Transforms transforms;
+      const ExchangedTransforms hidden(transforms);
+      outputs = Refusal::apply(inputs, &outputs, Derivative::Forward::name);
+      for (std::size_t i = 0; i < outputs.size(); ++i) *results[i] = outputs[i];
+    }
+    return result;
   }
 };
 

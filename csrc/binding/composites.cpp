@@ -10,11 +10,11 @@
 namespace mast_ext {
 namespace {
 
-using CrossEntropy = Op<"prototype_cross_entropy", decltype(prototype_cross_entropy)>;
-using CrossEntropyWithGrad =
+using CrossEntropyOp = Op<"prototype_cross_entropy", decltype(prototype_cross_entropy)>;
+using CrossEntropyWithGradOp =
     Op<"prototype_cross_entropy_with_grad", decltype(prototype_cross_entropy_with_grad)>;
-using SigmoidContrast = Op<"sigmoid_contrast", decltype(sigmoid_contrast)>;
-using SigmoidContrastWithGrad =
+using SigmoidContrastOp = Op<"sigmoid_contrast", decltype(sigmoid_contrast)>;
+using SigmoidContrastWithGradOp =
     Op<"sigmoid_contrast_with_grad", decltype(sigmoid_contrast_with_grad)>;
 
 // Whether to compute a weighted sum and its gradient in one pass over the logits. Not for float16,
@@ -42,11 +42,11 @@ std::tuple<Tensor, Tensor> weighted_prototype_cross_entropy(
   const OptionalTensor center = constant(center_);
   if (takes_one_pass(student)) {
     const auto [sum, mean, grad] =
-        CrossEntropyWithGrad::call(student, teacher, center, constant(weights_),
-                                   student_temperature, teacher_temperature, with_mean);
+        CrossEntropyWithGradOp::call(student, teacher, center, constant(weights_),
+                                     student_temperature, teacher_temperature, with_mean);
     return {sum, mean};
   }
-  const auto [cross_entropy, mean, student_stats, teacher_stats] = CrossEntropy::call(
+  const auto [cross_entropy, mean, student_stats, teacher_stats] = CrossEntropyOp::call(
       student, teacher, center, student_temperature, teacher_temperature, with_mean);
   const auto pairs = cross_entropy.sym_sizes();
   TORCH_CHECK_VALUE(at::is_expandable_to(weights_.sym_sizes(), pairs), "weights must have shape ",
@@ -70,12 +70,12 @@ Tensor weighted_sigmoid_contrast(const Tensor& x, const Tensor& y, const Tensor&
   }
   const bool traced = x.key_set().has_any(at::kTensorSubclassLike);
   if (traced || x.scalar_type() == at::kHalf) {
-    return SigmoidContrast::call(x, y, scale, bias, offset).mul(weights).sum();
+    return SigmoidContrastOp::call(x, y, scale, bias, offset).mul(weights).sum();
   }
   const auto wants = [](const Tensor& t) {
     return at::GradMode::is_enabled() && t.requires_grad();
   };
-  const auto [sum, grad_x, grad_y, grad_scale, grad_bias] = SigmoidContrastWithGrad::call(
+  const auto [sum, grad_x, grad_y, grad_scale, grad_bias] = SigmoidContrastWithGradOp::call(
       x, y, scale, bias, weights, offset, {wants(x), wants(y), wants(scale), wants(bias)});
   return sum;
 }

@@ -175,11 +175,13 @@ class _ColumnLogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, temperature: float) -> Tensor:
-        column = functional.prototype_column_logsumexp(logits, temperature=temperature)
-        ctx.save_for_backward(logits, column)
-        ctx.temperature = temperature
-        return column
+    def forward(logits: Tensor, temperature: float) -> Tensor:
+        return functional.prototype_column_logsumexp(logits, temperature=temperature)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        logits, ctx.temperature = inputs
+        ctx.save_for_backward(logits, output)
 
     @staticmethod
     @once_differentiable

@@ -211,8 +211,7 @@ class _RingContrast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y, scale, bias)
+    def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         loss = x.new_zeros(len(x), dtype=scale.dtype)
         for step in range(world_size()):
             next_columns = start_ring_shift(y) if step + 1 < world_size() else None
@@ -220,6 +219,10 @@ class _RingContrast(torch.autograd.Function):
             if next_columns is not None:
                 y = next_columns()
         return loss
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable

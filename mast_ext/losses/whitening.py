@@ -112,11 +112,15 @@ class _Whiten(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, factor: Tensor, share: float | None) -> Tensor:
-        ctx.share = share
-        y = torch.linalg.solve_triangular(factor.T, x - mean, upper=True, left=False)
-        ctx.save_for_backward(y, factor)
-        return y
+    def forward(x: Tensor, mean: Tensor, factor: Tensor, share: float | None) -> Tensor:
+        return torch.linalg.solve_triangular(factor.T, x - mean, upper=True, left=False)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float | None], output: Tensor
+    ) -> None:
+        _, _, factor, ctx.share = inputs
+        ctx.save_for_backward(output, factor)
 
     @staticmethod
     @once_differentiable

@@ -25,6 +25,7 @@ BANK = 25  # rows; wraps around in the second of two steps
 WORLD_SIZES = [1, 2, 3]
 LOGSUMEXPS = ["swav", "dino_sinkhorn", "ibot_sinkhorn", "mast_uncertain"]
 COMPILED = ["dclw", "dino_deferred", "sigreg", "sig_lip"]
+TRANSFORMED = ["vicreg", "barlow", "nt_xent", "clip", "sig_lip"]
 PATIENCE = timedelta(seconds=2)
 
 
@@ -271,6 +272,19 @@ def train(objective, images, changed, average, compiled=False):
     return [average(result) for result in results] + [state[name] for name in sorted(state)]
 
 
+def in_transform(objective, images, changed):
+    """Parameters' gradients inside of torch.func.grad, each beside autograd's."""
+    model = Model(objective)
+    model(images, changed).backward()
+    trained = {name: p for name, p in model.named_parameters() if p.grad is not None}
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (images, changed))
+
+    gradients = torch.func.grad(loss)({name: p.detach() for name, p in trained.items()})
+    return [(gradients[name], p.grad) for name, p in trained.items()]
+
+
 def pair_losses(objective, images, changed):
     with torch.no_grad():
         model = Model(objective)
@@ -463,6 +477,9 @@ def run_world(rank, world_size, directory):
         found["compiled"] = {
             name: train(name, images[:, mine], changed[mine], average, True) for name in COMPILED
         }
+        found["transformed"] = {
+            name: in_transform(name, images[:, mine], changed[mine]) for name in TRANSFORMED
+        }
         found["logsumexps"] = logsumexps_of_many_processes(
             rank, images[:, mine], changed[mine], average
         )
@@ -534,6 +551,15 @@ def test_compiles_around_the_gathers(objective, processes):
         found = found[len(processes)]
         compiled, eager = found["compiled"][objective], found["results"][objective]
         for mine, truth in zip(compiled, eager, strict=True):
+            torch.testing.assert_close(mine, truth)
+
+
+@pytest.mark.parametrize("objective", TRANSFORMED)
+def test_gathers_inside_of_transforms(objective, processes):
+    for found in processes:
+        gradients = found[len(processes)]["transformed"][objective]
+        assert gradients
+        for mine, truth in gradients:
             torch.testing.assert_close(mine, truth)
 
 

@@ -92,34 +92,48 @@ def _contrast_gathered(
         temperature if tensor else None,
         0.0 if tensor else temperature,
         within_views,
-    )
+    )[:2]
+
+
+def _options(x: Tensor, temperature: float, within_views: bool) -> tuple[Any, ...]:
+    """Of the operator, for this process's rows among those of all."""
+    return temperature, rank() * x.shape[1], True, True, within_views
 
 
 class _GatheredContrast(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         masks: Tensor | None,
         temperature_tensor: Tensor | None,
         temperature: float,
         within_views: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         views, rows, dim = x.shape
         y = x.new_empty(views, world_size() * rows, dim)
         for view, columns in zip(x, y, strict=True):
             all_gather(view, out=columns)
-        ctx.options = (temperature, rank() * rows, True, True, within_views)
-        lse, positive, *inv_norms = contrastive_logsumexp.op(
-            x, y, masks, temperature_tensor, *ctx.options
-        )
+        options = _options(x, temperature, within_views)
+        return *contrastive_logsumexp.op(x, y, masks, temperature_tensor, *options), y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, masks, temperature_tensor, *numbers = inputs
+        lse, _, *inv_norms, y = output
+        ctx.options = _options(x, *numbers)
+        ctx.mark_non_differentiable(*inv_norms, y)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, y, masks, temperature_tensor, lse, *inv_norms)
-        return lse, positive
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_lse: Tensor, grad_positive: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_lse: Tensor | None, grad_positive: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         lse = ctx.saved_tensors[4]
+        grad_lse, grad_positive = (
+            torch.zeros_like(lse) if grad is None else grad for grad in (grad_lse, grad_positive)
+        )
         of_columns = gather_last(torch.stack((lse, grad_lse, grad_positive))).unbind()
         of_x, of_masks, of_temperature = ctx.needs_input_grad[:3]
         grad_x, _, grad_masks, grad_temperature = contrastive_logsumexp.backward_op(

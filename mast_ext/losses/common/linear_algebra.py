@@ -29,10 +29,13 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
+    def forward(a: Tensor, b: Tensor) -> Tensor:
         with without_autocast(a):
             return a @ b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
@@ -50,10 +53,13 @@ def gram(x: Tensor) -> Tensor:
 
 class _Gram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         with without_autocast(x):
             return x @ x.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
@@ -73,21 +79,29 @@ def singular_values(x: Tensor) -> Tensor:
 
     Where some coincide, the gradient of a symmetric function of them, such as their sum, is right.
     """
-    return _SingularValues.apply(x)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return torch.linalg.svdvals(x)
+    return _SingularValues.apply(x)[0]
 
 
 class _SingularValues(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        if not ctx.needs_input_grad[0]:
-            return torch.linalg.svdvals(x)
+    def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left, values, right = torch.linalg.svd(x, full_matrices=False)
-        ctx.save_for_backward(left, right)
-        return values
+        return values, left, right
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        _, *vectors = output
+        ctx.mark_non_differentiable(*vectors)
+        ctx.set_materialize_grads(False)  # no zeros for them
+        ctx.save_for_backward(*vectors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor, *_: None) -> Tensor:
         left, right = ctx.saved_tensors
         with without_autocast(grad):
             return (left * grad.unsqueeze(-2)) @ right
@@ -99,18 +113,24 @@ def log_determinant(x: Tensor) -> Tensor:
     Raises:
         torch.linalg.LinAlgError: One is not positive definite.
     """
-    return _LogDeterminant.apply(x)
+    return _LogDeterminant.apply(x)[0]
 
 
 class _LogDeterminant(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         factor = torch.linalg.cholesky(x)
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), factor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        _, factor = output
+        ctx.mark_non_differentiable(factor)
+        ctx.set_materialize_grads(False)  # no zeros for it
         ctx.save_for_backward(factor)
-        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor, _: None) -> Tensor:
         (factor,) = ctx.saved_tensors
         return grad[..., None, None] * torch.cholesky_inverse(factor)
