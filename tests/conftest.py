@@ -29,6 +29,15 @@ def pytest_addoption(parser):
     )
 
 
+    parser.addoption(
+        "--fuzz",
+        type=int,
+        default=1,
+        help="so many times as many random inputs as by default, and others for each number"
+        " (tests/ops/test_fuzz.py, tests/augment/test_odd_files.py)",
+    )
+
+
 def pytest_configure(config):
     if file := config.getoption("--emulated-cuda"):
         os.environ["MAST_EXT_LIBRARY"] = str(file)  # mast_ext is not imported yet
@@ -69,6 +78,12 @@ def pytest_collection_modifyitems(config, items):
 def device(request):
     torch.manual_seed(0)
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def fuzz(request):
+    """How many times as many random inputs to try as by default; which ones depends on it."""
+    return request.config.getoption("--fuzz")
 
 
 def photograph(seed, height, width):

@@ -105,7 +105,7 @@ class ContrastiveCpuDriver {
       side_y.end(k);
     }
     Tensor grad_masks = side_x.grad_masks;
-    if (needs_y && grads.wants_masks) grad_masks = grad_masks.add(side_y.grad_masks);
+    if (needs_y && grads.wants_masks) grad_masks = at::cat({grad_masks, side_y.grad_masks});
     grads.finish(in, grad_masks, side_x.dots, both);
   }
 
