@@ -28,7 +28,6 @@ def pytest_addoption(parser):
         help="definitions of operators in one memory layout instead of two (tests/ops/conftest.py)",
     )
 
-
     parser.addoption(
         "--fuzz",
         type=int,

@@ -60,7 +60,9 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     put_weights(backbone, tensors, path, f"; it is of the backbone {spec}" if spec else "")
 
 
-def put_weights(backbone: nn.Module, tensors: dict[str, Tensor], path: Path, hint: str = "") -> None:
+def put_weights(
+    backbone: nn.Module, tensors: dict[str, Tensor], path: Path, hint: str = ""
+) -> None:
     """Puts weights into a backbone, all of them or none.
 
     Raises:
