@@ -266,18 +266,14 @@ class DaliRenderer:
         """Replaces images of a failed batch that only Pillow can decode by their pixels.
 
         Raises:
-            ValueError: Pillow cannot decode one, either.
+            ValueError: Pillow cannot decode one, either, or it has changed its size.
             RuntimeError: DALI can decode all of them, so the failure is another.
         """
         reason = str(error).strip()
         found = []
         for position, index in enumerate(batch.indices.tolist()):
             if self._files is not None and not self._decodes(batch.images[position], index):
-                pixels = _pixels(self.source, index)
-                if pixels.shape[:2] != tuple(self.source.sizes[index]):
-                    name = self._files.sample_name(index)
-                    raise ValueError(f"image {name} has changed its size since it was opened")
-                batch.images[position] = _bitmap(pixels)
+                batch.images[position] = _bitmap(_pixels(self.source, index))
                 found.append(index)
         if not found:
             some = ", ".join(map(str, batch.indices[:8].tolist()))
