@@ -90,7 +90,7 @@ def test_dangling_link_is_named_or_skipped(split_folder):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
 def test_what_is_no_file_is_named_or_skipped(split_folder, make):
     """A pipe is not waited for; a folder of such a name among the files of a class is a folder."""
-    path = next((split_folder / "train").iterdir()) / "a.png"
+    path = split_folder / "train/cat/a.png"
     path.unlink(missing_ok=True)
     make(path)
     if make is os.mkfifo:

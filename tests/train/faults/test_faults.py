@@ -129,15 +129,13 @@ def test_resumed_run_ends_as_an_undisturbed_one(tmp_path, whole, fault, part):
 @pytest.mark.distributed
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(tmp_path):
     """With as many processes, in the bits of a run in which none died."""
-    two = "--train.devices=2"
-    status, err = start(tmp_path / "whole" / "run", "none", 0, two)
+    two, whole, run = "--train.devices=2", tmp_path / "whole", tmp_path / "run"
+    status, err = start(whole, "none", 0, two)
     assert status == 0, err
-    (tmp_path / "whole" / "witness").unlink()
-    run = tmp_path / "run"
     status, err = start(run, "another process dies", 4, two)
     assert status == 128 + signal.SIGKILL and "Traceback" not in err
     assert [line for line in err.splitlines() if line.startswith("mast-ext: ")] == [
         "mast-ext: rank 0: another process of the run died or is late"
     ]
     assert main(["pretrain", f"--resume={run}"]) == 0
-    assert_same(run, tmp_path / "whole" / "run")
+    assert_same(run, whole)
