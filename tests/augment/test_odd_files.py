@@ -7,7 +7,6 @@ damages ten times as many, and others.
 import io
 import os
 import random
-import re
 import struct
 import subprocess
 import sys
@@ -341,7 +340,7 @@ def test_odd_file_does_not_go_to_the_decoder(title):
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_decoders_get_what_has_been_checked(tmp_path, monkeypatch, device):
-    """nvJPEG on a GPU, too: sound files as they are, all else as a bitmap of what Pillow has made."""
+    """nvJPEG on a GPU, too: sound files as they are, and bitmaps of what Pillow has decoded."""
     pytest.importorskip("nvidia.dali", reason="needs DALI")
     from mast_ext.augment import AugmentationRecipe, ComposedPolicy
     from mast_ext.augment.dali import DaliRenderer

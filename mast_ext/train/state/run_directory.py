@@ -97,7 +97,10 @@ class RunDirectory:
             if isinstance(old := values.get(section), dict):
                 values[section] = {renamed.get(name, name): value for name, value in old.items()}
         if self.start.exists():
-            values["model"] = {**values.get("model", {}), "weights": str(self.start)}
+            model = {**values.get("model", {}), "weights": str(self.start)}
+            arguments = {**model.get("timm_args", {})}
+            arguments.pop("checkpoint_path", None)  # where older runs name the file they began with
+            values["model"] = {**model, "timm_args": arguments}
         return values
 
     def remove(self) -> None:
