@@ -903,6 +903,8 @@ def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, 
             not positive.
         TypeError: The dtype is not supported.
     """
+    if changes_between_calls(eps):
+        return ops.scheduled.nearest_neighbor_distance(x, _as_input(eps))
     return ops.nearest_neighbor_distance.op(x, eps)
 
 

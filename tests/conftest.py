@@ -28,6 +28,14 @@ def pytest_addoption(parser):
         help="definitions of operators in one memory layout instead of two (tests/ops/conftest.py)",
     )
 
+    parser.addoption(
+        "--fuzz",
+        type=int,
+        default=1,
+        help="so many times as many random inputs as by default, and others for each number"
+        " (tests/ops/test_fuzz.py, tests/augment/test_odd_files.py)",
+    )
+
 
 def pytest_configure(config):
     if file := config.getoption("--emulated-cuda"):
@@ -69,6 +77,12 @@ def pytest_collection_modifyitems(config, items):
 def device(request):
     torch.manual_seed(0)
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def fuzz(request):
+    """How many times as many random inputs to try as by default; which ones depends on it."""
+    return request.config.getoption("--fuzz")
 
 
 def photograph(seed, height, width):

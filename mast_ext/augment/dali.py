@@ -35,7 +35,16 @@ from mast_ext.augment.containers import well_formed
 from mast_ext.augment.parameters import COLUMN, GROUPS
 from mast_ext.augment.policies import ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
-from mast_ext.augment.rendering import ImageSource, Indices, Plan, Rendered, by_size, empty
+from mast_ext.augment.rendering import (
+    ImageSource,
+    Indices,
+    Plan,
+    Rendered,
+    by_size,
+    check_crops,
+    empty,
+    within,
+)
 
 PHOTOMETRIC = ("exact", "fused")
 """Ways of changing colors."""
@@ -257,18 +266,14 @@ class DaliRenderer:
         """Replaces images of a failed batch that only Pillow can decode by their pixels.
 
         Raises:
-            ValueError: Pillow cannot decode one, either.
+            ValueError: Pillow cannot decode one, either, or it has changed its size.
             RuntimeError: DALI can decode all of them, so the failure is another.
         """
         reason = str(error).strip()
         found = []
         for position, index in enumerate(batch.indices.tolist()):
             if self._files is not None and not self._decodes(batch.images[position], index):
-                pixels = _pixels(self.source, index)
-                if pixels.shape[:2] != tuple(self.source.sizes[index]):
-                    name = self._files.sample_name(index)
-                    raise ValueError(f"image {name} has changed its size since it was opened")
-                batch.images[position] = _bitmap(pixels)
+                batch.images[position] = _bitmap(_pixels(self.source, index))
                 found.append(index)
         if not found:
             some = ", ".join(map(str, batch.indices[:8].tolist()))
@@ -316,6 +321,7 @@ def _arguments(
     """Arguments of every operator of every view, each ``[B]`` or ``[B, 2]``."""
     from mast_ext.augment.dali_graph import input_name, input_names
 
+    check_crops(rows)
     scale = sizes[:, [0, 1, 0, 1]].astype(np.float64)
     arguments: dict[str, NDArray[Any]] = {}
     for view, (chosen, recipe) in enumerate(zip(rows.numpy(), recipes, strict=True)):
@@ -325,8 +331,9 @@ def _arguments(
             augmentation = "color" if name == "jitter" else name
             if augmentation not in recipe.augmentations and values[name].any():
                 raise ValueError(f"view {view} has {name}, which its recipe switches off")
-        box = np.rint(chosen[:, GROUPS["crop"]] * scale).astype(np.int32)
-        values["anchor"], values["shape"] = box[:, :2], np.maximum(box[:, 2:], 1)
+        box = chosen[:, GROUPS["crop"]] * scale
+        anchor, shape = within(box[:, :2], box[:, 2:], sizes)
+        values["anchor"], values["shape"] = anchor.astype(np.int32), shape.astype(np.int32)
         values["mirror"] = values["flip"].astype(np.int32)
         if photometric == "fused":
             values["colored"] = values["jitter"] | values["grayscale"]

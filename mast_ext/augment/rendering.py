@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -132,6 +132,30 @@ class TorchvisionRenderer:
             small = render(images, torch.stack(local), recipe, for_gpu=for_gpu)
         views = render(images, torch.stack(full), self.policy.recipe, for_gpu=for_gpu)
         return Rendered(indices, planned, views, small)
+
+
+def check_crops(rows: Tensor) -> None:
+    """Raises a ValueError unless the crop boxes of rows ``[V, B, P]`` lie in their images."""
+    start, extent = rows[..., :2], rows[..., 2:4]
+    valid = (start >= 0) & (extent > 0) & (start + extent <= 1 + 1e-5)
+    if not valid.all():
+        view, index = (~valid.all(-1)).nonzero()[0].tolist()
+        box = [round(v, 4) for v in rows[view, index, :4].tolist()]
+        raise ValueError(
+            f"crop boxes must be non-empty and inside the image, got (y, x, h, w) = {box} "
+            f"for view {view} of image {index}"
+        )
+
+
+def within(
+    start: NDArray[Any], extent: NDArray[Any], length: NDArray[Any] | int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rounded boxes along an axis, of at least one pixel and none beyond the image's last one.
+
+    Fractions of an image of few pixels, rounded each by itself, may lie beyond its end.
+    """
+    start = np.minimum(np.rint(start), length - 1)
+    return start, np.clip(np.rint(extent), 1, length - start)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, *, for_gpu: bool) -> Tensor:

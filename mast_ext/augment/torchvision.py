@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional
 
 from mast_ext.augment.parameters import COLUMN, COLUMNS, GROUPS
 from mast_ext.augment.recipe import AugmentationRecipe
-from mast_ext.augment.rendering import empty
+from mast_ext.augment.rendering import check_crops, empty, within
 
 Levels = NDArray[np.float32]  # [N, 3, S, S], integers in [0, 255]
 Rows = NDArray[np.float32]  # [N, P]
@@ -89,15 +89,7 @@ def _check(images: Tensor | Sequence[Tensor], rows: Tensor) -> None:
             raise ValueError(f"images must have shape [3, H, W], got {list(image.shape)}")
         if image.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {image.dtype}")
-    start, extent = rows[..., :2], rows[..., 2:4]
-    valid = (start >= 0) & (extent > 0) & (start + extent <= 1 + 1e-5)
-    if not valid.all():
-        view, index = (~valid.all(-1)).nonzero()[0].tolist()
-        box = [round(v, 4) for v in rows[view, index, :4].tolist()]
-        raise ValueError(
-            f"crop boxes must be non-empty and inside the image, got (y, x, h, w) = {box} "
-            f"for view {view} of image {index}"
-        )
+    check_crops(rows)
 
 
 def _same_size_groups(
@@ -132,9 +124,9 @@ def _geometry(images: Tensor | list[Tensor], rows: Rows, size: int) -> Levels:
     levels = np.empty((len(rows), 3, size, size), np.float32)
     for image, box, flip, view in zip(images, boxes.tolist(), flipped, levels, strict=True):
         height, width = image.shape[-2:]
-        sides = (height, width, height, width)
-        y, x, h, w = (round(value * side) for value, side in zip(box, sides, strict=True))
-        crop = functional.crop(image, y, x, max(h, 1), max(w, 1))
+        scaled = np.multiply(box, (height, width, height, width))
+        (y, x), (h, w) = within(scaled[:2], scaled[2:], np.array((height, width)))
+        crop = functional.crop(image, int(y), int(x), int(h), int(w))
         crop = functional.resize(crop, [size, size], antialias=True)
         view[:] = crop.numpy()[..., ::-1] if flip else crop.numpy()
     return levels
@@ -149,8 +141,9 @@ def _resize_weights(
     one output pixel when shrinking, and it ends at the crop's border. Weights are multiples of
     ``2 ** -_WEIGHT_BITS``.
     """
-    start = np.rint(start * length)[:, None, None]
-    extent = np.maximum(np.rint(extent * length), 1)[:, None, None]
+    start, extent = (
+        each[:, None, None] for each in within(start * length, extent * length, length)
+    )
     scale = extent / np.float32(size)
     output = np.arange(size, dtype=np.float32)
     output = np.where(flipped[:, None], size - 1 - output, output)[:, :, None]

@@ -93,7 +93,9 @@ def _is_for_users(error: Exception) -> bool:
     """Errors of settings, files and data. The others are bugs of ours and keep their traceback."""
     run_error = sys.modules.get("mast_ext.train.errors")
     own = (run_error.RunError,) if run_error is not None else ()
-    return isinstance(error, (ValueError, OSError, ModuleNotFoundError, *own))
+    torch = sys.modules.get("torch")
+    own += (torch.OutOfMemoryError,) if torch is not None else ()  # of a GPU
+    return isinstance(error, (ValueError, OSError, ModuleNotFoundError, MemoryError, *own))
 
 
 def _is_reported_elsewhere(error: Exception) -> bool:

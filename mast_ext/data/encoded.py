@@ -8,6 +8,7 @@ file is decoded, so that the set of images is fixed before training starts.
 import contextlib
 import io
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,11 +151,16 @@ class EncodedSource:
         """Image ``index``, ``[3, H, W]`` uint8 RGB, turned upright by its EXIF orientation.
 
         Raises:
-            BadImageError: The file cannot be decoded.
+            BadImageError: The file cannot be decoded, or the image has changed its size since the
+                source was opened.
         """
         if self.stacked is not None:
             return self.stacked[index]
-        return _to_tensor(_decode(self.files[index]))
+        pixels = _decode(self.files[index])
+        if pixels.shape[:2] != tuple(self.sizes[index]):
+            name = self.sample_name(index)
+            raise BadImageError(f"image {name} has changed its size since it was opened")
+        return _to_tensor(pixels)
 
     def encoded(self, index: int) -> NDArray[np.uint8]:
         """The bytes of image ``index`` as its file has them, ``[n]`` uint8.
@@ -256,6 +262,8 @@ def _opened(file: ImageFile) -> Iterator[Image.Image]:
     try:
         with contextlib.ExitStack() as stack:
             data: Any = str(file)
+            if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
+                raise OSError("it is not a regular file")  # a pipe would be waited for
             if isinstance(file, Member):
                 data = stack.enter_context(io.BufferedReader(_Window(file)))
             yield stack.enter_context(Image.open(data))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.compiling import changes_between_calls
 from mast_ext.distributed import gather_batch, rank, require_distributed
 from mast_ext.losses.common.inputs import Reduction, reduce, require_option
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
@@ -99,8 +100,8 @@ class KoLeoLoss(nn.Module):
             rows = rows.expand(2, -1)
         distance, neighbor = functional.nearest_neighbor_distance(rows, eps=self.eps)
         if self.p != 2:
-            normal = F.normalize(rows.to(distance.dtype), dim=1, eps=self.eps)
-            distance = (normal - normal[neighbor] + self.eps).norm(self.p, dim=1)
+            normal = self._normalized(rows.to(distance.dtype))
+            distance = self._norm(normal - normal[neighbor] + self.eps)
         return distance.unsqueeze(1)
 
     def _nearest(self, rows: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class KoLeoLoss(nn.Module):
             raise ValueError(
                 f"x must hold whole groups of {size} rows, more than {self.topk}, got {len(rows)}"
             )
-        normal = F.normalize(widen(rows), dim=1, eps=self.eps)
+        normal = self._normalized(widen(rows))
         with torch.no_grad(), without_autocast(rows):
             groups = normal.view(-1, size, normal.shape[1])
             cosines = groups @ groups.mT
@@ -118,10 +119,24 @@ class KoLeoLoss(nn.Module):
             index = cosines.topk(self.topk, dim=2).indices
             index = index + torch.arange(0, len(rows), size, device=index.device)[:, None, None]
         distances = [
-            (normal - normal[neighbor] + self.eps).norm(self.p, dim=1)
+            self._norm(normal - normal[neighbor] + self.eps)
             for neighbor in index.flatten(0, 1).unbind(1)
         ]
         return torch.stack(distances, 1)
+
+    def _norm(self, differences: Tensor) -> Tensor:
+        """Norms ``[N]`` of rows."""
+        if changes_between_calls(self.p):  # torch takes a norm's number for a constant
+            p = differences.new_ones(()) * self.p
+            return differences.abs().pow(p).sum(1).pow(1 / p)
+        return differences.norm(self.p, dim=1)
+
+    def _normalized(self, rows: Tensor) -> Tensor:
+        """Rows ``[N, D]`` on the sphere."""
+        if changes_between_calls(self.eps):  # and this one, too
+            least = rows.new_ones(()) * self.eps
+            return rows / torch.maximum(rows.norm(dim=1, keepdim=True), least)
+        return F.normalize(rows, dim=1, eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, eps={self.eps}, topk={self.topk}, group_size={self.group_size}"

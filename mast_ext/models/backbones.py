@@ -4,6 +4,7 @@ A backbone maps images ``[B, 3, S, S]`` to pooled features ``[B, F]``. What it i
 `BackboneSpec`, which travels in the weights file, so that a file alone is enough to rebuild it.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -19,7 +20,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mast_ext.models.weights import FORMAT, load_weights, read_safetensors
+from mast_ext.models.weights import FORMAT, load_weights, put_weights, read_safetensors
 
 _FILE = "checkpoint_path"  # timm's argument for weights to start from
 
@@ -70,6 +71,9 @@ class BackboneSpec:
             ``resnet_small``), instead of the 7x7 stride-2 stem with max-pool.
         timm_args: Further arguments of ``timm.create_model`` (``img_size``, ``patch_size``, …). A
             file of weights (``checkpoint_path``) is none of them: what it held is stored itself.
+
+    Raises:
+        TypeError: An attribute has another type.
     """
 
     name: str = "resnet_small"
@@ -77,6 +81,10 @@ class BackboneSpec:
     timm_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        kinds = {"name": str, "small_images": bool, "timm_args": dict}
+        for name, kind in kinds.items():  # a file may hold anything
+            if not isinstance(value := getattr(self, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
         # As files of older runs have it.
         own = {name: value for name, value in self.timm_args.items() if name != _FILE}
         object.__setattr__(self, "timm_args", own)
@@ -124,8 +132,11 @@ def create_backbone(
     backbone: Any
     try:
         backbone = timm.create_model(preset.timm_name, **arguments)
-    except (TypeError, AssertionError, RuntimeError) as error:
-        raise ValueError(f"timm cannot build {name!r} with {timm_args}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # timm checks few of its arguments, and fails in many ways
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"timm cannot build {name!r} with {timm_args}: {reason}") from error
     if not hasattr(backbone, "num_features"):  # as with features_only
         raise ValueError(f"{name!r} with {timm_args} gives no pooled features")
     if small_images:
@@ -196,7 +207,8 @@ def save_backbone(backbone: nn.Module, spec: BackboneSpec, path: Path) -> None:
         partial.write_bytes(save(tensors, metadata=metadata))
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a file system that has become read-only
+            partial.unlink(missing_ok=True)
         raise
 
 
@@ -212,13 +224,10 @@ def load_backbone(path: Path) -> tuple[nn.Module, BackboneSpec]:
         raise ValueError(f"{path} is not a backbone of mast_ext (its metadata names none)")
     try:
         spec = BackboneSpec(**json.loads(metadata["backbone"]))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} does not say which backbone it holds: {error}") from error
     backbone = spec.create()
-    try:
-        backbone.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit {spec.name}: {error}") from error
+    put_weights(backbone, tensors, path)
     return backbone, spec
 
 

@@ -56,10 +56,21 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
     outer = tuple(f"{name}." for name in classifiers)
     tensors = {name: value for name, value in found.items() if not name.startswith(outer)}
-    problem = _difference(backbone.state_dict(), tensors)
+    spec = metadata.get("backbone")
+    put_weights(backbone, tensors, path, f"; it is of the backbone {spec}" if spec else "")
+
+
+def put_weights(
+    backbone: nn.Module, tensors: dict[str, Tensor], path: Path, hint: str = ""
+) -> None:
+    """Puts weights into a backbone, all of them or none.
+
+    Raises:
+        ValueError: They are not those of this backbone; the message names the file they are from
+            and ends with the hint.
+    """
+    problem = difference(backbone.state_dict(), tensors)
     if problem:
-        spec = metadata.get("backbone")
-        hint = f"; it is of the backbone {spec}" if spec else ""
         raise ValueError(f"the weights in {path} do not fit the backbone: {problem}{hint}")
     backbone.load_state_dict(tensors)
 
@@ -88,7 +99,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """Why tensors are not those that are expected; empty if they are."""
     shapes = [
         f"{name} must have shape {list(value.shape)}, got {list(found[name].shape)}"

@@ -9,11 +9,13 @@ backward_op = torch.ops.mast_ext.nearest_neighbor_distance_backward.default
 
 
 @torch.library.register_fake("mast_ext::nearest_neighbor_distance")
-def _(x, eps):
+def shapes(x, eps):
+    """What the operator returns, without values."""
     distance = x.new_empty((x.shape[0],), dtype=accumulation_dtype(x))
     return distance, torch.empty_like(distance, dtype=torch.long)
 
 
 @torch.library.register_fake("mast_ext::nearest_neighbor_distance_backward")
-def _(grad_distance, x, distance, index, eps):
+def backward_shapes(grad_distance, x, distance, index, eps):
+    """What the backward operator returns, without values."""
     return wanted_like(x, True, x)

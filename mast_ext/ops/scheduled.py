@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mast_ext.ops import cross_correlation_penalty as correlations
+from mast_ext.ops import nearest_neighbor_distance as neighbors
 from mast_ext.ops import prototype_column_logsumexp as columns
 from mast_ext.ops import prototype_cross_entropy as prototypes
 
@@ -71,10 +72,26 @@ def cross_correlation_penalty_backward(
     return correlations.backward_op(grad, *saved, lambda_.item(), variant, wanted)
 
 
+@torch.library.custom_op("mast_ext_scheduled::nearest_neighbor_distance", mutates_args=())
+def nearest_neighbor_distance(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """``mast_ext::nearest_neighbor_distance``."""
+    return neighbors.op(x, eps.item())
+
+
+@torch.library.custom_op("mast_ext_scheduled::nearest_neighbor_distance_backward", mutates_args=())
+def nearest_neighbor_distance_backward(
+    grad: Tensor, x: Tensor, distance: Tensor, index: Tensor, eps: Tensor
+) -> Tensor:
+    """``mast_ext::nearest_neighbor_distance_backward``."""
+    return neighbors.backward_op(grad, x, distance, index, eps.item())
+
+
 prototype_cross_entropy.register_fake(prototypes.shapes)
 prototype_cross_entropy_backward.register_fake(prototypes.backward_shapes)
 prototype_column_logsumexp.register_fake(columns.shapes)
 cross_correlation_penalty.register_fake(correlations.shapes)
+nearest_neighbor_distance.register_fake(neighbors.shapes)
+nearest_neighbor_distance_backward.register_fake(neighbors.backward_shapes)
 
 
 @cross_correlation_penalty_backward.register_fake
@@ -110,3 +127,15 @@ def _gradients_of_correlations(ctx, grad, *_):
 cross_correlation_penalty.register_autograd(
     _gradients_of_correlations, setup_context=_save_correlations
 )
+
+
+def _save_neighbors(ctx, inputs, output):
+    x, eps = inputs
+    ctx.save_for_backward(x, *output, eps)
+
+
+def _gradient_of_neighbors(ctx, grad, _):
+    return nearest_neighbor_distance_backward(grad, *ctx.saved_tensors), None
+
+
+nearest_neighbor_distance.register_autograd(_gradient_of_neighbors, setup_context=_save_neighbors)

@@ -231,7 +231,7 @@ def _train(
     steps = f"{training.steps} steps, {training.forwards:,} image forwards"
     _tell(console, f"{start} {training.name}: {steps}")
     if rank() == 0:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        run.make_missing()
         if not run.config.exists():
             # A baseline's directory is a run of its own, whose epochs follow from its steps.
             train = replace(training.config.train, epochs=training.steps / len(training.loader))

@@ -438,10 +438,28 @@ def test_dali_is_asked_for_where_it_is_missing(sources, monkeypatch):
         build(sources["folder"], backend="auto", photometric="fused")
 
 
-@pytest.mark.parametrize("size", [(20, 20), (200, 200)])
-def test_file_replaced_by_one_of_another_size(tmp_path, size):
+CHANGES = {
+    "smaller": (
+        lambda path: photo(0, 20, 20).save(path),
+        "has changed its size since it was opened",
+    ),
+    "larger": (
+        lambda path: photo(0, 200, 200).save(path),
+        "has changed its size since it was opened",
+    ),
+    "gone": (Path.unlink, ": the file does not exist"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:500]), ": Truncated File Read"),
+    "empty": (lambda path: path.write_bytes(b""), ": the file is empty"),
+    "text": (lambda path: path.write_text("<html>" * 99), ": not an image file"),
+}
+
+
+@pytest.mark.parametrize("backend", ["dali", "torchvision"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_file_that_changes_while_it_is_used_is_named(tmp_path, change, backend):
     source = open_source("folder", "train", path=write_folder(tmp_path, 4))
     path = tmp_path / "train/02.jpg"
-    photo(0, *size).save(path)
-    with pytest.raises(ValueError, match=f"image {path} has changed its size since it was opened"):
-        list(build(source, batch_size=2))
+    alter, message = CHANGES[change]
+    alter(path)
+    with pytest.raises(ValueError, match=f"image {path} ?{message}"):
+        list(build(source, batch_size=2, backend=backend))

@@ -3,16 +3,23 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import mast_ext
+from mast_ext.train import pretrain
+from mast_ext.train.loop import fit
+from mast_ext.train.loop.callbacks import MetricsFile
+from mast_ext.train.state.run_directory import RunDirectory
 
 SMALL = ["--data.max_images=24", "--train.batch_size=8"]
+BESIDE = ["--baseline=vicreg", "--vicreg.projector=[16,16]", "--train.log_every=100"]
 
 # arguments, status, part of the sentence
 WRONG = [
@@ -47,6 +54,10 @@ WRONG = [
     (["evaluate", "none", "--config=twice.yaml"], 2, "the key 'size' is repeated in line 4"),
     (["pretrain", "--config=latin.yaml"], 2, "latin.yaml is not text in UTF-8"),
     (["pretrain", "--config=list.yaml"], 2, "list.yaml does not hold settings"),
+    (["pretrain", "--config=deep.yaml"], 2, "deep.yaml is not a valid YAML file: maximum"),
+    (["pretrain", "--config=date.yaml"], 2, "date.yaml is not a valid YAML file: month must be"),
+    (["pretrain", "--config=binary"], 2, "binary is not text in UTF-8"),
+    (["pretrain", "--config=empty"], 2, "--config: Path is not a file: "),
     (["pretrain", "--config=file"], 2, "file does not hold settings"),
     (["pretrain", "--resume=twice"], 1, "twice/config.yaml is not a valid YAML file: the key"),
     (["evaluate", "latin"], 1, "latin/config.yaml is not text in UTF-8"),
@@ -111,6 +122,7 @@ WRONG = [
             ("{in_chans: 1}", "model.timm_args: in_chans must be 3, images are RGB, got 1"),
             ("{global_pool: ''}", "model.timm_args: resnet_small must give a vector of features"),
             ("{features_only: true}", "with {'features_only': True} gives no pooled features"),
+            ("{act_layer: nope}", "cannot build 'resnet_small' with {'act_layer': 'nope'}: KeyE"),
         )
     ),
     (
@@ -125,10 +137,14 @@ WRONG = [
     (["pretrain", "--data.name=folder", "--data.path=bad"], 1, "bad/1.png: the file is empty"),
     (["pretrain", "--out=file/run", *SMALL], 1, "cannot make the run directory file/run"),
     (["pretrain", "--out=full", *SMALL], 1, "full exists and is not empty"),
+    (["pretrain", "--out=file", *SMALL], 1, "cannot make the run directory file: Not a directory"),
+    (["pretrain", "--data.size=10000000"], 1, "Unable to allocate"),
     (["pretrain", "--resume=none"], 1, "there is no run or checkpoint at none"),
     (["pretrain", "--resume=empty"], 1, "empty is not a run directory"),
     (["pretrain", "--resume=file"], 1, "file is damaged or not a checkpoint"),
     (["pretrain", "--resume=foreign.ckpt"], 1, "another program wrote it"),
+    (["pretrain", "--resume=older"], 2, "config.yaml: there is no setting model.checkpoint_path"),
+    (["evaluate", "older"], 2, "config.yaml: there is no setting model.checkpoint_path"),
     (["pretrain", "--resume=full", "--seed=1"], 2, "--resume takes the settings of the run"),
     (["pretrain", "--train.accelerator=cuda", *SMALL], 1, "accelerator cuda needs a GPU"),
     (["evaluate"], 2, "the following arguments are required: path"),
@@ -157,10 +173,14 @@ def surroundings(tmp_path):
     (tmp_path / "twice.yaml").write_text("seed: 1\ndata:\n  size: 16\n  size: 32\n")
     (tmp_path / "latin.yaml").write_bytes(b"out: caf\xe9\n")
     (tmp_path / "list.yaml").write_text("[seed, 1]")
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    (tmp_path / "date.yaml").write_text("seed: 2001-99-99")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
     for name, text in (
         ("twice", b"seed: 1\nseed: 2\n"),
         ("latin", b"out: caf\xe9\n"),
         ("odd", b"data: {nme: shapes}"),
+        ("older", b"model: {checkpoint_path: x.pt}"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_bytes(text)
@@ -262,6 +282,46 @@ def test_full_disk_before_the_first_checkpoint_leaves_no_run(
     status, _, err = call("pretrain", *tiny, *shapes, "--out=run")
     assert status == 1 and "no space left on" in err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def vanish(run, moment, monkeypatch):
+    """Lets a run directory vanish just before the program comes to a function of its own."""
+    owner, name = moment
+    function = getattr(owner, name)
+
+    def gone(*arguments, **options):
+        shutil.rmtree(run)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, gone)
+
+
+MOMENTS = {
+    "metrics": (MetricsFile, "append"),
+    "checkpoint": (Trainer, "save_checkpoint"),
+    "weights": (fit, "save_backbone"),
+    "report": (pretrain, "write_report"),
+}
+
+
+@pytest.mark.parametrize("moment", [*MOMENTS, "baseline"])
+def test_run_directory_that_vanishes_stays_away(call, tiny, shapes, tmp_path, monkeypatch, moment):
+    """Nothing of a run is written where the rest of it is not."""
+    run = tmp_path / "run"
+    if moment == "baseline":  # whose folders are made after those of the run
+        made = RunDirectory.make_missing
+        monkeypatch.setattr(
+            RunDirectory,
+            "make_missing",
+            lambda self: (self.path.name == "baseline" and shutil.rmtree(run), made(self)),
+        )
+    else:
+        vanish(run, MOMENTS[moment], monkeypatch)
+    status, _, err = call("pretrain", *tiny, *shapes, "--method=simclr", f"--out={run}", *BESIDE)
+    message = err.splitlines()[-1]
+    assert status == 1 and "Traceback" not in err
+    assert message.startswith(f"mast-ext: cannot write {run}/")
+    assert message.endswith(": no such file or directory") and not run.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anyway")

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from mast_ext.cli.parser import build
-from mast_ext.cli.pretrain import make_parser
+from mast_ext.cli.pretrain import load_config, make_parser
 from mast_ext.models import load_backbone
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.pretrain import baseline_of
@@ -271,6 +271,17 @@ def test_starts_from_weights_and_keeps_them(call, tiny, shapes, trained, tmp_pat
     assert call("evaluate", "moved/backbone.safetensors", *shapes, "--augment.size=16")[0] == 0
     status, out, err = call("pretrain", "--resume=moved")
     assert status == 0 and "starting weights" in out, err
+
+
+def test_settings_of_an_older_run_may_name_weights_for_timm(trained, tmp_path):
+    """They become those to start from; the run's own copy goes before them."""
+    settings = yaml.safe_load((trained / "config.yaml").read_text())
+    settings["model"]["timm_args"]["checkpoint_path"] = "first.safetensors"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    model = load_config(tmp_path).model
+    assert model.weights == "first.safetensors" and "checkpoint_path" not in model.timm_args
+    (tmp_path / "start.safetensors").touch()
+    assert load_config(tmp_path).model.weights == str(tmp_path / "start.safetensors")
 
 
 def test_starts_from_a_checkpoint(call, tiny, shapes, trained, tmp_path):

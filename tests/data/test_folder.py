@@ -1,5 +1,6 @@
 """Folders of images: layouts, splits, classes. What their files hold: test_encoded.py."""
 
+import os
 import zlib
 
 import numpy as np
@@ -84,6 +85,19 @@ def test_dangling_link_is_named_or_skipped(split_folder):
         FolderSource(split_folder, "train")
     source = FolderSource(split_folder, "train", on_bad_image="skip")
     assert source.skipped == [str(path)] and len(source) == 4
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_named_or_skipped(split_folder, make):
+    """A pipe is not waited for; a folder of such a name among the files of a class is a folder."""
+    path = split_folder / "train/cat/a.png"
+    path.unlink(missing_ok=True)
+    make(path)
+    if make is os.mkfifo:
+        with pytest.raises(BadImageError, match=f"image {path}: it is not a regular file"):
+            FolderSource(split_folder, "train")
+    source = FolderSource(split_folder, "train", on_bad_image="skip")
+    assert source.skipped == ([str(path)] if make is os.mkfifo else [])
 
 
 def test_missing_folder(tmp_path):

@@ -22,6 +22,10 @@ def dino(**options):
     return losses.DINOLoss(DIM, **options)
 
 
+def embeddings(device):
+    return (torch.randn(6, DIM, device=device),)
+
+
 def two_views(device):
     return tuple(torch.randn(2, 6, DIM, device=device))
 
@@ -79,6 +83,10 @@ CASES: dict[str, tuple[Any, ...]] = {
         two_views,
         "lambda_param",
     ),
+    "KoLeoLoss eps": (losses.KoLeoLoss, embeddings, "eps"),
+    "KoLeoLoss p": (lambda: losses.KoLeoLoss(3.0), embeddings, "p"),
+    "KoLeoLoss topk eps": (lambda: losses.KoLeoLoss(topk=2), embeddings, "eps"),
+    "KoLeoLoss topk p": (lambda: losses.KoLeoLoss(3.0, topk=2), embeddings, "p"),
     "DCLLoss": (losses.DCLLoss, two_views, "temperature"),
     "DCLWLoss sigma": (losses.DCLWLoss, two_views, "sigma"),
     "EquivarianceLoss": (losses.EquivarianceLoss, stacked_views, "temperature"),

@@ -96,6 +96,15 @@ def _other_weights(path):
     save_file({"weight": torch.zeros(2)}, path, metadata=metadata)
 
 
+def _spec(**values):
+    def write(path):
+        spec = {"name": "resnet_small", "small_images": True, "timm_args": {}, **values}
+        metadata = {"format": "mast_ext.backbone.1", "backbone": json.dumps(spec)}
+        save_file({"weight": torch.zeros(2)}, path, metadata=metadata)
+
+    return write
+
+
 def _no_spec(path):
     save_file({"w": torch.zeros(2)}, path, metadata={"format": "mast_ext.backbone.1"})
 
@@ -106,7 +115,15 @@ def _no_spec(path):
         (lambda path: path.write_bytes(b"not a tensor in sight"), "is not a safetensors file"),
         (_foreign, "is not a backbone of mast_ext"),
         (_no_spec, "does not say which backbone it holds"),
-        (_other_weights, "do not fit resnet_small"),
+        (_spec(name=3), "which backbone it holds: name must be a str, got 3"),
+        (_spec(small_images=None), "which backbone it holds: small_images must be a bool"),
+        (_spec(timm_args=[1]), r"which backbone it holds: timm_args must be a dict, got \[1\]"),
+        (_spec(wings=2), "which backbone it holds: .*wings"),
+        (
+            _spec(timm_args={"norm_layer": "x"}),
+            "timm cannot build 'resnet_small' .*: KeyError: 'x'",
+        ),
+        (_other_weights, "do not fit the backbone: it has no conv1.0.weight"),
     ],
 )
 def test_refuses_foreign_files(tmp_path, write, message):

@@ -17,6 +17,8 @@ SHAPES = [
     (4, None, 33, None, 96, None),
     (2, 2, 5, 9, 257, 2),
     (3, 1, 17, 40, 12, None),
+    (1, 1, 3, 150, 5, 2),  # masks get their gradient from other numbers of slices of rows
+    (1, 2, 150, 200, 6, 2),
     (1, 2, 3, 0, 4, None),
 ]
 OPTIONS = [

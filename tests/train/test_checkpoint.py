@@ -53,6 +53,34 @@ def test_truncated_checkpoint_is_refused(train_tiny, tmp_path):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "part",
+    ["state_dict", "optimizer_states", "callbacks", "mast_ext/identity", "mast_ext/generators"],
+)
+def test_checkpoint_without_a_part_is_refused(train_tiny, tmp_path, part):
+    train_tiny()
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(path)
+    section, _, name = part.rpartition("/")
+    del (checkpoint[section] if section else checkpoint)[name]
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match=f"{path} is not whole: it has no {part}"):
+        train_tiny(resume=path)
+
+
+def test_checkpoint_with_other_weights_is_refused(train_tiny, tmp_path):
+    """As one of a version of the program that named them otherwise."""
+    train_tiny()
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint["state_dict"]
+    name = next(iter(weights))
+    weights["renamed"] = weights.pop(name)
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match=f"{path} does not fit .*: it has no {name}"):
+        train_tiny(resume=path)
+
+
 def test_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
     io.save_checkpoint({"mast_ext": {"format": "mast_ext.checkpoint.1", "n": 1}}, path)

@@ -105,7 +105,9 @@ class ContrastiveCpuDriver {
       side_y.end(k);
     }
     Tensor grad_masks = side_x.grad_masks;
-    if (needs_y && grads.wants_masks) grad_masks = grad_masks.add(side_y.grad_masks);
+    if (needs_y && grads.wants_masks) {  // of rows and columns there may be other slices
+      grad_masks = grad_masks.sum(0, true).add(side_y.grad_masks.sum(0, true));
+    }
     grads.finish(in, grad_masks, side_x.dots, both);
   }
 

@@ -28,7 +28,12 @@ from mast_ext.train.loop.loader import BatchStream
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.loop.ranks import EmbeddingRanks
 from mast_ext.train.networks import Networks
-from mast_ext.train.state.checkpoint import AtomicCheckpointIO, check_belongs, read_checkpoint
+from mast_ext.train.state.checkpoint import (
+    AtomicCheckpointIO,
+    check_belongs,
+    check_weights,
+    read_checkpoint,
+)
 from mast_ext.train.state.run_directory import RunDirectory, named_failure, write_text
 
 
@@ -91,8 +96,10 @@ def fit(
         RunError: The loss or gradient became NaN or infinite, or a file cannot be written.
     """
     config, networks = training.config, training.networks
+    checkpoint = None
     if resume is not None:
-        check_belongs(read_checkpoint(resume), training.identity, resume)
+        checkpoint = read_checkpoint(resume)
+        check_belongs(checkpoint, training.identity, resume)
     if world_size() > 1 and config.train.sync_batchnorm:
         for network in (networks.backbone, networks.method):
             sync_batch_norm(network, resolve_device(config.train.accelerator))
@@ -103,6 +110,8 @@ def fit(
         steps_per_epoch=len(training.loader),
         total_steps=training.steps,
     )
+    if resume is not None and checkpoint is not None:
+        check_weights(checkpoint["state_dict"], module.state_dict(), resume)
     with _quiet_lightning():
         trainer = _trainer(config.train, run, _callbacks(training, run, console), training.steps)
         stream = BatchStream(training.loader, trainer, config.train.accumulate)

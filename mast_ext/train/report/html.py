@@ -26,7 +26,7 @@ from mast_ext.train.report.figures import (
     gain_columns,
 )
 from mast_ext.train.report.tables import grids, rank_grids, results, shown
-from mast_ext.train.state.run_directory import replacing, write_text
+from mast_ext.train.state.run_directory import make_folder, replacing, write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -51,7 +51,7 @@ def write_report(
     """Writes the pictures, ``results.json`` and ``report.html`` into a folder.
 
     Args:
-        folder: Where; made if missing.
+        folder: Where; made if missing, in a folder that exists.
         title: Heading of the report.
         rows: What was measured.
         subspaces: Masks to draw, if there are any.
@@ -63,7 +63,7 @@ def write_report(
     Returns:
         The HTML file, which needs no other.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     pictures: dict[str, Figure] = {}
     curves = {name: _read_metrics(path) for name, path in metrics.items() if path.exists()}
     if subspaces is not None:

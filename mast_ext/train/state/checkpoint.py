@@ -17,11 +17,19 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
+from mast_ext.models.weights import difference
 from mast_ext.train.errors import CheckpointError
-from mast_ext.train.state.run_directory import replacing
+from mast_ext.train.state.run_directory import make_folder, replacing
 
 FORMAT = "mast_ext.checkpoint.1"
+
+_PARTS = (
+    *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step"),
+    *("epoch", "pytorch-lightning_version"),
+)
+_OWN_PARTS = ("identity", "loader", "generators")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -47,13 +55,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_belongs(checkpoint: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
-    """Raises a CheckpointError unless the checkpoint was made by a run of this identity."""
+    """Raises a CheckpointError unless the checkpoint was made by a run of this identity.
+
+    It has to be complete, too.
+    """
+    for part, names in (("", _PARTS), ("mast_ext/", _OWN_PARTS)):
+        section = checkpoint["mast_ext"] if part else checkpoint
+        if missing := [part + name for name in names if name not in section]:
+            raise CheckpointError(f"{path} is not whole: it has no {', '.join(missing)}")
     for name, value in identity.items():
         found = checkpoint["mast_ext"]["identity"].get(name)
         if found != value:
             raise CheckpointError(
                 f"{path} belongs to another run: its {name} is {found}, this run's is {value}"
             )
+
+
+def check_weights(weights: dict[str, Any], expected: dict[str, Tensor], path: Path) -> None:
+    """Raises a CheckpointError unless the weights of a checkpoint are those that are expected.
+
+    Those of another version of the program may have other names.
+    """
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if problem := difference(expected, tensors):
+        raise CheckpointError(f"{path} does not fit the run's settings: {problem}")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -66,7 +91,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with replacing(path) as partial, _failures_of_the_disk(), partial.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()

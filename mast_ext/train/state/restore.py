@@ -9,9 +9,8 @@ from torch import nn
 from mast_ext.methods import Method
 from mast_ext.models import load_backbone
 from mast_ext.train.config import PretrainConfig
-from mast_ext.train.errors import CheckpointError
 from mast_ext.train.networks import build_networks
-from mast_ext.train.state.checkpoint import check_belongs, read_checkpoint
+from mast_ext.train.state.checkpoint import check_belongs, check_weights, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,11 @@ def restore_checkpoint(path: Path, config: PretrainConfig) -> Restored:
     name = networks.name
     check_belongs(checkpoint, {"method": name}, path)
     both = nn.ModuleDict({"backbone": networks.backbone, "method": networks.method})
+    teachers = ("teacher.", "gram_teacher.")  # which train and are not evaluated
     weights = checkpoint["state_dict"].items()
-    teachers = ("teacher.", "gram_teacher.")
-    try:  # without the teachers, which train and are not evaluated
-        both.load_state_dict({k: v for k, v in weights if not k.startswith(teachers)})
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the run's settings: {error}") from error
+    weights = {name: value for name, value in weights if not name.startswith(teachers)}
+    check_weights(weights, both.state_dict(), path)
+    both.load_state_dict(weights)
     untrained = build_networks(config).backbone
     return Restored(name, networks.backbone, untrained, networks.method, config.model.start)
 

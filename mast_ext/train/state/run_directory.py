@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class RunDirectory:
             RunError: The directory holds something already, or cannot be made or written to.
         """
         path = Path(out) if out is not None else _next_free(Path("runs"), stem)
-        run = cls(path)
         try:
+            run = cls(path)
             if path.is_dir() and any(entry != run.nonfinite_batch for entry in path.iterdir()):
                 hint = f"continue it with --resume {path}, or " if run.config.exists() else ""
                 raise RunError(f"{path} exists and is not empty: {hint}choose another --out")
@@ -74,6 +74,15 @@ class RunDirectory:
         """The directory of the run's baseline, inside this one."""
         return RunDirectory(self.path / "baseline")
 
+    def make_missing(self) -> None:
+        """Makes the folders that a training writes to, but not what the directory lies in.
+
+        Raises:
+            RunError: They cannot be made: the run that a baseline belongs to may have vanished.
+        """
+        for folder in (self.path, self.checkpoints):
+            make_folder(folder)
+
     def save_config(self, values: dict[str, Any]) -> None:
         write_text(self.config, yaml.safe_dump(values, sort_keys=False))
 
@@ -88,7 +97,10 @@ class RunDirectory:
             if isinstance(old := values.get(section), dict):
                 values[section] = {renamed.get(name, name): value for name, value in old.items()}
         if self.start.exists():
-            values["model"] = {**values.get("model", {}), "weights": str(self.start)}
+            model = {**values.get("model", {}), "weights": str(self.start)}
+            arguments = {**model.get("timm_args", {})}
+            arguments.pop("checkpoint_path", None)  # where older runs name the file they began with
+            values["model"] = {**model, "timm_args": arguments}
         return values
 
     def remove(self) -> None:
@@ -100,7 +112,8 @@ class RunDirectory:
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             elif entry != self.nonfinite_batch:
-                entry.unlink(missing_ok=True)
+                with suppress(OSError):  # the run ends because of another error
+                    entry.unlink(missing_ok=True)
         if not (self._was_there or self.nonfinite_batch.exists()):
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -130,7 +143,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except UnicodeDecodeError as error:
         raise RunError(f"{path} is not text in UTF-8") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: of odd values
         reason = str(error)
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             reason = f"{error.problem} in line {error.problem_mark.line + 1}"
@@ -168,8 +181,22 @@ def replacing(path: Path) -> Iterator[Path]:
             yield partial
             os.replace(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a file system that has become read-only
+            partial.unlink(missing_ok=True)
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder of a run, if it is missing, but none that it lies in.
+
+    A run directory that has vanished during training is not to appear again, with a part of the
+    run's files.
+
+    Raises:
+        RunError: It cannot be made.
+    """
+    with named_failure(path):
+        path.mkdir(exist_ok=True)
 
 
 @contextmanager

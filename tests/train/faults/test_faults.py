@@ -32,11 +32,11 @@ OPTIONS = [
 ]
 
 
-def start(out, fault, number):
+def start(out, fault, number, *options):
     """Runs the program until it ends, with a fault: status, standard error."""
     root = HERE.parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "mast_ext.cli.main", "pretrain", *OPTIONS, f"--out={out}"],
+        [sys.executable, "-m", "mast_ext.cli.main", "pretrain", *OPTIONS, *options, f"--out={out}"],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE / "hook"), str(root)]),
@@ -92,7 +92,7 @@ def assert_same(run, whole):
 
 FAULTS = [
     *("killed", "killed in the middle of a file", "killed after the move"),
-    *("stopped", "full disk", "folder gone"),
+    *("stopped", "full disk", "read-only", "folder gone"),
 ] * 2
 
 
@@ -113,7 +113,7 @@ def test_resumed_run_ends_as_an_undisturbed_one(tmp_path, whole, fault, part):
         assert status in (0, 1), err
         if status:
             assert err.splitlines()[-1].startswith("mast-ext: cannot "), err
-            assert not list(tmp_path.rglob("*.partial"))
+            assert not list(tmp_path.rglob("*.partial")) or fault == "read-only"
     elsewhere = place.parent.with_name("elsewhere")
     if elsewhere.exists():
         shutil.rmtree(place.parent, ignore_errors=True)
@@ -124,3 +124,18 @@ def test_resumed_run_ends_as_an_undisturbed_one(tmp_path, whole, fault, part):
         shutil.rmtree(run, ignore_errors=True)  # ended before there was anything to go on with
         assert main(["pretrain", *OPTIONS, f"--out={run}"]) == 0
     assert_same(run, undisturbed)
+
+
+@pytest.mark.distributed
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(tmp_path):
+    """With as many processes, in the bits of a run in which none died."""
+    two, whole, run = "--train.devices=2", tmp_path / "whole", tmp_path / "run"
+    status, err = start(whole, "none", 0, two)
+    assert status == 0, err
+    status, err = start(run, "another process dies", 4, two)
+    assert status == 128 + signal.SIGKILL and "Traceback" not in err
+    assert [line for line in err.splitlines() if line.startswith("mast-ext: ")] == [
+        "mast-ext: rank 0: another process of the run died or is late"
+    ]
+    assert main(["pretrain", f"--resume={run}"]) == 0
+    assert_same(run, whole)
