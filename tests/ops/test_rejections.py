@@ -484,3 +484,13 @@ def test_rejects_tensors_of_two_devices(name, moved, other, device):
     }
     with pytest.raises(ValueError, match=f"{moved} must be on cuda:0 like {other}, got cpu"):
         getattr(functional, name)(**arguments)
+
+
+@pytest.mark.parametrize(
+    "call", [c for c in CALLS if c.form == "weights" and "weights" in c.shapes(9, 40)], ids=str
+)
+def test_complex_weights_are_refused(call):
+    """Found by the fuzz: their imaginary parts were left out."""
+    tensors = call.tensors()
+    with pytest.raises(TypeError, match="weights must be real, got ComplexFloat"):
+        call(**{**tensors, "weights": tensors["weights"].to(torch.complex64)})
