@@ -51,6 +51,7 @@ std::tuple<Tensor, Tensor> weighted_prototype_cross_entropy(
   const auto pairs = cross_entropy.sym_sizes();
   TORCH_CHECK_VALUE(at::is_expandable_to(weights_.sym_sizes(), pairs), "weights must have shape ",
                     cross_entropy.sizes(), " or broadcast to it, got ", weights_.sizes());
+  TORCH_CHECK_TYPE(!weights_.is_complex(), "weights must be real, got ", weights_.scalar_type());
   const Tensor weights = constant(weights_).expand_symint(pairs).to(cross_entropy.scalar_type());
   // A pair of weight 0 adds nothing, even if its cross entropy is infinite.
   return {cross_entropy.mul(weights).masked_fill(weights.eq(0), 0).sum(), mean};
@@ -61,6 +62,7 @@ Tensor weighted_sigmoid_contrast(const Tensor& x, const Tensor& y, const Tensor&
                                  const Tensor& bias, const Tensor& weights_,
                                  std::optional<std::int64_t> offset) {
   const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK_TYPE(!weights_.is_complex(), "weights must be real, got ", weights_.scalar_type());
   Tensor weights = constant(weights_).to(type);
   if (x.dim() == 2) {  // else an error of the op
     const c10::SymInt rows[]{x.sym_size(0)};

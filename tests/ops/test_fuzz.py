@@ -60,15 +60,22 @@ SPOILS = {  # what does not fit
 
 @st.composite
 def inputs(draw, call):
-    """Tensors by name for a call, and whether they fit: yes, or spoiled, or poisoned."""
+    """Tensors by name for a call, and whether they fit: yes, or spoiled, or poisoned.
+
+    ``"yes, usual"`` are random ones of scale 1, whose gradients are not differences of large terms.
+    """
     sizes = st.sampled_from([0, 1, 2, 3, 5, 7, 17])
     dtype, scale = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(SCALES))
-    made = call.tensors(draw(sizes), draw(sizes), dtype=dtype)
+    images, dim = draw(sizes), draw(sizes)
+    usual = scale == 1 and images > 2 and dim > 2
+    made = call.tensors(images, dim, dtype=dtype)
     tensors = {}
     for name, tensor in made.items():
         if tensor.is_floating_point() and name not in UNSCALED:
             tensor = tensor * scale
-        tensors[name] = draw(st.sampled_from(LAYOUTS))(tensor)
+        layout = draw(st.sampled_from(LAYOUTS))
+        usual &= layout is not repeated
+        tensors[name] = layout(tensor)
     kind = draw(st.sampled_from(("yes", "yes", "spoiled", "poisoned")))
     if kind == "spoiled":
         name = draw(st.sampled_from(sorted(tensors)))
@@ -80,7 +87,7 @@ def inputs(draw, call):
         tensors[name] = poisoned(
             tensors[name], draw(st.sampled_from(POISONS)), draw(st.integers(0, 99))
         )
-    return tensors, kind
+    return tensors, "yes, usual" if kind == "yes" and usual else kind
 
 
 def poisoned(t, value, at):
@@ -109,8 +116,8 @@ def definition(call, tensors, dtype):
     return wide, results if isinstance(results, tuple) else (results,)
 
 
-def assert_equals_the_definition(call, tensors):
-    """Values, and gradients of those for which all agree on what is compared (which neighbor)."""
+def assert_equals_the_definition(call, tensors, kind_of_inputs):
+    """Values, and gradients where all agree on what is compared (which neighbor)."""
     mine = {
         n: t.detach().requires_grad_(n in call.leaves and t.is_floating_point())
         for n, t in tensors.items()
@@ -132,11 +139,10 @@ def assert_equals_the_definition(call, tensors):
             same &= torch.equal(a, b) and torch.equal(a, c)
             continue
         known = b.isfinite() & c.isfinite()  # nothing on the way is out of range
-        assert_close(a.double()[known], b[known], rtol=tolerance, atol=tolerance)
-    if call.function.__name__ == "nearest_neighbor_distance":
-        # Gradients of duplicates are 1/|x| or 1/eps, and cancel each other.
-        same &= bool((results[0] > 1e-3).all())
-    if same and all(mine[name].requires_grad for name in call.leaves):
+        if known.any():
+            error = 10 * (c - b)[known].abs().max().item()  # plain torch's, as of large angles
+            assert_close(a.double()[known], b[known], rtol=tolerance, atol=tolerance + error)
+    if same and kind_of_inputs == "yes, usual":
         triples = zip(
             *(gradients(*pair) for pair in ((mine, results), expected, plain)), strict=True
         )
@@ -193,14 +199,13 @@ def test_equals_the_definition_or_refuses_in_a_sentence(call, fuzz):
             call(**tensors)
         except (ValueError, TypeError, RuntimeError) as error:
             assert len(str(error).split()) > 2, repr(error)
-            whole = all(0 not in t.shape for t in tensors.values() if kind != "spoiled")
-            fits = kind != "spoiled" and whole
+            fits = kind.startswith("yes") and all(0 not in t.shape for t in tensors.values())
             assert not fits or min(map(len_of, tensors.values())) < 3, error
             return
         if kind == "poisoned":
             assert_harmless(call, tensors)
         elif all(isinstance(t, torch.Tensor) and t.device.type == "cpu" for t in tensors.values()):
-            assert_equals_the_definition(call, tensors)
+            assert_equals_the_definition(call, tensors, kind)
 
     check()
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from torch import Tensor, ones, tensor, zeros
+from operators import CALLS
+from torch import Tensor, complex64, ones, tensor, zeros
 
 from mast_ext import functional
 
@@ -484,3 +485,12 @@ def test_rejects_tensors_of_two_devices(name, moved, other, device):
     }
     with pytest.raises(ValueError, match=f"{moved} must be on cuda:0 like {other}, got cpu"):
         getattr(functional, name)(**arguments)
+
+
+@pytest.mark.parametrize("call", [c for c in CALLS if c.form == "weights"], ids=str)
+def test_complex_weights_are_refused(call):
+    """Found by the fuzz: their imaginary parts were left out."""
+    tensors = call.tensors()
+    name = "weights" if "weights" in tensors else "weight"
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be .*, got "):
+        call(**{**tensors, name: tensors[name].to(complex64)})

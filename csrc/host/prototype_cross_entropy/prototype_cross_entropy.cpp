@@ -206,6 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> prototype_cross_entropy_with_grad(
   TORCH_CHECK_VALUE(at::is_expandable_to(weights_.sizes(), pairs), "weights must have shape ",
                     pairs, " or broadcast to it, got ", weights_.sizes());
   check_device(weights_, "weights", student, "student");
+  TORCH_CHECK_TYPE(!weights_.is_complex(), "weights must be real, got ", weights_.scalar_type());
   const Tensor weights = weights_.expand(pairs).to(to.cross_entropy.scalar_type()).contiguous();
   Tensor sum = in.new_empty({}), grad_student = new_result(in.student, in.student.sizes());
   if (in.batch() == 0) {
