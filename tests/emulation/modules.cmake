@@ -7,6 +7,9 @@
 #                      the CPU kernels. The binding, which all share, is not instrumented
 #   faults             a program of faulty kernels, by which the emulator is tested
 #
+# Where host code for CUDA takes chunks, the environment variable EMULATE_CHUNK_LIMIT makes them small
+# (csrc/host/common/chunk_limit.h).
+#
 # Each one's CUDA kernels are in a library of their own, whose thread-local memory is the
 # kernels' static shared memory and nothing else.
 set(emulation ${CMAKE_CURRENT_SOURCE_DIR}/tests/emulation)

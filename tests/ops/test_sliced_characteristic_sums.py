@@ -80,7 +80,9 @@ def test_views_shared_by_threads(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        sums, grad_z = with_gradient(functional.sliced_characteristic_sums, z, slices, grad, **options)
+        sums, grad_z = with_gradient(
+            functional.sliced_characteristic_sums, z, slices, grad, **options
+        )
         with torch.no_grad():
             found = [functional.sliced_characteristic_sums(z, slices, **options)]
         with torch.inference_mode():
