@@ -55,13 +55,6 @@ bool is_recorded(const Args&... args) {
   return at::GradMode::is_enabled() && (requires_grad(args) || ...);
 }
 
-void append(Tensors& to, const Tensor& t) { to.push_back(t); }
-void append(Tensors& to, const OptionalTensor& t) {
-  if (t) to.push_back(*t);
-}
-template <typename Option>
-void append(Tensors&, const Option&) {}
-
 // The transforms of torch.func (grad, vjp, vmap, ...) that are active, exchanged for others while
 // this lives.
 //
@@ -132,43 +125,16 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
   }
 };
 
-// The graph of results that it is an error to differentiate, where autograd would compute zero.
-struct Refusal : torch::autograd::Function<Refusal> {
-  static constexpr bool is_traceable = true;
+// The derivative of a backward op: an error, where autograd would otherwise compute zero.
+template <typename Derivative>
+struct NoSecondDerivative : Formula<NoSecondDerivative<Derivative>, typename Derivative::Backward> {
+  static constexpr std::size_t differentiable = Derivative::Backward::results;
 
-  static Tensors forward(AutogradContext* ctx, const Tensors& /*inputs*/, const Tensors* results,
-                         std::string_view op) {
-    ctx->saved_data["op"] = std::string(op);
-    return *results;
-  }
+  static void save(AutogradContext*, const auto&...) {}
 
-  static Tensors backward(AutogradContext* ctx, const Tensors&) {
-    TORCH_CHECK(false, ctx->saved_data["op"].toStringRef(),
+  static Tensors gradients(AutogradContext*, const Tensors&) {
+    TORCH_CHECK(false, Derivative::Forward::name,
                 " has no second derivative: its gradient was differentiated");
-  }
-};
-
-// The derivative of a backward op.
-template <typename Derivative, typename Op = typename Derivative::Backward>
-struct NoSecondDerivative;
-template <typename Derivative, Name name, typename Result, typename... Args>
-struct NoSecondDerivative<Derivative, Op<name, Result(Args...)>> {
-  using Forward = Op<name, Result(Args...)>;
-
-  static Result run(c10::DispatchKeySet keys, Args... args) {
-    refuse_tangents(name.text, args...);
-    Result result = Forward::below_autograd(keys, args...);
-    if (is_recorded(args...)) {
-      Tensors inputs, outputs;
-      (append(inputs, args), ...);
-      const auto results = results_of(result);
-      for (const Tensor* t : results) outputs.push_back(*t);
-      Transforms transforms;
-      const ExchangedTransforms hidden(transforms);
-      outputs = Refusal::apply(inputs, &outputs, Derivative::Forward::name);
-      for (std::size_t i = 0; i < outputs.size(); ++i) *results[i] = outputs[i];
-    }
-    return result;
   }
 };
 
