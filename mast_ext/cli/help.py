@@ -137,7 +137,7 @@ def _entry(action: argparse.Action) -> list[str]:
     """An option, the first sentence on it, its choices and its default."""
     what = re.split(r"[.;:]\s", (action.help or "").rstrip("."), maxsplit=1)[0].replace("``", "")
     if str(action.metavar).startswith("{"):
-        what += ": " + "|".join(str(action.metavar).strip("{}").split(","))
+        what += ": " + str(action.metavar).strip("{}").replace(",", ", ")
     if isinstance(action.default, (str, int, float)) and action.default != argparse.SUPPRESS:
         default = action.default if isinstance(action.default, str) else f"{action.default:g}"
         what += f" [{default}]"
@@ -149,9 +149,10 @@ def _entry(action: argparse.Action) -> list[str]:
 
 def _options(parser: argparse.ArgumentParser, groups: Collection[str]) -> str:
     """The full text on the options of some groups."""
+    shown = [action for action in parser._actions if not action.dest.endswith(".help")]
     for action in parser._actions:
-        # Sections as a whole, which --config sets, and the keys of an option's value.
-        nested = any(other.dest.startswith(f"{action.dest}.") for other in parser._actions)
-        if group_of(action) not in groups or nested or action.dest.endswith(".help"):
+        # A whole group as one option, which --config sets more easily.
+        whole = any(each.dest.startswith(f"{action.dest}.") for each in shown)
+        if action not in shown or whole or group_of(action) not in groups:
             action.help = argparse.SUPPRESS
     return parser.format_help()

@@ -17,10 +17,11 @@ from mast_ext.cli.parser import (
     settings_parser,
 )
 from mast_ext.methods import METHODS
-from mast_ext.train.config import RECIPES, PretrainConfig
+from mast_ext.train.config import DEFAULT_AUGMENTATION, PretrainConfig
 from mast_ext.train.evaluation.evaluate import LINEAR
 from mast_ext.train.launch import launch, launched_rank, require_devices
 from mast_ext.train.pretrain import pretrain, run_of_checkpoint
+from mast_ext.train.recipes import recipe_file
 from mast_ext.train.report.tables import tables
 from mast_ext.train.state.run_directory import RunDirectory
 
@@ -41,9 +42,9 @@ mast-ext pretrain --resume runs/simclr-folder-1""",
             *("model.name", "model.weights"),
         ),
         "training": (
-            *("train.epochs", "train.batch_size", "train.devices", "train.accelerator"),
-            *("train.precision", "optimizer.name", "optimizer.lr", "optimizer.weight_decay"),
-            *("optimizer.warmup", "seed"),
+            *("train.epochs", "train.batch_size", "train.devices", "train.precision"),
+            *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.warmup"),
+            "seed",
         ),
         "settings and results": ("recipe", "config", "print_config", "out", "resume"),
     },
@@ -61,15 +62,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.method = value_of("--method", arguments)
     if shows_help(parser, OVERVIEW, arguments, parser.method):
         return 0
+    values = parse_for_defaults(parser, arguments)
+    given = arguments
+    if values.recipe is not None:  # as the first of all files of settings: the others override it
+        arguments = [f"--config={recipe_file(values.recipe, values.method)}", *given]
+        values = parse_for_defaults(parser, arguments)
     # The kind of data decides what is done to it unless options say otherwise.
-    recipe = RECIPES[parse_for_defaults(parser, arguments).data.name]
-    parser.set_defaults({"augment": asdict(recipe)})
+    parser.set_defaults({"augment": asdict(DEFAULT_AUGMENTATION[values.data.name])})
     values = parse(parser, arguments)
     resume = None if values.resume is None else Path(values.resume)
     if resume is None:
         config = build(parser, values, PretrainConfig, "resume", "recipe")
     else:
-        extra = options_in(arguments, but=["--resume"])
+        extra = options_in(given, but=["--resume"])
         if extra:
             raise UsageError(f"--resume takes the settings of the run: leave out {extra[0]}")
         config = load_config(resume)
@@ -77,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = config.train.devices
     if wanted > 1 and launched_rank() is None:
         require_devices(config.train)
-        return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)
+        return launch("mast_ext.cli.main", ["pretrain", *given], wanted)
     outcome = pretrain(config, resume=resume)
     if outcome is None:  # the first process speaks
         return 0

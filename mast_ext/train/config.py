@@ -66,7 +66,7 @@ class DataConfig:
                 _at_least(self, low, name)
 
 
-RECIPES = {
+DEFAULT_AUGMENTATION = {
     # Shapes are small and lie in a corner: smaller crops would often miss them. Hues change fully,
     # so that a method that is invariant to augmentations has to lose one of the factors.
     "shapes": AugmentationRecipe(crop_scale=(0.5, 1.0), hue=0.5),
@@ -123,6 +123,8 @@ class OptimizerConfig:
         name: Optimizer. ``sgd`` has momentum 0.9, as ``lars`` has.
         lr: Peak learning rate per 256 images. The rate used is ``lr * batch_size / 256``. The
             default is made for ``adamw``; ``lars`` wants one of the order of 1.
+        bias_lr: Learning rate of biases and norms relative to that of weights. Barlow Twins wants
+            0.024 with ``lars``, which scales the steps of weights alone.
         weight_decay: Decay of weights. It is not applied to biases, norms and masks.
         final_weight_decay: Where weight decay ends, by half a cosine; by default it is constant.
         clip: Largest Euclidean norm of all gradients together, above which they are scaled down to
@@ -133,6 +135,7 @@ class OptimizerConfig:
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 8e-3
+    bias_lr: float = 1.0
     weight_decay: float = 1e-4
     final_weight_decay: float | None = None
     clip: float = 0.0
@@ -142,7 +145,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
-        _at_least(self, 0, "weight_decay", "clip", "warmup")
+        _at_least(self, 0, "bias_lr", "weight_decay", "clip", "warmup")
         if self.final_weight_decay is not None:
             _at_least(self, 0, "final_weight_decay")
         if not 0 <= self.min_lr <= 1:
@@ -289,7 +292,7 @@ class PretrainConfig:
     seed: int = 0
     out: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentationRecipe = RECIPES["shapes"]
+    augment: AugmentationRecipe = DEFAULT_AUGMENTATION["shapes"]
     model: ModelConfig = field(default_factory=ModelConfig)
     equimod: EquiModOptions = field(default_factory=EquiModOptions)
     hard_views: HardViewOptions = field(default_factory=HardViewOptions)
