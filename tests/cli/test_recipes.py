@@ -1,9 +1,12 @@
 """Recipes: each is a whole run, and what the command line does with them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from mast_ext.cli.parser import build
 from mast_ext.cli.pretrain import make_parser
@@ -39,9 +42,9 @@ def test_is_a_file_of_settings_with_its_sources(name, method):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Eight made-up images of 40 pixels, which recipes enlarge or cut."""
+    """Ten made-up images of 40 pixels, which recipes enlarge or cut; one is kept for tests."""
     folder = tmp_path_factory.mktemp("images")
-    for i in range(8):
+    for i in range(10):
         pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     return folder
@@ -64,7 +67,8 @@ def test_trains_two_steps(name, method, images, tmp_path):
     assert training.steps == 2
     run = RunDirectory.create(str(tmp_path / "run"), "unused")
     before = [weight.detach().clone() for weight in training.networks.backbone.parameters()]
-    module = fit(training, run)
+    module = fit(training, run, console=Console(quiet=True))
+    shutil.rmtree(run.path)  # checkpoints of gigabytes
     assert module.method.name == method
     moved = [not a.equal(b) for a, b in zip(before, module.backbone.parameters(), strict=True)]
     assert any(moved) and all(weight.isfinite().all() for weight in module.backbone.parameters())
