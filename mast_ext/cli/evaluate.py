@@ -89,6 +89,7 @@ def make_parser() -> Parser:
         "k-NN and linear probes of frozen features, beside the network before training.",
         EvaluateConfig,
     )
+    parser.usage = "mast-ext evaluate PATH [options]"
     parser.add_argument(
         "path",
         help="A run directory, a checkpoint in one, or a backbone.safetensors.",

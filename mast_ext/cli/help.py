@@ -121,7 +121,13 @@ def group_of(action: argparse.Action) -> str:
 
 def _overview(parser: argparse.ArgumentParser, overview: Overview) -> str:
     actions = {action.dest: action for action in parser._actions}
-    lines = [f"usage: {parser.usage}", "", str(parser.description), "", *_indented(overview.examples)]
+    lines = [
+        f"usage: {parser.usage}",
+        "",
+        str(parser.description),
+        "",
+        *_indented(overview.examples),
+    ]
     for heading, names in overview.first.items():
         lines += ["", f"{heading}:"]
         for name in names:

@@ -79,7 +79,9 @@ PRINTED = ["pretrain", "--print_config", "--recipe=cifar10-resnet18", "--method=
 
 def test_settings_of_a_recipe_and_what_overrides_them(call, tmp_path):
     """In this order: defaults, recipe, files and options as they come."""
-    (tmp_path / "mine.yaml").write_text("train: {epochs: 5, batch_size: 64}\nbyol: {momentum: 0.5}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "train: {epochs: 5, batch_size: 64}\nbyol: {momentum: 0.5}\n"
+    )
     status, out, err = call(*PRINTED, "--config=mine.yaml", "--train.epochs=7", "--data.path=x")
     assert status == 0, err
     found = yaml.safe_load(out)

@@ -1,7 +1,7 @@
 """Settings from papers and from published benchmarks, as files for ``--config``.
 
-``NAME/METHOD.yaml`` is one run. Its comments say where its numbers come from, and which of them come
-from no paper. What every recipe leaves open is where the images are: ``data.path``.
+``NAME/METHOD.yaml`` is one run. Its comments say where its numbers come from, and which of them
+come from no paper. What every recipe leaves open is where the images are: ``data.path``.
 """
 
 from pathlib import Path
