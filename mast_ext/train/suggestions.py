@@ -49,8 +49,9 @@ _OURS = {other: ours for ours, others in OTHER_NAMES.items() for other in others
 
 def did_you_mean(names: Iterable[str]) -> str:
     """A question to append to an error; empty without names."""
-    listed = list(names)
-    return f"; did you mean {' or '.join(listed)}?" if listed else ""
+    *others, last = ["", *names]
+    listed = ", ".join(others[1:])
+    return f"; did you mean {listed}{' or ' if listed else ''}{last}?" if last else ""
 
 
 def similar(word: str, known: Iterable[str]) -> list[str]:
@@ -68,15 +69,21 @@ def settings_like(name: str, known: Collection[str], method: str | None = None) 
         method: The method that is trained: its own settings go before those of the others.
     """
     group, _, last = _plain(name).rpartition(".")
-    ours = _OURS.get(last, last)
-    members = [each.rpartition(".")[2] for each in known if each.startswith(f"{group}.")]
-    found = [f"{group}.{each}" for each in similar(last, members)]
+    members = [each.removeprefix(f"{group}.") for each in known if each.startswith(f"{group}.")]
+    found = [f"{group}.{each}" for each in similar(last, members)] or _called(last, known)
     if not found:
-        found = sorted(each for each in known if ours in (each, each.rpartition(".")[2]))
-    if not found:
-        by_last = {each.rpartition(".")[2]: each for each in known}
-        found = similar(name, known) or [by_last[each] for each in similar(last, by_last)]
+        names = {*_OURS, *(each.rpartition(".")[2] for each in known)}
+        for each in similar(last, sorted(names)):
+            found = _called(each, known)
     return [each for each in found if each.startswith(f"{method}.")] or found[:3]
+
+
+def _called(name: str, known: Collection[str]) -> list[str]:
+    """The setting of a name, ours or another program's, or those of this name in their groups."""
+    if name in known:
+        return [name]
+    name = _OURS.get(name, name)
+    return sorted(each for each in known if name in (each, each.rpartition(".")[2]))
 
 
 def _plain(name: str) -> str:

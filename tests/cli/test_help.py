@@ -92,11 +92,16 @@ GUESSES = [
     ("--gpus", ["train.devices"]),
     ("--devices", ["train.devices"]),
     ("--metod", ["method"]),
+    ("sed", ["seed"]),
     ("train.epoch", ["train.epochs"]),
     ("train.lr", ["optimizer.lr"]),
     ("model.arch", ["model.name"]),
     ("TRAIN.EPOCHS", ["train.epochs"]),
+    ("--bakcbone", ["model.name"]),
+    ("trian.lr", ["optimizer.lr"]),
     ("--moco-k", ["moco.queue"]),
+    ("--symetric", ["moco.symmetric"]),
+    ("--momentun", ["byol.momentum", "dino.momentum", "ibot.momentum"]),
     ("--local_crops_number", ["dino.local_views", "hard_views.local_views", "ibot.local_views"]),
     ("--xyzzy", []),
 ]
@@ -122,6 +127,10 @@ def test_other_names_lead_to_settings(name):
     ("option", "message"),
     [
         ("--lr=1", "there is no option --lr; did you mean --optimizer.lr?"),
+        (
+            "--momentum=1",
+            "did you mean --byol.momentum, --dino.momentum or --ibot.momentum? (options",
+        ),
         ("data=DIR", "there is no option data; did you mean --data.path?"),
         (
             "--model=resnet18",
