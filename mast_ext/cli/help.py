@@ -92,7 +92,7 @@ def help_text(
         overview: What is shown without a topic.
         topic: ``all``, the name of a group of options, or "".
         method: The method that is trained, if the command line says one: without a topic its
-            options and those common to all methods are shown.
+            options are shown, and then those common to all methods.
 
     Raises:
         UsageError: There is no help on the topic.
@@ -111,6 +111,9 @@ def help_text(
     if method not in groups:
         hint = did_you_mean(similar(method, overview.apart))
         raise UsageError(f"there is no method {method!r}{hint}")
+    parser._action_groups.sort(  # the method's before all others
+        key=lambda group: all(group_of(action) != method for action in group._group_actions)
+    )
     return _options(parser, groups - set(overview.apart) | {method}) + f"\n{overview.more}"
 
 

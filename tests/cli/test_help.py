@@ -56,6 +56,11 @@ def test_by_method_by_group_and_everything(call, arguments, groups):
     assert groups_in(out) == groups
 
 
+def test_options_of_the_method_come_first(call):
+    out = call("pretrain", "--method=vicreg", "--help")[1]
+    assert out.index("--vicreg.projector") < out.index("--train.epochs") < out.index("more: ")
+
+
 def test_everything_names_every_option(call):
     out = call("pretrain", "--help", "all")[1]
     assert [name for name in KNOWN if f"--{name} " not in out] == []

@@ -58,8 +58,10 @@ LARGE = pytest.mark.slow  # 134 million weights in some projectors: seconds and 
     [pytest.param(*each, marks=LARGE if "imagenet" in each[0] else ()) for each in EVERY],
 )
 def test_trains_two_steps(name, method, images, tmp_path):
-    """With its own networks, views, optimizer and loss, but of few images."""
+    """With its own networks, views, optimizer and loss, but of few images and in float32, since
+    many CPUs take minutes for a network in bfloat16."""
     few = ["--train.batch_size=4", "--train.epochs=1", "--train.accelerator=cpu"]
+    few += ["--train.precision=32-true"]
     quiet = ["--train.tensorboard=false", "--train.rank_every=0", "--data.workers=0"]
     data = ["--data.name=folder", f"--data.path={images}", "--baseline=none"]
     config = config_of(name, method, *few, *quiet, *data)
