@@ -22,6 +22,7 @@ FLOORS = [
     {"methods"},
     {"train"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -34,7 +34,7 @@ class AugmentationRecipe:
         brightness: Strength of the brightness change, at least 0.
         contrast: Strength of the contrast change, at least 0.
         saturation: Strength of the saturation change, at least 0.
-        hue: Strength of the hue change in turns, in ``[0, 0.5]``.
+        hue: Strength of the hue change in turns; lies in ``[0, 0.5]``.
         grayscale: Probability of conversion to gray.
         blur: Probability of a Gaussian blur.
         blur_sigma: Range of the blur's standard deviation in pixels of the view, positive.

@@ -1,1 +1,1 @@
-"""The command line: ``mast-ext pretrain | evaluate | doctor``."""
+"""The command line: ``mast-ext pretrain | recipes | evaluate | bench | doctor``."""

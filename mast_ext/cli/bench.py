@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 from mast_ext.augment import AugmentationRecipe, build_loader, make_policy
 from mast_ext.augment.dali import EncodedImages, is_installed
 from mast_ext.cli.errors import UsageError
+from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import Parser, build, canonical, output_console, parse, settings_parser
 from mast_ext.data import Source, open_source
 from mast_ext.train.state.run_directory import write_text
@@ -89,6 +90,8 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         raise UsageError("bench takes what to measure: mast-ext bench data [options]")
     parser = make_parser()
+    if shows_help(parser, Overview(), arguments):
+        return 0
     values = parse(parser, canonical(arguments[1:]))
     config: BenchConfig = build(parser, values, BenchConfig, "path", "out")
     if config.name != "shapes" and values.path is None:

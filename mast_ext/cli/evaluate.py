@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import (
     Parser,
     build,
@@ -23,10 +24,31 @@ from mast_ext.train.report.tables import results, tables
 from mast_ext.train.state.restore import Restored, restore_backbone, restore_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory, write_text
 
+OVERVIEW = Overview(
+    examples="""\
+mast-ext evaluate runs/simclr-folder-1
+mast-ext evaluate runs/simclr-folder-1 --data.name folder --data.path DIR
+mast-ext evaluate backbone.safetensors --data.name cifar10 --data.path DIR""",
+    first={
+        "what is evaluated": ("path",),
+        "images (by default those of the run)": (
+            *("data.name", "data.path", "data.max_images", "data.max_test_images"),
+            "augment.size",
+        ),
+        "measurement": ("evaluation.neighbors", "evaluation.batch_size", "accelerator"),
+        "settings and results": ("json", "config", "print_config"),
+    },
+    more="""\
+more: --help GROUP  one group: data, augment, evaluation
+      --help all    everything""",
+)
+
 
 def main(arguments: Sequence[str]) -> int:
     """Probes frozen features, and prints tables. Returns the exit status."""
     parser, arguments = make_parser(), canonical(arguments)
+    if shows_help(parser, OVERVIEW, arguments):
+        return 0
     path = Path(parse_for_defaults(parser, arguments).path)
     run_config = None if path.suffix == ".safetensors" else load_config(path)
     if run_config is not None:
@@ -64,10 +86,10 @@ def make_parser() -> Parser:
     """All options of the command."""
     parser = settings_parser(
         "evaluate",
-        "k-NN and linear probes of frozen features, beside the same network before training."
-        " Images and views are those of the run unless options say otherwise.",
+        "k-NN and linear probes of frozen features, beside the network before training.",
         EvaluateConfig,
     )
+    parser.usage = "mast-ext evaluate PATH [options]"
     parser.add_argument(
         "path",
         help="A run directory, a checkpoint in one, or a backbone.safetensors.",

@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from mast_ext import __version__
 from mast_ext.cli.errors import UsageError
 from mast_ext.train.state.text import READABLE
+from mast_ext.train.suggestions import did_you_mean, similar
 
+COMMANDS = ("pretrain", "recipes", "evaluate", "bench", "doctor")
 USAGE = """\
 usage: mast-ext <command> [options]
 
   pretrain   train a backbone without labels, probe it, write a report
+  recipes    settings from papers: a list, or one of them
   evaluate   k-NN and linear probes of a run, a checkpoint or a backbone file
   bench      how fast views are made of images of yours, beside torchvision and lightly
   doctor     what is installed, what is fast, what is missing
@@ -65,9 +68,9 @@ def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], i
         from mast_ext.cli import doctor
 
         return doctor.main
-    if name not in ("pretrain", "evaluate", "bench"):
-        known = "pretrain, evaluate, bench, doctor"
-        raise UsageError(f"there is no command {name!r}: there are {known}")
+    if name not in COMMANDS:
+        hint = did_you_mean(similar(name, COMMANDS))
+        raise UsageError(f"there is no command {name!r}: there are {', '.join(COMMANDS)}{hint}")
     from mast_ext.cli.doctor import require_training_packages
 
     try:
@@ -76,6 +79,10 @@ def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], i
         if {"-h", "--help"}.intersection(arguments):  # the options come from these packages
             print(USAGE)
         raise
+    if name == "recipes":
+        from mast_ext.cli import recipes
+
+        return recipes.main
     if name == "pretrain":
         from mast_ext.cli import pretrain
 

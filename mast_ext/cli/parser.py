@@ -1,6 +1,5 @@
 """Turns settings dataclasses into options and YAML, by jsonargparse."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,22 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.console import Console
 
 from mast_ext.cli.errors import UsageError
+from mast_ext.cli.help import HelpFormatter
 from mast_ext.train.errors import RunError
 from mast_ext.train.state.run_directory import read_settings
+from mast_ext.train.suggestions import did_you_mean, settings_like, similar
 
 HARD_VIEWS = "--hard_views"
 
 
 class Parser(ArgumentParser):
-    """A parser that answers a wrong command line with one sentence."""
+    """A parser that answers a wrong command line with one sentence.
+
+    Attributes:
+        method: The method on the command line, whose settings are suggested before others'.
+    """
+
+    method: str | None = None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         explained = self._explain(" ".join(message.split()))
@@ -38,35 +45,58 @@ class Parser(ArgumentParser):
 
         jsonargparse would do so when it no longer knows which file it was in.
         """
-        known = {a.dest for a in self._actions if not a.dest.endswith(".help")}
-        groups = {dest[:at] for dest in known for at, c in enumerate(dest) if c == "."}
+        known, groups = self._names()
         for key, value in values.items():
             name = f"{group}{key}"
             if name in groups and isinstance(value, Mapping):
                 self.check_names(value, f"{name}.")
             elif name in groups:
-                self.error(f"{name} must be a mapping of settings, got {value!r}")
+                hint = did_you_mean(settings_like(name, known, self.method))
+                self.error(f"{name} must be a mapping of settings, got {value!r}{hint}")
             elif name not in known:
-                close = difflib.get_close_matches(name, known - groups, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                hint = did_you_mean(settings_like(name, known, self.method))
                 self.error(f"there is no setting {name}{hint}")
 
+    def _names(self) -> tuple[set[str], set[str]]:
+        """Names of all settings, and of their groups."""
+        names = {a.dest for a in self._actions if not a.dest.endswith(".help")}
+        groups = {dest[:at] for dest in names for at, c in enumerate(dest) if c == "."}
+        return names - groups, groups
+
     def _explain(self, message: str) -> str:
+        known, groups = self._names()
         unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
-        if not unknown:
-            message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
-            message = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", message)
-            return re.sub(r"Expected a typing\.Literal\[([^]]+)\]", r"expected one of \1", message)
-        option = unknown[1].split("=")[0]
-        known = [o for action in self._actions for o in action.option_strings]
-        close = difflib.get_close_matches(option, known, n=1)
-        return f"there is no option {option}" + (f"; did you mean {close[0]}?" if close else "")
+        if unknown:
+            option = unknown[1].split("=")[0]
+            close = settings_like(option, known, self.method)
+            hint = did_you_mean(f"--{name}" for name in close)
+            return f"there is no option {option}{hint}"
+        message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
+        group = re.match(r"--(\w+): Unable to load config '(.*?)'", message)
+        if group and group[1] in groups:
+            hint = did_you_mean(f"--{name}" for name in settings_like(group[1], known))
+            return f"--{group[1]} takes a file of settings, and {group[2]} is none{hint}"
+        message = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", message)
+        message = re.sub(r"Expected a typing\.Literal\[([^]]+)\]", r"expected one of \1", message)
+        choice = re.search(r"expected one of ('.+')\. Got value: (\S+)", message)
+        return message + did_you_mean(
+            similar(choice[2], re.findall(r"'(.*?)'", choice[1])) if choice else ()
+        )
 
 
 def settings_parser(command: str, description: str, settings: type) -> Parser:
     """A parser with an option for every field of a settings dataclass, nested ones dotted."""
-    parser = Parser(prog=f"mast-ext {command}", description=description, allow_abbrev=False)
+    parser = Parser(
+        prog=f"mast-ext {command}",
+        usage=f"mast-ext {command} [options]",
+        description=description,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings.")
+    for action in parser._actions:
+        if action.dest == "print_config":  # added by --config
+            action.help = "Print all settings as YAML, and exit."
     parser.add_class_arguments(settings, nested_key=None)
     return parser
 

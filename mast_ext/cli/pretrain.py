@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mast_ext.cli.errors import UsageError
+from mast_ext.cli.help import Overview, shows_help, value_of
 from mast_ext.cli.parser import (
     Parser,
     build,
@@ -15,26 +16,65 @@ from mast_ext.cli.parser import (
     parse_for_defaults,
     settings_parser,
 )
-from mast_ext.train.config import RECIPES, PretrainConfig
+from mast_ext.methods import METHODS
+from mast_ext.train.config import DEFAULT_AUGMENTATION, PretrainConfig
 from mast_ext.train.evaluation.evaluate import LINEAR
 from mast_ext.train.launch import launch, launched_rank, require_devices
 from mast_ext.train.pretrain import pretrain, run_of_checkpoint
+from mast_ext.train.recipes import recipe_file
 from mast_ext.train.report.tables import tables
 from mast_ext.train.state.run_directory import RunDirectory
+
+OVERVIEW = Overview(
+    examples="""\
+mast-ext pretrain                        MAST on made-up images
+mast-ext pretrain --data.name folder --data.path DIR --method simclr
+mast-ext pretrain --recipe cifar10-resnet18 --method byol --data.path DIR
+mast-ext pretrain --config FILE --train.epochs 100
+mast-ext pretrain --resume runs/simclr-folder-1""",
+    first={
+        "data": (
+            *("data.name", "data.path", "data.max_images", "data.workers"),
+            *("augment.size", "augment.hue", "augment.blur"),
+        ),
+        "method and backbone": (
+            *("method", "hard_views.views", "equimod.weight"),
+            *("model.name", "model.weights"),
+        ),
+        "training": (
+            *("train.epochs", "train.batch_size", "train.devices", "train.precision"),
+            *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.warmup"),
+            "seed",
+        ),
+        "settings and results": ("recipe", "config", "print_config", "out", "resume"),
+    },
+    apart=(*METHODS, "equimod", "hard_views"),
+    more="""\
+more: --method NAME --help  options of a method, and those that all methods have
+      --help GROUP          one group: augment, optimizer, hard_views, ...
+      --help all            everything""",
+)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Trains, or goes on with a run, and prints tables. Returns the exit status."""
     parser, arguments = make_parser(), canonical(arguments)
+    parser.method = value_of("--method", arguments)
+    if shows_help(parser, OVERVIEW, arguments, parser.method):
+        return 0
+    values = parse_for_defaults(parser, arguments)
+    given = arguments
+    if values.recipe is not None:  # as the first of all files of settings: the others override it
+        arguments = [f"--config={recipe_file(values.recipe, values.method)}", *given]
+        values = parse_for_defaults(parser, arguments)
     # The kind of data decides what is done to it unless options say otherwise.
-    recipe = RECIPES[parse_for_defaults(parser, arguments).data.name]
-    parser.set_defaults({"augment": asdict(recipe)})
+    parser.set_defaults({"augment": asdict(DEFAULT_AUGMENTATION[values.data.name])})
     values = parse(parser, arguments)
     resume = None if values.resume is None else Path(values.resume)
     if resume is None:
-        config = build(parser, values, PretrainConfig, "resume")
+        config = build(parser, values, PretrainConfig, "resume", "recipe")
     else:
-        extra = options_in(arguments, but=["--resume"])
+        extra = options_in(given, but=["--resume"])
         if extra:
             raise UsageError(f"--resume takes the settings of the run: leave out {extra[0]}")
         config = load_config(resume)
@@ -42,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = config.train.devices
     if wanted > 1 and launched_rank() is None:
         require_devices(config.train)
-        return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)
+        return launch("mast_ext.cli.main", ["pretrain", *given], wanted)
     outcome = pretrain(config, resume=resume)
     if outcome is None:  # the first process speaks
         return 0
@@ -64,12 +104,22 @@ def make_parser() -> Parser:
         "Trains a backbone without labels, probes it, and writes a report.",
         PretrainConfig,
     )
+    for action in parser._actions:
+        if action.dest == "method":  # any that is registered: no type says which
+            action.metavar = "{" + ",".join(sorted(METHODS)) + "}"
     parser.add_argument(
         "--resume",
         type=str | None,
         default=None,
         metavar="PATH",
         help="Go on with an interrupted run: its directory, or a checkpoint in it.",
+    )
+    parser.add_argument(
+        "--recipe",
+        type=str | None,
+        default=None,
+        metavar="NAME",
+        help="Settings from papers, which others override; mast-ext recipes lists them.",
     )
     return parser
 

@@ -32,8 +32,8 @@ class EquiModOptions:
     """Settings of EquiMod.
 
     Attributes:
-        weight: Weight of the equivariance loss beside the method's own; 0 leaves EquiMod out, 1 is
-            the paper's.
+        weight: Weight of the equivariance loss. The method's own has weight 1; 0 leaves EquiMod
+            out, 1 is the paper's.
         projector: Widths of the equivariance projector's layers. The paper's are 2048, 2048, 128.
         parameters: Width of the encoded augmentation parameters (the paper's).
         temperature: Temperature of the equivariance loss. The paper's is 0.2, for runs of hundreds

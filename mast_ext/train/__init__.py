@@ -1,6 +1,7 @@
 """The training side: from settings to a run directory with weights, probes and a report.
 
 ``config``      all settings of a run
+``recipes/``    settings from papers
 ``launch``      processes that train together, and on which device
 ``networks``    what is trained: backbone, method, hard views
 ``loop/``       the training loop: views, step, metrics, when to save

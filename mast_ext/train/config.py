@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
+from mast_ext.train.suggestions import did_you_mean, similar
 
 Config = TypeVar("Config")
 
@@ -22,10 +23,10 @@ class DataConfig:
     """Where images come from.
 
     Attributes:
-        name: ``shapes`` (procedural, with ground-truth factors), ``folder`` (image files),
-            ``shards`` (WebDataset's tar archives), ``cifar10`` or ``cifar100`` (as published,
-            unpacked).
-        path: The folder. Of images: ``DIR/train/<class>/…`` with ``test/`` or ``val/``,
+        name: Kind. ``shapes`` are procedural, with ground-truth factors; ``folder`` holds image
+            files, ``shards`` WebDataset's tar archives; ``cifar10`` and ``cifar100`` are as
+            published, unpacked.
+        path: Where the images are. Of a folder: ``DIR/train/<class>/…`` with ``test/`` or ``val/``,
             ``DIR/<class>/…``, or ``DIR/…`` without labels. Of shards: ``DIR/train/*.tar`` with
             ``test/`` or ``val/``, or ``DIR/*.tar``; or a pattern of archives.
         size: Side of the images that ``shapes`` renders, in pixels.
@@ -33,7 +34,7 @@ class DataConfig:
         max_images: Use at most this many training images.
         max_test_images: Use at most this many test images.
         on_bad_image: Stop at an unreadable image, naming it, or skip and count it.
-        workers: Background threads that prepare batches; by default none when training
+        workers: Background threads that prepare batches. By default none when training
             on the CPU, which needs its cores itself, and on a GPU one less than this process's
             share of the cores, 16 at most.
         backend: What renders views: ``torchvision``, ``dali``, or ``auto``: DALI for what only it
@@ -65,7 +66,7 @@ class DataConfig:
                 _at_least(self, low, name)
 
 
-RECIPES = {
+DEFAULT_AUGMENTATION = {
     # Shapes are small and lie in a corner: smaller crops would often miss them. Hues change fully,
     # so that a method that is invariant to augmentations has to lose one of the factors.
     "shapes": AugmentationRecipe(crop_scale=(0.5, 1.0), hue=0.5),
@@ -79,11 +80,12 @@ class ModelConfig:
     """The backbone.
 
     Attributes:
-        name: A timm model, or one of ours for small images on a CPU: ``resnet_small`` (a narrow
-            ResNet) or ``vit_small_images`` (a vision transformer of four blocks).
+        name: Any timm model, or one of ours. These are for small images on a CPU:
+            ``resnet_small`` (a narrow ResNet) and ``vit_small_images`` (a vision transformer of
+            four blocks).
         small_images: For ResNets: a 3x3 stem without max-pool. By default on for ResNets when
             views are at most 64 pixels wide.
-        weights: A file with weights to start from instead of random ones: a run's
+        weights: File with weights to start from. By default they are random. A run's
             ``backbone.safetensors``, one of its checkpoints, or weights of the same timm model,
             saved by safetensors or ``torch.save``. The run keeps a copy.
         timm_args: Further arguments of ``timm.create_model``.
@@ -118,10 +120,12 @@ class OptimizerConfig:
     """Optimizer and schedule.
 
     Attributes:
-        name: ``adamw``, ``sgd`` (momentum 0.9) or ``lars``.
-        lr: Peak learning rate per 256 images: the rate used is ``lr * batch_size / 256``. The
+        name: Optimizer. ``sgd`` has momentum 0.9, as ``lars`` has.
+        lr: Peak learning rate per 256 images. The rate used is ``lr * batch_size / 256``. The
             default is made for ``adamw``; ``lars`` wants one of the order of 1.
-        weight_decay: Not applied to biases, norms and masks.
+        bias_lr: Learning rate of biases and norms relative to that of weights. Barlow Twins wants
+            0.024 with ``lars``, which scales the steps of weights alone.
+        weight_decay: Decay of weights. It is not applied to biases, norms and masks.
         final_weight_decay: Where weight decay ends, by half a cosine; by default it is constant.
         clip: Largest Euclidean norm of all gradients together, above which they are scaled down to
             it; 0 does not clip.
@@ -131,6 +135,7 @@ class OptimizerConfig:
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 8e-3
+    bias_lr: float = 1.0
     weight_decay: float = 1e-4
     final_weight_decay: float | None = None
     clip: float = 0.0
@@ -140,7 +145,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
-        _at_least(self, 0, "weight_decay", "clip", "warmup")
+        _at_least(self, 0, "bias_lr", "weight_decay", "clip", "warmup")
         if self.final_weight_decay is not None:
             _at_least(self, 0, "final_weight_decay")
         if not 0 <= self.min_lr <= 1:
@@ -153,16 +158,15 @@ class TrainConfig:
 
     Attributes:
         epochs: Passes over the images (fractions allowed).
-        batch_size: Images per step, of all processes together; each gives as many views as the
-            method wants.
-        devices: Processes to start on this machine, of which every one takes a GPU if GPUs are
-            used. Under torchrun or SLURM, which start them, their number counts instead.
+        batch_size: Images per step of all processes. Each gives as many views as the method wants.
+        devices: Processes, each of which takes a GPU. On this machine; on a CPU, too, if no GPUs
+            are used. Under torchrun or SLURM, which start them, their number counts instead.
         accumulate: Parts in which a process's share of a batch goes through, one after the other,
             before the weights change. Each part has its own negatives and batch statistics.
         sync_batchnorm: Whether batch norm takes its statistics over all processes. Otherwise every
             process has its own, and the first one's running averages count.
-        accelerator: Where to train; ``auto`` takes a GPU when there is one.
-        precision: ``32-true`` or ``bf16-mixed``.
+        accelerator: Where to train. ``auto`` takes a GPU when there is one.
+        precision: Number format. ``bf16-mixed`` is PyTorch's autocast.
         checkpoint_every: Steps between checkpoints; there is one at every epoch's end, too.
         log_every: Steps between rows of metrics.
         rank_every: Steps between measurements of how many dimensions the backbone's features and
@@ -266,20 +270,21 @@ def _with_options_of_methods(cls: type[Config]) -> type[Config]:
 @dataclass(frozen=True)
 @_with_options_of_methods
 class PretrainConfig:
-    """Everything that determines a run. The options of every method are a field of its name.
+    """The run.
+
+    This is everything that determines it. The options of every method are a field of its name.
 
     Attributes:
-        method: What to train: a method that has options below.
+        method: What to train. Each has options of its own under its name.
         baseline: A method (without EquiMod or hard views) to train beside it with the same number
             of image forwards, those of hard view selection counted, too; ``none``; or ``auto``: on
             ``shapes`` what the method is to improve on, which is the method itself for one with
             EquiMod or hard views and ``vicreg`` for ``mast``, else none.
-        seed: Seed of initial weights, shuffling and augmentations.
-        out: The run directory, which must not exist yet; ``runs/<method>-<data>-<number>`` by
-            default.
-        augment: By default that of `RECIPES` for the kind of data.
-        equimod: Wraps the method in EquiMod when its weight is above 0.
-        hard_views: Selects hard views when its number of views is above 0.
+        seed: Seed of weights, shuffling and augmentations.
+        out: New directory of the run. By default ``runs/<method>-<data>-<number>``.
+        augment: What is done to a view; the defaults depend on the kind of data.
+        equimod: EquiMod goes around the method when its weight is above 0.
+        hard_views: Hard views are selected when their number is above 0.
     """
 
     method: str = "mast"
@@ -287,7 +292,7 @@ class PretrainConfig:
     seed: int = 0
     out: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentationRecipe = RECIPES["shapes"]
+    augment: AugmentationRecipe = DEFAULT_AUGMENTATION["shapes"]
     model: ModelConfig = field(default_factory=ModelConfig)
     equimod: EquiModOptions = field(default_factory=EquiModOptions)
     hard_views: HardViewOptions = field(default_factory=HardViewOptions)
@@ -297,12 +302,13 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if self.method not in _METHODS:
-            known = ", ".join(_METHODS)
-            raise ValueError(f"method must be one of {known}, got {self.method!r}")
+            known, hint = ", ".join(_METHODS), did_you_mean(similar(self.method, _METHODS))
+            raise ValueError(f"method must be one of {known}, got {self.method!r}{hint}")
         baselines = ("auto", "none", *_METHODS)
         if self.baseline not in baselines:
             raise ValueError(
                 f"baseline must be one of {', '.join(baselines)}, got {self.baseline!r}"
+                + did_you_mean(similar(self.baseline, baselines))
             )
         _at_least(self, 0, "seed")
         for name in _METHODS:

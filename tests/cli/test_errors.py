@@ -331,9 +331,10 @@ def test_unwritable_directory(call, tmp_path):
     assert status == 1 and "cannot make the run directory locked/run: Permission denied" in err
 
 
-def test_as_a_module(tmp_path):
+@pytest.mark.parametrize("module", ["mast_ext", "mast_ext.cli.main"])
+def test_as_a_module(tmp_path, module):
     found = subprocess.run(
-        [sys.executable, "-m", "mast_ext.cli.main", "pretrain", "--what"],
+        [sys.executable, "-m", module, "pretrain", "--what"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(mast_ext.__file__).parents[1])},
         capture_output=True,

@@ -35,6 +35,19 @@ def test_warmup_cosine(step, warmup, total, floor, expected):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", AdamW), ("sgd", SGD), ("lars", Lars)])
+def test_biases_may_have_a_rate_of_their_own(name, kind):
+    config = OptimizerConfig(name=name, lr=0.4, bias_lr=0.25, warmup=1)
+    optimizer = create_optimizer(parameter_groups(nn.Linear(3, 2), 0.1), config, batch_size=64)
+    assert isinstance(optimizer, kind)
+    schedule = create_schedule(optimizer, config, steps_per_epoch=2, total_steps=8)
+    for _ in range(5):
+        weights, biases = (group["lr"] for group in optimizer.param_groups)
+        assert biases == pytest.approx(weights / 4)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", AdamW), ("sgd", SGD), ("lars", Lars)])
 def test_optimizer_scales_with_the_batch_and_learns(name, kind):
     module = nn.Linear(3, 2)
     optimizer = create_optimizer(

@@ -21,7 +21,7 @@ from torchvision.transforms import functional as transforms
 
 from mast_ext.data import Source, open_source
 from mast_ext.models import load_backbone, to_channels_last
-from mast_ext.train.config import RECIPES
+from mast_ext.train.config import DEFAULT_AUGMENTATION
 from mast_ext.train.evaluation.probes import knn_accuracy, linear_accuracy
 
 NEIGHBORS, BATCH = 20, 512
@@ -111,7 +111,7 @@ def runs_on_images(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     values, runs = runs_on_images(parser)
-    recipe = RECIPES["folder"]
+    recipe = DEFAULT_AUGMENTATION["folder"]
     sources = [
         open_source("folder", split, path=values.path, max_images=most)
         for split, most in (("train", values.images), ("test", values.test_images))

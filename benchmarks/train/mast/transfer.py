@@ -27,7 +27,7 @@ from mast_ext.augment import (
 )
 from mast_ext.data import Source, open_source
 from mast_ext.models import forward_views, load_backbone, to_channels_last
-from mast_ext.train.config import RECIPES
+from mast_ext.train.config import DEFAULT_AUGMENTATION
 from mast_ext.train.evaluation.probes import linear_accuracy
 
 FACTORS = ("shape", "hue", "size", "position", "rotation", "texture")
@@ -84,7 +84,7 @@ def explained(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     values, runs = runs_on_images(parser)
-    recipe = RECIPES["folder"]
+    recipe = DEFAULT_AUGMENTATION["folder"]
     varied = AugmentationRecipe(size=32, hue=values.hue)
     counts = {"train": values.images, "test": values.test_images}
     natural = {

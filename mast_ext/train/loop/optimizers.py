@@ -44,11 +44,11 @@ def create_optimizer(groups: list[dict], config: OptimizerConfig, batch_size: in
         batch_size: Images per step.
     """
     lr = config.lr * batch_size / 256
+    decays, rest = groups[0], {**groups[1], "lr": lr * config.bias_lr}
     if config.name == "adamw":
-        return AdamW(groups, lr=lr)
+        return AdamW([decays, rest], lr=lr)
     if config.name == "sgd":
-        return SGD(groups, lr=lr, momentum=0.9)
-    decays, rest = groups
+        return SGD([decays, rest], lr=lr, momentum=0.9)
     # timm adapts the rate of weights that decay; `always_adapt` also does at weight decay 0.
     return Lars([{**decays, "always_adapt": True}, rest], lr=lr, momentum=0.9, trust_coeff=1e-3)
 
