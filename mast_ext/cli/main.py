@@ -17,6 +17,7 @@ usage: mast-ext <command> [options]
 
   pretrain   train a backbone without labels, probe it, write a report
   evaluate   k-NN and linear probes of a run, a checkpoint or a backbone file
+  report     a page of a run, finished or not, or one that compares several
   bench      how fast views are made of images of yours, beside torchvision and lightly
   doctor     what is installed, what is fast, what is missing
 
@@ -65,8 +66,8 @@ def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], i
         from mast_ext.cli import doctor
 
         return doctor.main
-    if name not in ("pretrain", "evaluate", "bench"):
-        known = "pretrain, evaluate, bench, doctor"
+    if name not in ("pretrain", "evaluate", "report", "bench"):
+        known = "pretrain, evaluate, report, bench, doctor"
         raise UsageError(f"there is no command {name!r}: there are {known}")
     from mast_ext.cli.doctor import require_training_packages
 
@@ -80,6 +81,10 @@ def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], i
         from mast_ext.cli import pretrain
 
         return pretrain.main
+    if name == "report":
+        from mast_ext.cli import report
+
+        return report.main
     if name == "bench":
         from mast_ext.cli import bench
 

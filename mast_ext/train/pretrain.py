@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
@@ -21,13 +20,14 @@ from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation.evaluate import Row, chance, evaluate
 from mast_ext.train.evaluation.images import Images, open_images
+from mast_ext.train.evaluation.views import hard_view_examples, pair_uncertainty
 from mast_ext.train.launch import process_group, resolve_device
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import Networks, build_networks
-from mast_ext.train.report.figures import draw_hard_view_examples, draw_uncertainty
-from mast_ext.train.report.html import write_report
+from mast_ext.train.report.html import PAGE, write_report
+from mast_ext.train.report.record import Measurements, save_measurements
 from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory, named_failure
 
@@ -157,22 +157,16 @@ def _report(
             rows += measure(training.name, module.backbone, method=module.method)
         rows += measure(config.model.start, build_networks(config).backbone)
         rows.append(chance(images.labeled))
-    report = write_report(
-        run.report,
-        title=f"{trainings[0].name} on {config.data.name}",
-        rows=rows,
-        subspaces=modules[0].method.subspaces(),
-        metrics={
-            training.name: each.metrics
-            for training, each in zip(trainings, (run, run.baseline()), strict=False)
-        },
-        settings=yaml.safe_dump(config.to_dict(), sort_keys=False),
-        notes=notes,
-        drawn={
-            "hard_view_examples": draw_hard_view_examples(modules[0], trainings[0].loader),
-            "uncertainty": draw_uncertainty(modules[0], trainings[0].loader),
-        },
+    module, loader = modules[0], trainings[0].loader
+    measured = Measurements(
+        rows,
+        notes,
+        module.method.subspaces(),
+        pair_uncertainty(module, loader),
+        hard_view_examples(module, loader),
     )
+    save_measurements(run.report, measured)
+    report = write_report([run.path], run.report / PAGE)
     return Outcome(run, rows, report, notes)
 
 
