@@ -15,6 +15,11 @@ from mast_ext.train.state.run_directory import read_settings
 
 HARD_VIEWS = "--hard_views"
 
+RETIRED = {
+    "train.tensorboard": "train.logger with tensorboard for true, csv for false",
+}
+"""What to write for settings that there were once."""
+
 
 class Parser(ArgumentParser):
     """A parser that answers a wrong command line with one sentence."""
@@ -49,6 +54,8 @@ class Parser(ArgumentParser):
             elif name not in known:
                 close = difflib.get_close_matches(name, known - groups, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
+                if name in RETIRED:
+                    hint = f" any more: write {RETIRED[name]}"
                 self.error(f"there is no setting {name}{hint}")
 
     def _explain(self, message: str) -> str:
@@ -58,6 +65,8 @@ class Parser(ArgumentParser):
             message = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", message)
             return re.sub(r"Expected a typing\.Literal\[([^]]+)\]", r"expected one of \1", message)
         option = unknown[1].split("=")[0]
+        if (name := option.removeprefix("--")) in RETIRED:
+            return f"there is no option {option} any more: write --{RETIRED[name]}"
         known = [o for action in self._actions for o in action.option_strings]
         close = difflib.get_close_matches(option, known, n=1)
         return f"there is no option {option}" + (f"; did you mean {close[0]}?" if close else "")

@@ -16,6 +16,8 @@ from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
 
 Config = TypeVar("Config")
 
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -169,7 +171,9 @@ class TrainConfig:
             the embedding use (RankMe and LiDAR), which stand in the next row of metrics; 0 measures
             none. On a CPU one takes up to the time of one step, after the first, which reads the
             images.
-        tensorboard: Whether to write TensorBoard events beside ``metrics.csv``.
+        logger: What gets the rows of metrics, too: ``csv`` (nothing but ``metrics.csv``, which is
+            always written), ``tensorboard``, ``wandb``, ``mlflow``, or several of them, as
+            ``[tensorboard, wandb]``.
         progress: Progress bar: ``auto`` shows one when standard error is a terminal.
     """
 
@@ -183,7 +187,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     log_every: int = 10
     rank_every: int = 100
-    tensorboard: bool = True
+    logger: LoggerName | tuple[LoggerName, ...] = "tensorboard"
     progress: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -192,6 +196,14 @@ class TrainConfig:
         _at_least(self, 2, "batch_size")
         _at_least(self, 1, "devices", "accumulate", "checkpoint_every", "log_every")
         _at_least(self, 0, "rank_every")
+        if not self.logger:
+            raise ValueError("train.logger must name a logger, csv for metrics.csv alone, got none")
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Those of ``logger``, each once."""
+        names = (self.logger,) if isinstance(self.logger, str) else self.logger
+        return tuple(dict.fromkeys(names))
 
     def share_of_batch(self, processes: int) -> int:
         """Images per step of each of several processes.

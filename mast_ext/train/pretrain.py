@@ -23,6 +23,7 @@ from mast_ext.train.evaluation.images import Images, open_images
 from mast_ext.train.evaluation.views import hard_view_examples, pair_uncertainty
 from mast_ext.train.launch import process_group, resolve_device
 from mast_ext.train.loop.fit import Training, fit
+from mast_ext.train.loop.loggers import require_loggers
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import Networks, build_networks
@@ -104,8 +105,7 @@ def _train_all(
 ) -> tuple[RunDirectory, list[PretrainModule]]:
     """Trains one after the other in a run directory, new or resumed."""
     stem = f"{trainings[0].name}-{config.data.name}"
-    if config.train.tensorboard:
-        _require_name_for_tensorboard(str(resume or config.out or ""))
+    require_loggers(config, str(resume or config.out or ""))
     run, checkpoint = run_on_first_rank(lambda: _open_run(stem, config.out, resume))
     runs = [run, run.baseline()]
     checkpoints = [each.last if each.last.exists() else None for each in runs]
@@ -190,17 +190,6 @@ def _open_run(stem: str, out: str | None, resume: Path | None) -> tuple[RunDirec
     if resume.is_dir():
         return RunDirectory.open(resume), None
     return RunDirectory.open(run_of_checkpoint(resume)), resume
-
-
-def _require_name_for_tensorboard(path: str) -> None:
-    """Raises a ValueError unless TensorBoard can write under a path."""
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"train.tensorboard must be false in the run directory {path}: TensorBoard takes no"
-            " names that are not UTF-8"
-        ) from error
 
 
 def run_of_checkpoint(path: Path) -> Path:

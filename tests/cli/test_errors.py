@@ -20,6 +20,16 @@ WRONG = [
     (["pretrain", "--metod=mast"], 2, "there is no option --metod; did you mean --method?"),
     (["pretrain", "--data.nam=folder"], 2, "there is no option --data.nam; did you mean"),
     (["pretrain", "surplus"], 2, "there is no option surplus"),
+    (
+        ["pretrain", "--train.tensorboard=false"],
+        2,
+        "no option --train.tensorboard any more: write --train.logger with tensorboard for true, csv",
+    ),
+    (["pretrain", "--config=retired.yaml"], 2, "no setting train.tensorboard any more: write"),
+    (["pretrain", "--train.logger=csvs"], 2, "--train.logger: "),
+    (["pretrain", "--train.logger=[]"], 1, "train.logger must name a logger"),
+    (["report"], 2, "the following arguments are required: RUN (options: mast-ext report --help)"),
+    (["report", "none"], 1, "none is not a run directory: it has no config.yaml"),
     (["pretrain", "--method=simcrl"], 1, "simclr, simsiam, vicreg, got 'simcrl'"),
     (
         ["pretrain", "--method=simclr+equimod"],

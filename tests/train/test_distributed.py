@@ -57,7 +57,7 @@ def settings(tiny, method, hard_views=None):
         equimod=EquiModOptions(1.0 if "equimod" in around else 0.0, (16, 16), 8),
         hard_views=hard_views or HardViewOptions(4 if "hard" in around else 0),
         optimizer=OptimizerConfig(name="sgd", lr=0.01, warmup=0.0),
-        train=replace(tiny.train, epochs=STEPS / 3, tensorboard=False),
+        train=replace(tiny.train, epochs=STEPS / 3, logger="csv"),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch import nn
@@ -25,6 +25,7 @@ from mast_ext.train.launch import ExternalLaunch, resolve_device
 from mast_ext.train.loop.callbacks import Metrics, ProgressBar
 from mast_ext.train.loop.checkpoints import Checkpoints, signals_restored
 from mast_ext.train.loop.loader import BatchStream
+from mast_ext.train.loop.loggers import open_loggers
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.loop.ranks import EmbeddingRanks
 from mast_ext.train.networks import Networks
@@ -103,8 +104,9 @@ def fit(
         steps_per_epoch=len(training.loader),
         total_steps=training.steps,
     )
-    with _quiet_lightning():
-        trainer = _trainer(config.train, run, _callbacks(training, run, console), training.steps)
+    with _quiet_lightning(), open_loggers(config, run) as loggers:
+        callbacks = _callbacks(training, run, console)
+        trainer = _trainer(config.train, run, callbacks, loggers, training.steps)
         stream = BatchStream(training.loader, trainer, config.train.accumulate)
         try:
             with signals_restored():
@@ -146,23 +148,24 @@ def _callbacks(training: Training, run: RunDirectory, console: Console) -> list[
     if rank() == 0 and (
         train.progress == "on" or (train.progress == "auto" and console.is_terminal)
     ):
-        callbacks.append(ProgressBar(training.name, console))
+        callbacks.append(ProgressBar(training.name, train.batch_size, console))
     return callbacks
 
 
 def _trainer(
-    train: TrainConfig, run: RunDirectory, callbacks: list[Callback], total_steps: int
+    train: TrainConfig,
+    run: RunDirectory,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    total_steps: int,
 ) -> Trainer:
-    logger: Any = False
-    if train.tensorboard:
-        logger = TensorBoardLogger(run.tensorboard, name="", version="")
     trainer = Trainer(
         accelerator=train.accelerator,
         precision=train.precision,
         accumulate_grad_batches=train.accumulate,
         max_steps=total_steps,
         max_epochs=-1,
-        logger=logger,
+        logger=loggers,
         callbacks=callbacks,
         **_strategy(train),
         default_root_dir=run.path,

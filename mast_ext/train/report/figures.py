@@ -21,8 +21,11 @@ from mast_ext.train.evaluation.views import HardViewExamples, PairUncertainty
 INK = "#1b1f24"
 """Text and axes. In a dark page it becomes light."""
 
+GRAY = "#7d8590"
+"""What is beside the point: zero, networks without training."""
+
 COLORS = (
-    *("#2f7fc1", "#d0722a", "#2f9e5f", "#c94f7c", "#8f6fd0", "#a0785a", "#1f95a3", "#7d8590"),
+    *("#2f7fc1", "#d0722a", "#2f9e5f", "#c94f7c", "#8f6fd0", "#a0785a", "#1f95a3", "#8a8f2a"),
 )
 """Of lines, one after the other; then again with another kind of line."""
 
@@ -80,11 +83,28 @@ class Line:
         return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
 
+@dataclass(frozen=True)
+class Marks:
+    """Accuracies of one representation.
+
+    Attributes:
+        model: What it is of.
+        part: Which representation it is; empty for chance.
+        scores: Accuracies in [0, 1], None where there is none.
+        number: Says the color, as that of a `Line`; None for what was not trained.
+    """
+
+    model: str
+    part: str
+    scores: Sequence[float | None]
+    number: int | None
+
+
 def draw_lines(
     lines: Sequence[Line],
     label: str,
     *,
-    until: float | None = None,
+    until: float,
     from_zero: bool = False,
     zero_line: bool = False,
 ) -> Figure:
@@ -105,54 +125,47 @@ def draw_lines(
         look = {**_look(line.number), "marker": marker, "label": line.label, "linewidth": 1.5}
         handles += axes.plot(x, y, **look)
     if zero_line:
-        axes.axhline(0, color="#7d8590", linewidth=0.8)
+        axes.axhline(0, color=GRAY, linewidth=0.8)
     if from_zero:
-        axes.set_ylim(bottom=0)
-    if until is not None:
-        axes.set_xlim(0, until)
+        top = max(line.points()[1].max() for line in lines)
+        axes.set_ylim(0, 1.08 * top if top > 0 else 1)
+    axes.set_xlim(0, 1.02 * until)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     _legend(figure, handles)
     return figure
 
 
-def draw_accuracies(
-    heads: Sequence[str], models: Sequence[tuple[str, str, Sequence[float | None]]]
-) -> Figure:
+def draw_accuracies(heads: Sequence[str], marks: Sequence[Marks]) -> Figure:
     """Accuracies as marks on lines, one line for each of ``heads``.
 
     Args:
         heads: What was predicted, or by which protocol.
-        models: Of each model its name, the representation, and accuracies in [0, 1].
+        marks: Of every representation.
     """
-    names = list(dict.fromkeys(name for name, _, _ in models))
-    parts = list(dict.fromkeys(part for _, part, _ in models if part))
-    figure, axes = _figure(0.9 + 0.33 * len(heads), [*names, *parts])
-    markers = dict(zip(parts, "oDs^v", strict=False))
+    models = list(dict.fromkeys(mark.model for mark in marks))
+    parts = list(dict.fromkeys(mark.part for mark in marks if mark.part))
+    shapes = {"": "|", **dict(zip(parts, "oDs^v", strict=False))}
+    colors = {mark.model: _mark_color(mark.number) for mark in marks}
+    legend = [(color, "s", model) for model, color in colors.items()]
+    legend += [(INK, shapes.get(part, "o"), part) for part in parts]
+    height = 0.8 + len(heads) * (0.15 + 0.1 * len(models))
+    figure, axes = _figure(height, [label for _, _, label in legend])
     rows = np.arange(len(heads))
-    for name, part, scores in models:
-        color = COLORS[names.index(name) % len(COLORS)] if part else "#7d8590"
-        values = [np.nan if score is None else 100 * score for score in scores]
+    for mark in marks:
+        values = [np.nan if score is None else 100 * score for score in mark.scores]
         # Models stand a little above each other, so that equal ones can be told apart.
-        shift = 0.5 * ((names.index(name) + 0.5) / len(names) - 0.5)
-        marker = markers.get(part, "|")
-        axes.plot(values, rows + shift, marker, color=color, markersize=6 if part else 9)
+        shift = 0.7 * ((models.index(mark.model) + 0.5) / len(models) - 0.5)
+        look = {"color": colors[mark.model], "markersize": 5.5, "linestyle": ""}
+        axes.plot(values, rows + shift, marker=shapes.get(mark.part, "o"), **look)
     axes.set_yticks(rows, [_short(head) for head in heads])
     axes.set_ylim(len(heads) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy (%)")
-    handles = []
-    for name in names:
-        trained = any(part for model, part, _ in models if model == name)
-        color = COLORS[names.index(name) % len(COLORS)] if trained else "#7d8590"
-        marker = "s" if trained else "|"
-        handles.append(Line2D([], [], color=color, marker=marker, linestyle="", label=name))
-    handles += [
-        Line2D([], [], color=INK, marker=markers[part], linestyle="", label=part)
-        for part in parts
-        if part in markers
-    ]
-    _legend(figure, handles)
+    _legend(
+        figure,
+        [Line2D([], [], color=c, marker=m, linestyle="", label=label) for c, m, label in legend],
+    )
     return figure
 
 
@@ -231,6 +244,10 @@ def draw_uncertainty(uncertainty: PairUncertainty, against: str) -> tuple[Figure
     axes.set_xlabel(label)
     axes.set_ylabel("log-variance of the pair")
     return figure, float(spearman_corrcoef(torch.from_numpy(y), torch.from_numpy(x)))
+
+
+def _mark_color(number: int | None) -> str:
+    return GRAY if number is None else COLORS[number % len(COLORS)]
 
 
 def _look(number: int) -> dict[str, str]:

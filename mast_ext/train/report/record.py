@@ -247,11 +247,13 @@ def _not_finished(run: RunDirectory, training: TrainingRecord) -> list[str]:
 
 
 def _unique_labels(paths: Sequence[Path]) -> list[str]:
-    """Names of directories, with as many of the names above as tell them apart."""
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        labels = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(labels)) == len(labels):
-            break
+    """Names of directories, each with as many of the names above as tell it from the others."""
+    labels = []
+    for path in paths:
+        depth = 1
+        while sum(each.parts[-depth:] == path.parts[-depth:] for each in paths) > 1:
+            depth += 1
+        labels.append("/".join(path.parts[-depth:]))
     return labels
 
 
@@ -270,17 +272,30 @@ def _relabeled(run: RunRecord, label: str) -> RunRecord:
 
 
 def compared_rows(runs: Sequence[RunRecord]) -> list[Row]:
-    """The rows of all runs. Those of no training stand last, once where runs agree on them."""
-    measured = [(run, run.measured.rows) for run in runs if run.measured is not None]
-    trained = [row for _, rows in measured for row in rows if row.model not in NOT_TRAINED]
-    others: list[Row] = []
-    for run, rows in measured:
-        for row in rows:
-            if row.model in NOT_TRAINED:
-                same = len(runs) == 1 or all(row in theirs for _, theirs in measured)
-                row = row if same else replace(row, model=f"{row.model} ({run.label})")
-                others += [] if row in others else [row]
-    return trained + others
+    """The rows of all runs. Those of no training stand last, each once for all runs that have it.
+
+    Where not all of the runs have it, its name says which ones do.
+    """
+    measured = [run for run in runs if run.measured is not None]
+    trained: list[Row] = []
+    others: list[tuple[Row, list[str]]] = []
+    for run in measured:
+        for row in run.measured.rows if run.measured else ():
+            if row.model not in NOT_TRAINED:
+                trained.append(row)
+                continue
+            labels = next((labels for known, labels in others if known == row), None)
+            if labels is None:
+                others.append((row, [run.label]))
+            else:
+                labels.append(run.label)
+    others.sort(key=lambda other: NOT_TRAINED.index(other[0].model))
+    return trained + [
+        row
+        if len(labels) == len(measured)
+        else replace(row, model=f"{row.model} ({', '.join(labels)})")
+        for row, labels in others
+    ]
 
 
 def differing_settings(runs: Sequence[RunRecord]) -> list[tuple[str, list[str | None]]]:

@@ -1,4 +1,4 @@
-"""What a report of runs says, section by section: sentences, tables, figures with their captions."""
+"""What a report of runs says, section by section: sentences, tables, figures with captions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from mast_ext.train.evaluation.evaluate import LINEAR
 from mast_ext.train.report.figures import (
     Line,
+    Marks,
     draw_accuracies,
     draw_chosen_views,
     draw_lines,
@@ -130,7 +131,8 @@ def _overview(runs: Sequence[RunRecord]) -> Section:
     notes: list[str] = []
     for run in runs:
         own = [*run.missing, *(run.measured.notes if run.measured else ())]
-        notes += own if len(runs) == 1 else [f"{run.label}: {sentence}" for sentence in own]
+        prefix = "" if len(runs) == 1 else f"{run.label}: "
+        notes += [prefix + sentence.removeprefix(prefix) for sentence in own]
     return Section("Overview", notes, [Grid("", heads, [("", rows)], note)])
 
 
@@ -153,21 +155,21 @@ def _accuracy(runs: Sequence[RunRecord]) -> Section:
         )
     pictures = []
     _, heads, body = grids(rows, [LINEAR])[0] if len(tables) > 1 else tables[0]
-    models = [
-        (model, part, cells)
+    numbers = {each.label: number for number, each in enumerate(_trainings(runs))}
+    marks = [
+        Marks(model if model in numbers else model.split(" (")[0], part, cells, numbers.get(model))
         for model, part, *cells in body
-        if not part.startswith("subspace") and (part or model.startswith("chance"))
+        if not part.startswith("subspace")
     ]
-    if models:
-        pictures.append(
-            Picture(
-                draw_accuracies(heads[2:], models),
-                (f"{LINEAR}: " if len(tables) > 1 else "")
-                + "accuracy of backbone and embedding. Further right is better; the gray bar is"
-                " chance.",
-                "Accuracies as marks, as in the tables above.",
-            )
+    if any(mark.number is not None for mark in marks):
+        caption = (
+            "Accuracy of backbone and embedding; further right is better. Gray are networks without"
+            " training, and chance."
         )
+        if len(tables) > 1:
+            caption = f"{LINEAR}: {caption[:1].lower()}{caption[1:]}"
+        alt = "Accuracies as marks, the numbers of the first table above."
+        pictures.append(Picture(draw_accuracies(heads[2:], marks), caption, alt))
     return Section("Accuracy", text, [_scored(*table) for table in tables], pictures)
 
 
@@ -187,9 +189,8 @@ def _scored(title: str, heads: Sequence[str], body: Sequence[Sequence]) -> Grid:
 
 
 def _curves(runs: Sequence[RunRecord]) -> Section:
-    trainings = _trainings(runs)
-    until = max((each.done for each in trainings), default=0.0)
-    pictures = []
+    trainings, until = _trainings(runs), _last_epoch(runs)
+    pictures: list[Picture] = []
     for method in dict.fromkeys(each.method for each in trainings):
         same = [each for each in trainings if each.method == method]
         pictures += _lines(
@@ -210,14 +211,15 @@ def _curves(runs: Sequence[RunRecord]) -> Section:
         ),
     ):
         pictures += _lines(trainings, column, label, caption, until=until, from_zero=True)
-    text = ["Longer runs are drawn as means of neighboring rows of metrics.csv."] if pictures else []
+    text = (
+        ["Longer runs are drawn as means of neighboring rows of metrics.csv."] if pictures else []
+    )
     return Section("Training curves", text, pictures=pictures)
 
 
 def _ranks(runs: Sequence[RunRecord]) -> Section:
-    trainings = _trainings(runs)
-    until = max((each.done for each in trainings), default=0.0)
-    pictures = []
+    trainings, until = _trainings(runs), _last_epoch(runs)
+    pictures: list[Picture] = []
     for measure, name, meaning in (
         ("rankme", "RankMe", "dimensions in use"),
         ("lidar", "LiDAR", "dimensions in which images differ by more than their views do"),
@@ -232,7 +234,8 @@ def _ranks(runs: Sequence[RunRecord]) -> Section:
                 from_zero=True,
             )
     tables = [
-        Grid(title, heads[1:], _by_model(body)) for title, heads, body in rank_grids(compared_rows(runs))
+        Grid(title, heads[1:], _by_model(body))
+        for title, heads, body in rank_grids(compared_rows(runs))
     ]
     text = []
     if pictures or tables:
@@ -254,8 +257,8 @@ def _masks(runs: Sequence[RunRecord]) -> Section:
             for name, count in zip(subspaces.names, subspaces.freed.tolist(), strict=True)
         )
         caption = (
-            "Masks: bright where a dimension ignores the augmentation, dark where it is free to keep"
-            " what the augmentation changes."
+            "Masks: bright where a dimension ignores the augmentation, dark where it is free to"
+            " keep what the augmentation changes."
         )
         alt = f"Masks of {subspaces.masks.shape[1]} dimensions: {freed}."
         pictures.append(Picture(draw_masks(subspaces), _of(runs, run, caption), alt))
@@ -276,7 +279,7 @@ def _masks(runs: Sequence[RunRecord]) -> Section:
 
 
 def _gains(runs: Sequence[RunRecord]) -> Section:
-    pictures = []
+    pictures, until = [], _last_epoch(runs)
     for training in _trainings(runs):
         lines = [
             Line(name.removeprefix(GAIN).removeprefix("/") or "all", *_xy(training, name), number)
@@ -286,7 +289,7 @@ def _gains(runs: Sequence[RunRecord]) -> Section:
         if lines:
             pictures.append(
                 Picture(
-                    draw_lines(lines, "gain (cosine)", zero_line=True),
+                    draw_lines(lines, "gain (cosine)", until=until, zero_line=True),
                     f"{training.label}: gain by the augmentation that was applied.",
                     f"Lines over epochs: {_ends(lines)}.",
                 )
@@ -300,7 +303,7 @@ def _gains(runs: Sequence[RunRecord]) -> Section:
 
 
 def _hard_views(runs: Sequence[RunRecord]) -> Section:
-    pictures = []
+    pictures, until = [], _last_epoch(runs)
     for name, label, meaning in (
         ("iou", "IoU of the crops", "how much of the image the two crops share"),
         ("color", "distance of colors", "how differently the two views' colors were changed"),
@@ -316,7 +319,7 @@ def _hard_views(runs: Sequence[RunRecord]) -> Section:
         if lines:
             pictures.append(
                 Picture(
-                    draw_lines(lines, label, from_zero=True),
+                    draw_lines(lines, label, until=until, from_zero=True),
                     f"Chosen pairs beside random ones: {meaning}.",
                     f"Lines over epochs: {_ends(lines)}.",
                 )
@@ -392,6 +395,11 @@ def _trainings(runs: Sequence[RunRecord]) -> list[TrainingRecord]:
     return [training for run in runs for training in run.trainings]
 
 
+def _last_epoch(runs: Sequence[RunRecord]) -> float:
+    """Where the horizontal axes of all curves end."""
+    return max(training.done for training in _trainings(runs))
+
+
 def _by_model(body: Sequence[Sequence[str]]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
     groups: dict[str, list[tuple[str, list[Cell]]]] = {}
     for model, part, *cells in body:
@@ -417,7 +425,7 @@ def _lines(
     ]
     lines = [line for line in lines if len(line.points()[0])]
     if lines:
-        figure = draw_lines(lines, label, until=until or None, from_zero=from_zero)
+        figure = draw_lines(lines, label, until=until, from_zero=from_zero)
         yield Picture(figure, caption, f"Lines over epochs: {_ends(lines)}.")
 
 

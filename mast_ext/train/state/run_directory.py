@@ -28,7 +28,6 @@ class RunDirectory:
         self._was_there = path.is_dir()
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.csv"
-        self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
@@ -87,6 +86,10 @@ class RunDirectory:
         for section, renamed in RENAMED_SETTINGS.items():
             if isinstance(old := values.get(section), dict):
                 values[section] = {renamed.get(name, name): value for name, value in old.items()}
+        if isinstance(train := values.get("train"), dict) and "tensorboard" in train:
+            logger = "tensorboard" if train["tensorboard"] else "csv"
+            rest = {name: value for name, value in train.items() if name != "tensorboard"}
+            values["train"] = {"logger": logger, **rest}
         if self.start.exists():
             values["model"] = {**values.get("model", {}), "weights": str(self.start)}
         return values
