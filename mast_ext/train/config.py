@@ -16,7 +16,8 @@ from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
 
 Config = TypeVar("Config")
 
-LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+"""What `TrainConfig.logger` may name."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class TrainConfig:
             images.
         logger: What gets the rows of metrics, too: ``csv`` (nothing but ``metrics.csv``, which is
             always written), ``tensorboard``, ``wandb``, ``mlflow``, or several of them, as
-            ``[tensorboard, wandb]``.
+            ``tensorboard,wandb``.
         progress: Progress bar: ``auto`` shows one when standard error is a terminal.
     """
 
@@ -187,7 +188,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     log_every: int = 10
     rank_every: int = 100
-    logger: LoggerName | tuple[LoggerName, ...] = "tensorboard"
+    logger: tuple[str, ...] | str = "tensorboard"
     progress: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -196,14 +197,16 @@ class TrainConfig:
         _at_least(self, 2, "batch_size")
         _at_least(self, 1, "devices", "accumulate", "checkpoint_every", "log_every")
         _at_least(self, 0, "rank_every")
-        if not self.logger:
-            raise ValueError("train.logger must name a logger, csv for metrics.csv alone, got none")
+        if not self.loggers or not set(self.loggers) <= set(LOGGERS):
+            raise ValueError(
+                f"train.logger must be one or more of {', '.join(LOGGERS)}, got {self.logger!r}"
+            )
 
     @property
     def loggers(self) -> tuple[str, ...]:
         """Those of ``logger``, each once."""
-        names = (self.logger,) if isinstance(self.logger, str) else self.logger
-        return tuple(dict.fromkeys(names))
+        names = self.logger.split(",") if isinstance(self.logger, str) else self.logger
+        return tuple(dict.fromkeys(name.strip() for name in names))
 
     def share_of_batch(self, processes: int) -> int:
         """Images per step of each of several processes.

@@ -23,8 +23,8 @@ from mast_ext.train.evaluation.images import Images, open_images
 from mast_ext.train.evaluation.views import hard_view_examples, pair_uncertainty
 from mast_ext.train.launch import process_group, resolve_device
 from mast_ext.train.loop.fit import Training, fit
-from mast_ext.train.loop.loggers import require_loggers
 from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.loop.loggers import require_loggers
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import Networks, build_networks
 from mast_ext.train.report.html import PAGE, write_report

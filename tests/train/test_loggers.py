@@ -1,18 +1,17 @@
 """Where rows of metrics go beside metrics.csv."""
 
+import csv
 import importlib.util
-import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.loggers import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mast_ext.train.config import TrainConfig
 from mast_ext.train.errors import RunError
 from mast_ext.train.loop import loggers
-from mast_ext.train.loop.loggers import open_loggers, require_loggers
-from mast_ext.train.state.run_directory import RunDirectory
+from mast_ext.train.loop.loggers import require_loggers
 
 
 def with_logger(config, logger):
@@ -22,8 +21,10 @@ def with_logger(config, logger):
 def test_loggers_are_counted_once():
     assert TrainConfig(logger="csv").loggers == ("csv",)
     assert TrainConfig(logger=("wandb", "csv", "wandb")).loggers == ("wandb", "csv")
-    with pytest.raises(ValueError, match="train.logger must name a logger"):
-        TrainConfig(logger=())
+    assert TrainConfig(logger="csv, mlflow").loggers == ("csv", "mlflow")
+    for wrong in ((), "", ("csv", "odd")):
+        with pytest.raises(ValueError, match="train.logger must be one or more of csv, tensorb"):
+            TrainConfig(logger=wrong)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
@@ -36,17 +37,17 @@ def test_a_package_that_is_missing_is_named(tiny, name, monkeypatch):
     require_loggers(with_logger(tiny, "csv"), "run")
 
 
-def test_tensorboard_has_the_rows_and_the_settings(train_tiny, tiny, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def losses_of(run):
+    """The losses in metrics.csv, by step."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
 
+
+def test_tensorboard_has_the_rows_and_the_settings(train_tiny, tiny, tmp_path):
     train_tiny(config=with_logger(tiny, ("tensorboard", "csv")))
     found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    losses = [(event.step, event.value) for event in found.Scalars("loss")]
-    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    at = lines[0].split(",").index("loss")
-    rows = [(int(line.split(",")[0]), float(line.split(",")[at])) for line in lines[1:]]
-    assert [step for step, _ in losses] == [step for step, _ in rows] == list(range(1, 9))
-    assert [value for _, value in losses] == pytest.approx([value for _, value in rows])
+    losses = {event.step: event.value for event in found.Scalars("loss")}
+    assert losses == pytest.approx(losses_of(tmp_path / "run")) and len(losses) == 8
     assert "seed: 0" in (tmp_path / "run" / "tensorboard" / "hparams.yaml").read_text()
 
 
@@ -57,37 +58,60 @@ def test_csv_is_no_more_than_metrics(train_tiny, tiny, tmp_path):
 
 
 class Recorder(Logger):
-    """What the package of W&B or MLflow would be given."""
+    """Keeps what it is given."""
 
     name, version = "recorder", "0"
 
     def __init__(self):
-        self.rows, self.settings, self.finished = [], {}, False
-        self.experiment = SimpleNamespace(finish=self.finish)
-
-    def finish(self):
-        self.finished = True
+        super().__init__()
+        self.losses, self.settings = {}, {}
 
     def log_metrics(self, metrics, step=None):
-        self.rows.append((step, metrics["loss"]))
+        self.losses[step] = metrics["loss"]
 
     def log_hyperparams(self, params):
         self.settings = params
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_others_get_rows_and_settings_and_are_closed(train_tiny, tiny, tmp_path, name, monkeypatch):
-    made = []
+def test_every_logger_gets_rows_and_settings(train_tiny, tiny, tmp_path, monkeypatch):
+    made = {}
+    monkeypatch.setattr(
+        loggers, "_make", lambda name, *_: made.setdefault((name, len(made)), Recorder())
+    )
+    train_tiny(config=with_logger(tiny, ("wandb", "csv", "mlflow")))
+    assert [name for name, _ in made] == ["wandb", "mlflow"]
+    for recorder in made.values():
+        assert recorder.losses == losses_of(tmp_path / "run")
+        assert recorder.settings["method"] == "mast" and recorder.settings["seed"] == 0
 
-    def make(*arguments, **options):
-        made.append((arguments, options, Recorder()))
-        return made[-1][-1]
 
-    class Wandb(Recorder):
-        def __new__(cls, *arguments, **options):
-            return make(*arguments, **options)
+def test_a_logger_that_does_not_start_ends_the_run(train_tiny, tiny, monkeypatch):
+    def refuse(*_):
+        raise OSError("no account")
 
-    monkeypatch.setattr(loggers, "MLFlowLogger", make)
-    monkeypatch.setattr(loggers, "WandbLogger", make)
+    monkeypatch.setattr(loggers, "_make", refuse)
+    with pytest.raises(RunError, match="train.logger wandb does not start: no account"):
+        train_tiny(config=with_logger(tiny, "wandb"))
+
+
+def test_wandb_without_a_network(train_tiny, tiny, tmp_path, monkeypatch):
+    """One run of W&B for each training, in the directory of the run."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("run", "run/baseline"):
+        train_tiny(name, config=with_logger(tiny, "wandb"))
+        assert wandb.run is None
+        assert len(list((tmp_path / name / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_mlflow_without_a_server(train_tiny, tiny, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    train_tiny(config=with_logger(tiny, name))
+    train_tiny(config=with_logger(tiny, "mlflow"))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/run/mlflow.db")
+    experiment = client.get_experiment_by_name("mast_ext")
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert {each.step: each.value for each in history} == losses_of(tmp_path / "run")
+    assert run.data.params["method"] == "mast" and run.info.status == "FINISHED"
