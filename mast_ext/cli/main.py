@@ -18,6 +18,7 @@ usage: mast-ext <command> [options]
   pretrain   train a backbone without labels, probe it, write a report
   evaluate   k-NN and linear probes of a run, a checkpoint or a backbone file
   report     a page of a run, finished or not, or one that compares several
+  replay     the step that made a loss NaN once more, and where in the network it began
   bench      how fast views are made of images of yours, beside torchvision and lightly
   doctor     what is installed, what is fast, what is missing
 
@@ -66,8 +67,8 @@ def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], i
         from mast_ext.cli import doctor
 
         return doctor.main
-    if name not in ("pretrain", "evaluate", "report", "bench"):
-        known = "pretrain, evaluate, report, bench, doctor"
+    if name not in ("pretrain", "evaluate", "report", "replay", "bench"):
+        known = "pretrain, evaluate, report, replay, bench, doctor"
         raise UsageError(f"there is no command {name!r}: there are {known}")
     from mast_ext.cli.doctor import require_training_packages
 
@@ -85,6 +86,10 @@ def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], i
         from mast_ext.cli import report
 
         return report.main
+    if name == "replay":
+        from mast_ext.cli import replay
+
+        return replay.main
     if name == "bench":
         from mast_ext.cli import bench
 

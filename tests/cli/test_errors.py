@@ -1,6 +1,7 @@
 """Whatever a user can get wrong: one sentence on standard error, a status, and no traces."""
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -228,8 +229,8 @@ def test_nan_before_the_first_checkpoint_leaves_the_listing_it_names(call, tiny,
     status, _, err = call("pretrain", *options, *big)
     assert status == 1 and "no checkpoint yet" in err
     listing = re.search(r"all in (\S+)\)", err)[1]
-    assert len((tmp_path / listing).read_text().split()) == 8
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["nonfinite_batch.txt"]
+    assert len(json.loads((tmp_path / listing).read_text())["indices"]) == 8
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["nonfinite_batch.json"]
     assert call("pretrain", *options)[0] == 0
     assert not (tmp_path / listing).exists()
 

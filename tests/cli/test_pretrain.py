@@ -429,3 +429,19 @@ def test_evaluate(call, trained, shapes, tmp_path, what):
     assert json.loads((tmp_path / "again.json").read_text())["rows"] == found
     untrained = next(row for row in found if row["model"] == "untrained")
     assert untrained in expected
+
+
+def test_replays_a_step_that_was_not_finite(call, tiny, shapes, tmp_path):
+    """Before there is a checkpoint, and with only what such a run leaves."""
+    wild = ["--optimizer.name=sgd", "--optimizer.lr=1e25", "--optimizer.warmup=0"]
+    options = [*tiny, *shapes, "--method=simclr", "--baseline=none", "--out=run", *wild]
+    status, _, err = call("pretrain", *options)
+    assert status == 1 and err.splitlines()[-1].endswith("says mast-ext replay run")
+    status, out, err = call("replay", "run")
+    assert status == 0, err
+    first, *terms, last = out.splitlines()
+    assert first == "step 2 again, the same samples and views"
+    assert "  loss  nan" in terms and last.startswith("first not finite: the output of backbone.")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["nonfinite_batch.json"]
+    status, _, err = call("replay", "none")
+    assert status == 1 and "nothing to replay: none has no nonfinite_batch.json" in err

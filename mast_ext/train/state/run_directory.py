@@ -34,7 +34,7 @@ class RunDirectory:
         self.backbone = path / "backbone.safetensors"
         self.start = path / "start.safetensors"
         self.report = path / "report"
-        self.nonfinite_batch = path / "nonfinite_batch.txt"
+        self.nonfinite_batch = path / "nonfinite_batch.json"
 
     @classmethod
     def create(cls, out: str | None, stem: str) -> "RunDirectory":
@@ -97,7 +97,7 @@ class RunDirectory:
     def remove(self) -> None:
         """Removes what `create` made, after a run that failed before its first checkpoint.
 
-        The listing of a batch that made the loss NaN stays, since the error's message names it.
+        What is said of a batch that made the loss NaN stays, for `mast-ext replay`.
         """
         for entry in list(self.path.glob("*")):
             if entry.is_dir():
