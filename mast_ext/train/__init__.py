@@ -7,6 +7,7 @@
 ``state/``      what is on disk: run directory, checkpoints, networks restored from them
 ``evaluation/`` features of labeled images, probes of them; ranks and views, which need no labels
 ``report/``     what a run has stored, as tables, figures and one HTML page
+``replay``      a step that was not finite once more, to see where that began
 ``pretrain``    the program: train, train the baseline, measure, report
 
 A step, in the order in which things happen; 2 to 8 are `PretrainModule.optimizer_step` and its
