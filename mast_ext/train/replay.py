@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -24,6 +24,7 @@ from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.images import open_images
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import build_networks
 from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory
@@ -128,10 +129,11 @@ class _Watch(Callback):
         for name, weight in pl_module.named_parameters():
             if not _finite(weight):
                 self.origin = self.origin or f"the weight {name}, before the step"
-        for name, module in pl_module.named_modules():
+        for name, part in pl_module.named_modules():
             if name:
-                self._hooks.append(module.register_forward_hook(self._hook(name)))
-        self._hooks.append(pl_module.method.register_forward_hook(self._keep_terms))
+                self._hooks.append(part.register_forward_hook(self._hook(name)))
+        module = cast(PretrainModule, pl_module)
+        self._hooks.append(module.method.register_forward_hook(self._keep_terms))
 
     def _hook(self, name: str) -> Any:
         # The hooks of inner modules run before those of the modules around them, so that the first

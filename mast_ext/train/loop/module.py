@@ -206,5 +206,6 @@ class PretrainModule(LightningModule):
             what = f"the loss{where} is {bad[first]}"
         of_these = [samples for rank, (_, *samples) in enumerate(every) if not bad or rank in bad]
         indices = [i for own, _ in of_these for i in own]
-        views = [sum(of_all, []) for of_all in zip(*(rows for _, rows in of_these), strict=True)]
+        of_views = zip(*(rows for _, rows in of_these), strict=True)
+        views = [[row for rows in of_all for row in rows] for of_all in of_views]
         raise NonFiniteError(what, numbers.step, indices, views, late=self._readback.late)

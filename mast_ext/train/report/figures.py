@@ -6,6 +6,7 @@ are legible on white and on black (see `mast_ext.train.report.html`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ COLORS = (
 
 STYLES = ("-", "--", ":", "-.")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -118,12 +119,12 @@ def draw_lines(
         zero_line: Whether 0 is marked.
     """
     figure, axes = _figure(2.5, [line.label for line in lines])
-    handles = []
+    handles: list[Line2D] = []
     for line in lines:
         x, y = line.points()
         marker = "." if len(x) < 30 else None
-        look = {**_look(line.number), "marker": marker, "label": line.label, "linewidth": 1.5}
-        handles += axes.plot(x, y, **look)
+        handles += axes.plot(x, y, marker=marker, label=line.label, linewidth=1.5)
+        handles[-1].set(**_look(line.number))
     if zero_line:
         axes.axhline(0, color=GRAY, linewidth=0.8)
     if from_zero:
@@ -156,8 +157,8 @@ def draw_accuracies(heads: Sequence[str], marks: Sequence[Marks]) -> Figure:
         values = [np.nan if score is None else 100 * score for score in mark.scores]
         # Models stand a little above each other, so that equal ones can be told apart.
         shift = 0.7 * ((models.index(mark.model) + 0.5) / len(models) - 0.5)
-        look = {"color": colors[mark.model], "markersize": 5.5, "linestyle": ""}
-        axes.plot(values, rows + shift, marker=shapes.get(mark.part, "o"), **look)
+        (drawn,) = axes.plot(values, rows + shift, color=colors[mark.model], markersize=5.5)
+        drawn.set(linestyle="", marker=shapes.get(mark.part, "o"))
     axes.set_yticks(rows, [_short(head) for head in heads])
     axes.set_ylim(len(heads) - 0.5, -0.5)
     axes.set_xlim(0, 100)

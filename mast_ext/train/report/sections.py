@@ -308,7 +308,7 @@ def _hard_views(runs: Sequence[RunRecord]) -> Section:
         ("iou", "IoU of the crops", "how much of the image the two crops share"),
         ("color", "distance of colors", "how differently the two views' colors were changed"),
     ):
-        lines = []
+        lines: list[Line] = []
         for training in _trainings(runs):
             for kind, pair in (("", "chosen"), ("_random", "random")):
                 column = f"hard_views/{name}{kind}"
