@@ -1,1 +1,1 @@
-"""The command line: ``mast-ext pretrain | recipes | evaluate | bench | doctor``."""
+"""The command line, ``mast-ext <command>``: a module for each command."""

@@ -19,6 +19,7 @@ from typing import Any
 from mast_ext.cli.errors import UsageError
 
 TRAINING = {
+    "jinja2": "jinja2",
     "jsonargparse": "jsonargparse",
     "lightning": "lightning",
     "matplotlib": "matplotlib",

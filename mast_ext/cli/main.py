@@ -3,6 +3,7 @@
 Commands are imported when they are called, so that ``doctor`` works with whatever is installed.
 """
 
+import importlib
 import io
 import os
 import sys
@@ -13,13 +14,16 @@ from mast_ext.cli.errors import UsageError
 from mast_ext.train.state.text import READABLE
 from mast_ext.train.suggestions import did_you_mean, similar
 
-COMMANDS = ("pretrain", "recipes", "evaluate", "bench", "doctor")
+COMMANDS = ("pretrain", "recipes", "evaluate", "report", "replay", "export", "bench", "doctor")
 USAGE = """\
 usage: mast-ext <command> [options]
 
   pretrain   train a backbone without labels, probe it, write a report
   recipes    settings from papers: a list, or one of them
   evaluate   k-NN and linear probes of a run, a checkpoint or a backbone file
+  report     a page of a run, finished or not, or one that compares several
+  replay     the step that made a loss NaN once more, and where in the network it began
+  export     the backbone of a run for timm, transformers, TorchScript or ONNX
   bench      how fast views are made of images of yours, beside torchvision and lightly
   doctor     what is installed, what is fast, what is missing
 
@@ -64,36 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
-    if name == "doctor":
-        from mast_ext.cli import doctor
-
-        return doctor.main
     if name not in COMMANDS:
         hint = did_you_mean(similar(name, COMMANDS))
         raise UsageError(f"there is no command {name!r}: there are {', '.join(COMMANDS)}{hint}")
-    from mast_ext.cli.doctor import require_training_packages
+    if name != "doctor":
+        from mast_ext.cli.doctor import require_training_packages
 
-    try:
-        require_training_packages()
-    except ModuleNotFoundError:
-        if {"-h", "--help"}.intersection(arguments):  # the options come from these packages
-            print(USAGE)
-        raise
-    if name == "recipes":
-        from mast_ext.cli import recipes
-
-        return recipes.main
-    if name == "pretrain":
-        from mast_ext.cli import pretrain
-
-        return pretrain.main
-    if name == "bench":
-        from mast_ext.cli import bench
-
-        return bench.main
-    from mast_ext.cli import evaluate
-
-    return evaluate.main
+        try:
+            require_training_packages()
+        except ModuleNotFoundError:
+            if {"-h", "--help"}.intersection(arguments):  # options come from these packages
+                print(USAGE)
+            raise
+    return importlib.import_module(f"mast_ext.cli.{name}").main
 
 
 def _is_for_users(error: Exception) -> bool:

@@ -16,6 +16,11 @@ from mast_ext.train.suggestions import did_you_mean, settings_like, similar
 
 HARD_VIEWS = "--hard_views"
 
+RETIRED = {
+    "train.tensorboard": "train.logger with tensorboard for true, csv for false",
+}
+"""What to write for settings that there were once."""
+
 
 class Parser(ArgumentParser):
     """A parser that answers a wrong command line with one sentence.
@@ -55,6 +60,8 @@ class Parser(ArgumentParser):
                 self.error(f"{name} must be a mapping of settings, got {value!r}{hint}")
             elif name not in known:
                 hint = did_you_mean(settings_like(name, known, self.method))
+                if name in RETIRED:
+                    hint = f" any more: write {RETIRED[name]}"
                 self.error(f"there is no setting {name}{hint}")
 
     def _names(self) -> tuple[set[str], set[str]]:
@@ -68,6 +75,8 @@ class Parser(ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
         if unknown:
             option = unknown[1].split("=")[0]
+            if (name := option.removeprefix("--")) in RETIRED:
+                return f"there is no option {option} any more: write --{RETIRED[name]}"
             close = settings_like(option, known, self.method)
             hint = did_you_mean(f"--{name}" for name in close)
             return f"there is no option {option}{hint}"

@@ -1,8 +1,9 @@
 """``mast-ext pretrain``: settings to a run directory and a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help, value_of
@@ -127,11 +128,16 @@ def make_parser() -> Parser:
 def load_config(resume: Path) -> PretrainConfig:
     """The settings of the run that a path belongs to."""
     folder = resume if resume.is_dir() else run_of_checkpoint(resume)
-    parser, run = settings_parser("pretrain", "", PretrainConfig), RunDirectory.open(folder)
-    settings = run.load_config()
+    run = RunDirectory.open(folder)
+    return parse_settings(run.load_config(), run.config)
+
+
+def parse_settings(settings: Mapping[str, Any], source: Path) -> PretrainConfig:
+    """Settings that were read from a file, which errors name."""
+    parser = settings_parser("pretrain", "", PretrainConfig)
     try:
         parser.check_names(settings)
         values = parser.parse_object(settings)
     except UsageError as error:
-        raise UsageError(f"{run.config}: {error}") from error
+        raise UsageError(f"{source}: {error}") from error
     return build(parser, values, PretrainConfig)

@@ -6,8 +6,9 @@
 ``networks``    what is trained: backbone, method, hard views
 ``loop/``       the training loop: views, step, metrics, when to save
 ``state/``      what is on disk: run directory, checkpoints, networks restored from them
-``evaluation/`` features of labeled images, probes of them, and ranks, which need no labels
-``report/``     tables, figures, HTML
+``evaluation/`` features of labeled images, probes of them; ranks and views, which need no labels
+``report/``     what a run has stored, as tables, figures and one HTML page
+``replay``      a step that was not finite once more, to see where that began
 ``pretrain``    the program: train, train the baseline, measure, report
 
 A step, in the order in which things happen; 2 to 8 are `PretrainModule.optimizer_step` and its

@@ -17,6 +17,9 @@ from mast_ext.train.suggestions import did_you_mean, similar
 
 Config = TypeVar("Config")
 
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+"""What `TrainConfig.logger` may name."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -173,7 +176,9 @@ class TrainConfig:
             the embedding use (RankMe and LiDAR), which stand in the next row of metrics; 0 measures
             none. On a CPU one takes up to the time of one step, after the first, which reads the
             images.
-        tensorboard: Whether to write TensorBoard events beside ``metrics.csv``.
+        logger: What gets the rows of metrics, too: ``csv`` (nothing but ``metrics.csv``, which is
+            always written), ``tensorboard``, ``wandb``, ``mlflow``, or several of them, as
+            ``tensorboard,wandb``.
         progress: Progress bar: ``auto`` shows one when standard error is a terminal.
     """
 
@@ -187,7 +192,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     log_every: int = 10
     rank_every: int = 100
-    tensorboard: bool = True
+    logger: tuple[str, ...] | str = "tensorboard"
     progress: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -196,6 +201,16 @@ class TrainConfig:
         _at_least(self, 2, "batch_size")
         _at_least(self, 1, "devices", "accumulate", "checkpoint_every", "log_every")
         _at_least(self, 0, "rank_every")
+        if not self.loggers or not set(self.loggers) <= set(LOGGERS):
+            raise ValueError(
+                f"train.logger must be one or more of {', '.join(LOGGERS)}, got {self.logger!r}"
+            )
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Those of ``logger``, each once."""
+        names = self.logger.split(",") if isinstance(self.logger, str) else self.logger
+        return tuple(dict.fromkeys(name.strip() for name in names))
 
     def share_of_batch(self, processes: int) -> int:
         """Images per step of each of several processes.

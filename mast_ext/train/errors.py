@@ -31,13 +31,23 @@ class NonFiniteError(RunError):
         step: The step (from 1) whose loss it was.
         indices: Sample indices of the batch in the source of images: of several processes, those
             of the processes whose loss it was.
+        parameters: Their augmentation parameters, ``[V, B, P]`` as lists.
         late: Whether it has changed weights before it was seen, as is so on a GPU. No checkpoint
             has them.
     """
 
-    def __init__(self, what: str, step: int, indices: list[int], *, late: bool = False) -> None:
+    def __init__(
+        self,
+        what: str,
+        step: int,
+        indices: list[int],
+        parameters: list[list[list[float]]],
+        *,
+        late: bool = False,
+    ) -> None:
         super().__init__(f"{what} at step {step}")
-        self.what, self.step, self.indices, self.late = what, step, indices, late
+        self.what, self.step, self.late = what, step, late
+        self.indices, self.parameters = indices, parameters
 
 
 class Interrupted(RunError):

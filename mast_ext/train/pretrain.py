@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
@@ -21,13 +20,15 @@ from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation.evaluate import Row, chance, evaluate
 from mast_ext.train.evaluation.images import Images, open_images
+from mast_ext.train.evaluation.views import hard_view_examples, pair_uncertainty
 from mast_ext.train.launch import process_group, resolve_device
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.loop.loggers import require_loggers
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import Networks, build_networks
-from mast_ext.train.report.figures import draw_hard_view_examples, draw_uncertainty
-from mast_ext.train.report.html import write_report
+from mast_ext.train.report.html import PAGE, write_report
+from mast_ext.train.report.record import Measurements, save_measurements
 from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory, named_failure
 
@@ -104,8 +105,7 @@ def _train_all(
 ) -> tuple[RunDirectory, list[PretrainModule]]:
     """Trains one after the other in a run directory, new or resumed."""
     stem = f"{trainings[0].name}-{config.data.name}"
-    if config.train.tensorboard:
-        _require_name_for_tensorboard(str(resume or config.out or ""))
+    require_loggers(config, str(resume or config.out or ""))
     run, checkpoint = run_on_first_rank(lambda: _open_run(stem, config.out, resume))
     runs = [run, run.baseline()]
     checkpoints = [each.last if each.last.exists() else None for each in runs]
@@ -157,22 +157,16 @@ def _report(
             rows += measure(training.name, module.backbone, method=module.method)
         rows += measure(config.model.start, build_networks(config).backbone)
         rows.append(chance(images.labeled))
-    report = write_report(
-        run.report,
-        title=f"{trainings[0].name} on {config.data.name}",
-        rows=rows,
-        subspaces=modules[0].method.subspaces(),
-        metrics={
-            training.name: each.metrics
-            for training, each in zip(trainings, (run, run.baseline()), strict=False)
-        },
-        settings=yaml.safe_dump(config.to_dict(), sort_keys=False),
-        notes=notes,
-        drawn={
-            "hard_view_examples": draw_hard_view_examples(modules[0], trainings[0].loader),
-            "uncertainty": draw_uncertainty(modules[0], trainings[0].loader),
-        },
+    module, loader = modules[0], trainings[0].loader
+    measured = Measurements(
+        rows,
+        notes,
+        module.method.subspaces(),
+        pair_uncertainty(module, loader),
+        hard_view_examples(module, loader),
     )
+    save_measurements(run.report, measured)
+    report = write_report([run.path], run.report / PAGE)
     return Outcome(run, rows, report, notes)
 
 
@@ -196,17 +190,6 @@ def _open_run(stem: str, out: str | None, resume: Path | None) -> tuple[RunDirec
     if resume.is_dir():
         return RunDirectory.open(resume), None
     return RunDirectory.open(run_of_checkpoint(resume)), resume
-
-
-def _require_name_for_tensorboard(path: str) -> None:
-    """Raises a ValueError unless TensorBoard can write under a path."""
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"train.tensorboard must be false in the run directory {path}: TensorBoard takes no"
-            " names that are not UTF-8"
-        ) from error
 
 
 def run_of_checkpoint(path: Path) -> Path:

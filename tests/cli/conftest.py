@@ -17,7 +17,7 @@ from mast_ext.methods import METHODS
 
 TINY = [
     *("--train.batch_size=8", "--train.epochs=1", "--train.accelerator=cpu"),
-    *("--train.tensorboard=false", "--augment.size=16", "--evaluation.neighbors=[5]"),
+    *("--train.logger=csv", "--augment.size=16", "--evaluation.neighbors=[5]"),
     "--equimod.projector=[16,16]",
     "--model.timm_args={channels: [8,8,8,16], stem_width: 4}",
 ]

@@ -55,7 +55,7 @@ def test_stops_and_goes_on_as_one_process_would(call, start, stop_at, tiny, shap
         with (run / part / "metrics.csv").open(newline="") as file:
             steps = [row["step"] for row in csv.DictReader(file)]
         assert steps == sorted(set(steps), key=int)
-    assert (run / "report" / "report.html").exists()
+    assert (run / "report" / "index.html").exists()
     assert load_config(run).train.devices == 2
 
 

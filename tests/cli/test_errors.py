@@ -1,6 +1,7 @@
 """Whatever a user can get wrong: one sentence on standard error, a status, and no traces."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,17 @@ WRONG = [
     (["pretrain", "--metod=mast"], 2, "there is no option --metod; did you mean --method?"),
     (["pretrain", "--data.nam=folder"], 2, "there is no option --data.nam; did you mean"),
     (["pretrain", "surplus"], 2, "there is no option surplus"),
+    (
+        ["pretrain", "--train.tensorboard=false"],
+        2,
+        "no option --train.tensorboard any more: write --train.logger with tensorboard for",
+    ),
+    (["pretrain", "--config=retired.yaml"], 2, "no setting train.tensorboard any more: write"),
+    (["pretrain", "--train.logger=csvs"], 1, "one or more of csv, tensorboard, wandb, mlflow, got"),
+    (["pretrain", "--train.logger=[csv, odd]"], 1, "mlflow, got ('csv', 'odd')"),
+    (["pretrain", "--train.logger=[]"], 1, "train.logger must be one or more of csv, tensorboard"),
+    (["report"], 2, "the following arguments are required: RUN (options: mast-ext report --help)"),
+    (["report", "none"], 1, "none is not a run directory: it has no config.yaml"),
     (["pretrain", "--method=simcrl"], 1, "simclr, simsiam, vicreg, got 'simcrl'"),
     (
         ["pretrain", "--method=simclr+equimod"],
@@ -165,6 +177,7 @@ def surroundings(tmp_path):
     (tmp_path / "odd.yaml").write_text("data: {nme: shapes}")
     (tmp_path / "old.yaml").write_text("mast: {shared: [hue], share: 0.5}")
     (tmp_path / "flat.yaml").write_text("data: 3")
+    (tmp_path / "retired.yaml").write_text("train: {tensorboard: false}")
     (tmp_path / "top.yaml").write_text("sed: 3")
     (tmp_path / "older.yaml").write_text("mast: {policy: sampled}")
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
@@ -236,8 +249,8 @@ def test_nan_before_the_first_checkpoint_leaves_the_listing_it_names(call, tiny,
     status, _, err = call("pretrain", *options, *big)
     assert status == 1 and "no checkpoint yet" in err
     listing = re.search(r"all in (\S+)\)", err)[1]
-    assert len((tmp_path / listing).read_text().split()) == 8
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["nonfinite_batch.txt"]
+    assert len(json.loads((tmp_path / listing).read_text())["indices"]) == 8
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["nonfinite_batch.json"]
     assert call("pretrain", *options)[0] == 0
     assert not (tmp_path / listing).exists()
 

@@ -50,8 +50,8 @@ def test_default_run(call, tiny, shapes, tmp_path):
     for each in (run, run / "baseline"):
         names = {path.name for path in each.iterdir()}
         assert {"config.yaml", "metrics.csv", "checkpoints", "backbone.safetensors"} <= names
-    pictures = sorted(path.name for path in (run / "report").glob("*.png"))
-    assert pictures == ["loss.png", "masks.png", "overlap.png", "probes.png", "ranks.png"]
+    page = (run / "report" / "index.html").read_text()
+    assert all(f">{title}</h2>" in page for title in ("Accuracy", "Dimensions in use", "Masks"))
     with (run / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     assert last["step"] == "3" and {"loss", "lr", "gradient_norm"} <= last.keys()
@@ -83,7 +83,7 @@ def test_equimod_is_named_and_its_plain_view_counts(call, tiny, shapes, tmp_path
         last = list(csv.DictReader(file))[-1]
     gains = {f"equivariance_gain/{name}" for name in ("crop", "flip", "color", "grayscale")}
     assert {"loss", "simclr", "equivariance", "equivariance_gain", *gains} <= last.keys()
-    assert "simclr+equimod on shapes" in (run / "report" / "report.html").read_text()
+    assert "simclr+equimod on shapes" in (run / "report" / "index.html").read_text()
 
     assert call("evaluate", run, "--json=found.json")[0] == 0
     assert call("evaluate", run / "baseline", "--json=plain.json")[0] == 0
@@ -116,8 +116,8 @@ def test_hard_views(call, tiny, shapes, tmp_path, options, name, counts):
     with (run / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     assert {"hard_views/margin", "hard_views/iou", "hard_views/iou_random"} <= last.keys()
-    assert (run / "report" / "hard_views.png").exists()
-    assert (run / "report" / "hard_view_examples.png").exists()
+    page = (run / "report" / "index.html").read_text()
+    assert "8 rows of 4 augmented views" in page and "Chosen pairs beside random ones" in page
     assert yaml.safe_load((run / "config.yaml").read_text())["hard_views"]["views"] == 4
 
     assert call("evaluate", run, "--json=found.json")[0] == 0
@@ -357,7 +357,7 @@ def test_names_that_are_not_utf_8(call, tiny, folder, tmp_path):
         assert status == 0, err
         note = f"{tmp_path}/caf\\xe9/train/bl\\xe4u/\\xe9.png"
         assert note in out and f"run directory: {tmp_path}/r\\xfcn\n" in out
-        assert note in (run / "report" / "report.html").read_text(encoding="utf-8")
+        assert note in (run / "report" / "index.html").read_text(encoding="utf-8")
     settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert settings["data"]["path"] == str(images)
     for what in (run, run / "backbone.safetensors"):
@@ -366,8 +366,8 @@ def test_names_that_are_not_utf_8(call, tiny, folder, tmp_path):
     none = tmp_path / os.fsdecode(b"n\xf6n")
     status, _, err = call("evaluate", none)
     assert status == 1 and err == f"mast-ext: there is no run or checkpoint at {tmp_path}/n\\xf6n\n"
-    status, _, err = call("pretrain", *options, f"--out={none}", "--train.tensorboard=true")
-    assert status == 1 and "train.tensorboard must be false" in err and not none.exists()
+    status, _, err = call("pretrain", *options, f"--out={none}", "--train.logger=tensorboard")
+    assert status == 1 and "train.logger must be csv" in err and not none.exists()
 
 
 @pytest.mark.parametrize(
@@ -440,3 +440,19 @@ def test_evaluate(call, trained, shapes, tmp_path, what):
     assert json.loads((tmp_path / "again.json").read_text())["rows"] == found
     untrained = next(row for row in found if row["model"] == "untrained")
     assert untrained in expected
+
+
+def test_replays_a_step_that_was_not_finite(call, tiny, shapes, tmp_path):
+    """Before there is a checkpoint, and with only what such a run leaves."""
+    wild = ["--optimizer.name=sgd", "--optimizer.lr=1e25", "--optimizer.warmup=0"]
+    options = [*tiny, *shapes, "--method=simclr", "--baseline=none", "--out=run", *wild]
+    status, _, err = call("pretrain", *options)
+    assert status == 1 and err.splitlines()[-1].endswith("says mast-ext replay run")
+    status, out, err = call("replay", "run")
+    assert status == 0, err
+    first, *terms, last = out.splitlines()
+    assert first == "step 2 again, the same samples and views"
+    assert "  loss  nan" in terms and last.startswith("first not finite: the output of backbone.")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["nonfinite_batch.json"]
+    status, _, err = call("replay", "none")
+    assert status == 1 and "nothing to replay: none has no nonfinite_batch.json" in err

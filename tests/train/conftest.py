@@ -76,7 +76,7 @@ def train_tiny(tmp_path):
         source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
         loader = training_loader(config, networks, source)
         run = RunDirectory(tmp_path / name)
-        run.path.mkdir(exist_ok=True)
+        run.path.mkdir(parents=True, exist_ok=True)
         training = Training(config, networks, loader, round(config.train.epochs * len(loader)))
         return fit(training, run, resume=resume, console=Console(quiet=True))
 

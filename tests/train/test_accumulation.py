@@ -1,6 +1,7 @@
 """Gradients accumulated over the parts of a step."""
 
 import csv
+import json
 import os
 import signal
 from dataclasses import replace
@@ -86,7 +87,7 @@ def test_every_part_is_looked_at(train_tiny, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(PretrainModule, "on_train_batch_start", spoil)
     with pytest.raises(RunError, match="the loss is nan at step 2: stopped before changing"):
         train_tiny(config=with_parts(tiny, 2), method="vicreg")
-    assert len((tmp_path / "run" / "nonfinite_batch.txt").read_text().split()) == 8
+    assert len(json.loads((tmp_path / "run/nonfinite_batch.json").read_text())["indices"]) == 8
 
 
 def test_refuses_unequal_parts(train_tiny, tiny):

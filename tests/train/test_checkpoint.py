@@ -1,3 +1,4 @@
+import json
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,7 +127,7 @@ def test_stops_at_a_number_that_is_not_finite(train_tiny, tmp_path, monkeypatch,
     last = run / "checkpoints" / "last.ckpt"
     assert message.startswith(f"the {what} is {'nan' if what == 'loss' else 'inf'} at step 4: ")
     assert f"the last good checkpoint is {last}" in message
-    indices = [int(line) for line in (run / "nonfinite_batch.txt").read_text().split()]
+    indices = json.loads((run / "nonfinite_batch.json").read_text())["indices"]
     assert len(set(indices)) == 8 and max(indices) < 24
     assert f"samples {', '.join(map(str, indices))} (all in" in message
     state = read_checkpoint(last)

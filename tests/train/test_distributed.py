@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+import json
 import os
 import signal
 import socket
@@ -59,7 +60,7 @@ def settings(tiny, method, hard_views=None):
         equimod=EquiModOptions(1.0 if "equimod" in around else 0.0, (16, 16), 8),
         hard_views=hard_views or HardViewOptions(4 if "hard" in around else 0),
         optimizer=OptimizerConfig(name="sgd", lr=0.01, warmup=0.0),
-        train=replace(tiny.train, epochs=STEPS / 3, tensorboard=False),
+        train=replace(tiny.train, epochs=STEPS / 3, logger="csv"),
     )
 
 
@@ -407,12 +408,13 @@ def test_all_stop_at_the_loss_of_one(world, folder, tiny):
     messages = world.run(train_with_odd_loss)
     assert messages[0].split("/0/")[0] == messages[1].split("/1/")[0]
     assert messages[0].startswith("the loss on rank 1 is nan at step 3: stopped before changing")
-    listed = (folder / "0" / "odd" / "nonfinite_batch.txt").read_text().split()
+    stored = json.loads((folder / "0" / "odd" / "nonfinite_batch.json").read_text())
     data = tiny.data
     source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
     config = settings(tiny, "simsiam")
     *_, third = training_loader(config, build_networks(config), source)
-    assert [int(index) for index in listed] == third.index[4:].tolist()
+    assert stored["indices"] == third.index[4:].tolist() and stored["processes"] == 2
+    assert torch.equal(torch.tensor(stored["parameters"]), third.parameters[:, 4:])
     last = read_checkpoint(folder / "0" / "odd" / "checkpoints" / "last.ckpt")
     assert last["global_step"] == 2
 

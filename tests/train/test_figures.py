@@ -1,7 +1,8 @@
-"""The picture of what hard view selection chooses."""
+"""What trained networks choose and expect of views, measured and drawn."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,12 +14,14 @@ from mast_ext.augment import (
 )
 from mast_ext.data import open_source
 from mast_ext.methods import HardViewOptions
-from mast_ext.train.report.figures import (
+from mast_ext.train.evaluation.views import (
     IMAGES,
-    draw_chosen_views,
-    draw_hard_view_examples,
-    draw_uncertainty,
+    SIDE,
+    chosen_views,
+    hard_view_examples,
+    pair_uncertainty,
 )
+from mast_ext.train.report.figures import draw_chosen_views, draw_uncertainty
 
 VIEWS, BATCH = 4, 10
 
@@ -31,13 +34,27 @@ def test_frames_stand_around_the_chosen_views(views):
     batch = ViewBatch(images, rows, torch.arange(BATCH), {})
     index = torch.stack([torch.randperm(views)[:2] for _ in range(BATCH)], 1)
     chosen = replace(batch, parameters=rows.gather(0, index[..., None].expand(-1, -1, 14)))
-    figure = draw_chosen_views(batch, chosen, recipe, views=views)
+    examples = chosen_views(batch, chosen, recipe, views=views)
+    red = images[0, 0, 0] * recipe.std[0] + recipe.mean[0]
+    stored = torch.from_numpy(examples.images[0, 0, ..., 0])
+    torch.testing.assert_close(stored / 255, red.clamp(0, 1), atol=0.5 / 255 + 1e-6, rtol=0)
+    figure = draw_chosen_views(examples)
     framed = [[s.get_visible() for s in axes.spines.values()] for axes in figure.axes]
     expected = [[j in index[:, b].tolist()] * 4 for b in range(IMAGES) for j in range(views)]
     assert framed == expected
-    red = images[0, 0, 0] * recipe.std[0] + recipe.mean[0]
-    drawn = torch.from_numpy(figure.axes[0].images[0].get_array()[..., 0].data)
-    torch.testing.assert_close(drawn, red.clamp(0, 1))
+    assert np.array_equal(figure.axes[0].images[0].get_array(), examples.images[0, 0])
+
+
+def test_large_views_are_shown_smaller():
+    torch.manual_seed(0)
+    recipe = AugmentationRecipe(size=2 * SIDE, mean=(0, 0, 0), std=(1, 1, 1))
+    images = torch.rand(2, 3, 3, 2 * SIDE, 2 * SIDE)
+    batch = ViewBatch(images, torch.rand(2, 3, 14), torch.arange(3), {})
+    examples = chosen_views(batch, batch, recipe, views=2)
+    assert examples.images.shape == (3, 2, SIDE, SIDE, 3) and examples.chosen.all()
+    means = images.mean((-2, -1)).permute(1, 0, 2)
+    found = torch.from_numpy(examples.images).float().mean((2, 3)) / 255
+    torch.testing.assert_close(found, means, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["simsiam", "mast+equimod", "dino"])
@@ -47,16 +64,15 @@ def test_choice_of_a_trained_run(train_tiny, tiny, method):
     source = open_source("shapes", "train", size=config.data.size, max_images=64)
     loader = build_loader(source, module.hard_views.policy, batch_size=32)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    figure = draw_hard_view_examples(module, loader)
-    assert len(figure.axes) == IMAGES * VIEWS
-    frames = [axes.spines["left"].get_visible() for axes in figure.axes]
-    assert [sum(frames[i : i + VIEWS]) for i in range(0, len(frames), VIEWS)] == [2] * IMAGES
+    examples = hard_view_examples(module, loader)
+    assert examples.images.shape[:2] == examples.chosen.shape == (IMAGES, VIEWS)
+    assert examples.chosen.sum(1).tolist() == [2] * IMAGES
     after = module.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_no_picture_without_hard_views(train_tiny):
-    assert draw_hard_view_examples(train_tiny(), loader=None) is None
+def test_no_examples_without_hard_views(train_tiny):
+    assert hard_view_examples(train_tiny(), loader=None) is None
 
 
 @pytest.mark.parametrize("method", ["mast", "mast+equimod", "mast+hard"])
@@ -69,7 +85,7 @@ def test_uncertainty_against_what_tells_views_apart(train_tiny, tiny, method):
     if module.hard_views is not None:
         policy = module.hard_views.policy
     loader = build_loader(source, policy, batch_size=32)
-    figure = draw_uncertainty(module, loader)
+    found = pair_uncertainty(module, loader)
     loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
     batches = list(loader)
     with torch.no_grad():
@@ -78,20 +94,20 @@ def test_uncertainty_against_what_tells_views_apart(train_tiny, tiny, method):
     rows = torch.cat([batch.parameters[:2] for batch in batches], 1)
     parameters = AugmentationParameters(rows)
     colors = parameters.standardized(config.augment)[..., 6:10].diff(dim=0)[0].norm(dim=-1)
-    drawn = [torch.from_numpy(a.collections[0].get_offsets().data).float() for a in figure.axes]
-    for found, difference in zip(drawn, (parameters.crop_iou(0, 1), colors), strict=True):
-        torch.testing.assert_close(found[:, 0], difference)
-        torch.testing.assert_close(found[:, 1], want)
-    for axes, found in zip(figure.axes, drawn, strict=True):
-        rho = torch.corrcoef(found.T.argsort().argsort().float())[0, 1]
-        shown = float(axes.get_title().split()[-1])
-        assert shown == pytest.approx(rho.item(), abs=0.02)  # ties apart
-    assert "pair of views" in figure.get_suptitle()
+    assert np.allclose(found.log_variance, want)
+    assert np.allclose(found.crop_iou, parameters.crop_iou(0, 1))
+    assert np.allclose(found.color_distance, colors, atol=1e-5)
+    for name in ("crop_iou", "color_distance"):
+        figure, correlation = draw_uncertainty(found, name)
+        drawn = figure.axes[0].collections[0].get_offsets().data.T
+        assert np.allclose(drawn, [getattr(found, name), found.log_variance])
+        rho = np.corrcoef(drawn.argsort().argsort())[0, 1]
+        assert correlation == pytest.approx(rho, abs=0.02)  # ties apart
 
 
 @pytest.mark.parametrize("method", ["mast", "vicreg"])
-def test_no_picture_without_uncertainty(train_tiny, tiny, method):
+def test_no_uncertainty_that_is_not_learned(train_tiny, tiny, method):
     module = train_tiny(method=method)
     source = open_source("shapes", "train", size=tiny.data.size, max_images=64)
     loader = build_loader(source, module.method.policy(tiny.augment), batch_size=32)
-    assert draw_uncertainty(module, loader) is None
+    assert pair_uncertainty(module, loader) is None

@@ -25,7 +25,7 @@ TRANSFORMER = {"img_size": 16, "patch_size": 4, "depth": 1, "embed_dim": 24, "nu
 
 
 def configured(tiny, method, **train):
-    config = replace(tiny, method=method, train=replace(tiny.train, tensorboard=False, **train))
+    config = replace(tiny, method=method, train=replace(tiny.train, logger="csv", **train))
     if method == "ibot":
         timm_args = {**TRANSFORMER, "dynamic_img_size": True}
         model = replace(config.model, name="vit_tiny_patch16_224", timm_args=timm_args)

@@ -1,5 +1,6 @@
 """Numbers of steps come in order, at once from the CPU and a step late from elsewhere."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from mast_ext.train.state.checkpoint import read_checkpoint
 
 def send(readback, step, device="cpu"):
     loss, norm = torch.tensor(float(step), device=device), torch.tensor(0.5, device=device)
-    readback.send(step, [loss, loss + 1], norm, [torch.tensor([step])])
+    readback.send(step, [loss, loss + 1], norm, [(torch.tensor([step]), torch.zeros(2, 1, 14))])
 
 
 def steps(numbers):
@@ -31,7 +32,7 @@ def test_the_cpu_gives_them_at_once():
             (step, step + 1),
             0.5,
         )
-        assert numbers.indices[0].tolist() == [step]
+        assert numbers.samples[0][0].tolist() == [step]
     assert readback.take(wait=True) == [] and not readback.late
 
 
@@ -113,7 +114,7 @@ def test_what_is_seen_late_is_in_no_checkpoint(
     last = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert last["global_step"] == saved
     assert all(value.isfinite().all() for value in last["state_dict"].values())
-    assert len((tmp_path / "run" / "nonfinite_batch.txt").read_text().split()) == 8
+    assert len(json.loads((tmp_path / "run/nonfinite_batch.json").read_text())["indices"]) == 8
 
 
 def test_reading_late_changes_nothing_else(train_tiny, tmp_path, monkeypatch):

@@ -109,6 +109,13 @@ def test_settings_of_older_runs_keep_their_values(tmp_path):
     assert run.load_config() == {"seed": 1, "evaluation": {"neighbors": [3], "temperature": 0.1}}
 
 
+@pytest.mark.parametrize(("old", "new"), [("true", "tensorboard"), ("false", "csv")])
+def test_loggers_of_older_runs_stay(tmp_path, old, new):
+    run = RunDirectory(tmp_path)
+    run.config.write_text(f"train: {{epochs: 2, tensorboard: {old}}}\n")
+    assert run.load_config() == {"train": {"epochs": 2, "logger": new}}
+
+
 def test_anchors_and_merges_are_no_repetition(tmp_path):
     run = RunDirectory(tmp_path)
     run.config.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")

@@ -215,7 +215,7 @@ def watch(monkeypatch):
 
 def steady(tiny, **changes):
     """Settings with nothing but steps among those that are watched."""
-    train = replace(tiny.train, checkpoint_every=1000, log_every=1000, tensorboard=False)
+    train = replace(tiny.train, checkpoint_every=1000, log_every=1000, logger="csv")
     data = replace(tiny.data, max_images=8 * (LAST + 1))
     return replace(tiny, train=replace(train, **changes), data=data)
 

@@ -66,7 +66,7 @@ def _train(variant: str, seed: int, values: argparse.Namespace, options: Sequenc
         command += [*VARIANTS[variant], *options, f"--seed={seed}", "--baseline=none"]
         command += [
             f"--train.epochs={values.epochs * 2 / VIEWS.get(variant, 2):g}",
-            "--train.tensorboard=false",
+            "--train.logger=csv",
         ]
         command += [f"--out={run}"]
     threads = {} if values.threads is None else {"OMP_NUM_THREADS": str(values.threads)}

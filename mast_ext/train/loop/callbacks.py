@@ -18,10 +18,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from mast_ext.distributed import all_gather_numbers, world_size
 from mast_ext.train.loop.module import PretrainModule
@@ -71,7 +74,7 @@ class Metrics(Callback):
     measured does not count.
 
     Args:
-        file: Where the rows go; loggers of the trainer (TensorBoard) get what is not NaN, too.
+        file: Where the rows go; loggers of the trainer get what is not NaN, too.
         every: Steps between rows.
         steps_per_epoch: Steps of an epoch.
         ranks: Measures ranks of representations for some of the rows; None for none.
@@ -141,22 +144,45 @@ def _column_means(rows: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(column) if column else math.nan for column in columns]
 
 
+class ImagesPerSecondColumn(ProgressColumn):
+    """Images per second by the steps that a task makes.
+
+    Args:
+        batch_size: Images per step.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def render(self, task: Task) -> Text:
+        """The speed; nothing before it is known."""
+        if task.speed is None:
+            return Text("")
+        return Text(f"{self.batch_size * task.speed:,.0f} images/s")
+
+
 class ProgressBar(Callback):
-    """One bar over all steps of a run, with the last loss that has been read.
+    """One bar over all steps of a run: the last loss that has been read, speed, time left.
+
+    The speed is that of about the last half minute.
 
     Args:
         title: What is being trained.
+        batch_size: Images per step, of all processes together.
         console: Where to draw.
     """
 
-    def __init__(self, title: str, console: Console) -> None:
+    def __init__(self, title: str, batch_size: int, console: Console) -> None:
         self.title = title
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}"),
+            ImagesPerSecondColumn(batch_size),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             transient=True,
         )

@@ -1,9 +1,10 @@
 """Trains networks in a run directory, from their initial weights or a checkpoint."""
 
 import dataclasses
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch import nn
 
 from mast_ext.augment import ViewLoader
+from mast_ext.augment.parameters import COLUMNS
 from mast_ext.distributed import rank, world_size
 from mast_ext.models import save_backbone, sync_batch_norm
 from mast_ext.train.config import PretrainConfig, TrainConfig
@@ -25,6 +27,7 @@ from mast_ext.train.launch import ExternalLaunch, resolve_device
 from mast_ext.train.loop.callbacks import Metrics, ProgressBar
 from mast_ext.train.loop.checkpoints import Checkpoints, signals_restored
 from mast_ext.train.loop.loader import BatchStream
+from mast_ext.train.loop.loggers import open_loggers
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.loop.ranks import EmbeddingRanks
 from mast_ext.train.networks import Networks
@@ -78,7 +81,12 @@ class Training:
 
 
 def fit(
-    training: Training, run: RunDirectory, *, resume: Path | None = None, console: Console
+    training: Training,
+    run: RunDirectory,
+    *,
+    resume: Path | None = None,
+    console: Console,
+    watching: Sequence[Callback] = (),
 ) -> PretrainModule:
     """Trains and writes the backbone's weights.
 
@@ -89,6 +97,7 @@ def fit(
         run: Where checkpoints, metrics and the weights go.
         resume: A checkpoint to go on from.
         console: Where a progress bar is drawn.
+        watching: Callbacks that look at the training and change nothing.
 
     Raises:
         CheckpointError: The checkpoint is damaged, not ours, or of another run.
@@ -112,14 +121,15 @@ def fit(
     )
     if resume is not None and checkpoint is not None:
         check_weights(checkpoint["state_dict"], module.state_dict(), resume)
-    with _quiet_lightning():
-        trainer = _trainer(config.train, run, _callbacks(training, run, console), training.steps)
+    with _quiet_lightning(), open_loggers(config, run) as loggers:
+        callbacks = [*_callbacks(training, run, console), *watching]
+        trainer = _trainer(config.train, run, callbacks, loggers, training.steps)
         stream = BatchStream(training.loader, trainer, config.train.accumulate)
         try:
             with signals_restored():
                 trainer.fit(module, stream, ckpt_path=resume)
         except NonFiniteError as error:
-            raise _describe(error, run) from error
+            raise _describe(error, training, run) from error
         except RuntimeError as error:
             if "parameters that were not used" not in str(error):
                 raise
@@ -155,23 +165,24 @@ def _callbacks(training: Training, run: RunDirectory, console: Console) -> list[
     if rank() == 0 and (
         train.progress == "on" or (train.progress == "auto" and console.is_terminal)
     ):
-        callbacks.append(ProgressBar(training.name, console))
+        callbacks.append(ProgressBar(training.name, train.batch_size, console))
     return callbacks
 
 
 def _trainer(
-    train: TrainConfig, run: RunDirectory, callbacks: list[Callback], total_steps: int
+    train: TrainConfig,
+    run: RunDirectory,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    total_steps: int,
 ) -> Trainer:
-    logger: Any = False
-    if train.tensorboard:
-        logger = TensorBoardLogger(run.tensorboard, name="", version="")
     trainer = Trainer(
         accelerator=train.accelerator,
         precision=train.precision,
         accumulate_grad_batches=train.accumulate,
         max_steps=total_steps,
         max_epochs=-1,
-        logger=logger,
+        logger=loggers,
         callbacks=callbacks,
         **_strategy(train),
         default_root_dir=run.path,
@@ -208,16 +219,27 @@ def _name_unused_weights(module: nn.Module) -> str:
     return f"training by several processes needs a gradient of every weight: {first} got none"
 
 
-def _describe(error: NonFiniteError, run: RunDirectory) -> RunError:
+def _describe(error: NonFiniteError, training: Training, run: RunDirectory) -> RunError:
+    """Writes what `mast_ext.train.replay` needs, and says what has happened."""
     if rank() == 0:
-        write_text(run.nonfinite_batch, "".join(f"{index}\n" for index in error.indices))
+        values = {
+            "what": error.what,
+            "step": error.step,
+            "steps": training.steps,
+            "processes": world_size(),
+            "indices": error.indices,
+            "columns": COLUMNS,
+            "parameters": error.parameters,
+            "settings": training.config.to_dict(),
+        }
+        write_text(run.nonfinite_batch, json.dumps(values) + "\n")
     first = ", ".join(str(index) for index in error.indices[:8])
     more = ", …" if len(error.indices) > 8 else ""
     good = f"the last good checkpoint is {run.last}" if run.last.exists() else "no checkpoint yet"
     before = "saving weights that it changed" if error.late else "changing any weight"
     return RunError(
         f"{error}: stopped before {before}. Its batch has samples {first}{more} (all in"
-        f" {run.nonfinite_batch}); {good}"
+        f" {run.nonfinite_batch}); {good}. Where it comes from says mast-ext replay {run.path}"
     )
 
 

@@ -66,7 +66,7 @@ class PretrainModule(LightningModule):
         self.gradient_norm = torch.tensor(math.nan)
         self.last_loss = math.nan
         # Of the step under way, whose parts come one by one when gradients are accumulated.
-        self._indices: list[Tensor] = []
+        self._samples: list[tuple[Tensor, Tensor]] = []
         self._losses: list[Tensor] = []
         self._readback = Readback()
         self._read_losses: list[float] = []
@@ -118,7 +118,7 @@ class PretrainModule(LightningModule):
         """From the views of a step, or of a part of it, to the loss and what is logged."""
         step = self.trainer.global_step
         self.method.at_step(step, self.steps_per_epoch)
-        self._indices.append(batch.index)
+        self._samples.append((batch.index, batch.parameters))
         selection: dict[str, Tensor] = {}
         if self.hard_views is not None:
             select = self.hard_views.options.selects(step, self.steps_per_epoch)
@@ -136,8 +136,8 @@ class PretrainModule(LightningModule):
 
     def _stop_if_not_finite(self, step: int) -> None:
         """Sends this step's numbers to the host and looks at those that are there."""
-        self._readback.send(step + 1, self._losses, self.gradient_norm, self._indices)
-        self._losses, self._indices = [], []
+        self._readback.send(step + 1, self._losses, self.gradient_norm, self._samples)
+        self._losses, self._samples = [], []
         self._check(self._readback.take())
 
     def _update_teacher(self, step: int) -> None:
@@ -195,12 +195,17 @@ class PretrainModule(LightningModule):
         those processes where it was not finite, if there are any, and the samples they had.
         """
         bad_loss = next((loss for loss in numbers.losses if not math.isfinite(loss)), None)
-        every = all_gather_object((bad_loss, torch.cat(numbers.indices).tolist()))
-        bad = {rank: loss for rank, (loss, _) in enumerate(every) if loss is not None}
+        index, parameters = zip(*numbers.samples, strict=True)
+        own = (bad_loss, torch.cat(index).tolist(), torch.cat(parameters, dim=1).tolist())
+        every = all_gather_object(own)
+        bad = {rank: loss for rank, (loss, *_) in enumerate(every) if loss is not None}
         what = f"the gradient is {numbers.gradient_norm}"
         if bad:
             first = min(bad)
             where = f" on rank {first}" if world_size() > 1 else ""
             what = f"the loss{where} is {bad[first]}"
-        indices = [i for r, (_, own) in enumerate(every) if not bad or r in bad for i in own]
-        raise NonFiniteError(what, numbers.step, indices, late=self._readback.late)
+        of_these = [samples for rank, (_, *samples) in enumerate(every) if not bad or rank in bad]
+        indices = [i for own, _ in of_these for i in own]
+        of_views = zip(*(rows for _, rows in of_these), strict=True)
+        views = [[row for rows in of_all for row in rows] for of_all in of_views]
+        raise NonFiniteError(what, numbers.step, indices, views, late=self._readback.late)

@@ -21,13 +21,14 @@ class StepNumbers:
         step: Its number, from 1.
         losses: Of its parts (see `TrainConfig.accumulate`), whose sum is the step's loss.
         gradient_norm: The Euclidean norm of all gradients together.
-        indices: Sample indices of its parts, where they were.
+        samples: Of its parts, the sample indices ``[B]`` and augmentation parameters ``[V, B, P]``,
+            where they were.
     """
 
     step: int
     losses: tuple[float, ...]
     gradient_norm: float
-    indices: tuple[Tensor, ...]
+    samples: tuple[tuple[Tensor, Tensor], ...]
 
 
 class Readback:
@@ -46,10 +47,10 @@ class Readback:
         step: int,
         losses: Sequence[Tensor],
         gradient_norm: Tensor,
-        indices: Sequence[Tensor],
+        samples: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
         """Has a step's numbers, scalars of one device, copied to the host."""
-        own = tuple(indices)
+        own = tuple(samples)
         arrived = to_host(torch.stack([*losses, gradient_norm]).detach())
         self.late = gradient_norm.device.type != "cpu"
 

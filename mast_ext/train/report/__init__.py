@@ -1,1 +1,1 @@
-"""What a run leaves to look at: tables, figures, and one HTML file that holds all."""
+"""What a run leaves to look at: tables, figures, and one HTML page that holds all."""

@@ -1,22 +1,173 @@
-"""Figures of a run: of its subspaces, its metrics, and views as the trained networks see them."""
+"""Figures of runs: their metrics, masks, accuracies, and views as the trained networks see them.
+
+Each has one pair of axes or a narrow grid, so that it can be read on a telephone, and colors that
+are legible on white and on black (see `mast_ext.train.report.html`).
+"""
 
 from collections.abc import Sequence
-from itertools import islice
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 from torchmetrics.functional import spearman_corrcoef
 
-from mast_ext.augment import AugmentationParameters, AugmentationRecipe, ViewBatch, ViewLoader
-from mast_ext.augment.parameters import COLUMN
 from mast_ext.methods import Subspaces
-from mast_ext.train.loop.module import PretrainModule
-from mast_ext.train.report.tables import percent
+from mast_ext.train.evaluation.views import HardViewExamples, PairUncertainty
 
-IMAGES = 8
-BATCHES = 4  # whose pairs' uncertainty is drawn
+INK = "#1b1f24"
+"""Text and axes. In a dark page it becomes light."""
+
+GRAY = "#7d8590"
+"""What is beside the point: zero, networks without training."""
+
+COLORS = (
+    *("#2f7fc1", "#d0722a", "#2f9e5f", "#c94f7c", "#8f6fd0", "#a0785a", "#1f95a3", "#8a8f2a"),
+)
+"""Of lines, one after the other; then again with another kind of line."""
+
+STYLES = ("-", "--", ":", "-.")
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#8b929a",
+    "grid.alpha": 0.25,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # letters as letters: lighter, and in the reader's fonts
+    "svg.hashsalt": "mast_ext",  # the same figure has the same bytes
+}
+"""matplotlib's settings for these figures, for drawing and saving."""
+
+WIDTH = 4.2
+"""Inches: about what a telephone shows without making letters smaller."""
+
+POINTS = 200
+"""Points of a line, at most: of more rows, neighbors are averaged."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a figure.
+
+    Attributes:
+        label: What the legend calls it.
+        x: ``[N]``.
+        y: ``[N]``, NaN where there is no point.
+        number: Says its color and kind: lines of one training have the same in all figures.
+    """
+
+    label: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    number: int
+
+    def points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Those that are finite, neighbors averaged so that they are no more than `POINTS`."""
+        there = np.isfinite(self.y)
+        x, y = self.x[there], self.y[there]
+        if len(x) <= POINTS:
+            return x, y
+        starts = np.linspace(0, len(x), POINTS, endpoint=False).astype(int)
+        counts = np.diff(np.append(starts, len(x)))
+        return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Accuracies of one representation.
+
+    Attributes:
+        model: What it is of.
+        part: Which representation it is; empty for chance.
+        scores: Accuracies in [0, 1], None where there is none.
+        number: Says the color, as that of a `Line`; None for what was not trained.
+    """
+
+    model: str
+    part: str
+    scores: Sequence[float | None]
+    number: int | None
+
+
+def draw_lines(
+    lines: Sequence[Line],
+    label: str,
+    *,
+    until: float,
+    from_zero: bool = False,
+    zero_line: bool = False,
+) -> Figure:
+    """Lines over epochs.
+
+    Args:
+        lines: What to draw; they have finite points.
+        label: Of the vertical axis.
+        until: Where the horizontal axis ends, to be the same in several figures.
+        from_zero: Whether the vertical axis begins at 0.
+        zero_line: Whether 0 is marked.
+    """
+    figure, axes = _figure(2.5, [line.label for line in lines])
+    handles: list[Line2D] = []
+    for line in lines:
+        x, y = line.points()
+        marker = "." if len(x) < 30 else None
+        handles += axes.plot(x, y, marker=marker, label=line.label, linewidth=1.5)
+        handles[-1].set(**_look(line.number))
+    if zero_line:
+        axes.axhline(0, color=GRAY, linewidth=0.8)
+    if from_zero:
+        top = max(line.points()[1].max() for line in lines)
+        axes.set_ylim(0, 1.08 * top if top > 0 else 1)
+    axes.set_xlim(0, 1.02 * until)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    _legend(figure, handles)
+    return figure
+
+
+def draw_accuracies(heads: Sequence[str], marks: Sequence[Marks]) -> Figure:
+    """Accuracies as marks on lines, one line for each of ``heads``.
+
+    Args:
+        heads: What was predicted, or by which protocol.
+        marks: Of every representation.
+    """
+    models = list(dict.fromkeys(mark.model for mark in marks))
+    parts = list(dict.fromkeys(mark.part for mark in marks if mark.part))
+    shapes = {"": "|", **dict(zip(parts, "oDs^v", strict=False))}
+    colors = {mark.model: _mark_color(mark.number) for mark in marks}
+    legend = [(color, "s", model) for model, color in colors.items()]
+    legend += [(INK, shapes.get(part, "o"), part) for part in parts]
+    height = 0.8 + len(heads) * (0.15 + 0.1 * len(models))
+    figure, axes = _figure(height, [label for _, _, label in legend])
+    rows = np.arange(len(heads))
+    for mark in marks:
+        values = [np.nan if score is None else 100 * score for score in mark.scores]
+        # Models stand a little above each other, so that equal ones can be told apart.
+        shift = 0.7 * ((models.index(mark.model) + 0.5) / len(models) - 0.5)
+        (drawn,) = axes.plot(values, rows + shift, color=colors[mark.model], markersize=5.5)
+        drawn.set(linestyle="", marker=shapes.get(mark.part, "o"))
+    axes.set_yticks(rows, [_short(head) for head in heads])
+    axes.set_ylim(len(heads) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("accuracy (%)")
+    _legend(
+        figure,
+        [Line2D([], [], color=c, marker=m, linestyle="", label=label) for c, m, label in legend],
+    )
+    return figure
 
 
 def draw_masks(subspaces: Subspaces) -> Figure:
@@ -28,246 +179,97 @@ def draw_masks(subspaces: Subspaces) -> Figure:
     freed = 1 - masks
     owner = np.where(freed.max(0) > 0.5, 1 + freed.argmax(0), 0)
     order = np.lexsort((freed.max(0), owner))
-    figure = Figure(figsize=(9, 1.6 + 0.4 * len(masks)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(masks[:, order], aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+    figure, axes = _figure(1.2 + 0.35 * len(masks))
+    image = axes.imshow(masks[:, order], aspect="auto", interpolation="none", vmin=0, vmax=1)
     counts = zip(subspaces.names, subspaces.freed.tolist(), strict=True)
-    axes.set_yticks(range(len(masks)), [f"{name} (frees {count:.0f})" for name, count in counts])
+    axes.set_yticks(range(len(masks)), [f"{_short(name)}\nfrees {n:.0f}" for name, n in counts])
     axes.set_xlabel("dimension of the embedding, sorted")
-    axes.set_title(
-        "masks: 1 where a dimension is invariant to the augmentation, 0 where it is free"
-    )
-    figure.colorbar(image)
+    axes.grid(visible=False)
+    figure.colorbar(image, ax=axes)
     return figure
 
 
 def draw_overlap(subspaces: Subspaces) -> Figure:
     """How much the freed dimensions of every pair of augmentations have in common."""
-    overlap, names = subspaces.overlap.numpy(), subspaces.names
-    side = 2.2 + 0.6 * len(names)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(overlap, vmin=0, vmax=1)
+    overlap, names = subspaces.overlap.numpy(), [_short(name) for name in subspaces.names]
+    figure, axes = _figure(min(WIDTH, 1.4 + 0.5 * len(names)))
+    axes.imshow(overlap, vmin=0, vmax=1, interpolation="none")
     for (i, j), value in np.ndenumerate(overlap):
         color = "black" if value > 0.5 else "white"
         axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set_title("overlap of freed dimensions", fontsize=10)
-    figure.colorbar(image)
+    axes.grid(visible=False)
     return figure
 
 
-def draw_probes(title: str, heads: Sequence[str], body: Sequence[list]) -> Figure:
-    """One of `grids`' tables of several factors as a picture: what each representation knows."""
-    scores = np.array([[np.nan if cell is None else cell for cell in row[2:]] for row in body])
-    size = (2.5 + 1.1 * len(heads[2:]), 1.2 + 0.4 * len(body))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(scores, aspect="auto", vmin=0, vmax=1)
-    for (i, j), value in np.ndenumerate(scores):
-        color = "black" if value > 0.5 else "white"
-        axes.text(j, i, percent(value), ha="center", va="center", color=color)
-    axes.set_xticks(range(len(heads) - 2), heads[2:])
-    axes.set_yticks(range(len(body)), [" ".join(row[:2]) for row in body])
-    axes.set_title(title)
-    return figure
+def draw_chosen_views(examples: HardViewExamples) -> Figure:
+    """Views of images, a row per image. Those that were chosen have a frame.
 
-
-def draw_losses(curves: dict[str, dict[str, list[float]]]) -> Figure:
-    """The training loss of every model over its epochs."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for name, columns in curves.items():
-        if columns:
-            axes.plot(columns["epoch"], columns["loss"], label=name)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss (of each method: not comparable)")
-    axes.legend()
-    return figure
-
-
-def gain_columns(columns: dict[str, list[float]]) -> dict[str, str]:
-    """Those of EquiMod's gains among the columns of metrics, by augmentation (or ``all``)."""
-    stem = "equivariance_gain"
-    found = {name: name.removeprefix(stem) for name in columns if name.startswith(stem)}
-    return {name: rest.removeprefix("/") or "all" for name, rest in found.items()}
-
-
-def draw_gains(
-    curves: dict[str, dict[str, list[float]]], gains: dict[str, dict[str, str]]
-) -> Figure:
-    """How much nearer EquiMod's predictions come than the plain image, by augmentation."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for model, named in gains.items():
-        for column, augmentation in named.items():
-            width = 2.5 if augmentation == "all" else 1.2
-            label = f"{model}: {augmentation}"
-            axes.plot(curves[model]["epoch"], curves[model][column], label=label, linewidth=width)
-    axes.axhline(0, color="gray", linewidth=0.8)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("equivariance gain (cosine)")
-    axes.legend()
-    return figure
-
-
-def draw_ranks(curves: dict[str, dict[str, list[float]]]) -> Figure:
-    """How many dimensions backbone and embedding use, in those rows that say so."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, (measure, label) in zip(
-        figure.subplots(1, 2),
-        (
-            ("rankme", "dimensions in use (RankMe)"),
-            ("lidar", "dimensions that tell images apart (LiDAR)"),
-        ),
-        strict=True,
-    ):
-        for color, (model, columns) in enumerate(curves.items()):
-            for part, style in (("embedding", "-"), ("backbone", "--")):
-                values = columns.get(f"{measure}/{part}", [])
-                points = [p for p in zip(columns["epoch"], values, strict=False) if p[1] == p[1]]
-                if points:
-                    line = f"{style}C{color}"
-                    axes.plot(
-                        *zip(*points, strict=True), line, marker=".", label=f"{model}: {part}"
-                    )
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
-        if axes.lines:
-            axes.legend()
-    figure.suptitle(
-        "How many dimensions the representations of some training images use, told without"
-        " labels.\nA fall towards 1 is collapse: all images become alike",
-        fontsize=9,
-    )
-    return figure
-
-
-def draw_hard_views(curves: dict[str, dict[str, list[float]]]) -> Figure:
-    """How far apart the chosen pairs' views are, beside the mean pair's (steps that selected)."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, (name, label) in zip(
-        figure.subplots(1, 2),
-        (("iou", "IoU of the crops"), ("color", "distance of color parameters")),
-        strict=True,
-    ):
-        for model, columns in curves.items():
-            for kind, style in (("", "-"), ("_random", "--")):
-                values = columns.get(f"hard_views/{name}{kind}", [])
-                points = [p for p in zip(columns["epoch"], values, strict=False) if p[1] == p[1]]
-                if points:
-                    text = f"{model}: {'random' if kind else 'chosen'} pairs"
-                    axes.plot(*zip(*points, strict=True), style, label=text)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        if axes.lines:
-            axes.legend()
-    return figure
-
-
-def draw_hard_view_examples(module: PretrainModule, loader: ViewLoader) -> Figure | None:
-    """Full-size views of the first images of an epoch, the chosen two of each image framed.
-
-    Args:
-        module: What was trained. Its networks are in evaluation mode afterwards.
-        loader: Its views, from the first epoch's beginning.
-
-    Returns:
-        None for a run without hard views.
+    Beside a row stands the overlap (IoU) of the chosen views' crops.
     """
-    if module.hard_views is None:
-        return None
-    loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
-    device = next(module.backbone.parameters()).device
-    batch = next(iter(loader)).to(device)
-    module.eval()
-    with torch.no_grad(), torch.random.fork_rng():
-        chosen, _ = module.hard_views(batch, module.backbone, module.teacher, select=True)
-    policy = module.hard_views.policy
-    views = len(batch.images) - policy.with_center
-    return draw_chosen_views(batch, chosen, policy.recipe, views=views)
-
-
-def draw_chosen_views(
-    batch: ViewBatch, chosen: ViewBatch, recipe: AugmentationRecipe, *, views: int
-) -> Figure:
-    """A picture of the first ``views`` views of a batch's first images, a row per image.
-
-    Views that are among the first two of ``chosen`` have a frame; beside a row stands the overlap
-    (IoU) of their crops.
-    """
-    images = batch.images[:views, :IMAGES].float().cpu()
-    pixels = images * _channels(recipe.std) + _channels(recipe.mean)
-    shown = pixels.clamp(0, 1).permute(1, 0, 3, 4, 2).numpy()
-    rows, pair = batch.parameters[:views, :IMAGES], chosen.parameters[:2, :IMAGES]
-    framed = (rows[:, None] == pair[None]).all(-1).any(1).T.tolist()  # a view is where its row is
-    overlap = AugmentationParameters(pair.cpu()).crop_iou(0, 1).tolist()
-
-    count = len(shown)
-    figure = Figure(figsize=(1.1 * views + 0.8, 1.1 * count + 0.4), layout="constrained")
-    grid = np.atleast_2d(figure.subplots(count, views, squeeze=False))
+    count, views = examples.chosen.shape
+    side = WIDTH / (views + 0.5)
+    figure = Figure(figsize=(WIDTH, count * side), layout="constrained")
+    grid = figure.subplots(count, views, squeeze=False)
     for i, j in np.ndindex(grid.shape):
         axes = grid[i, j]
-        axes.imshow(shown[i, j], interpolation="nearest")
+        axes.imshow(examples.images[i, j], interpolation="none")
         axes.set_xticks([])
         axes.set_yticks([])
+        axes.grid(visible=False)
         for spine in axes.spines.values():
-            spine.set(visible=framed[i][j], color="crimson", linewidth=3)
+            spine.set(visible=bool(examples.chosen[i, j]), color="#e0245e", linewidth=3)
         if j == 0:
-            axes.set_ylabel(f"IoU {overlap[i]:.2f}", fontsize=8)
-    figure.suptitle("views of an image; framed: the hard ones", fontsize=9)
+            axes.set_ylabel(f"IoU {examples.crop_iou[i]:.2f}", fontsize=8)
     return figure
 
 
-def draw_uncertainty(module: PretrainModule, loader: ViewLoader) -> Figure | None:
-    """Uncertainty of the first pairs of an epoch, against how far apart their views are made.
-
-    That is how much of the image both crops show, and how differently the colors were changed, with
-    Spearman's correlation.
+def draw_uncertainty(uncertainty: PairUncertainty, against: str) -> tuple[Figure, float]:
+    """Uncertainty of pairs against how far apart their views are made.
 
     Args:
-        module: What was trained. Its networks are in evaluation mode afterwards.
-        loader: Its views, from the first epoch's beginning.
+        uncertainty: Of pairs.
+        against: ``crop_iou`` or ``color_distance``.
 
     Returns:
-        None for a run that has learned no uncertainty.
+        The figure, and Spearman's rank correlation of the two.
     """
-    module.eval()
-    loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
-    device = next(module.backbone.parameters()).device
-    found, rows = [], []
-    with torch.no_grad():
-        for batch in islice(loader, BATCHES):
-            log_variance = module.method.pair_uncertainty(batch.to(device))
-            if log_variance is None:
-                return None
-            found.append(log_variance.cpu())
-            rows.append(batch.parameters[:2].cpu())
-    log_variances = torch.cat(found)
-    parameters = AugmentationParameters(torch.cat(rows, dim=1))
-    changes = slice(COLUMN["brightness"], COLUMN["hue"] + 1)  # without jitter's gate
-    first, second = parameters.standardized(*loader.policy.recipes[:1])[..., changes]
-    differences = {
-        "overlap of the two crops (IoU)": parameters.crop_iou(0, 1),
-        "distance of the two colors (standard deviations)": (first - second).norm(dim=-1),
-    }
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(differences), sharey=True)
-    for axes, (label, difference) in zip(panels, differences.items(), strict=True):
-        axes.scatter(difference, log_variances, s=3, alpha=0.5)
-        correlation = spearman_corrcoef(log_variances, difference)
-        axes.set_title(f"Spearman's ρ {correlation:+.2f}", fontsize=9)
-        axes.set_xlabel(label)
-    panels[0].set_ylabel("log-variance of the pair")
-    figure.suptitle(
-        "Each point is a pair of views: the higher, the less alike it is expected to be,\n"
-        "and the less it counts in training",
-        fontsize=9,
-    )
-    return figure
+    label = {
+        "crop_iou": "overlap of the two crops (IoU)",
+        "color_distance": "distance of the two colors (standard deviations)",
+    }[against]
+    x, y = getattr(uncertainty, against), uncertainty.log_variance
+    figure, axes = _figure(2.5)
+    axes.scatter(x, y, s=5, alpha=0.6, color=COLORS[0], linewidths=0)
+    axes.set_xlabel(label)
+    axes.set_ylabel("log-variance of the pair")
+    return figure, float(spearman_corrcoef(torch.from_numpy(y), torch.from_numpy(x)))
 
 
-def _channels(values: tuple[float, float, float]) -> Tensor:
-    return torch.tensor(values)[:, None, None]
+def _mark_color(number: int | None) -> str:
+    return GRAY if number is None else COLORS[number % len(COLORS)]
+
+
+def _look(number: int) -> dict[str, str]:
+    style = STYLES[number // len(COLORS) % len(STYLES)]
+    return {"color": COLORS[number % len(COLORS)], "linestyle": style}
+
+
+def _figure(height: float, labels: Sequence[str] = ()) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, of this height without the legend of these labels."""
+    figure = Figure(figsize=(WIDTH, height + 0.19 * len(labels)), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Under the axes, where it hides nothing, however many lines there are."""
+    labels = [_short(str(handle.get_label())) for handle in handles]
+    figure.legend(handles, labels, loc="outside lower left", fontsize=8.5, labelspacing=0.25)
+
+
+def _short(label: str, most: int = 48) -> str:
+    """A label that fits into a figure: its middle is left out. What it says is no mathematics."""
+    half = most // 2
+    text = label if len(label) <= most else f"{label[: half - 1]}…{label[-half:]}"
+    return text.replace("$", r"\$")

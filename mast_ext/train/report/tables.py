@@ -76,11 +76,12 @@ def tables(rows: Sequence[Row], which: Sequence[str] | None = None) -> list[Tabl
 
 
 def results(rows: Sequence[Row], subspaces: Subspaces | None) -> dict[str, Any]:
-    """The same numbers for programs: accuracies in [0, 1], ranks, freed dimensions, overlaps."""
+    """The same numbers for programs: accuracies in [0, 1], ranks, masks and their overlaps."""
     found: dict[str, Any] = {"rows": [_result(row) for row in rows]}
     if subspaces is not None:
         found["subspaces"] = {
             "names": list(subspaces.names),
+            "masks": [[round(x, 4) for x in mask] for mask in subspaces.masks.tolist()],
             "freed_dimensions": subspaces.freed.tolist(),
             "overlap": subspaces.overlap.tolist(),
         }

@@ -28,14 +28,13 @@ class RunDirectory:
         self._was_there = path.is_dir()
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.csv"
-        self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
         self.start = path / "start.safetensors"
         self.report = path / "report"
-        self.nonfinite_batch = path / "nonfinite_batch.txt"
+        self.nonfinite_batch = path / "nonfinite_batch.json"
 
     @classmethod
     def create(cls, out: str | None, stem: str) -> "RunDirectory":
@@ -96,6 +95,10 @@ class RunDirectory:
         for section, renamed in RENAMED_SETTINGS.items():
             if isinstance(old := values.get(section), dict):
                 values[section] = {renamed.get(name, name): value for name, value in old.items()}
+        if isinstance(train := values.get("train"), dict) and "tensorboard" in train:
+            logger = "tensorboard" if train["tensorboard"] else "csv"
+            rest = {name: value for name, value in train.items() if name != "tensorboard"}
+            values["train"] = {"logger": logger, **rest}
         if self.start.exists():
             model = {**values.get("model", {}), "weights": str(self.start)}
             arguments = {**model.get("timm_args", {})}
@@ -106,7 +109,7 @@ class RunDirectory:
     def remove(self) -> None:
         """Removes what `create` made, after a run that failed before its first checkpoint.
 
-        The listing of a batch that made the loss NaN stays, since the error's message names it.
+        What is said of a batch that made the loss NaN stays, for `mast-ext replay`.
         """
         for entry in list(self.path.glob("*")):
             if entry.is_dir():

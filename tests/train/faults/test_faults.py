@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 OPTIONS = [
     *("--train.batch_size=8", "--train.epochs=2", "--train.accelerator=cpu"),
-    *("--train.tensorboard=false", "--train.checkpoint_every=2", "--evaluation.neighbors=[5]"),
+    *("--train.logger=csv", "--train.checkpoint_every=2", "--evaluation.neighbors=[5]"),
     *("--train.log_every=2", "--train.rank_every=2"),
     *("--data.size=16", "--data.max_images=24", "--data.max_test_images=12", "--augment.size=16"),
     "--model.timm_args={channels: [8,8,8,16], stem_width: 4}",

@@ -1,0 +1,117 @@
+"""Where rows of metrics go beside metrics.csv."""
+
+import csv
+import importlib.util
+from dataclasses import replace
+
+import pytest
+from lightning.pytorch.loggers import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mast_ext.train.config import TrainConfig
+from mast_ext.train.errors import RunError
+from mast_ext.train.loop import loggers
+from mast_ext.train.loop.loggers import require_loggers
+
+
+def with_logger(config, logger):
+    return replace(config, train=replace(config.train, logger=logger))
+
+
+def test_loggers_are_counted_once():
+    assert TrainConfig(logger="csv").loggers == ("csv",)
+    assert TrainConfig(logger=("wandb", "csv", "wandb")).loggers == ("wandb", "csv")
+    assert TrainConfig(logger="csv, mlflow").loggers == ("csv", "mlflow")
+    for wrong in ((), "", ("csv", "odd")):
+        with pytest.raises(ValueError, match="train.logger must be one or more of csv, tensorb"):
+            TrainConfig(logger=wrong)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_package_that_is_missing_is_named(tiny, name, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(
+        ModuleNotFoundError, match=f"train.logger {name} needs .* pip install {name}"
+    ):
+        require_loggers(with_logger(tiny, ("csv", name)), "run")
+    require_loggers(with_logger(tiny, "csv"), "run")
+
+
+def losses_of(run):
+    """The losses in metrics.csv, by step."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
+
+
+def test_tensorboard_has_the_rows_and_the_settings(train_tiny, tiny, tmp_path):
+    train_tiny(config=with_logger(tiny, ("tensorboard", "csv")))
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    losses = {event.step: event.value for event in found.Scalars("loss")}
+    assert losses == pytest.approx(losses_of(tmp_path / "run")) and len(losses) == 8
+    assert "seed: 0" in (tmp_path / "run" / "tensorboard" / "hparams.yaml").read_text()
+
+
+def test_csv_is_no_more_than_metrics(train_tiny, tiny, tmp_path):
+    train_tiny(config=with_logger(tiny, "csv"))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"metrics.csv", "checkpoints", "backbone.safetensors"}
+
+
+class Recorder(Logger):
+    """Keeps what it is given."""
+
+    name, version = "recorder", "0"
+
+    def __init__(self):
+        super().__init__()
+        self.losses, self.settings = {}, {}
+
+    def log_metrics(self, metrics, step=None):
+        self.losses[step] = metrics["loss"]
+
+    def log_hyperparams(self, params):
+        self.settings = params
+
+
+def test_every_logger_gets_rows_and_settings(train_tiny, tiny, tmp_path, monkeypatch):
+    made = {}
+    monkeypatch.setattr(
+        loggers, "_make", lambda name, *_: made.setdefault((name, len(made)), Recorder())
+    )
+    train_tiny(config=with_logger(tiny, ("wandb", "csv", "mlflow")))
+    assert [name for name, _ in made] == ["wandb", "mlflow"]
+    for recorder in made.values():
+        assert recorder.losses == losses_of(tmp_path / "run")
+        assert recorder.settings["method"] == "mast" and recorder.settings["seed"] == 0
+
+
+def test_a_logger_that_does_not_start_ends_the_run(train_tiny, tiny, monkeypatch):
+    def refuse(*_):
+        raise OSError("no account")
+
+    monkeypatch.setattr(loggers, "_make", refuse)
+    with pytest.raises(RunError, match="train.logger wandb does not start: no account"):
+        train_tiny(config=with_logger(tiny, "wandb"))
+
+
+def test_wandb_without_a_network(train_tiny, tiny, tmp_path, monkeypatch):
+    """One run of W&B for each training, in the directory of the run."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("run", "run/baseline"):
+        train_tiny(name, config=with_logger(tiny, "wandb"))
+        assert wandb.run is None
+        assert len(list((tmp_path / name / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_mlflow_without_a_server(train_tiny, tiny, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    train_tiny(config=with_logger(tiny, "mlflow"))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/run/mlflow.db")
+    experiment = client.get_experiment_by_name("mast_ext")
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert {each.step: each.value for each in history} == losses_of(tmp_path / "run")
+    assert run.data.params["method"] == "mast" and run.info.status == "FINISHED"
