@@ -334,7 +334,7 @@ def _hard_views(runs: Sequence[RunRecord]) -> Section:
             count, views = examples.chosen.shape
             alt = f"{count} rows of {views} augmented views, two framed in each row."
             pictures.append(Picture(draw_chosen_views(examples), _of(runs, run, caption), alt))
-    text = ["Of several views of an image the pair with the highest loss is trained on."]
+    text = ["Of several views of an image a pair that the networks find hard is trained on."]
     return Section("Hard views", text if pictures else [], pictures=pictures)
 
 
