@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mast_ext.compiling import never_compiled
+from mast_ext.compiling import Function, never_compiled
 
 T = TypeVar("T")
 
@@ -186,7 +186,7 @@ def _gather_batch(x: Tensor, dim: int) -> Tensor:
     return _Gather.apply(x.movedim(dim, 0)).movedim(0, dim)
 
 
-class _Gather(torch.autograd.Function):
+class _Gather(Function):
     """``[B, ...]`` to ``[world size · B, ...]``."""
 
     @staticmethod
@@ -202,7 +202,7 @@ class _Gather(torch.autograd.Function):
         return _ReduceScatter.apply(grad)
 
 
-class _ReduceScatter(torch.autograd.Function):
+class _ReduceScatter(Function):
     """The adjoint of `_Gather`.
 
     Inside of a transform of torch.func only the forward of a function has tensors that can be sent.
@@ -276,7 +276,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return _Sum.apply(x) if is_initialized() else x
 
 
-class _Sum(torch.autograd.Function):
+class _Sum(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return _all_reduce(x)
@@ -309,7 +309,7 @@ def _sum_for_common_loss(x: Tensor) -> Tensor:
     return _CommonSum.apply(x)
 
 
-class _CommonSum(torch.autograd.Function):
+class _CommonSum(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return _all_reduce(x)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.compiling import Function
 from mast_ext.distributed import all_reduce, require_distributed, sum_over_processes, world_size
 from mast_ext.losses.common.assignments import sinkhorn_centers
 from mast_ext.losses.common.inputs import (
@@ -168,7 +169,7 @@ class MSNLoss(nn.Module):
         )
 
 
-class _ColumnLogSumExp(torch.autograd.Function):
+class _ColumnLogSumExp(Function):
     """`functional.prototype_column_logsumexp` with a gradient.
 
     The softmax ``[N, K]`` is made in the backward pass alone, and turned into the gradient.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
-from mast_ext.compiling import never_compiled
+from mast_ext.compiling import Function, never_compiled
 from mast_ext.distributed import (
     require_distributed,
     require_equal_batches,
@@ -203,7 +203,7 @@ def _sum(so_far: Tensor | None, more: Tensor) -> Tensor:
     return widen(more) if so_far is None else so_far.add_(more)
 
 
-class _RingContrast(torch.autograd.Function):
+class _RingContrast(Function):
     """At step ``s`` this process has the columns of the ``s``-th one before it.
 
     The next columns are on their way while a block is computed. The backward computes blocks again;

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
+from mast_ext.compiling import Function
 from mast_ext.losses.common.inputs import require_images
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
 
@@ -103,7 +104,7 @@ class Whitening2d(nn.Module):
         return f"{self.num_features}, momentum={self.momentum}, eps={self.eps}"
 
 
-class _Whiten(torch.autograd.Function):
+class _Whiten(Function):
     """``y = L⁻¹ (x − mean)`` of every row ``[N, D]``.
 
     ``share`` is what ``L Lᵀ`` takes of ``Σ_n (x_n − mean)(x_n − mean)ᵀ``, if that is the batch's.

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.compiling import never_compiled
+from mast_ext.compiling import Function, never_compiled
 from mast_ext.distributed import all_gather, rank, require_equal_batches, world_size
 from mast_ext.ops import contrastive_logsumexp
 
@@ -100,7 +100,7 @@ def _options(x: Tensor, temperature: float, within_views: bool) -> tuple[Any, ..
     return temperature, rank() * x.shape[1], True, True, within_views
 
 
-class _GatheredContrast(torch.autograd.Function):
+class _GatheredContrast(Function):
     @staticmethod
     def forward(
         x: Tensor,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mast_ext.compiling import Function
+
 
 def widen(x: Tensor) -> Tensor:
     """``x`` in float32, or float64 as it is: what the loss of it is computed in."""
@@ -27,7 +29,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return _Product.apply(a, b)
 
 
-class _Product(torch.autograd.Function):
+class _Product(Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
         with without_autocast(a):
@@ -51,7 +53,7 @@ def gram(x: Tensor) -> Tensor:
     return _Gram.apply(x)
 
 
-class _Gram(torch.autograd.Function):
+class _Gram(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         with without_autocast(x):
@@ -84,7 +86,7 @@ def singular_values(x: Tensor) -> Tensor:
     return _SingularValues.apply(x)[0]
 
 
-class _SingularValues(torch.autograd.Function):
+class _SingularValues(Function):
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left, values, right = torch.linalg.svd(x, full_matrices=False)
@@ -116,7 +118,7 @@ def log_determinant(x: Tensor) -> Tensor:
     return _LogDeterminant.apply(x)[0]
 
 
-class _LogDeterminant(torch.autograd.Function):
+class _LogDeterminant(Function):
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         factor = torch.linalg.cholesky(x)
