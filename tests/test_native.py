@@ -142,7 +142,7 @@ def test_works_without_the_cuda_library(tmp_path):
 
 
 def test_source_distribution_is_whole(tmp_path):
-    """It has every file that the libraries are compiled from."""
+    """It has every file that the libraries are compiled from, and those that the package reads."""
     root = Path(__file__).parents[1]
     here = ("egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path)
     printed(sys.executable, "setup.py", "--quiet", *here)
@@ -151,5 +151,9 @@ def test_source_distribution_is_whole(tmp_path):
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {path for path in (root / "csrc").rglob("*") if path.is_file()}
     wanted = {"CMakeLists.txt", "pyproject.toml", "mast_ext/py.typed"}
+    wanted |= {
+        "mast_ext/train/report/page.html",
+        "mast_ext/train/recipes/imagenet-vits16/ibot.yaml",
+    }
     assert wanted | {str(path.relative_to(root)) for path in sources} <= names
     assert not any(name.endswith(".so") for name in names)

@@ -9,6 +9,7 @@ from mast_ext.cli.parser import Parser, output_console
 from mast_ext.cli.pretrain import load_config
 from mast_ext.models.export import FORMATS, ImageFormat, export_backbone
 from mast_ext.train.networks import backbone_spec
+from mast_ext.train.pretrain import run_of_checkpoint
 from mast_ext.train.state.restore import restore_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     restored = restore_checkpoint(checkpoint, config)
     augment = config.augment
     images = ImageFormat(augment.size, tuple(augment.mean), tuple(augment.std))
-    folder = run if run.is_dir() else run.parent.parent
+    folder = run if run.is_dir() else run_of_checkpoint(run)
     path = Path(values.out or folder / f"backbone-{kind}{SUFFIXES.get(kind, '')}").absolute()
     reading = export_backbone(restored.backbone, backbone_spec(config), images, path, kind)
     console = output_console()

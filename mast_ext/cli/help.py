@@ -58,6 +58,9 @@ def shows_help(
     topic = asked_help(arguments)
     if topic is None:
         return False
+    groups = {ALL, *map(group_of, parser._actions)}
+    if topic not in groups and any(not action.option_strings for action in parser._actions):
+        topic = ""  # what follows --help is what the command is about
     print(help_text(parser, overview, topic, method))
     return True
 

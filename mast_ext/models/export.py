@@ -4,7 +4,7 @@ import importlib.util
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from mast_ext.models.backbones import PRESETS, BackboneSpec
 
 _IMAGES = 3  # that features are compared on; not one, which a network may squeeze away
 _OPSET = 18
+_MARK = "mast_ext"  # stands in all that is exported; nothing else is replaced
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def export_backbone(
 
     Raises:
         ValueError: ``kind`` is unknown; or ``timm``, and the stem is one that timm does not have;
-            or something else is at ``path``.
+            or what is at ``path`` was not exported.
         ModuleNotFoundError: A package that the format needs is missing; the message names it.
         RuntimeError: What was read back gives other features.
     """
@@ -84,6 +85,7 @@ def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
         "architecture": preset.timm_name if preset else spec.name,
         "num_classes": 0,
         "num_features": network.num_features,
+        _MARK: _described(spec, images),
         "model_args": {**(preset.timm_args if preset else {}), **spec.timm_args},
         "pretrained_cfg": {
             "input_size": (len(images.mean), images.size, images.size),
@@ -96,7 +98,7 @@ def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
         },
     }
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    with _replacing(path, {"config.json", "model.safetensors"}) as partial:
+    with _replacing(path) as partial:
         partial.mkdir()
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
@@ -106,7 +108,7 @@ def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
 
 
 def _torchscript(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Path) -> str:
-    described = {"mast_ext.json": _described(spec, images)}
+    described = {f"{_MARK}.json": json.dumps(_described(spec, images))}
     with _replacing(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would rather have torch.export
         traced: Any = torch.jit.trace(network, images.example()[:2])
@@ -138,7 +140,8 @@ def _onnx(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
                 verbose=False,
             )
         model = program.model_proto
-        onnx.helper.set_model_props(model, {"mast_ext.json": _described(spec, images)})
+        described = json.dumps(_described(spec, images))
+        onnx.helper.set_model_props(model, {f"{_MARK}.json": described})
         onnx.save(model, str(partial))
         session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
 
@@ -160,8 +163,8 @@ _WRITERS: dict[str, _Writer] = {
 FORMATS = tuple(_WRITERS)
 
 
-def _described(spec: BackboneSpec, images: ImageFormat) -> str:
-    return json.dumps({"backbone": vars(spec), "images": vars(images)})
+def _described(spec: BackboneSpec, images: ImageFormat) -> dict[str, Any]:
+    return {"backbone": vars(spec), "images": vars(images)}
 
 
 @torch.inference_mode()
@@ -175,15 +178,11 @@ def _compare(
 
 
 @contextmanager
-def _replacing(path: Path, files: Collection[str] = ()) -> Iterator[Path]:
-    """Gives a name to write under, and moves what was written to ``path`` if nothing failed.
-
-    A folder is written with these files. One that has others is not ours to replace.
-    """
-    if path.is_dir() and not (files and {each.name for each in path.iterdir()} <= {*files}):
-        raise ValueError(f"{path} is a folder, and no exported backbone: it is left as it is")
-    if files and path.is_file():
-        raise ValueError(f"{path} must be a folder or not be there, but is a file")
+def _replacing(path: Path) -> Iterator[Path]:
+    """Gives a name to write under, and moves what was written to ``path`` if nothing failed."""
+    path = path.resolve()
+    if path.exists() and not _is_exported(path):
+        raise ValueError(f"{path} is there and no exported backbone: it is left as it is")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
@@ -193,6 +192,23 @@ def _replacing(path: Path, files: Collection[str] = ()) -> Iterator[Path]:
         partial.replace(path)
     finally:
         _remove(partial)
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether we wrote what is there; an empty folder is as good."""
+    if path.is_dir():
+        names = {each.name for each in path.iterdir()}
+        ours = {"config.json", "model.safetensors"}
+        return not names or (names == ours and _has_mark(path / "config.json"))
+    return _has_mark(path)
+
+
+def _has_mark(path: Path) -> bool:
+    """Of a file, in whose first or last megabyte all formats have it."""
+    with path.open("rb") as file:
+        start = file.read(1 << 20)
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        return _MARK.encode() in start + file.read()
 
 
 def _remove(path: Path) -> None:

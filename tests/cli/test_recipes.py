@@ -62,7 +62,7 @@ def test_trains_two_steps(name, method, images, tmp_path):
     many CPUs take minutes for a network in bfloat16."""
     few = ["--train.batch_size=4", "--train.epochs=1", "--train.accelerator=cpu"]
     few += ["--train.precision=32-true"]
-    quiet = ["--train.tensorboard=false", "--train.rank_every=0", "--data.workers=0"]
+    quiet = ["--train.logger=csv", "--train.rank_every=0", "--data.workers=0"]
     data = ["--data.name=folder", f"--data.path={images}", "--baseline=none"]
     config = config_of(name, method, *few, *quiet, *data)
     (training,) = plan(config, open_images(config.data).train)

@@ -73,8 +73,9 @@ def test_timm_learns_what_images_it_takes(tmp_path):
 
 def test_torchscript_says_what_images_it_takes(tmp_path):
     backbone, spec, images = trained("small stem")
-    for _ in range(2):  # the second replaces the first
-        export_backbone(backbone, spec, images, tmp_path / "b.pt", "torchscript")
+    for kind in ("timm", "torchscript", "torchscript", "timm"):  # one replaces the other
+        export_backbone(*trained("resnet"), tmp_path / "b.pt", kind)
+    export_backbone(backbone, spec, images, tmp_path / "b.pt", "torchscript")
     files = {"mast_ext.json": ""}
     torch.jit.load(tmp_path / "b.pt", _extra_files=files)
     found = json.loads(files["mast_ext.json"])
@@ -99,19 +100,37 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["timm", "torchscript"])
-def test_folders_of_others_are_left_alone(kind, tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    (tmp_path / "config.json").touch()
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": "mine", "config.json": '{"mast_ext": 1}', "model.safetensors": ""},
+        {"config.json": '{"model_type": "bert"}', "model.safetensors": ""},  # of transformers
+        "notes",
+    ],
+    ids=["work", "model", "file"],
+)
+def test_what_others_wrote_is_left_alone(files, kind, tmp_path):
+    path = tmp_path / "b"
+    if isinstance(files, str):
+        path.write_text(files)
+    else:
+        path.mkdir()
+        for name, text in files.items():
+            (path / name).write_text(text)
     with pytest.raises(ValueError, match="no exported backbone: it is left as it is"):
-        export_backbone(*trained("resnet"), tmp_path, kind)
-    assert {each.name for each in tmp_path.iterdir()} == {"thesis.tex", "config.json"}
+        export_backbone(*trained("resnet"), path, kind)
+    found = [path] if path.is_file() else [*path.iterdir()]
+    texts = {each.name: each.read_text() for each in found}
+    assert texts == (files if isinstance(files, dict) else {"b": files})
 
 
-def test_a_file_where_a_folder_should_be(tmp_path):
-    (tmp_path / "b").write_text("notes")
-    with pytest.raises(ValueError, match="must be a folder or not be there, but is a file"):
-        export_backbone(*trained("resnet"), tmp_path / "b", "timm")
-    assert (tmp_path / "b").read_text() == "notes"
+def test_transformers_read_it(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    backbone, spec, images = trained("resnet")
+    export_backbone(backbone, spec, images, tmp_path / "hf", "hf")
+    network = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(network(x).pooler_output, backbone(x))
 
 
 @pytest.mark.parametrize("kind", ["timm", "torchscript"])

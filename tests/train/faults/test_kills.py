@@ -26,7 +26,7 @@ from mast_ext.train.state.checkpoint import AtomicCheckpointIO, read_checkpoint
 
 OPTIONS = [
     *("--baseline=none", "--train.batch_size=8", "--train.epochs=40", "--train.accelerator=cpu"),
-    *("--train.tensorboard=false", "--train.checkpoint_every=2", "--train.log_every=1"),
+    *("--train.logger=csv", "--train.checkpoint_every=2", "--train.log_every=1"),
     *("--train.rank_every=4", "--evaluation.neighbors=[5]", "--augment.size=16"),
     *("--data.size=16", "--data.max_images=24", "--data.max_test_images=12"),
     "--model.timm_args={channels: [8,8,8,16], stem_width: 4}",
