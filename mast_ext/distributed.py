@@ -294,7 +294,8 @@ def sum_for_common_loss(x: Tensor) -> Tensor:
     """Sum of ``x`` over processes; differentiable, with nothing sent in the backward pass.
 
     For a loss that every process computes alike from the sum. Its gradient is then the same on all
-    of them, so that the sum of all processes' gradients is one of them times their number.
+    of them, so that the sum of all processes' gradients is one of them times their number. (So it
+    is of second derivatives if what is made of the gradient is the same on all of them, too.)
 
     Outside of distributed training ``x`` itself is returned.
 

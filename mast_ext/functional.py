@@ -440,7 +440,8 @@ def gram_difference(
         TypeError: A dtype is not supported or differs from that of ``s``.
     """
     _require_tensors(s=s, t=t)
-    return ops.gram_difference.op(s, t, remove_negative, torch.is_grad_enabled())[0]
+    keep = torch.is_grad_enabled() and (s.requires_grad or t.requires_grad)
+    return ops.gram_difference.op(s, t, remove_negative, keep)[0]
 
 
 def sliced_characteristic_sums(
@@ -478,7 +479,7 @@ def sliced_characteristic_sums(
         TypeError: A dtype is not supported.
     """
     _require_tensors(z=z, slices=slices)
-    keep = torch.is_grad_enabled()
+    keep = torch.is_grad_enabled() and z.requires_grad
     return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max, keep)[0]
 
 

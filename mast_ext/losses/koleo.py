@@ -127,8 +127,10 @@ class KoLeoLoss(nn.Module):
     def _norm(self, differences: Tensor) -> Tensor:
         """Norms ``[N]`` of rows."""
         if changes_between_calls(self.p):  # torch takes a norm's number for a constant
-            p = differences.new_ones(()) * self.p
-            return differences.abs().pow(p).sum(1).pow(1 / p)
+            p, sizes = differences.new_ones(()) * self.p, differences.abs()
+            # Powers of small numbers vanish, and a root of 0 has no derivative.
+            largest = sizes.detach().amax(1).clamp_min(torch.finfo(sizes.dtype).tiny)
+            return largest * (sizes / largest[:, None]).pow(p).sum(1).pow(1 / p)
         return differences.norm(self.p, dim=1)
 
     def _normalized(self, rows: Tensor) -> Tensor:

@@ -136,6 +136,8 @@ def assert_equals_the_definition(call, tensors, kind_of_inputs):
     for a, b, c in zip(results, expected[1], plain[1], strict=True):
         assert a.shape == b.shape
         if not a.is_floating_point():
+            if kind_of_inputs == "yes, usual" and torch.equal(b, c):  # no tie, no rounding
+                assert torch.equal(a, b)
             same &= torch.equal(a, b) and torch.equal(a, c)
             continue
         known = b.isfinite() & c.isfinite()  # nothing on the way is out of range
@@ -147,7 +149,9 @@ def assert_equals_the_definition(call, tensors, kind_of_inputs):
             *(gradients(*pair) for pair in ((mine, results), expected, plain)), strict=True
         )
         for name, (a, b, c) in zip(call.leaves, triples, strict=True):
-            known = a.isfinite() & b.isfinite() & c.isfinite()
+            known = b.isfinite() & c.isfinite()
+            if a.dtype in (torch.float16, torch.bfloat16):  # which may be out of range
+                known &= ~a.isinf()
             if known.any():
                 a, b, c = a.double()[known], b[known], c.double()[known]
                 allowed = tolerance * b.abs().max() + 10 * (c - b).abs().max() + 1e-5

@@ -73,10 +73,11 @@ def test_in_chunks_of_a_gpu(views, rows, dim, count, device, chunk_limit):
     test_several_tiles(views, rows, dim, count, device)
 
 
+@pytest.mark.parametrize("count", [100, 1000], ids=["kept", "made again"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_views_shared_by_threads(threads):
+def test_views_shared_by_threads(threads, count):
     """Evenly by two, which take whole views each, or all by all; in any mode of autograd."""
-    z, slices, grad, options = make_inputs((8, 300, 64, 1000, 3, 0.0))
+    z, slices, grad, options = make_inputs((8, 300, 64, count, 3, 0.0))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
