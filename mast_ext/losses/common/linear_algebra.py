@@ -103,7 +103,9 @@ class _SingularValues(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: None) -> Tensor:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> Tensor | None:
+        if grad is None:
+            return None
         left, right = ctx.saved_tensors
         with without_autocast(grad):
             return (left * grad.unsqueeze(-2)) @ right
@@ -133,6 +135,8 @@ class _LogDeterminant(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: None) -> Tensor:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> Tensor | None:
+        if grad is None:
+            return None
         (factor,) = ctx.saved_tensors
         return grad[..., None, None] * torch.cholesky_inverse(factor)
