@@ -311,7 +311,7 @@ MOMENTS = {
     "metrics": (MetricsFile, "append"),
     "checkpoint": (Trainer, "save_checkpoint"),
     "weights": (fit, "save_backbone"),
-    "report": (pretrain, "write_report"),
+    "report": (pretrain, "save_measurements"),
 }
 
 

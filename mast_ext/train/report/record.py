@@ -21,7 +21,13 @@ from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.evaluate import Row
 from mast_ext.train.evaluation.views import HardViewExamples, PairUncertainty
 from mast_ext.train.report.tables import results
-from mast_ext.train.state.run_directory import RunDirectory, read_rows, replacing, write_text
+from mast_ext.train.state.run_directory import (
+    RunDirectory,
+    make_folder,
+    read_rows,
+    replacing,
+    write_text,
+)
 
 Columns = dict[str, NDArray[np.float64]]
 """Columns of ``metrics.csv``, each ``[N]``, NaN where a row has no number."""
@@ -99,12 +105,12 @@ class RunRecord:
 
 
 def save_measurements(folder: Path, found: Measurements) -> None:
-    """Writes what `read_run` reads into a folder, which is made if missing.
+    """Writes what `read_runs` reads into a folder, which is made if missing, in one that exists.
 
     Raises:
         RunError: A file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     values = {"notes": list(found.notes), **results(found.rows, found.subspaces)}
     if found.uncertainty is not None:
         values["uncertainty"] = {
