@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.console import Console
 
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import HelpFormatter
 from mast_ext.train.errors import RunError
-from mast_ext.train.state.run_directory import read_settings
+from mast_ext.train.state.run_directory import read_settings, with_new_names
 from mast_ext.train.suggestions import did_you_mean, settings_like, similar
 
 HARD_VIEWS = "--hard_views"
@@ -19,7 +20,7 @@ HARD_VIEWS = "--hard_views"
 RETIRED = {
     "train.tensorboard": "train.logger with tensorboard for true, csv for false",
 }
-"""What to write for settings that there were once."""
+"""What to write for options that there were once. Files may still have these settings."""
 
 
 class Parser(ArgumentParser):
@@ -36,9 +37,13 @@ class Parser(ArgumentParser):
         raise UsageError(f"{explained} (options: {self.prog} --help)") from ex
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """The settings in a file; an error names it."""
+        """The settings in a file, also under names that older runs wrote; an error names it."""
         try:
-            self.check_names(read_settings(Path(path)))
+            written = read_settings(Path(path))
+            settings = with_new_names(written)
+            self.check_names(settings)
+            if settings != written:
+                return self.parse_string(yaml.safe_dump(settings), str(path), *args, **kwargs)
             return super().parse_path(path, *args, **kwargs)
         except RunError as error:
             raise UsageError(str(error)) from error
@@ -60,8 +65,6 @@ class Parser(ArgumentParser):
                 self.error(f"{name} must be a mapping of settings, got {value!r}{hint}")
             elif name not in known:
                 hint = did_you_mean(settings_like(name, known, self.method))
-                if name in RETIRED:
-                    hint = f" any more: write {RETIRED[name]}"
                 self.error(f"there is no setting {name}{hint}")
 
     def _names(self) -> tuple[set[str], set[str]]:

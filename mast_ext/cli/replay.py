@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
         " checkpoint before it, and says where in the networks that began. The run is not changed.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=Path, help="A run directory with a nonfinite_batch.json.")
+    parser.add_argument("run", help="A run directory with a nonfinite_batch.json.")
     values = parser.parse_args(list(arguments))
     run, stored = read_nonfinite(Path(values.run))
     config = parse_settings(stored["settings"], run.nonfinite_batch)

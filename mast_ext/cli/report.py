@@ -16,17 +16,17 @@ def main(arguments: Sequence[str]) -> int:
         " accuracy, curves, ranks, masks, hard views, settings.",
         allow_abbrev=False,
     )
-    parser.add_argument("RUN", nargs="+", type=Path, help="A run directory.")
+    parser.add_argument("RUN", nargs="+", help="A run directory.")
     parser.add_argument(
         "--out",
-        type=Path,
         metavar="FILE",
         help=f"The page; by default RUN/report/{PAGE} for one run, report.html here for several.",
     )
     values = parser.parse_args(list(arguments))
-    out = values.out
-    if out is None:
-        one = len(values.RUN) == 1
-        out = RunDirectory.open(values.RUN[0]).report / PAGE if one else Path("report.html")
-    print(f"report: {write_report(values.RUN, out)}")
+    runs = [Path(run) for run in values.RUN]
+    if values.out is not None:
+        out = Path(values.out)
+    else:
+        out = RunDirectory.open(runs[0]).report / PAGE if len(runs) == 1 else Path("report.html")
+    print(f"report: {write_report(runs, out)}")
     return 0

@@ -165,6 +165,7 @@ class MAST(Method):
             softness=options.softness,
             gather_distributed=GATHER,
         )
+        self.learns_uncertainty = options.uncertainty
         self.uncertainty: PairUncertainty | None = None
         if options.uncertainty:
             self.uncertainty = PairUncertainty(len(COLUMNS) + 3 + len(self.shared))

@@ -169,6 +169,7 @@ class Method(nn.Module, ABC):
         local_share: Pixels of a local view by those of a full-size one.
         multi_crop: Whether hard views are chosen by `crop_losses` rather than `pair_losses`.
         with_center: Whether the last full-size view is the plain center view.
+        learns_uncertainty: Whether `pair_uncertainty` gives something.
         baseline: The method that the program by default trains beside it, to be compared with on
             `shapes`; ``"none"`` for none.
     """
@@ -182,6 +183,7 @@ class Method(nn.Module, ABC):
     local_share: float = 1.0
     multi_crop: bool = False
     with_center: bool = False
+    learns_uncertainty: bool = False
     baseline: ClassVar[str] = "none"
 
     @classmethod

@@ -27,7 +27,7 @@ from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.loggers import require_loggers
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import Networks, build_networks
-from mast_ext.train.report.html import PAGE, write_report
+from mast_ext.train.report.html import PAGE, keep_foreign, write_report
 from mast_ext.train.report.record import Measurements, save_measurements
 from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory, named_failure
@@ -166,7 +166,10 @@ def _report(
         hard_view_examples(module, loader),
     )
     save_measurements(run.report, measured)
-    report = write_report([run.path], run.report / PAGE)
+    page = run.report / PAGE
+    if kept := keep_foreign(page):
+        notes.append(f"{page} was no report as mast-ext writes it, and is now {kept.name}")
+    report = write_report([run.path], page)
     return Outcome(run, rows, report, notes)
 
 

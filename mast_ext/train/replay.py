@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mast_ext.augment import ViewBatch
+from mast_ext.methods import Method
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.images import open_images
@@ -50,6 +51,8 @@ class Replay:
 def read_nonfinite(path: Path) -> tuple[RunDirectory, dict[str, Any]]:
     """What a run, or its baseline, has stored of a step that was not finite.
 
+    Weights to start from are those that the run keeps.
+
     Raises:
         RunError: There is no such step, or its file is damaged.
     """
@@ -59,7 +62,9 @@ def read_nonfinite(path: Path) -> tuple[RunDirectory, dict[str, Any]]:
         try:
             values = json.loads(run.nonfinite_batch.read_text(encoding="utf-8"))
             needed = ("step", "steps", "processes", "indices", "parameters", "settings")
-            return run, {name: values[name] for name in needed}
+            stored = {name: values[name] for name in needed}
+            stored["settings"] = run.with_own_start(dict(stored["settings"]))
+            return run, stored
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{run.nonfinite_batch} is damaged ({type(error).__name__})") from error
     raise RunError(f"nothing to replay: {path} has no {RunDirectory(path).nonfinite_batch.name}")
@@ -90,6 +95,8 @@ def replay(
             f"{run.path} has gone on since: its last checkpoint has {done} steps, and step"
             f" {stored['step']} cannot be replayed"
         )
+    # A logger would begin a run of its own, on a server even.
+    config = replace(config, train=replace(config.train, logger="csv"))
     networks = build_networks(config)
     loader = training_loader(config, networks, open_images(config.data).train)
     training = Training(config, networks, loader, stored["steps"])
@@ -139,6 +146,8 @@ class _Watch(Callback):
         # The hooks of inner modules run before those of the modules around them, so that the first
         # one to see such a number names the smallest part that makes it.
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(module, Method):  # its other terms are for the log, and may be NaN
+                output = output["loss"]
             if self.origin is None and not all(map(_finite, tree_leaves(output))):
                 self.origin = f"the output of {name} ({type(module).__name__})"
 

@@ -33,7 +33,6 @@ WRONG = [
         2,
         "no option --train.tensorboard any more: write --train.logger with tensorboard for",
     ),
-    (["pretrain", "--config=retired.yaml"], 2, "no setting train.tensorboard any more: write"),
     (["pretrain", "--train.logger=csvs"], 1, "one or more of csv, tensorboard, wandb, mlflow, got"),
     (["pretrain", "--train.logger=[csv, odd]"], 1, "mlflow, got ('csv', 'odd')"),
     (["pretrain", "--train.logger=[]"], 1, "train.logger must be one or more of csv, tensorboard"),
@@ -177,7 +176,6 @@ def surroundings(tmp_path):
     (tmp_path / "odd.yaml").write_text("data: {nme: shapes}")
     (tmp_path / "old.yaml").write_text("mast: {shared: [hue], share: 0.5}")
     (tmp_path / "flat.yaml").write_text("data: 3")
-    (tmp_path / "retired.yaml").write_text("train: {tensorboard: false}")
     (tmp_path / "top.yaml").write_text("sed: 3")
     (tmp_path / "older.yaml").write_text("mast: {policy: sampled}")
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
@@ -313,6 +311,7 @@ MOMENTS = {
     "metrics": (MetricsFile, "append"),
     "checkpoint": (Trainer, "save_checkpoint"),
     "weights": (fit, "save_backbone"),
+    "measurements": (pretrain, "save_measurements"),
     "report": (pretrain, "write_report"),
 }
 

@@ -231,6 +231,18 @@ def test_augmentations_follow_the_data(call, tmp_path, options, crop_scale):
     assert status == 0 and yaml.safe_load(out)["augment"]["crop_scale"] == crop_scale
 
 
+def test_files_of_older_runs_are_read(call, tmp_path):
+    """Under the names that settings have today."""
+    (tmp_path / "old.yaml").write_text(
+        "train: {tensorboard: false, epochs: 1e-1}\nevaluation: {neighbours: [3]}\n"
+    )
+    status, out, err = call("pretrain", "--config=old.yaml", "--print_config")
+    assert status == 0, err
+    values = yaml.safe_load(out)
+    assert values["train"]["logger"] == "csv" and values["train"]["epochs"] == 0.1
+    assert values["evaluation"]["neighbors"] == [3]
+
+
 def test_print_config_of_an_evaluation_shows_the_run(call, trained):
     status, out, _ = call("evaluate", trained, "--print_config", "--evaluation.temperature=1")
     found = yaml.safe_load(out)

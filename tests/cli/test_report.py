@@ -1,5 +1,8 @@
 """The page of runs that the program has trained."""
 
+import os
+import shutil
+
 import pytest
 
 
@@ -36,3 +39,25 @@ def test_several_runs_are_compared_here(call, trained, six_steps, tmp_path):
 def test_help(call, option):
     status, out, _ = call("report", option)
     assert status == 0 and "RUN" in out and "--out FILE" in out
+
+
+def test_a_name_that_is_not_utf_8(call, trained, tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / name).mkdir()
+    for file in ("config.yaml", "metrics.csv"):
+        shutil.copy(trained / file, tmp_path / name / file)
+    status, _, err = call("report", name, "--out", f"{name}.html")
+    assert status == 0 and (tmp_path / f"{name}.html").exists(), err
+    status, _, err = call("replay", name)
+    assert status == 1 and "nothing to replay" in err
+
+
+def test_a_page_that_a_user_has_edited_is_kept(call, six_steps, tmp_path):
+    shutil.copytree(six_steps[1], tmp_path / "run")
+    page = tmp_path / "run" / "report" / "index.html"
+    page.write_text("mine")
+    status, out, err = call("pretrain", "--resume=run")
+    assert status == 0, err
+    assert "is now index-1.html" in out
+    assert page.with_name("index-1.html").read_text() == "mine"
+    assert "mast on shapes" in page.read_text()

@@ -111,3 +111,4 @@ def test_no_uncertainty_that_is_not_learned(train_tiny, tiny, method):
     source = open_source("shapes", "train", size=tiny.data.size, max_images=64)
     loader = build_loader(source, module.method.policy(tiny.augment), batch_size=32)
     assert pair_uncertainty(module, loader) is None
+    assert pair_uncertainty(module, None) is None  # no view is made for it

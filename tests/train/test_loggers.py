@@ -2,16 +2,19 @@
 
 import csv
 import importlib.util
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mast_ext.train.config import TrainConfig
 from mast_ext.train.errors import RunError
 from mast_ext.train.loop import loggers
-from mast_ext.train.loop.loggers import require_loggers
+from mast_ext.train.loop.loggers import open_loggers, require_loggers
+from mast_ext.train.state.run_directory import RunDirectory
 
 
 def with_logger(config, logger):
@@ -35,6 +38,49 @@ def test_a_package_that_is_missing_is_named(tiny, name, monkeypatch):
     ):
         require_loggers(with_logger(tiny, ("csv", name)), "run")
     require_loggers(with_logger(tiny, "csv"), "run")
+
+
+def test_a_folder_is_no_package(tiny, tmp_path, monkeypatch):
+    """As W&B makes one where a program runs."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ModuleNotFoundError, match="pip install wandb"):
+        require_loggers(with_logger(tiny, "wandb"), "run")
+
+
+def test_mlflow_takes_no_marks_of_addresses(tiny, monkeypatch):
+    monkeypatch.setattr(loggers, "_is_installed", lambda _: True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match=r"mlflow takes no \? or # .*run\?#1 has # and \?"):
+        require_loggers(with_logger(tiny, "mlflow"), "run?#1")
+    require_loggers(with_logger(tiny, "mlflow"), "run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:1")
+    require_loggers(with_logger(tiny, "mlflow"), "run?#1")
+
+
+class Finishing(WandbLogger):
+    """Keeps with which status it is finished."""
+
+    def __init__(self):
+        self.status = []
+
+    @property
+    def experiment(self):
+        return SimpleNamespace(finish=lambda exit_code: self.status.append(exit_code))
+
+    def log_hyperparams(self, params):
+        pass
+
+
+def test_wandb_is_told_of_a_failure(tiny, tmp_path, monkeypatch):
+    logger, run = Finishing(), RunDirectory(tmp_path)
+    monkeypatch.setattr(loggers, "_make", lambda *_: logger)
+    with open_loggers(with_logger(tiny, "wandb"), run):
+        pass
+    with pytest.raises(KeyboardInterrupt), open_loggers(with_logger(tiny, "wandb"), run):
+        raise KeyboardInterrupt
+    assert logger.status == [0, 1]
 
 
 def losses_of(run):

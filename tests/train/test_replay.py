@@ -1,6 +1,7 @@
 """The step that was not finite, once more."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,10 @@ from rich.console import Console
 from mast_ext.augment import ViewLoader
 from mast_ext.augment.parameters import COLUMNS
 from mast_ext.data import open_source
+from mast_ext.methods import EquiModOptions
 from mast_ext.train.config import OptimizerConfig
 from mast_ext.train.errors import RunError
+from mast_ext.train.loop import loggers
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import build_networks
@@ -73,6 +76,48 @@ def test_weights_batch_and_views_are_those_of_that_step(
     first, second = weights
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_terms_for_the_log_are_no_origin(train_tiny, tiny, tmp_path, monkeypatch):
+    """The gain of a flip is NaN where no view is flipped."""
+    config = replace(tiny, augment=replace(tiny.augment, flip=1e-9))
+    spoil_at(monkeypatch, 2, infinite_gradient)
+    with pytest.raises(RunError, match="at step 2"):
+        train_tiny(config=config, method="simclr+equimod")
+    equimod = EquiModOptions(1.0, (16, 16), 8)
+    found = again(replace(config, method="simclr", equimod=equimod), tmp_path / "run")
+    assert math.isnan(found.terms["equivariance_gain/flip"])
+    assert found.origin == "the gradient of method.projector.0.weight, in the backward pass"
+
+
+def test_no_logger_begins_a_run(train_tiny, tiny, tmp_path, monkeypatch):
+    spoil_at(monkeypatch, 2, nan_images)
+    with pytest.raises(RunError):
+        train_tiny(method="simsiam")
+    monkeypatch.setattr(loggers, "_make", lambda *_: pytest.fail("a logger was started"))
+    train = replace(tiny.train, logger="wandb")
+    assert again(replace(tiny, method="simsiam", train=train), tmp_path / "run").step == 2
+
+
+def test_starts_from_the_weights_that_the_run_keeps(train_tiny, tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path / "run")
+    spoil_at(monkeypatch, 1, nan_images)
+    with pytest.raises(RunError):
+        train_tiny(method="simsiam")
+    run.start.touch()
+    assert read_nonfinite(run.path)[1]["settings"]["model"]["weights"] == str(run.start)
+
+
+def test_a_step_that_training_got_past_is_no_longer_told(train_tiny, tiny, tmp_path, monkeypatch):
+    """It would hide what the baseline, which trains next, has to say."""
+    run = RunDirectory(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        spoil_at(patch, 4, nan_images)
+        with pytest.raises(RunError):
+            train_tiny(method="simsiam")
+    assert run.nonfinite_batch.exists()
+    train_tiny(method="simsiam", resume=run.last)
+    assert not run.nonfinite_batch.exists()
 
 
 def test_images_that_come_so(train_tiny, tiny, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from mast_ext.methods import Subspaces
 from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.evaluate import LINEAR, Row
 from mast_ext.train.evaluation.views import HardViewExamples, PairUncertainty
+from mast_ext.train.loop.callbacks import MetricsFile
 from mast_ext.train.report.figures import (
     COLORS,
     GRAY,
@@ -31,7 +33,7 @@ from mast_ext.train.report.figures import (
     draw_masks,
     draw_overlap,
 )
-from mast_ext.train.report.html import write_report
+from mast_ext.train.report.html import keep_foreign, write_report
 from mast_ext.train.report.record import (
     Measurements,
     compared_rows,
@@ -332,6 +334,68 @@ def test_refuses_what_is_no_run(make_run, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"equimod": None}, "config.yaml: equimod must be a mapping of settings, got None"),
+        ({"hard_views": {"views": "no"}}, "hard_views.views must be a number, got 'no'"),
+        ({"train": {"epochs": None}}, "train.epochs must be a number, got None"),
+        ({"model": "resnet18"}, "model must be a mapping of settings, got 'resnet18'"),
+        ({"model": {"timm_args": None}}, "model.timm_args must be a mapping, got None"),
+    ],
+)
+def test_refuses_odd_settings(make_run, settings, message):
+    run = make_run("run", settings=settings)
+    (run / "start.safetensors").touch()
+    with pytest.raises(RunError, match=message):
+        write_report([run], run / "page.html")
+
+
+def test_runs_of_other_settings_are_compared(make_run):
+    """One of which has none of EquiMod or hard views."""
+    first, second = make_run("a"), make_run("b")
+    (second / "config.yaml").write_text(
+        "{method: mast, data: {name: shapes}, train: {epochs: 5.0}}"
+    )
+    names = [name for name, _ in differing_settings(read_runs([first, second]))]
+    assert {"equimod.weight", "hard_views.views"} <= set(names)
+
+
+@pytest.mark.parametrize("damage", ["empty", "bits"])
+def test_damaged_examples_are_one_sentence(make_run, damage):
+    run = make_run("run", measured=ALL)
+    path = run / "report" / "hard_views.npz"
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7) if damage == "bits" else [0]:
+        spoiled = bytearray(whole)
+        spoiled[at] ^= 0x55
+        path.write_bytes(spoiled if damage == "bits" else b"")
+        try:
+            read_runs([run])
+        except RunError as error:
+            assert "hard_views.npz is damaged" in str(error)
+        else:
+            assert damage == "bits"
+
+
+@pytest.mark.parametrize("name", ["chance", "untrained", "starting weights"])
+def test_a_run_may_be_called_as_what_is_not_trained(make_run, name):
+    first, second = make_run(name, measured=ALL), make_run("other", measured=ALL)
+    runs = read_runs([first, second])
+    assert runs[0].label == f"{first.parent.name}/{name}"
+    models = [row.model for row in compared_rows(runs)]
+    assert models == [runs[0].label] * 2 + ["other"] * 2 + ["chance"]
+
+
+def test_labels_that_no_figure_can_hold(make_run):
+    """Bytes of a name that are not UTF-8, and characters that XML does not allow."""
+    runs = [make_run(name, measured=ALL) for name in (os.fsdecode(b"caf\xe9"), "bell\x07\x1b")]
+    page = Page(write_report(runs, runs[0].parent / "page.html"))
+    for number in range(len(page.images)):
+        ElementTree.fromstring(page.svg(number))
+    assert "caf\\xe9" in page.svg(0) and "bell" in page.svg(0)
+
+
 def test_replaces_reports_only(make_run, tmp_path):
     run, out = make_run("run", rows=0), tmp_path / "page.html"
     first = write_report([run], out).read_text()
@@ -344,12 +408,39 @@ def test_replaces_reports_only(make_run, tmp_path):
         write_report([run], tmp_path)
 
 
+def test_what_is_no_report_is_kept_under_another_name(make_run, tmp_path):
+    out = tmp_path / "page.html"
+    assert keep_foreign(out) is None
+    write_report([make_run("run", rows=0)], out)
+    assert keep_foreign(out) is None and out.exists()
+    for number in (1, 2):
+        out.write_text(f"mine {number}")
+        kept = keep_foreign(out)
+        assert kept.name == f"page-{number}.html" and kept.read_text() == f"mine {number}"
+    out.mkdir()
+    assert keep_foreign(out).is_dir() and not out.exists()
+
+
 def test_metrics_of_no_rows(tmp_path):
     path = tmp_path / "metrics.csv"
     assert read_metrics(path) == {}
-    for text in ("", "step,epoch,loss\n", "step,epoch,loss\n1,2"):
+    for text in ("", "step,ep", "step,epoch,loss\n", "step,epoch,loss\n1,2"):
         path.write_text(text)
         assert read_metrics(path) == {}
+
+
+@pytest.mark.parametrize("torn", ["20,2,0.", "20,2,1e-", "20,2,1"])
+def test_a_row_without_an_end_is_not_read(tmp_path, torn):
+    """It has all its cells, but the last one may lack digits."""
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,epoch,loss\r\n10,1,0.5\r\n" + torn.encode())
+    assert {name: column.tolist() for name, column in read_metrics(path).items()} == {
+        "step": [10],
+        "epoch": [1],
+        "loss": [0.5],
+    }
+    MetricsFile(path, resume_at=20)
+    assert path.read_text() == "step,epoch,loss\n10,1,0.5\n"
 
 
 def test_masks_are_drawn_by_who_frees_a_dimension():

@@ -35,9 +35,10 @@ def test_remove_leaves_the_listing_that_a_message_names(tmp_path, was_there):
         path.mkdir()
     run = RunDirectory.create(str(path), "x")
     run.save_config({"seed": 1})
+    write_text(run.start, "weights")
     write_text(run.nonfinite_batch, "3\n")
     run.remove()
-    assert list(path.iterdir()) == [run.nonfinite_batch]
+    assert set(path.iterdir()) == {run.nonfinite_batch, run.start}
     again = RunDirectory.create(str(path), "x")
     assert list(path.iterdir()) == [again.checkpoints]
     again.remove()

@@ -108,6 +108,8 @@ def pair_uncertainty(module: PretrainModule, loader: ViewLoader) -> PairUncertai
     Returns:
         None for a run that has learned no uncertainty.
     """
+    if not module.method.learns_uncertainty:
+        return None
     module.eval()
     loader.load_state_dict({"seed": loader.seed, "epoch": 0, "step": 0})
     device = next(module.backbone.parameters()).device

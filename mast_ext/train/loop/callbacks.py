@@ -29,7 +29,7 @@ from rich.text import Text
 from mast_ext.distributed import all_gather_numbers, world_size
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.loop.ranks import EmbeddingRanks
-from mast_ext.train.state.run_directory import named_failure, write_text
+from mast_ext.train.state.run_directory import named_failure, read_rows, write_text
 
 
 class MetricsFile:
@@ -45,11 +45,9 @@ class MetricsFile:
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self.path = path
         if path.exists():
-            with path.open(newline="") as file:
-                lines = list(csv.reader(file))
-            kept = [row for row in lines[1:] if len(row) == len(lines[0])]
-            kept = [row for row in kept if int(row[0]) <= resume_at]
-            text = "".join(",".join(row) + "\n" for row in [*lines[:1], *kept] if kept)
+            heads, rows = read_rows(path)
+            kept = [row for row in rows if int(row[0]) <= resume_at]
+            text = "".join(",".join(row) + "\n" for row in [heads, *kept] if kept)
             write_text(path, text)
 
     def append(self, row: dict[str, float]) -> None:

@@ -137,6 +137,8 @@ def fit(
     if rank() == 0:
         with named_failure(run.backbone):
             save_backbone(module.backbone, networks.spec, run.backbone)
+        with named_failure(run.nonfinite_batch):  # of a step that was finite when it was repeated
+            run.nonfinite_batch.unlink(missing_ok=True)
     return module
 
 

@@ -1,7 +1,8 @@
 """Where rows of metrics go beside ``metrics.csv``: loggers of Lightning, by `TrainConfig.logger`.
 
-Each writes into the run directory. W&B and MLflow send to a server instead if their own environment
-variables name one.
+TensorBoard's writes into the run directory, and so does MLflow's unless ``MLFLOW_TRACKING_URI``
+names a server. W&B's sends to its server; with ``WANDB_MODE=offline`` it writes into the run
+directory.
 """
 
 import importlib.util
@@ -26,10 +27,10 @@ def require_loggers(config: PretrainConfig, path: str) -> None:
 
     Raises:
         ModuleNotFoundError: A logger's package is not installed; the message says what to do.
-        ValueError: TensorBoard cannot write under this name.
+        ValueError: TensorBoard or MLflow cannot write under this name.
     """
     for name in config.train.loggers:
-        if name != "csv" and importlib.util.find_spec(name) is None:
+        if name != "csv" and not _is_installed(name):
             raise ModuleNotFoundError(
                 f"train.logger {name} needs the package {name}, not installed here:"
                 f" pip install {name}"
@@ -42,6 +43,19 @@ def require_loggers(config: PretrainConfig, path: str) -> None:
                 f"train.logger must be csv in the run directory {path}: TensorBoard takes no"
                 " names that are not UTF-8"
             ) from error
+    if "mlflow" in config.train.loggers and not os.environ.get("MLFLOW_TRACKING_URI"):
+        absolute = str(Path(path).resolve())
+        if odd := sorted(set("?#") & set(absolute)):
+            raise ValueError(
+                f"train.logger mlflow takes no ? or # in the name of a run directory, which have a"
+                f" meaning in the addresses of its databases: {absolute} has {' and '.join(odd)}"
+            )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether it can be imported. A folder of its name, as W&B makes one, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 @contextmanager
@@ -52,15 +66,17 @@ def open_loggers(config: PretrainConfig, run: RunDirectory) -> Iterator[list[Log
         RunError: W&B or MLflow does not start.
     """
     loggers: list[Logger] = []
+    status = 1
     try:
         for name in config.train.loggers if rank() == 0 else ():
             if name != "csv":
                 loggers.append(_start(name, config, run))
         yield loggers
+        status = 0
     finally:
         for logger in loggers:
             if isinstance(logger, WandbLogger):  # the next training is to have a run of its own
-                logger.experiment.finish()
+                logger.experiment.finish(exit_code=status)
 
 
 def _start(name: str, config: PretrainConfig, run: RunDirectory) -> Logger:

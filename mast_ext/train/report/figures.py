@@ -18,6 +18,7 @@ from torchmetrics.functional import spearman_corrcoef
 
 from mast_ext.methods import Subspaces
 from mast_ext.train.evaluation.views import HardViewExamples, PairUncertainty
+from mast_ext.train.state.text import READABLE
 
 INK = "#1b1f24"
 """Text and axes. In a dark page it becomes light."""
@@ -132,7 +133,7 @@ def draw_lines(
         axes.set_ylim(0, 1.08 * top if top > 0 else 1)
     axes.set_xlim(0, 1.02 * until)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(label)
+    axes.set_ylabel(_short(label))
     _legend(figure, handles)
     return figure
 
@@ -269,7 +270,13 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
 
 
 def _short(label: str, most: int = 48) -> str:
-    """A label that fits into a figure: its middle is left out. What it says is no mathematics."""
+    """A label that fits into a figure: its middle is left out. What it says is no mathematics.
+
+    What is not Unicode is escaped, and characters are left out that XML, of which figures are made,
+    does not allow.
+    """
+    text = label.encode(errors=READABLE).decode()
+    text = "".join(c for c in text if c >= " " and c not in "\ufffe\uffff")
     half = most // 2
-    text = label if len(label) <= most else f"{label[: half - 1]}…{label[-half:]}"
+    text = text if len(text) <= most else f"{text[: half - 1]}…{text[-half:]}"
     return text.replace("$", r"\$")

@@ -16,7 +16,7 @@ from mast_ext.train.errors import RunError
 from mast_ext.train.report.figures import INK, STYLE
 from mast_ext.train.report.record import read_runs
 from mast_ext.train.report.sections import sections, title
-from mast_ext.train.state.run_directory import make_folder, write_text
+from mast_ext.train.state.run_directory import make_folder, named_failure, write_text
 
 PAGE = "index.html"
 """The report of one run, in the folder ``report`` of its directory."""
@@ -59,17 +59,43 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     return out
 
 
+def keep_foreign(out: Path) -> Path | None:
+    """Renames what is in the place of a report and is none, such as one that a user has edited.
+
+    Args:
+        out: Where a report is to be written.
+
+    Returns:
+        What it is called now; None where nothing was in the way.
+
+    Raises:
+        RunError: It cannot be renamed.
+    """
+    if _is_free(out):
+        return None
+    number = 1
+    while (kept := out.with_name(f"{out.stem}-{number}{out.suffix}")).exists():
+        number += 1
+    with named_failure(out):
+        return out.rename(kept)
+
+
 def _require_ours(out: Path) -> None:
     """Raises a RunError unless a path is free, or has a report that may be replaced."""
-    if not out.exists():
-        return
     if out.is_dir():
         raise RunError(f"--out must be a file, but {out} is a directory")
+    if not _is_free(out):
+        raise RunError(f"{out} is not a report of mast-ext and is left alone: choose another --out")
+
+
+def _is_free(out: Path) -> bool:
+    """Whether nothing is at a path, or a report that may be replaced."""
+    if not out.exists():
+        return True
+    if out.is_dir():
+        return False
     with out.open(encoding="utf-8", errors="replace") as file:
-        if GENERATOR not in file.read(1000):
-            raise RunError(
-                f"{out} is not a report of mast-ext and is left alone: choose another --out"
-            )
+        return GENERATOR in file.read(1000)
 
 
 def as_svg(figure: Figure) -> str:

@@ -1,9 +1,10 @@
 """What a run has left in its directory, as a report reads it: finished or not, old or new."""
 
-import csv
+import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -20,13 +21,22 @@ from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.evaluate import Row
 from mast_ext.train.evaluation.views import HardViewExamples, PairUncertainty
 from mast_ext.train.report.tables import results
-from mast_ext.train.state.run_directory import RunDirectory, replacing, write_text
+from mast_ext.train.state.run_directory import (
+    RunDirectory,
+    make_folder,
+    read_rows,
+    replacing,
+    write_text,
+)
 
 Columns = dict[str, NDArray[np.float64]]
 """Columns of ``metrics.csv``, each ``[N]``, NaN where a row has no number."""
 
 RESULTS, EXAMPLES = "results.json", "hard_views.npz"
 """Files in the folder of a run's report."""
+
+USED = (("train", "epochs"), ("equimod", "weight"), ("hard_views", "views"))
+"""Settings that say what is shown, beside the method and the data: section and name, numbers."""
 
 NOT_TRAINED = ("untrained", "starting weights", "chance")
 """What rows of results are called that are of no training."""
@@ -95,12 +105,12 @@ class RunRecord:
 
 
 def save_measurements(folder: Path, found: Measurements) -> None:
-    """Writes what `read_run` reads into a folder, which is made if missing.
+    """Writes what `read_runs` reads into a folder, which is made if missing, in one that exists.
 
     Raises:
         RunError: A file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     values = {"notes": list(found.notes), **results(found.rows, found.subspaces)}
     if found.uncertainty is not None:
         values["uncertainty"] = {
@@ -154,6 +164,12 @@ def _settings(run: RunDirectory) -> dict[str, Any]:
     sections = (settings.get("data"), settings.get("train"))
     if not (isinstance(settings.get("method"), str) and all(isinstance(s, dict) for s in sections)):
         raise RunError(f"{run.path} is not a run directory: its config.yaml is of something else")
+    for section, name in USED:
+        values = settings.get(section, {})
+        if not isinstance(values, dict):
+            raise RunError(f"{run.config}: {section} must be a mapping of settings, got {values!r}")
+        if not isinstance(value := values.get(name, 0), (int, float)):
+            raise RunError(f"{run.config}: {section}.{name} must be a number, got {value!r}")
     return settings
 
 
@@ -178,9 +194,7 @@ def read_metrics(path: Path) -> Columns:
     """
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        heads, *rows = [*csv.reader(file)] or [[]]
-    rows = [row for row in rows if len(row) == len(heads)]
+    heads, rows = read_rows(path)
     try:
         values = np.array([[float(cell) for cell in row] for row in rows])
     except ValueError as error:
@@ -218,11 +232,14 @@ def _read_measurements(
             found = replace(found, uncertainty=uncertainty)
         if examples.exists():
             path = examples
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 found = replace(found, examples=HardViewExamples(**file))
         elif settings.get("hard_views", {}).get("views"):
             lacking.append("examples of hard views")
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise RunError(
             f"{path} is damaged ({type(error).__name__}); mast-ext pretrain --resume measures again"
         ) from error
@@ -247,10 +264,13 @@ def _not_finished(run: RunDirectory, training: TrainingRecord) -> list[str]:
 
 
 def _unique_labels(paths: Sequence[Path]) -> list[str]:
-    """Names of directories, each with as many of the names above as tell it from the others."""
+    """Names of directories, each with as many of the names above as tell it from the others.
+
+    And from rows of no training.
+    """
     labels = []
     for path in paths:
-        depth = 1
+        depth = 2 if path.name in NOT_TRAINED else 1
         while sum(each.parts[-depth:] == path.parts[-depth:] for each in paths) > 1:
             depth += 1
         labels.append("/".join(path.parts[-depth:]))
@@ -331,9 +351,9 @@ def _uses(run: RunRecord, name: str) -> bool:
     if not rest or section in ("data", "augment", "model", "optimizer", "train", "evaluation"):
         return True
     if section == "equimod":
-        return rest == "weight" or settings[section].get("weight", 0) > 0
+        return rest == "weight" or settings.get(section, {}).get("weight", 0) > 0
     if section == "hard_views":
-        return rest == "views" or bool(settings[section].get("views"))
+        return rest == "views" or bool(settings.get(section, {}).get("views"))
     return section in {each.method.split("+")[0] for each in run.trainings}
 
 

@@ -1,8 +1,9 @@
 """The run directory: the files that a run leaves, each of which is written as a whole or not."""
 
+import csv
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,12 @@ class RunDirectory:
         path = Path(out) if out is not None else _next_free(Path("runs"), stem)
         try:
             run = cls(path)
-            if path.is_dir() and any(entry != run.nonfinite_batch for entry in path.iterdir()):
+            if path.is_dir() and not run._left_by_remove().issuperset(path.iterdir()):
                 hint = f"continue it with --resume {path}, or " if run.config.exists() else ""
                 raise RunError(f"{path} exists and is not empty: {hint}choose another --out")
             run.checkpoints.mkdir(parents=True)
-            run.nonfinite_batch.unlink(missing_ok=True)
+            for entry in run._left_by_remove():
+                entry.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
         return run
@@ -91,34 +93,45 @@ class RunDirectory:
         Raises:
             RunError: The file is not a YAML mapping, or repeats a key.
         """
-        values = read_settings(self.config)
-        for section, renamed in RENAMED_SETTINGS.items():
-            if isinstance(old := values.get(section), dict):
-                values[section] = {renamed.get(name, name): value for name, value in old.items()}
-        if isinstance(train := values.get("train"), dict) and "tensorboard" in train:
-            logger = "tensorboard" if train["tensorboard"] else "csv"
-            rest = {name: value for name, value in train.items() if name != "tensorboard"}
-            values["train"] = {"logger": logger, **rest}
-        if self.start.exists():
-            model = {**values.get("model", {}), "weights": str(self.start)}
-            arguments = {**model.get("timm_args", {})}
-            arguments.pop("checkpoint_path", None)  # where older runs name the file they began with
-            values["model"] = {**model, "timm_args": arguments}
-        return values
+        return self.with_own_start(with_new_names(read_settings(self.config)))
+
+    def with_own_start(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the run whose weights to start from are those that it keeps, if it does.
+
+        Raises:
+            RunError: The settings of the model are no mapping.
+        """
+        if not self.start.exists():
+            return dict(settings)
+        model = settings.get("model", {})
+        if not isinstance(model, Mapping):
+            raise RunError(f"{self.path}: model must be a mapping of settings, got {model!r}")
+        arguments = model.get("timm_args", {})
+        if not isinstance(arguments, Mapping):
+            raise RunError(f"{self.path}: model.timm_args must be a mapping, got {arguments!r}")
+        # Where older runs name the file they began with.
+        arguments = {name: each for name, each in arguments.items() if name != "checkpoint_path"}
+        own = {**model, "weights": str(self.start), "timm_args": arguments}
+        return {**settings, "model": own}
 
     def remove(self) -> None:
         """Removes what `create` made, after a run that failed before its first checkpoint.
 
-        What is said of a batch that made the loss NaN stays, for `mast-ext replay`.
+        What is said of a batch that made the loss NaN stays, for `mast-ext replay`, and with it the
+        weights that training began with.
         """
+        stays = self._left_by_remove()
         for entry in list(self.path.glob("*")):
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
-            elif entry != self.nonfinite_batch:
+            elif entry not in stays:
                 with suppress(OSError):  # the run ends because of another error
                     entry.unlink(missing_ok=True)
         if not (self._was_there or self.nonfinite_batch.exists()):
             shutil.rmtree(self.path, ignore_errors=True)
+
+    def _left_by_remove(self) -> set[Path]:
+        return {self.nonfinite_batch, self.start} if self.nonfinite_batch.exists() else set()
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -154,6 +167,30 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RunError(f"{path} does not hold settings")
     return values
+
+
+def with_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which names that older runs wrote are those of today."""
+    values = dict(settings)
+    for section, renamed in RENAMED_SETTINGS.items():
+        if isinstance(old := values.get(section), dict):
+            values[section] = {renamed.get(name, name): value for name, value in old.items()}
+    if isinstance(train := values.get("train"), dict) and "tensorboard" in train:
+        logger = "tensorboard" if train["tensorboard"] else "csv"
+        rest = {name: value for name, value in train.items() if name != "tensorboard"}
+        values["train"] = {"logger": logger, **rest}
+    return values
+
+
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The head of a CSV file, and its rows that have a cell for each of its columns.
+
+    A last row without an end of line is left out: it is still being written, or was torn off.
+    """
+    with path.open(newline="") as file:
+        whole = [line for line in file if line.endswith("\n")]
+    heads, *rows = [*csv.reader(whole)] or [[]]
+    return heads, [row for row in rows if len(row) == len(heads)]
 
 
 def write_text(path: Path, text: str) -> None:
