@@ -52,7 +52,7 @@ def test_a_name_that_is_not_utf_8(call, trained, tmp_path):
     assert status == 1 and "nothing to replay" in err
 
 
-def test_a_page_that_a_user_has_edited_is_kept(call, six_steps, tmp_path):
+def test_a_page_of_a_users_own_is_kept(call, six_steps, tmp_path):
     shutil.copytree(six_steps[1], tmp_path / "run")
     page = tmp_path / "run" / "report" / "index.html"
     page.write_text("mine")

@@ -60,7 +60,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
 
 
 def keep_foreign(out: Path) -> Path | None:
-    """Renames what is in the place of a report and is none, such as one that a user has edited.
+    """Renames what is in the place of a report and is none, such as a page of a user's own.
 
     Args:
         out: Where a report is to be written.
