@@ -78,6 +78,8 @@ class Parser(ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
         if unknown:
             option = unknown[1].split("=")[0]
+            if not option.startswith("-") and "=" not in unknown[1]:
+                return f"there is one argument too many, {option}"
             if (name := option.removeprefix("--")) in RETIRED:
                 return f"there is no option {option} any more: write --{RETIRED[name]}"
             close = settings_like(option, known, self.method)

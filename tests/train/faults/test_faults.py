@@ -127,8 +127,9 @@ def test_resumed_run_ends_as_an_undisturbed_one(tmp_path, whole, fault, part):
 
 
 @pytest.mark.distributed
-def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(tmp_path):
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(tmp_path, monkeypatch):
     """With as many processes, in the bits of a run in which none died."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # as in `start`
     two, whole, run = "--train.devices=2", tmp_path / "whole", tmp_path / "run"
     status, err = start(whole, "none", 0, two)
     assert status == 0, err
