@@ -33,7 +33,8 @@ def pytest_addoption(parser):
         type=int,
         default=1,
         help="so many times as many random inputs as by default, and others for each number"
-        " (tests/ops/test_fuzz.py, tests/augment/test_odd_files.py)",
+        " (tests/ops/test_fuzz.py, tests/augment/test_odd_files.py), and whole runs under kills"
+        " (tests/train/faults/test_kills.py)",
     )
 
 
