@@ -27,7 +27,7 @@ WRONG = [
     (["pretrian"], 2, "there is no command 'pretrian'"),
     (["pretrain", "--metod=mast"], 2, "there is no option --metod; did you mean --method?"),
     (["pretrain", "--data.nam=folder"], 2, "there is no option --data.nam; did you mean"),
-    (["pretrain", "surplus"], 2, "there is no option surplus"),
+    (["pretrain", "surplus"], 2, "there is one argument too many, surplus"),
     (
         ["pretrain", "--train.tensorboard=false"],
         2,
