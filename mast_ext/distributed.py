@@ -194,10 +194,6 @@ class _Gather(Function):
         return all_gather(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _ReduceScatter.apply(grad)
 
@@ -211,10 +207,6 @@ class _ReduceScatter(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return _reduce_scatter(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -282,10 +274,6 @@ class _Sum(Function):
         return _all_reduce(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _Sum.apply(grad)
 
@@ -314,10 +302,6 @@ class _CommonSum(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return _all_reduce(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from mast_ext.cli.parser import Parser, output_console
 from mast_ext.cli.pretrain import load_config
 from mast_ext.models.export import FORMATS, ImageFormat, export_backbone
@@ -39,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """All options of the command."""
     parser = Parser(
         prog="mast-ext export",

@@ -19,7 +19,8 @@ from mast_ext.models.backbones import PRESETS, BackboneSpec
 
 _IMAGES = 3  # that features are compared on; not one, which a network may squeeze away
 _OPSET = 18
-_MARK = "mast_ext"  # stands in all that is exported; nothing else is replaced
+_MARK = "mast_ext"  # the key in config.json under which stands what was exported
+_FILE = f"{_MARK}.json"  # and in files of other formats
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
 
 
 def _torchscript(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Path) -> str:
-    described = {f"{_MARK}.json": json.dumps(_described(spec, images))}
+    described = {_FILE: json.dumps(_described(spec, images))}
     with _replacing(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would rather have torch.export
         traced: Any = torch.jit.trace(network, images.example()[:2])
@@ -141,7 +142,7 @@ def _onnx(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
             )
         model = program.model_proto
         described = json.dumps(_described(spec, images))
-        onnx.helper.set_model_props(model, {f"{_MARK}.json": described})
+        onnx.helper.set_model_props(model, {_FILE: described})
         onnx.save(model, str(partial))
         session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
 
@@ -195,20 +196,25 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _is_exported(path: Path) -> bool:
-    """Whether we wrote what is there; an empty folder is as good."""
+    """Whether we wrote what is there, which may be replaced; an empty folder is as good."""
     if path.is_dir():
         names = {each.name for each in path.iterdir()}
-        ours = {"config.json", "model.safetensors"}
-        return not names or (names == ours and _has_mark(path / "config.json"))
-    return _has_mark(path)
-
-
-def _has_mark(path: Path) -> bool:
-    """Of a file, in whose first or last megabyte all formats have it."""
+        return not names or (names == {"config.json", "model.safetensors"} and _is_our_config(path))
+    # TorchScript is an archive, ONNX begins with the tag of its first field. Both have the name at
+    # their end; a run's checkpoint, an archive too, has it nowhere.
     with path.open("rb") as file:
-        start = file.read(1 << 20)
+        kind = file.read(4)
         file.seek(max(0, path.stat().st_size - (1 << 20)))
-        return _MARK.encode() in start + file.read()
+        end = file.read()
+    return kind.startswith((b"PK\x03\x04", b"\x08")) and _FILE.encode() in end
+
+
+def _is_our_config(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except ValueError:
+        return False
+    return isinstance(config, dict) and _MARK in config
 
 
 def _remove(path: Path) -> None:

@@ -36,6 +36,14 @@ def test_checkpoints_are_exported_too(trained, call, tmp_path):
     torch.testing.assert_close(torch.jit.load(out_file)(x), want.eval()(x))
 
 
+def test_nothing_of_a_run_is_replaced(trained, call):
+    for path in (trained / "backbone.safetensors", *(trained / "checkpoints").glob("*.ckpt")):
+        before = path.read_bytes()
+        status, _, err = call("export", str(trained), "--format=torchscript", f"--out={path}")
+        assert status == 1 and "is there and no exported backbone" in err
+        assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

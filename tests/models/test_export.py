@@ -104,10 +104,11 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     "files",
     [
         {"thesis.tex": "mine", "config.json": '{"mast_ext": 1}', "model.safetensors": ""},
-        {"config.json": '{"model_type": "bert"}', "model.safetensors": ""},  # of transformers
-        "notes",
+        {"config.json": '{"model_type": "mast_ext"}', "model.safetensors": ""},  # of transformers
+        {"config.json": "not JSON", "model.safetensors": ""},
+        "import mast_ext  # writes mast_ext.json",
     ],
-    ids=["work", "model", "file"],
+    ids=["work", "model", "odd model", "file"],
 )
 def test_what_others_wrote_is_left_alone(files, kind, tmp_path):
     path = tmp_path / "b"
