@@ -1,17 +1,21 @@
 """Judges every CUDA kernel on the GPU at hand: build for its chip, tests, sanitizers, benchmarks.
 
-    python .ci/gpu_check.py [--steps build tests sanitizers benchmarks] [--seconds 540]
+    python .ci/gpu_check.py [--steps build tests sanitizers kernels benchmarks] [--seconds 540]
 
 Needs this Python with torch, pytest, pytest-benchmark, cmake and ninja, and nvcc and
-compute-sanitizer on the PATH. Without a GPU it says so and is content. What was found goes to
-RESULTS/CHIP.json after every step, and the table of benchmarks to RESULTS/CHIP.md; steps that ran
-earlier on the same chip, of the same commit and versions, stay in the file.
+compute-sanitizer on the PATH; with pytest-xdist the tests take a fraction of the time. Without a
+GPU it says so and is content. What was found goes to RESULTS/CHIP.json after every step, the table
+of benchmarks to RESULTS/CHIP.md, and the times of all kernels to RESULTS/CHIP-kernels.md; steps
+that ran earlier on the same chip, of the same commit and versions, stay in the file. Sanitizers
+run beside each other, all else by itself.
 
 `--emulated MODULE` goes through all of it without a GPU: a build with MAST_EXT_EMULATE_CUDA=ON in
 place of the chip, the fewest tests and benchmarks of each step, and nothing is compiled.
 """
 
 import argparse
+import importlib.util
+import itertools
 import json
 import os
 import re
@@ -22,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
-GROUPS = {"build": ("build",), "tests": ("tests",), "sanitizers": SANITIZERS}
-GROUPS["benchmarks"] = ("benchmarks",)
+STEPS = ("build", "tests", "sanitizers", "kernels", "benchmarks")
 OUTPUT_KEPT = 12_000  # characters of a step's output that go into the JSON
 CONTENT = ("passed", "skipped")
 
@@ -60,6 +64,7 @@ class Step:
     """One command.
 
     Attributes:
+        group: The name by which it is asked for; neighbors of one group run at the same time.
         name: What it is called in the results.
         command: Program and arguments.
         seconds: How long it may take.
@@ -67,6 +72,7 @@ class Step:
         fault: Says what is wrong from the output and the exit code; None: nothing.
     """
 
+    group: str
     name: str
     command: list[str]
     seconds: float
@@ -126,48 +132,73 @@ def architecture(capability: list[int]) -> str:
     return f"{major}{minor}{'a' if major == 9 else ''}-real"
 
 
+def beside_each_other() -> list[str]:
+    """Options of pytest for tests in many processes: one spends its time on the host."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    return ["-n", str(max(1, min(14, (os.cpu_count() or 1) - 2))), "--dist", "worksteal"]
+
+
 def all_steps(found: dict[str, object], emulated: str | None, table: Path) -> list[Step]:
     """The whole sequence; see the module's text for `emulated`."""
     build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     every_operator = "tests/ops/test_every_operator.py"
-    bench = [*PYTEST, "benchmarks/ops", "--benchmark-disable-gc", "--report", str(table)]
+    kernels = [sys.executable, "benchmarks/kernel_times.py", "--report", f"{table}-kernels.md"]
+    bench = [*PYTEST, "benchmarks/ops", "--benchmark-disable-gc", "--report", f"{table}.md"]
+    sanitized = [*PYTEST, every_operator, "--plain-memory"]
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16 and not bfloat16")
     if emulated:
         build += ["--help"]
         module = f"--emulated-cuda={emulated}"
         tests = [*PYTEST, every_operator, "-k", "cpu and float32-40", module]
-        few = "cpu and float32-40 and subspace_similarity"
-        sanitized = [*PYTEST, every_operator, "--plain-memory", "-k", few, module]
+        sanitized += [module]
+        dtypes = ("float32-40 and subspace_similarity",)
+        kernels += ["--device", "cpu", "--smallest"]
         bench += ["-k", "cpu and not backward", "--rounds", "1", "--smallest"]
         device, arch, compiling = "cpu", "", {"TORCHDYNAMO_DISABLE": "1"}
     else:
-        tests = [*PYTEST, "tests/ops", "tests/losses", "-k", "cuda"]
-        sanitized = [*PYTEST, every_operator, "--plain-memory", "-k", "cuda"]
+        tests = [*PYTEST, "tests/ops", "tests/losses", "-k", "cuda", *beside_each_other()]
         bench += ["-k", "cuda", "--rounds", "15"]
         device, compiling = "cuda", {}
         arch = architecture(found["capability"])
     # Without a GPU, it is not the time that is checked.
     patience = 20 if emulated else 1
     probe = [sys.executable, "-c", f"import torch; torch.zeros(1, device={device!r})"]
+    start = [*SANITIZE, "--tool", "memcheck", *probe]
     steps = [
-        Step("build", build, 170 * patience, {
+        Step("build", "build", build, 170 * patience, {
             "MAST_EXT_CUDA": "ON", "CMAKE_ARGS": f"-DCMAKE_CUDA_ARCHITECTURES={arch}",
         }),
-        Step("tests", tests, 120 * patience, fault=fault_of_tests),
-        Step("sanitizer starts", [*SANITIZE, "--tool", "memcheck", *probe], 40 * patience),
+        Step("tests", "tests", tests, 300 * patience, fault=fault_of_tests),
+        Step("sanitizer starts", "sanitizer starts", start, 40 * patience),
     ]  # fmt: skip
     for tool in SANITIZERS:
         fault = fault_of_initcheck if tool == "initcheck" else fault_of_sanitizer
-        command = [*SANITIZE, "--tool", tool, *TOOL_OPTIONS[tool], *sanitized]
-        # A tensor in memory of its own, that nobody used before.
-        own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        steps.append(Step(tool, command, 60 * patience, own, fault))
-    steps.append(Step("benchmarks", bench, 300 * patience, compiling, fault_of_tests))
+        for dtype in dtypes:
+            name = f"{tool} {dtype.split()[0]}"
+            chosen = ["-k", f"{device} and {dtype}"]
+            command = [*SANITIZE, "--tool", tool, *TOOL_OPTIONS[tool], *sanitized, *chosen]
+            # A tensor in memory of its own, that nobody used before.
+            own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            steps.append(Step("sanitizers", name, command, 180 * patience, own, fault))
+    steps.append(Step("kernels", "kernels", kernels, 120 * patience))
+    steps.append(Step("benchmarks", "benchmarks", bench, 400 * patience, compiling, fault_of_tests))
     return steps
 
 
-def run(step: Step, seconds: float) -> dict[str, object]:
-    """Runs a step for so long at most; its result as it goes into the JSON."""
+CHILDREN: set[int] = set()  # the steps that run
+
+
+def kill(child: int) -> None:
+    """Ends a step, and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+
+
+def run(step: Step, end: float) -> dict[str, object]:
+    """Runs a step until that time of the monotonic clock at most; its result for the JSON."""
     begin = time.monotonic()
+    seconds = min(step.seconds, end - begin)
     timed_out = False
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         child = subprocess.Popen(
@@ -178,6 +209,7 @@ def run(step: Step, seconds: float) -> dict[str, object]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        CHILDREN.add(child.pid)
         try:
             child.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -187,9 +219,9 @@ def run(step: Step, seconds: float) -> dict[str, object]:
                 child.wait(10)
         finally:
             # Also what it has started and left behind: that would keep the GPU busy.
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            kill(child.pid)
             child.wait()
+            CHILDREN.discard(child.pid)
         log.seek(0)
         output = log.read()
     fault = "out of time" if timed_out else step.fault(output, child.returncode)
@@ -243,7 +275,7 @@ def reason_to_leave_out(step: Step, done: dict[str, dict[str, object]]) -> tuple
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--seconds", type=float, default=540, help="for all steps together")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--emulated", metavar="MODULE", help="the library of an emulated build")
@@ -263,33 +295,42 @@ def main() -> int:
     print("gpu-check:", json.dumps(found))
     slug = re.sub(r"[^a-z0-9]+", "-", str(found["chip"]).lower()).strip("-")
     results = Results(options.results / f"{slug}.json", found)
-    wanted = {name for group in options.steps for name in GROUPS[group]}
-    if "sanitizers" in options.steps:
+    wanted = set(options.steps)
+    if "sanitizers" in wanted:
         wanted.add("sanitizer starts")
 
     done: dict[str, dict[str, object]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / f"{slug}.md"
-        for step in all_steps(found, options.emulated, table):
-            if step.name not in wanted:
-                continue
-            seconds = min(step.seconds, end - time.monotonic())
-            left_out = reason_to_leave_out(step, done)
-            if left_out is None and seconds < 1:
-                left_out = "not run", f"the {options.seconds:.0f} seconds for all steps are over"
-            if left_out:
-                result, fault = left_out
-                done[step.name] = {"result": result, "fault": fault, "seconds": 0.0}
-            else:
-                results.put(step.name, {"result": "running", "command": step.command})
-                done[step.name] = run(step, seconds)
-            results.put(step.name, done[step.name])
-            report(step.name, done[step.name])
-        if table.exists():
-            races = json.loads(table.with_suffix(".json").read_text())
-            results.document["benchmarks"] = races
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        table = Path(folder) / slug
+        steps = all_steps(found, options.emulated, table)
+        chosen = [step for step in steps if step.group in wanted]
+        try:
+            for _, group in itertools.groupby(chosen, lambda step: step.group):
+                running = []
+                for step in group:
+                    seconds = min(step.seconds, end - time.monotonic())
+                    left_out = reason_to_leave_out(step, done)
+                    if left_out is None and seconds < 1:
+                        left_out = "not run", f"the {options.seconds:.0f} seconds for all are over"
+                    if left_out:
+                        result, fault = left_out
+                        done[step.name] = {"result": result, "fault": fault, "seconds": 0.0}
+                        finish(step.name, done[step.name], results)
+                    else:
+                        results.put(step.name, {"result": "running", "command": step.command})
+                        running.append((step.name, pool.submit(run, step, end)))
+                for name, promise in running:
+                    done[name] = promise.result()
+                    finish(name, done[name], results)
+        except BaseException:
+            for child in list(CHILDREN):  # or the pool would wait for them
+                kill(child)
+            raise
+        for file in Path(folder).glob("*.md"):
+            shutil.copy(file, results.path.parent)
+        if (races := table.with_suffix(".json")).exists():
+            results.document["benchmarks"] = json.loads(races.read_text())
             results.save()
-            shutil.copy(table, results.path.with_suffix(".md"))
 
     failed = [name for name, result in done.items() if result["result"] not in CONTENT]
     print(f"gpu-check: results in {results.path}")
@@ -297,7 +338,9 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def report(name: str, result: dict[str, object]) -> None:
+def finish(name: str, result: dict[str, object], results: Results) -> None:
+    """Keeps a step's result, and says it."""
+    results.put(name, result)
     text = f"{name}: {result['result']}, {result['seconds']} s"
     if result["fault"]:
         text += f": {result['fault']}"

@@ -1,6 +1,7 @@
 """How operators are compared: what a workload is, and how its contestants are timed.
 
-* Every contestant gets the same random tensors, and must agree with the first on the result.
+* Every contestant gets the same random tensors, and must agree with the first on the result: in 16
+  bits to a few roundings, as most rivals round their loss, and much before it, to 16 bits.
 * Contestants are timed in turn, round by round, so that a drift of the machine hits all of them;
   medians are quoted, and ratios of medians of one run.
 * On the CPU: a turn is one call that is not timed and one that is. The first pays for what the
@@ -44,6 +45,10 @@ class Workload:
         contestants: Name to function of the tensors; the first is ours.
         beside: What is timed beside them though its result is another.
         tolerance: How far contestants may differ from ours, relative to the loss.
+        backward: Whether there is a backward pass.
+        least: Of a case, the elements that a step must read or write at least, and the operations
+            of its matrix products.
+        graph: Whether ours can be captured into a CUDA graph: not if it seeds a generator.
     """
 
     file: str
@@ -53,6 +58,12 @@ class Workload:
     gpu_cases: tuple[Case, ...] = ()
     beside: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
     tolerance: float = 1e-3
+    backward: bool = True
+    least: Callable[..., tuple[int, int]] | None = None
+    graph: bool = True
+
+    def tolerance_in(self, dtype: torch.dtype) -> float:
+        return max(self.tolerance, torch.finfo(dtype).eps if dtype.itemsize == 2 else 0)
 
     def runs(self) -> list[tuple[str, Case]]:
         """What there is to measure: device and case."""
@@ -133,16 +144,18 @@ def race(workload: Workload, case: Case, mode: str, device: str, rounds: int) ->
     inputs = workload.make_inputs(case, device, dtype)
     steps, losses = {}, {}
     for name, function in (workload.contestants | workload.beside).items():
+        if isinstance(function, torch.nn.Module):
+            function.to(device)
         if name in workload.contestants:
             with torch.no_grad():
                 losses[name] = function(*inputs).item()
         steps[name] = step_of(function, inputs, mode)
-    if device == "cuda":
+    if device == "cuda" and workload.graph:
         ours = next(iter(steps))
         steps[f"{ours}, CUDA graph"] = graphed(steps[ours])
     ours_loss = next(iter(losses.values()))
     for name, loss in losses.items():
-        assert abs(loss - ours_loss) <= workload.tolerance * max(1.0, abs(ours_loss)), (
+        assert abs(loss - ours_loss) <= workload.tolerance_in(dtype) * max(1.0, abs(ours_loss)), (
             name,
             losses,
         )

@@ -18,10 +18,11 @@ STEPS = {
     "build",
     "tests",
     "sanitizer starts",
-    "memcheck",
-    "racecheck",
-    "synccheck",
-    "initcheck",
+    "memcheck float32-40",
+    "racecheck float32-40",
+    "synccheck float32-40",
+    "initcheck float32-40",
+    "kernels",
     "benchmarks",
 }
 PATIENCE = ["--seconds=9000"]  # for a machine that is busy with other things
@@ -126,6 +127,7 @@ def test_whole_sequence(emulated_module, stand_in, tmp_path):
     assert {"chip", "driver", "torch", "cuda", "nvcc", "mast_ext"} <= found["environment"].keys()
     assert len(found["benchmarks"]["races"]) > 10
     assert "| mast_ext |" in (results / "emulated.md").read_text()
+    assert "## ntxent" in (results / "emulated-kernels.md").read_text()
 
 
 def test_faults_are_named_and_do_not_stop_other_steps(stand_in, tmp_path):
@@ -138,9 +140,9 @@ def test_faults_are_named_and_do_not_stop_other_steps(stand_in, tmp_path):
         STAND_IN_FAULTS="racecheck initcheck",
     )
     assert code == 1
-    assert "gpu-check: FAILED: racecheck, initcheck\n" in output
+    assert "gpu-check: FAILED: racecheck float32-40, initcheck float32-40\n" in output
     failed = {name for name, step in found["steps"].items() if step["result"] != "passed"}
-    assert failed == {"racecheck", "initcheck"}
+    assert failed == {"racecheck float32-40", "initcheck float32-40"}
     for tool in failed:
         assert "mast_ext::kernels::tile" in found["steps"][tool]["output"]
 
@@ -160,14 +162,18 @@ def test_no_sanitizer_is_said(tmp_path):
         tmp_path, "--emulated=none", "--steps", "sanitizers", PATH=str(tmp_path)
     )
     assert code == 0
-    assert "memcheck: skipped, 0.0 s: there is no compute-sanitizer on the PATH" in output
+    assert (
+        "memcheck float32-40: skipped, 0.0 s: there is no compute-sanitizer on the PATH" in output
+    )
     assert {step["result"] for step in found["steps"].values()} == {"skipped"}
 
 
 def test_no_gpu_is_said(tmp_path):
     code, output, found = run(tmp_path, CUDA_VISIBLE_DEVICES="")
     assert (code, found) == (0, None)
-    assert "no GPU that PyTorch can use. Skipped: build tests sanitizers benchmarks" in output
+    assert (
+        "no GPU that PyTorch can use. Skipped: build tests sanitizers kernels benchmarks" in output
+    )
 
 
 def is_running(pid):
@@ -186,7 +192,8 @@ def test_a_step_that_hangs_is_ended(gpu_check):
         " signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(1000)']);"
         "print('started', other.pid, flush=True); other.wait()"
     )
-    result = gpu_check.run(gpu_check.Step("hangs", [sys.executable, "-c", program], 2), 2)
+    step = gpu_check.Step("tests", "hangs", [sys.executable, "-c", program], 2)
+    result = gpu_check.run(step, time.monotonic() + 1000)
     assert result["result"] == "failed" and result["fault"] == "out of time"
     pid = int(re.search(r"started (\d+)", result["output"])[1])
     deadline = time.monotonic() + 10

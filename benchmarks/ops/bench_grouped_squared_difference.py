@@ -34,11 +34,17 @@ def gathered(x: Tensor, y: Tensor, group: Tensor, masks: Tensor) -> Tensor:
     return (masks[group] * (x.float() - y.float()).square()).sum()
 
 
+def least(batch: int, dim: int) -> tuple[int, int]:
+    """Both tensors read twice, gradients written."""
+    return 6 * batch * dim, 0
+
+
 WORKLOAD = Workload(
     file=__file__,
     cases=[{"batch": 256, "dim": 256}, {"batch": 256, "dim": 2048}, {"batch": 4096, "dim": 512}],
     gpu_cases=({"batch": 65536, "dim": 256},),
     inputs=make_inputs,
+    least=least,
     contestants={
         "mast_ext": fused,
         "index_add": scattered,

@@ -66,10 +66,16 @@ def vicreg(x: Tensor, y: Tensor, logits: Tensor, changed: Tensor) -> Tensor:
     return VICRegLoss()(x, y) + 0 * logits.sum()
 
 
+def least(batch: int, dim: int) -> tuple[int, int]:
+    """As VICReg's."""
+    return 6 * batch * dim, 8 * min(batch, dim) * batch * dim
+
+
 WORKLOAD = Workload(
     file=__file__,
     cases=[{"batch": 256, "dim": 256}, {"batch": 256, "dim": 2048}, {"batch": 1024, "dim": 2048}],
     inputs=make_inputs,
+    least=least,
     contestants={
         "mast_ext": mast,
         "plain torch": plain,

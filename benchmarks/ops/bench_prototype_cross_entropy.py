@@ -97,6 +97,11 @@ def lightly_rivals() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     }
 
 
+def least(teachers: int, students: int, batch: int, prototypes: int) -> tuple[int, int]:
+    """All logits read twice, the students' gradient written."""
+    return batch * prototypes * (2 * teachers + 3 * students), 0
+
+
 WORKLOAD = Workload(
     file=__file__,
     cases=[
@@ -106,6 +111,7 @@ WORKLOAD = Workload(
     ],
     gpu_cases=({"teachers": 2, "students": 10, "batch": 64, "prototypes": 65536},),
     inputs=make_inputs,
+    least=least,
     contestants={
         "mast_ext": from_zeros(fused),
         "eager": from_zeros(plain),

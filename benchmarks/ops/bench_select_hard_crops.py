@@ -58,6 +58,7 @@ def topk_per_pair(ce: Tensor) -> Tensor:
 
 WORKLOAD = Workload(
     file=__file__,
+    backward=False,
     cases=[
         {"num_globals": 4, "local_crops": 8, "batch": 64},
         {"num_globals": 4, "local_crops": 16, "batch": 64},

@@ -27,6 +27,11 @@ def gram(a: Tensor, b: Tensor) -> Tensor:
     return loss
 
 
+def least(batch: int, dim: int) -> tuple[int, int]:
+    """Views read twice, gradients written; a product of the smaller side each way, per view."""
+    return 6 * batch * dim, 8 * min(batch, dim) * batch * dim
+
+
 WORKLOAD = Workload(
     file=__file__,
     cases=[
@@ -37,6 +42,7 @@ WORKLOAD = Workload(
     ],
     gpu_cases=({"batch": 1024, "dim": 8192},),
     inputs=make_inputs,
+    least=least,
     contestants={
         "mast_ext": VICRegLoss(),
         "Gram form": gram,

@@ -17,8 +17,9 @@ CLASSES = ["VICRegLoss", "BarlowTwinsLoss", "NegativeCosineSimilarity", *CONTRAS
 SHAPES = [(2, 3), (16, 8), (9, 40), (64, 33), (5, 257)]
 
 
-def distance(a, b):
-    return (a - b).square().sum(1)
+class Distance(torch.nn.Module):  # a module, whose name is the same in every process
+    def forward(self, a, b):
+        return (a - b).square().sum(1)
 
 
 ARGUMENTS: dict[str, list[dict[str, Any]]] = {
@@ -30,7 +31,7 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "BarlowTwinsLoss": [{}, {"lambda_param": 0.3}, {"gather_distributed": True}],
     "NegativeCosineSimilarity": [{}, {"dim": 0}],
     "NTXentLoss": [{}, {"temperature": 0.05}, {"gather_distributed": True}],
-    "DCLLoss": [{}, {"temperature": 0.5}, {"weight_fn": distance}, {"gather_distributed": True}],
+    "DCLLoss": [{}, {"temperature": 0.5}, {"weight_fn": Distance()}, {"gather_distributed": True}],
     "DCLWLoss": [{}, {"temperature": 0.3, "sigma": 0.2}, {"gather_distributed": True}],
 }
 CASES = [(name, arguments) for name in CLASSES for arguments in ARGUMENTS[name]]

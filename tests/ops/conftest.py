@@ -4,6 +4,8 @@ Every op of mast_ext, forward or backward, gets copies of its tensors that lie b
 a read beside them shows in its results. What it allocates is NaN until it is written.
 """
 
+import functools
+
 import pytest
 import torch
 from torch.utils._pytree import tree_map_only
@@ -80,6 +82,39 @@ class PoisonedMemory:
         return same_layout(t) if t.dim() == 0 else self.layout(t)
 
 
+def in_float32(product):
+    """A product of torch's, of 16-bit matrices made in float32."""
+
+    def made(*matrices, **options):
+        if matrices[0].dtype not in (torch.float16, torch.bfloat16):
+            return product(*matrices, **options)
+        wide = [matrix.float() for matrix in matrices]
+        result = product(*wide, **options)
+        return matrices[0].copy_(result) if result is wide[0] else result.to(matrices[0].dtype)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def plain_products():
+    """Vendor kernels that a sanitizer can follow, in the place of those for 16 bits on Hopper.
+
+    What these write by the copy engine looks unwritten to initcheck, and racecheck breaks off.
+    """
+    key = torch._C.DispatchKey.BackendSelect
+    after = torch._C._dispatch_keyset_full_after(key)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        for name in ("mm", "bmm", "addmm_", "baddbmm_"):
+            op = getattr(torch.ops.aten, name).default
+
+            def product(keys, *matrices, op=op, **options):
+                original = functools.partial(op.redispatch, keys & after)
+                return in_float32(original)(*matrices, **options)
+
+            library.impl(name, product, key.name, with_keyset=True)
+        yield
+
+
 @pytest.fixture(scope="session")
 def memory():
     # Its end takes the kernels away: skip_barriers.py has several sessions in one process.
@@ -132,6 +167,7 @@ def chunk_limit(monkeypatch):
 @pytest.fixture(autouse=True)
 def poisoned_memory(request):
     if request.config.getoption("--plain-memory"):
+        request.getfixturevalue("plain_products")
         yield
         return
     memory = request.getfixturevalue("memory")

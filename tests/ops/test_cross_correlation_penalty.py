@@ -52,7 +52,8 @@ def compare(inputs, variant, tolerance):
     truth = evaluate(reference.cross_correlation_penalty, exact, variant)
     plain = evaluate(reference.cross_correlation_penalty, copies(inputs, inputs[0].dtype), variant)
     product = ops.cross_correlation_penalty.op(*inputs, LAMBDA, variant)[3]
-    tolerance += torch.finfo(product.dtype).eps / 4  # bfloat16 of bfloat16 on CUDA
+    # On CUDA the weights of bfloat16 are bfloat16 as well, and so are their products.
+    tolerance += torch.finfo(product.dtype).eps / 2
     assert got[0].shape == () and got[0].dtype == torch.float32
     for mine, theirs, want in zip(got, plain, truth, strict=True):
         assert mine.shape == want.shape

@@ -5,7 +5,8 @@ import torch
 from operators import CALLS
 from torch.testing import assert_close
 
-# Their matrix products may be the vendor's, which sum in another order on more threads.
+# Their matrix products may be the vendor's, which sum in another order on more threads, and on a
+# GPU for other strides or addresses.
 WITH_PRODUCTS = {
     "variance_covariance",
     "cross_correlation_penalty",
@@ -53,7 +54,10 @@ def test_strides(call, dtype, layout, device):
     got, want = call.with_gradients(strided), call.with_gradients(dense)
     for mine, theirs in zip(flat(got), flat(want), strict=True):
         rounding = torch.finfo(mine.dtype).eps if mine.dtype == torch.bfloat16 else 1e-5
-        assert_close(mine, theirs, rtol=rounding, atol=1e-5, equal_nan=True)
+        least = 1e-5
+        if call.function.__name__ in WITH_PRODUCTS:  # a small sum may be one of large terms
+            least = max(least, rounding * theirs.detach().nan_to_num().abs().max().item())
+        assert_close(mine, theirs, rtol=rounding, atol=least, equal_nan=True)
 
 
 @pytest.mark.parametrize(
