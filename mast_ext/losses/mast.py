@@ -30,6 +30,7 @@ from mast_ext.losses.common.inputs import (
     require_temperature,
     require_views,
 )
+from mast_ext.losses.common.spread import spread
 from mast_ext.losses.common.view_pairs import nt_xent_pairs
 from mast_ext.losses.masks import AugmentationMasks, masks_of
 
@@ -173,13 +174,10 @@ class MASTLoss(nn.Module):
         invariance, residual = invariance_of(x, y, group, weights, weight)
         parts = {"invariance": invariance}
         if self.base == "vicreg":
-            # One view at a time: stacking them would copy both.
             views = [gather_batch(z, 0) if self.gather_distributed else z for z in (x, y)]
             require_images(len(views[0]), "x", least=2)
-            of_views = [functional.variance_covariance(z[None], eps=self.eps) for z in views]
-            (variance_x, covariance_x), (variance_y, covariance_y) = of_views
-            parts["variance"] = (variance_x + variance_y).sum() / 2
-            parts["covariance"] = (covariance_x + covariance_y).sum()
+            variance, parts["covariance"] = spread(views, self.eps)
+            parts["variance"] = variance / 2
         loss = reduce(torch.add, (getattr(self, name) * part for name, part in parts.items()))
         if self.masks.price is not None:
             parts["freed"] = self.masks.freed_share().sum()

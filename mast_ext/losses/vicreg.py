@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import in_one_dtype, require_option
+from mast_ext.losses.common.spread import spread
 
 Variant = Literal["official", "solo"]
 
@@ -93,14 +94,9 @@ class VICRegLoss(nn.Module):
         )
         # Weights meet tensors alone: torch.compile makes constants of numbers made of them.
         loss = distance.sum() * self.lambda_param / z_a.numel()
-        views = 2 if self.variant == "official" else 1
-        # One view at a time: stacking them would copy both.
-        for z in batches:
-            positions = z.flatten(1, -2).transpose(0, 1) if z.ndim > 2 else z.unsqueeze(0)
-            variance, covariance = functional.variance_covariance(positions, eps=self.eps)
-            loss = loss + self.mu_param * variance.mean() / views
-            loss = loss + self.nu_param * covariance.mean()
-        return loss
+        variance, covariance = spread(batches, self.eps)
+        loss = loss + self.mu_param * variance / (2 if self.variant == "official" else 1)
+        return loss + self.nu_param * covariance
 
     def pair_losses(self, views: Tensor) -> Tensor:
         """What the loss says about every pair of views of every image.

@@ -101,8 +101,9 @@ class ViewPairLoss(nn.Module):
         stacked = torch.stack(views)
         lse, positive = self._blocks(stacked)
         if len(views) == 2:  # the pair's rows are all rows
-            of_other = torch.stack((positive[0, 1], positive[1, 0]))
-            per_image = self._terms(lse.logsumexp(1), of_other).mean(0)
+            of_other = positive.flatten(0, 1)[1:3]  # of [0, 1] and [1, 0]
+            terms = self._terms(torch.logaddexp(*lse.unbind(1)), of_other)
+            per_image = terms if self.reduction == "mean" else terms.mean(0)
         else:
             per_image = mean_over_pairs(self._pair_terms(lse, positive))
         return reduce(per_image, self.reduction, f"{self.view_name}0")

@@ -1,0 +1,33 @@
+"""What VICReg asks of each view's batch by itself: variance and covariance."""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from mast_ext import functional
+
+
+def spread(views: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    """The variance and the covariance term of several views, each summed over the views.
+
+    Args:
+        views: ``[B, ..., D]`` each, of one shape. Axes between the batch and the embedding are
+            positions: each has its own statistics, and the terms are their means.
+        eps: Added to the variances inside the root.
+
+    Returns:
+        Two scalars, float32 (float64 for float64 inputs).
+    """
+    if views[0].ndim == 2 and views[0].is_cuda:  # a copy, for a fraction of the kernels
+        both = functional.variance_covariance(torch.stack(tuple(views)), eps=eps)
+        return both[0].sum(), both[1].sum()
+    variances, covariances = [], []
+    for z in views:  # one at a time: on a CPU the copy costs more
+        positions = z.flatten(1, -2).transpose(0, 1) if z.ndim > 2 else z[None]
+        terms = functional.variance_covariance(positions, eps=eps)
+        variance, covariance = (t.squeeze() if z.ndim == 2 else t.mean() for t in terms)
+        variances.append(variance)
+        covariances.append(covariance)
+    return reduce(torch.add, variances), reduce(torch.add, covariances)
