@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -277,7 +278,7 @@ def test_gpu_renders_what_the_cpu_does(smooth_images, photometric):
     images = smooth_images(32, 60, 50)
     policy = make_policy("composed", EVERYTHING, views=2)
     rows = policy.plan(0, 0, np.arange(32), [[60, 50]] * 32).rows
-    options = {"local": AugmentationRecipe(size=12, **LEVELS), "photometric": photometric}
+    options = {"local": replace(EVERYTHING, size=12), "photometric": photometric}
     ours = dali(images, rows, EVERYTHING, device="gpu", **options)
     theirs = dali(images, rows, EVERYTHING, **options)
     for view, other in zip(ours, theirs, strict=True):

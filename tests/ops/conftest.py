@@ -89,6 +89,8 @@ def in_float32(product):
         if matrices[0].dtype not in (torch.float16, torch.bfloat16):
             return product(*matrices, **options)
         wide = [matrix.float() for matrix in matrices]
+        if options.get("beta") == 0:  # what is there may not be read
+            wide[0] = torch.zeros_like(matrices[0], dtype=torch.float32)
         result = product(*wide, **options)
         return matrices[0].copy_(result) if result is wide[0] else result.to(matrices[0].dtype)
 
