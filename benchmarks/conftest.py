@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import Case, Result, Workload, race, step_of
+from harness import SECONDS_PER_CONTESTANT, Case, Result, Workload, race, step_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from mast_ext import ops
@@ -25,6 +25,12 @@ RACES: list[tuple[str, str, str, Case, list[Result]]] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", help="write the measured table to this Markdown file")
     parser.addoption("--rounds", type=int, default=15, help="timed calls of each contestant")
+    parser.addoption(
+        "--seconds",
+        type=float,
+        default=SECONDS_PER_CONTESTANT,
+        help="for all calls of a contestant; of slow ones fewer are timed, three at least",
+    )
     parser.addoption("--smallest", action="store_true", help="only the first of all cases")
 
 
@@ -50,7 +56,8 @@ def compare(
         if device == "cuda" and not (torch.cuda.is_available() and ops.build_info()["cuda"]):
             pytest.skip("needs a GPU and a CUDA build")
         rounds = request.config.getoption("--rounds")
-        results = race(workload, case, mode, device, rounds)
+        seconds = request.config.getoption("--seconds")
+        results = race(workload, case, mode, device, rounds, seconds)
         operator = Path(workload.file).stem.removeprefix("bench_")
         RACES.append((operator, device, mode, case, results))
         benchmark.group = f"{operator} {device} {mode}"

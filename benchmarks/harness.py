@@ -7,6 +7,7 @@
 * On the CPU: a turn is one call that is not timed and one that is. The first pays for what the
   contestant before did: a core that idled, or memory that went back to the system, takes
   milliseconds to be had again, most of all on a virtual machine.
+* Without torch.compile where TORCHDYNAMO_DISABLE=1, which saves most of the time.
 * On a GPU: CUDA events around one call, after a sweep over a buffer larger than the L2 cache.
 * Memory: the most that is held beyond the inputs. On a GPU by the allocator; on the CPU by the peak
   resident memory of a process of its own (peak_memory.py).
@@ -15,6 +16,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,7 @@ from torch import Tensor
 
 L2_SWEEP_BYTES = 256 << 20
 MODES = ["forward", "forward + backward"]
-SECONDS_PER_CONTESTANT = 20.0  # slow ones get fewer rounds, three at least
+SECONDS_PER_CONTESTANT = 20.0  # by default: slow ones get fewer rounds, three at least
 
 Case = dict[str, int]
 
@@ -138,12 +140,21 @@ class Clock:
         return start.elapsed_time(end)
 
 
-def race(workload: Workload, case: Case, mode: str, device: str, rounds: int) -> list[Result]:
+def race(
+    workload: Workload,
+    case: Case,
+    mode: str,
+    device: str,
+    rounds: int,
+    seconds: float = SECONDS_PER_CONTESTANT,
+) -> list[Result]:
     """Times all contestants of a case in turn. Raises AssertionError when they disagree."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     inputs = workload.make_inputs(case, device, dtype)
     steps, losses = {}, {}
     for name, function in (workload.contestants | workload.beside).items():
+        if name.startswith("torch.compile") and os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+            continue
         if isinstance(function, torch.nn.Module):
             function.to(device)
         if name in workload.contestants:
@@ -164,8 +175,8 @@ def race(workload: Workload, case: Case, mode: str, device: str, rounds: int) ->
     budget = {}
     for name, step in steps.items():  # also the warm-up
         step()
-        seconds = clock(step) / 1e3
-        budget[name] = max(3, min(rounds, int(SECONDS_PER_CONTESTANT / max(seconds, 1e-9))))
+        call = clock(step) / 1e3
+        budget[name] = max(3, min(rounds, int(seconds / max(call, 1e-9))))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds):
         for name, step in steps.items():
