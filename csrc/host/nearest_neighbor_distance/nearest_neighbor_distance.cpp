@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "host/columns/column_passes.h"
+#include "host/common/chunk_limit.h"
 #include "host/ops.h"
 
 namespace mast_ext {
@@ -115,7 +116,9 @@ std::tuple<Tensor, Tensor> nearest_neighbor_distance(const Tensor& x, double eps
         });
       },
       [&](auto stream) {
-        kernels::NearestSearch search = kernels::plan_nearest_search(rows, dim);
+        kernels::NearestSearch search =
+            kernels::plan_nearest_search(rows, dim, chunk_limit(kernels::kMostRowsInSmallTiles),
+                                         chunk_limit(kernels::kMostNearestSlots));
         const std::int64_t planes = kernels::nearest_planes(unit.p.dtype);
         const auto bytes = [&](std::int64_t count) {
           return x.new_empty({count}, x.options().dtype(at::kByte));
@@ -153,7 +156,9 @@ Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Te
 
   // Sorted by neighbor, so that the rows that a row's gradient sums over are adjacent, and no
   // atomic additions are needed.
-  const auto [sorted, order] = index.sort(std::optional<bool>(true), 0, false);
+  const bool counts = uses_cuda_kernels(x) && rows <= chunk_limit(kernels::kMostCountedFollowers);
+  const auto [sorted, order] = counts ? std::tuple(index.new_empty({0}), index.new_empty({rows}))
+                                      : index.sort(std::optional<bool>(true), 0, false);
   const kernels::NearestNeighborDistanceBackward p{
       .dtype = unit.p.dtype,
       .rows = rows,
@@ -164,7 +169,7 @@ Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Te
       .distance = distance.const_data_ptr(),
       .grad_distance = grad_distance.const_data_ptr(),
       .index = static_cast<const std::int64_t*>(index.const_data_ptr()),
-      .sorted_index = static_cast<const std::int64_t*>(sorted.const_data_ptr()),
+      .sorted_index = counts ? nullptr : static_cast<const std::int64_t*>(sorted.const_data_ptr()),
       .order = static_cast<const std::int64_t*>(order.const_data_ptr()),
       .grad_x = grad_x.mutable_data_ptr(),
   };
@@ -178,8 +183,10 @@ Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Te
       },
       [&](auto stream) {
         Tensor first = index.new_empty({rows + 1});
-        return kernels::nearest_neighbor_distance_backward_cuda(
-            unit.p, p, static_cast<std::int64_t*>(first.mutable_data_ptr()), stream);
+        const kernels::NearestFollowers followers{
+            .first = static_cast<std::int64_t*>(first.mutable_data_ptr()),
+            .order = counts ? static_cast<std::int64_t*>(order.mutable_data_ptr()) : nullptr};
+        return kernels::nearest_neighbor_distance_backward_cuda(unit.p, p, followers, stream);
       });
   return grad_x;
 }

@@ -83,8 +83,8 @@ struct alignas(8) NearestCandidate {
   std::int32_t row;
 };
 
-// The rows are divided into tiles, and `span` neighboring tiles are a slot. A thread block compares
-// the rows of two slots and writes the candidates of either ones in the slot of the others.
+// The rows are divided into tiles, and `span` neighboring tiles are a slot. The candidates of a row
+// are the best of each slot.
 struct NearestSearch {
   std::int64_t padded_rows;  // whole tiles
   std::int64_t depth;        // D and zeros behind it
@@ -97,20 +97,22 @@ struct NearestSearch {
 inline constexpr std::int64_t kNearestTile = 128, kSmallNearestTile = 64;
 // Up to so many rows, there are more multiprocessors than pairs of large tiles.
 inline constexpr std::int64_t kMostRowsInSmallTiles = 2816;
-inline constexpr std::int64_t kMostNearestSlots = 128;
-inline constexpr std::int64_t kNearestDepth = 64;  // which divides `depth`
+inline constexpr std::int64_t kMostNearestSlots = 128;  // 1 KB of candidates per row
+inline constexpr std::int64_t kNearestDepth = 64;       // which divides `depth`
 
 inline std::int64_t nearest_planes(DType dtype) { return dtype == DType::kFloat32 ? 2 : 1; }
 
-// All but the pointers, for N >= 2 rows.
-inline NearestSearch plan_nearest_search(std::int64_t rows, std::int64_t dim) {
+// All but the pointers, for N >= 2 rows and at most so many slots.
+inline NearestSearch plan_nearest_search(std::int64_t rows, std::int64_t dim,
+                                         std::int64_t most_rows_in_small_tiles,
+                                         std::int64_t most_slots) {
   const auto quotient = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   NearestSearch plan{};
-  plan.tile = rows <= kMostRowsInSmallTiles ? kSmallNearestTile : kNearestTile;
+  plan.tile = rows <= most_rows_in_small_tiles ? kSmallNearestTile : kNearestTile;
   const std::int64_t tiles = quotient(rows, plan.tile);
   plan.padded_rows = tiles * plan.tile;
   plan.depth = quotient(dim, kNearestDepth) * kNearestDepth;
-  plan.span = quotient(tiles, kMostNearestSlots);
+  plan.span = quotient(tiles, most_slots);
   plan.slots = quotient(tiles, plan.span);
   return plan;
 }
@@ -135,7 +137,7 @@ struct NearestNeighborDistanceBackward {
   const void* distance;              // [N]
   const void* grad_distance;         // [N]
   const std::int64_t* index;         // [N], n(i)
-  const std::int64_t* sorted_index;  // [N], n(i) in ascending order
+  const std::int64_t* sorted_index;  // [N], n(i) in ascending order; null if `order` is not sorted
   const std::int64_t* order;         // [N], the i of each sorted_index; ascending for equal ones
   void* grad_x;                      // [N, D]
 
@@ -169,9 +171,20 @@ struct NearestNeighborDistanceBackward {
 void nearest_neighbor_distance_backward_cpu(const NearestNeighborDistanceBackward& p,
                                             std::int64_t begin, std::int64_t end);
 
-// Queues on `stream`, like the forward pass. `first`: work space, [N + 1].
+// CUDA work space. The followers of row i are order[first[i]] to order[first[i + 1]].
+struct NearestFollowers {
+  std::int64_t* first;  // [N + 1]
+  // [N], the memory of the `order` above, to be filled in. Null: that is sorted already.
+  std::int64_t* order;
+};
+
+// Up to so many rows it takes less time to count, for each one, all those before it in the order.
+inline constexpr std::int64_t kMostCountedFollowers = 8192;
+
+// Queues on `stream`, like the forward pass.
 [[gnu::weak]] int nearest_neighbor_distance_backward_cuda(const UnitRows& rows,
                                                           const NearestNeighborDistanceBackward& p,
-                                                          std::int64_t* first, CUstream_st* stream);
+                                                          const NearestFollowers& followers,
+                                                          CUstream_st* stream);
 
 }  // namespace mast_ext::kernels

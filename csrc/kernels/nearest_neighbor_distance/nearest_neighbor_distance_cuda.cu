@@ -160,17 +160,34 @@ __global__ void __launch_bounds__(kThreads)
   static_cast<float*>(p.distance)[i] = sqrtf(squares);
 }
 
-// Writes r of every row, and where its followers begin, each by a warp.
+// Writes r of every row, and where its followers begin, each by a warp. If the order is to be
+// found, writes the row at its place, too.
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
-    prepare(UnitRows x, NearestNeighborDistanceBackward p, std::int64_t* first) {
+    prepare(UnitRows x, NearestNeighborDistanceBackward p, NearestFollowers followers) {
   const std::int64_t i = row_of_warp();
   if (i > p.rows) return;
-  const std::int64_t begin = p.first_follower(i);
-  if (lane_of_warp() == 0) first[i] = begin;
+  const int lane = lane_of_warp();
+  std::int64_t begin;
+  if (followers.order == nullptr) {
+    begin = p.first_follower(i);
+  } else {
+    const std::int64_t neighbor = i < p.rows ? p.index[i] : 0;
+    int before_followers = 0, before_row = 0;
+#pragma unroll 4
+    for (std::int64_t k = lane; k < p.rows; k += kWarpSize) {
+      const std::int64_t other = p.index[k];
+      before_followers += other < i;
+      before_row += other < neighbor || (other == neighbor && k < i);
+    }
+    begin = group_sum<kWarpSize>(before_followers);
+    before_row = group_sum<kWarpSize>(before_row);
+    if (lane == 0 && i < p.rows) followers.order[before_row] = i;
+  }
+  if (lane == 0) followers.first[i] = begin;
   if (i == p.rows) return;
   const float r = Rows<T, kAligned>(x).inverse_norm(i, x.eps);
-  if (lane_of_warp() == 0) static_cast<float*>(x.inv_norm)[i] = r;
+  if (lane == 0) static_cast<float*>(x.inv_norm)[i] = r;
 }
 
 // A thread block per row.
@@ -191,7 +208,7 @@ __global__ void __launch_bounds__(kThreads)
     rows.read_unit(neighbor, r_neighbor, d, other);
 #pragma unroll
     for (int e = 0; e < kPacket; ++e) sum[e] = coefficient * (own[e] - other[e] + eps);
-#pragma unroll 2
+#pragma unroll 4
     for (std::int64_t k = begin; k < end; ++k) {
       const std::int64_t follower = p.order[k];
       const float its_coefficient = p.coefficient<float>(follower);
@@ -249,9 +266,14 @@ cudaError_t visit_rows(const UnitRows& p, Body&& body) {
 
 template <typename Number, int kPlanes, int kTile>
 cudaError_t search_in_tiles(const NearestSearch& p, cudaStream_t stream) {
-  return launch_shared(nearest::search<Number, kPlanes, kTile>,
-                       blocks(nearest::search_blocks(p.slots), 1), nearest::kSearchThreads,
-                       nearest::SearchTile<Number, kPlanes, kTile>::kSharedBytes, stream, p);
+  for (int pair = 0; pair < p.span * p.span; ++pair) {
+    const cudaError_t error =
+        launch_shared(nearest::search<Number, kPlanes, kTile>,
+                      blocks(nearest::search_blocks(p.slots), 1), nearest::kSearchThreads,
+                      nearest::SearchTile<Number, kPlanes, kTile>::kSharedBytes, stream, p, pair);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace
@@ -280,12 +302,14 @@ int nearest_neighbor_distance_cuda(const UnitRows& rows, const NearestSearch& se
 
 int nearest_neighbor_distance_backward_cuda(const UnitRows& rows,
                                             const NearestNeighborDistanceBackward& p,
-                                            std::int64_t* first, cudaStream_t stream) {
+                                            const NearestFollowers& followers,
+                                            cudaStream_t stream) {
   return visit_rows(rows, [&]<typename T, bool kAligned>() {
     const cudaError_t error =
-        launch(prepare<T, kAligned>, warps_for(p.rows + 1), kThreads, stream, rows, p, first);
+        launch(prepare<T, kAligned>, warps_for(p.rows + 1), kThreads, stream, rows, p, followers);
     if (error != cudaSuccess) return error;
-    return launch(backward<T, kAligned>, blocks(p.rows, 1), kThreads, stream, rows, p, first);
+    return launch(backward<T, kAligned>, blocks(p.rows, 1), kThreads, stream, rows, p,
+                  followers.first);
   });
 }
 

@@ -26,9 +26,10 @@ __device__ __forceinline__ void offer(NearestCandidate& best, float product, int
 
 // The same in any order.
 __device__ __forceinline__ void merge(NearestCandidate& best, const NearestCandidate& other) {
-  if (other.product > best.product || (other.product == best.product && other.row < best.row)) {
-    best = other;
-  }
+  const bool replaces =
+      (other.product > best.product) | ((other.product == best.product) & (other.row < best.row));
+  best.product = replaces ? other.product : best.product;
+  best.row = replaces ? other.row : best.row;
 }
 
 inline constexpr int kSearchThreads = 128;
@@ -77,41 +78,68 @@ struct SearchTile {
   }
 };
 
-// Copies a tile of rows, kDepth elements at a time.
+// Copies the rows of a tile and those that are its columns, kDepth elements at a time.
 template <typename Tile>
 struct RowCopier {
   using Operand = typename Tile::Operand;
   static constexpr int kRowStep = kSearchThreads / Operand::kPackets;
+  static_assert(kRowStep % 8 == 0);  // so that all rows of a thread are swizzled alike
 
   const typename Tile::Number* from;
-  std::int64_t row_step, plane;  // in elements
-  int row, packet;
+  std::int64_t row_step, plane_step, to_columns;  // in elements
 
-  __device__ __forceinline__ RowCopier(const NearestSearch& p, std::int64_t first_row)
+  __device__ __forceinline__ RowCopier(const NearestSearch& p, int first_row, int first_column)
       : row_step(kRowStep * p.depth),
-        plane(p.padded_rows * p.depth),
-        row(static_cast<int>(threadIdx.x) / Operand::kPackets),
-        packet(static_cast<int>(threadIdx.x) % Operand::kPackets) {
+        plane_step(p.padded_rows * p.depth),
+        to_columns((first_column - first_row) * p.depth) {
+    const int row = static_cast<int>(threadIdx.x) / Operand::kPackets;
+    const int packet = static_cast<int>(threadIdx.x) % Operand::kPackets;
     from = static_cast<const typename Tile::Number*>(p.planes) + (first_row + row) * p.depth +
            packet * 8;
   }
 
-  __device__ __forceinline__ void start_next(const Operand& to) {
-    unsigned char* const memory = to.packet(row, packet);
-#pragma unroll
-    for (int part = 0; part < Tile::kPlanes; ++part) {
-      const auto* at = from + part * plane;
-#pragma unroll
-      for (int i = 0; i < Tile::kTile / kRowStep; ++i) {
-        copy_async<16>(memory + part * Operand::kPartBytes + i * kRowStep * Operand::kRowBytes, at,
-                       true);
-        at += row_step;
-      }
-    }
+  __device__ __forceinline__ void start_next(const Operand& rows, const Operand& columns) {
+    start(rows, from);
+    start(columns, from + to_columns);
     from += Tile::kDepth;
   }
-  static_assert(kRowStep % 8 == 0);  // so that all rows of a thread are swizzled alike
+
+ private:
+  __device__ __forceinline__ void start(const Operand& to, const typename Tile::Number* at) const {
+    unsigned char* const memory = to.packet(static_cast<int>(threadIdx.x) / Operand::kPackets,
+                                            static_cast<int>(threadIdx.x) % Operand::kPackets);
+#pragma unroll
+    for (int plane = 0; plane < Tile::kPlanes; ++plane) {
+#pragma unroll
+      for (int i = 0; i < Tile::kTile / kRowStep; ++i) {
+        copy_async<16>(memory + plane * Operand::kPartBytes + i * kRowStep * Operand::kRowBytes,
+                       at + plane * plane_step + i * row_step, true);
+      }
+    }
+  }
 };
+
+// sum += a b, of fragments of 16 rows and, from register `b_at` on, 8 columns.
+//
+// Two planes: (a + a') (b + b') without a' b', which is beyond the precision. a b' and a' b are
+// summed apart, so that their sum is the same if a and b are exchanged. It is a short sum because
+// tensor cores truncate when they accumulate, see multiply().
+template <typename Number, int kPlanes>
+__device__ __forceinline__ void add_product(float (&sum)[4], const Parts<kPlanes>& a,
+                                            const Parts<kPlanes>& b, int b_at) {
+  if constexpr (kPlanes == 1) {
+    multiply_matrices<Number>(sum, a[0], b[0] + b_at);
+  } else {
+    float part[4] = {}, other[4] = {};
+    multiply_matrices<Number>(part, a[0], b[1] + b_at);
+    multiply_matrices<Number>(other, a[1], b[0] + b_at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) part[i] += other[i];
+    multiply_matrices<Number>(part, a[0], b[0] + b_at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] += part[i];
+  }
+}
 
 // sums += rows columns^T
 template <typename Tile>
@@ -119,67 +147,23 @@ __device__ __forceinline__ void multiply_chunk(typename Tile::Sums& sums,
                                                const typename Tile::Operand& left_rows,
                                                const typename Tile::Operand& right_rows) {
   using Operand = typename Tile::Operand;
-  using Number = typename Tile::Number;
-  constexpr int kBlocks = Tile::kBlocks, kSteps = Tile::kDepth / 16;
+  constexpr int kPlanes = Tile::kPlanes, kBlocks = Tile::kBlocks;
   const FragmentReader<Fragment::kLeft, Operand> rows(left_rows, Tile::row() / 8 * 8, 0);
   const FragmentReader<Fragment::kRight, Operand> columns(right_rows, Tile::column() / 8 * 8, 0);
-  if constexpr (Tile::kPlanes == 1) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      Parts<1> left[kBlocks], right;
+  for (int step = 0; step < Tile::kDepth / 16; ++step) {
+    Parts<kPlanes> left[kBlocks], right;
 #pragma unroll
-      for (int m = 0; m < kBlocks; ++m) rows.read(left[m], 16 * m, 2 * step);
+    for (int m = 0; m < kBlocks; ++m) rows.read(left[m], 16 * m, 2 * step);
 #pragma unroll
-      for (int n = 0; n < kBlocks; ++n) {
-        columns.read(right, 16 * n, 2 * step);
+    for (int n = 0; n < kBlocks; ++n) {
+      columns.read(right, 16 * n, 2 * step);
 #pragma unroll
-        for (int m = 0; m < kBlocks; ++m) {
+      for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            multiply_matrices<Number>(sums[m][n][half], left[m][0], right[0] + 2 * half);
-          }
+        for (int half = 0; half < 2; ++half) {
+          add_product<typename Tile::Number, kPlanes>(sums[m][n][half], left[m], right, 2 * half);
         }
-      }
-    }
-  } else {
-    // (a + a') (b + b') without a' b', which is beyond the precision. a b' and a' b are summed
-    // apart, so that the sum is the same if left and right are exchanged. These are short sums, see
-    // multiply().
-    constexpr int kGroup = 2;
-#pragma unroll
-    for (int group = 0; group < kBlocks; group += kGroup) {
-      Parts<2> left[kSteps][kGroup];
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-        for (int m = 0; m < kGroup; ++m) rows.read(left[step][m], 16 * (group + m), 2 * step);
-      }
-#pragma unroll
-      for (int n = 0; n < kBlocks; ++n) {
-        Parts<2> right[kSteps];
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) columns.read(right[step], 16 * n, 2 * step);
-        float part[kGroup][2][4] = {}, other[kGroup][2][4] = {};
-        const auto add = [&](float (&to)[kGroup][2][4], int of_left, int of_right) {
-#pragma unroll
-          for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-            for (int m = 0; m < kGroup; ++m) {
-#pragma unroll
-              for (int half = 0; half < 2; ++half) {
-                multiply_matrices<Number>(to[m][half], left[step][m][of_left],
-                                          right[step][of_right] + 2 * half);
-              }
-            }
-          }
-        };
-        add(part, 0, 1);
-        add(other, 1, 0);
-#pragma unroll
-        for (int m = 0; m < kGroup; ++m) add_block(part[m], other[m]);
-        add(part, 0, 0);
-#pragma unroll
-        for (int m = 0; m < kGroup; ++m) add_block(sums[group + m][n], part[m]);
       }
     }
   }
@@ -188,19 +172,15 @@ __device__ __forceinline__ void multiply_chunk(typename Tile::Sums& sums,
 // The products of the rows from first_row on and those from first_column on.
 template <typename Tile>
 __device__ __forceinline__ void multiply_tile(typename Tile::Sums& sums, const NearestSearch& p,
-                                              std::int64_t first_row, std::int64_t first_column) {
-  RowCopier<Tile> rows(p, first_row), columns(p, first_column);
-  const auto start = [&](int stage) {
-    rows.start_next(Tile::rows_at(stage));
-    columns.start_next(Tile::columns_at(stage));
-  };
-  start(0);
+                                              int first_row, int first_column) {
+  RowCopier<Tile> copier(p, first_row, first_column);
+  copier.start_next(Tile::rows_at(0), Tile::columns_at(0));
   const int chunks = static_cast<int>(p.depth) / Tile::kDepth;
   for (int chunk = 0; chunk < chunks; ++chunk) {
     wait_for_copies();
     __syncthreads();  // this stage has arrived, and no thread still reads the other one
-    const int stage = chunk % 2;
-    if (chunk + 1 < chunks) start(1 - stage);
+    const int stage = chunk % 2, next = 1 - stage;
+    if (chunk + 1 < chunks) copier.start_next(Tile::rows_at(next), Tile::columns_at(next));
     multiply_chunk<Tile>(sums, Tile::rows_at(stage), Tile::columns_at(stage));
   }
 }
@@ -278,7 +258,6 @@ __device__ __forceinline__ void reduce_tile(typename Tile::Sums& sums, const flo
       merge(of_column, by_column[i * Tile::kColumnStride + thread]);
     }
   }
-  __syncthreads();  // operands may be written
 }
 
 // Thread blocks are numbered along bands of this many slots, so that those that run at the same
@@ -291,10 +270,12 @@ inline std::int64_t search_blocks(std::int64_t slots) {
   return count;
 }
 
+// Each thread block compares tile pair / span of slot a with tile pair % span of slot b >= a. This
+// is launched for one pair after the other, so that candidates are merged in ascending order.
 template <typename Number, int kPlanes, int kTile,
           int kMostBytes = SearchTile<Number, kPlanes, kTile>::kSharedBytes>
-__global__ void __launch_bounds__(kSearchThreads, kTile == kNearestTile ? 2 : 4)
-    search(DynamicShared<kMostBytes>, NearestSearch p) {
+__global__ void __launch_bounds__(kSearchThreads, kTile == kNearestTile ? 2 : 5 - kPlanes)
+    search(DynamicShared<kMostBytes>, NearestSearch p, int pair) {
   using Tile = SearchTile<Number, kPlanes, kTile>;
   const auto slots = static_cast<int>(p.slots), span = static_cast<int>(p.span);
   auto block = static_cast<int>(blockIdx.x);
@@ -304,44 +285,28 @@ __global__ void __launch_bounds__(kSearchThreads, kTile == kNearestTile ? 2 : 4)
     first += kBand;
   }
   const int a = first + block % kBand, b = first + block / kBand;
-  if (a > b) return;
+  const int row_tile = a * span + pair / span, column_tile = b * span + pair % span;
+  const int first_row = row_tile * kTile, first_column = column_tile * kTile;
+  if (row_tile > column_tile || first_column >= p.padded_rows) return;
 
   __shared__ float row_scale[kTile], column_scale[kTile];
   const auto thread = static_cast<int>(threadIdx.x);
-  const int tiles = static_cast<int>(p.padded_rows) / kTile;
-  const auto end_of = [&](int slot) {
-    return (slot + 1) * span < tiles ? (slot + 1) * span : tiles;
-  };
-  // Candidates of row `row`, from the slot's rows in ascending order.
-  const auto keep = [&](int slot, int row, NearestCandidate best, bool is_first) {
-    if (thread >= kTile) return;
-    NearestCandidate& known = p.candidates[slot * p.padded_rows + row];
-    if (!is_first) {
-      const NearestCandidate before = known;
-      if (!(best.product > before.product)) return;
-    }
-    known = best;
-  };
-  for (int row_tile = a * span; row_tile < end_of(a); ++row_tile) {
-    const int first_row = row_tile * kTile;
-    NearestCandidate of_row{-INFINITY, 0};
-    for (int tile = a == b ? row_tile : b * span; tile < end_of(b); ++tile) {
-      const int first_column = tile * kTile;
-      if (thread < kTile) {
-        row_scale[thread] = p.scale[first_row + thread];
-        column_scale[thread] = p.scale[first_column + thread];
-      }
-      typename Tile::Sums sums = {};
-      multiply_tile<Tile>(sums, p, first_row, first_column);
-      NearestCandidate here{-INFINITY, 0}, of_column = here;
-      reduce_tile<Tile>(sums, row_scale, column_scale, first_row, first_column, here, of_column);
-      if (thread < kTile) offer(of_row, here.product, here.row);
-      if (tile != row_tile) {
-        keep(a, first_column + thread, of_column, row_tile == a * span);
-      }
-    }
-    keep(b, first_row + thread, of_row, a != b || row_tile == a * span);
+  if (thread < kTile) {
+    row_scale[thread] = p.scale[first_row + thread];
+    column_scale[thread] = p.scale[first_column + thread];
   }
+  typename Tile::Sums sums = {};
+  multiply_tile<Tile>(sums, p, first_row, first_column);
+  NearestCandidate of_row{-INFINITY, 0}, of_column = of_row;
+  reduce_tile<Tile>(sums, row_scale, column_scale, first_row, first_column, of_row, of_column);
+
+  const auto keep = [&](int slot, int row, const NearestCandidate& best, bool is_first) {
+    NearestCandidate& known = p.candidates[slot * p.padded_rows + row];
+    if (is_first || best.product > known.product) known = best;
+  };
+  if (thread >= kTile) return;
+  keep(b, first_row + thread, of_row, a == b ? pair == 0 : pair % span == 0);
+  if (row_tile != column_tile) keep(a, first_column + thread, of_column, pair < span);
 }
 
 }  // namespace mast_ext::kernels::nearest
