@@ -113,8 +113,8 @@ void wait_for_copies();
 // l / 8, and receives elements 2 (l % 4) and the next of row l / 4 of each matrix.
 void load_matrices(unsigned (&to)[4], const void* row, bool transposed);
 
-// sum [16, 8] += a [16, 16] b [16, 8]
-void multiply_matrices(float* sum, const unsigned* a, const unsigned* b);
+// sum [16, 8] += a [16, 16] b [16, 8], of float16 if `half`, else of bfloat16
+void multiply_matrices(float* sum, const unsigned* a, const unsigned* b, bool half);
 
 }  // namespace emulation
 
@@ -122,6 +122,8 @@ template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
   return emulation::allow_dynamic_shared_memory(emulation::kernel_of(kernel), bytes);
 }
+
+inline float __fmul_rn(float a, float b) { return a * b; }
 
 inline void __syncthreads(std::source_location where = std::source_location::current()) {
   emulation::barrier(where);

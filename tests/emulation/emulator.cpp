@@ -454,26 +454,40 @@ float bfloat16(unsigned pair, unsigned which) {
   return value;
 }
 
+float float16(unsigned pair, unsigned which) {
+  const unsigned bits = which == 0 ? pair & 0xffffu : pair >> 16;
+  const int exponent = static_cast<int>(bits >> 10 & 31), digits = static_cast<int>(bits & 1023);
+  float value;
+  if (exponent == 31) {
+    value = digits == 0 ? INFINITY : NAN;
+  } else {
+    value = std::ldexp(static_cast<float>(exponent == 0 ? digits : digits + 1024),
+                       (exponent == 0 ? 1 : exponent) - 25);
+  }
+  return (bits & 0x8000u) != 0 ? -value : value;
+}
+
 }  // namespace
 
-void multiply_matrices(float* sum, const unsigned* a, const unsigned* b) {
+void multiply_matrices(float* sum, const unsigned* a, const unsigned* b, bool half) {
   struct Offer {
     float* sum;
     const unsigned *a, *b;
+    float (*number)(unsigned pair, unsigned which);
   };
-  const Offer offer{sum, a, b};
-  collective({"mma", 0}, &offer, [](const void* const* offers, unsigned lanes) {
+  const Offer offer{sum, a, b, half ? float16 : bfloat16};
+  collective({"mma", half}, &offer, [](const void* const* offers, unsigned lanes) {
     if (lanes != kWarp) fail("mma in a warp of %u lanes", lanes);
     const auto of_lane = [&](unsigned lane) { return static_cast<const Offer*>(offers[lane]); };
     float rows[16][16], columns[16][8];
     for (unsigned lane = 0; lane < kWarp; ++lane) {
       for (unsigned i = 0; i < 8; ++i) {
         rows[lane / 4 + i / 2 % 2 * 8][lane % 4 * 2 + i / 4 * 8 + i % 2] =
-            bfloat16(of_lane(lane)->a[i / 2], i % 2);
+            of_lane(lane)->number(of_lane(lane)->a[i / 2], i % 2);
       }
       for (unsigned i = 0; i < 4; ++i) {
         columns[lane % 4 * 2 + i / 2 * 8 + i % 2][lane / 4] =
-            bfloat16(of_lane(lane)->b[i / 2], i % 2);
+            of_lane(lane)->number(of_lane(lane)->b[i / 2], i % 2);
       }
     }
     float products[16][8] = {};

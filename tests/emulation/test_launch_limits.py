@@ -25,6 +25,7 @@ SPILLS = {
     "rows_of_slice": 144,
     "backward": 96,
     "tile": 80,
+    "search": 64,  # of two planes, on sm_100 and sm_120
     "grad_weights_of_slice": 48,
     "combine": 48,
     "finish": 48,

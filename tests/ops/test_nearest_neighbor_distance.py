@@ -67,6 +67,31 @@ def test_in_tiles(shape, device):
     assert (index.cpu() == nearest).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("limit", [1, 2, 3])  # of slots, in tiles of 128 rows
+def test_in_tiles_of_128_rows(limit, dtype, device, chunk_limit):
+    x = make_rows((500, 70), device, dtype)
+    x[400] = x[300] = x[7]
+    chunk_limit(limit)
+    distance, index = functional.nearest_neighbor_distance(x)
+    assert_nearest(index, x)
+    assert (index[7], index[300], index[400]) == (300, 7, 7)
+    want = along(index.cpu())(x.cpu().double())[0]
+    assert_close(distance.cpu().double(), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_first_of_duplicates_before_and_behind_a_row(dtype, device):
+    """The cosine of two rows has the same bits, whichever of them is first."""
+    rows = make_rows((100, 150), device, dtype)
+    x = torch.cat([rows, rows + 0.5 * make_rows((100, 150), device, dtype), rows])
+    index = functional.nearest_neighbor_distance(x)[1].cpu()
+    assert_nearest(index, x)
+    first = torch.arange(100)
+    assert torch.equal(index[:100], first + 200) and torch.equal(index[200:], first)
+    assert (index[100:200] < 200).all()
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (5, 4), (9, 2)], ids=str)
 def test_gradient(shape):
     torch.manual_seed(0)
@@ -110,8 +135,10 @@ def test_duplicates(count, dtype, device):
     assert grad_x[-1].abs().max() > 0.01 / row.norm()
 
 
-def test_of_a_row_that_is_everyones_neighbor(device):
+@pytest.mark.parametrize("limit", [1 << 20, 1])  # of rows whose order is found by counting
+def test_of_a_row_that_is_everyones_neighbor(limit, device, chunk_limit):
     """Its gradient has a term of each, in the order of their index."""
+    chunk_limit(limit)
     x = torch.eye(80, 81, device=device) + torch.eye(80, 81, device=device).roll(1, 0) * 0.1
     x[:, 80] = 1
     x[3] = 0
@@ -175,8 +202,10 @@ def test_large_eps(device):
     assert_close(distance.cpu().double(), want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("limit", [1 << 20, 1])
 @pytest.mark.parametrize("value", [-5, 99])
-def test_backward_never_reads_out_of_bounds(value, device):
+def test_backward_never_reads_out_of_bounds(value, limit, device, chunk_limit):
+    chunk_limit(limit)
     x = make_rows((6, 5), device)
     distance, index = ops.nearest_neighbor_distance.op(x, 1e-8)
     grad = ops.nearest_neighbor_distance.backward_op(

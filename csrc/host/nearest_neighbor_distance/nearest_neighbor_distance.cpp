@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "host/columns/column_passes.h"
+#include "host/common/chunk_limit.h"
 #include "host/ops.h"
 
 namespace mast_ext {
@@ -20,14 +21,15 @@ Tensor checked_rows(const Tensor& x, double eps) {
   return dense_rows(x);
 }
 
-// The rows of x, normalized, in the accumulation type.
+// The rows of x, normalized, in the accumulation type. CUDA kernels normalize rows as they read
+// them, and `rows` is empty.
 struct Unit {
   Tensor x, rows, inv_norm;
   kernels::UnitRows p;
 
   Unit(const Tensor& x_, double eps) : x(checked_rows(x_, eps)) {
-    rows = x.new_empty(x.sizes(), x.options().dtype(accumulation_type(x)));
-    inv_norm = rows.new_empty({x.size(0)});
+    inv_norm = x.new_empty({x.size(0)}, x.options().dtype(accumulation_type(x)));
+    rows = inv_norm.new_empty({uses_cuda_kernels(x) ? 0 : x.size(0), x.size(1)});
     p = {.dtype = dtype_of(x, "x"),
          .rows = x.size(0),
          .dim = x.size(1),
@@ -93,9 +95,7 @@ std::tuple<Tensor, Tensor> nearest_neighbor_distance(const Tensor& x, double eps
   if (rows == 0) return {distance, index};
 
   const bool cuda = uses_cuda_kernels(x);
-  const std::int64_t splits = cuda ? kernels::nearest_splits(rows) : 1;
-  Tensor cosine = unit.rows.new_empty({splits, rows});
-  Tensor found = index.new_empty({cuda ? splits : 0, rows});
+  Tensor cosine = unit.rows.new_empty({cuda ? 0 : rows});
   const kernels::NeighborDistances measure{
       .dtype = dtype_of(unit.rows, "x"),
       .rows = rows,
@@ -116,11 +116,21 @@ std::tuple<Tensor, Tensor> nearest_neighbor_distance(const Tensor& x, double eps
         });
       },
       [&](auto stream) {
-        const kernels::NearestSplits shares{
-            .splits = splits,
-            .cosine = static_cast<float*>(cosine.mutable_data_ptr()),
-            .index = static_cast<std::int64_t*>(found.mutable_data_ptr())};
-        return kernels::nearest_neighbor_distance_cuda(unit.p, shares, measure, stream);
+        kernels::NearestSearch search =
+            kernels::plan_nearest_search(rows, dim, chunk_limit(kernels::kMostRowsInSmallTiles),
+                                         chunk_limit(kernels::kMostNearestSlots));
+        const std::int64_t planes = kernels::nearest_planes(unit.p.dtype);
+        const auto bytes = [&](std::int64_t count) {
+          return x.new_empty({count}, x.options().dtype(at::kByte));
+        };
+        Tensor memory = bytes(planes * search.padded_rows * search.depth * 2);
+        Tensor scale = unit.inv_norm.new_empty({search.padded_rows});
+        Tensor candidates = bytes(search.slots * search.padded_rows *
+                                  std::int64_t{sizeof(kernels::NearestCandidate)});
+        search.planes = memory.mutable_data_ptr();
+        search.scale = static_cast<float*>(scale.mutable_data_ptr());
+        search.candidates = static_cast<kernels::NearestCandidate*>(candidates.mutable_data_ptr());
+        return kernels::nearest_neighbor_distance_cuda(unit.p, search, measure, stream);
       });
   return {distance, index};
 }
@@ -146,7 +156,9 @@ Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Te
 
   // Sorted by neighbor, so that the rows that a row's gradient sums over are adjacent, and no
   // atomic additions are needed.
-  const auto [sorted, order] = index.sort(std::optional<bool>(true), 0, false);
+  const bool counts = uses_cuda_kernels(x) && rows <= chunk_limit(kernels::kMostCountedFollowers);
+  const auto [sorted, order] = counts ? std::tuple(index.new_empty({0}), index.new_empty({rows}))
+                                      : index.sort(std::optional<bool>(true), 0, false);
   const kernels::NearestNeighborDistanceBackward p{
       .dtype = unit.p.dtype,
       .rows = rows,
@@ -157,7 +169,7 @@ Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Te
       .distance = distance.const_data_ptr(),
       .grad_distance = grad_distance.const_data_ptr(),
       .index = static_cast<const std::int64_t*>(index.const_data_ptr()),
-      .sorted_index = static_cast<const std::int64_t*>(sorted.const_data_ptr()),
+      .sorted_index = counts ? nullptr : static_cast<const std::int64_t*>(sorted.const_data_ptr()),
       .order = static_cast<const std::int64_t*>(order.const_data_ptr()),
       .grad_x = grad_x.mutable_data_ptr(),
   };
@@ -170,7 +182,11 @@ Tensor nearest_neighbor_distance_backward(const Tensor& grad_distance_, const Te
         });
       },
       [&](auto stream) {
-        return kernels::nearest_neighbor_distance_backward_cuda(unit.p, p, stream);
+        Tensor first = index.new_empty({rows + 1});
+        const kernels::NearestFollowers followers{
+            .first = static_cast<std::int64_t*>(first.mutable_data_ptr()),
+            .order = counts ? static_cast<std::int64_t*>(order.mutable_data_ptr()) : nullptr};
+        return kernels::nearest_neighbor_distance_backward_cuda(unit.p, p, followers, stream);
       });
   return grad_x;
 }

@@ -1,16 +1,18 @@
 // Building blocks of matrix products on tensor cores, for every GPU since sm_80: one function per
 // instruction, and operands in shared memory in a layout without bank conflicts.
 //
-// The tensor cores multiply bfloat16. A wider number is split into a sum of bfloat16 parts, each of
-// which rounds what the parts before it left over: two parts hold a float16 (all 11 bits of its
-// significand), three hold a float32 (all 24 bits; tf32 would keep 11). The product of two split
-// numbers is a sum of products of parts, of which those too small to matter are left out.
+// The tensor cores multiply bfloat16 (or float16, for who has numbers in its range). A wider number
+// is split into a sum of bfloat16 parts, each of which rounds what the parts before it left over:
+// two parts hold a float16 (all 11 bits of its significand), three hold a float32 (all 24 bits;
+// tf32 would keep 11). The product of two split numbers is a sum of products of parts, of which
+// those too small to matter are left out.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <bit>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/common/dtype.h"
 
@@ -134,16 +136,28 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], Shar
 //   a    (g, t), (g + 8, t), (g, t + 8), (g + 8, t + 8), each with its right neighbor
 //   b    (t, g), (t + 8, g), each with its lower neighbor
 //   sum  (g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1)
+// Number: what a and b are made of, bfloat16 or float16.
+template <typename Number = c10::BFloat16>
 __device__ __forceinline__ void multiply_matrices(float (&sum)[4], const unsigned (&a)[4],
                                                   const unsigned* b) {
+  constexpr bool kHalf = std::is_same_v<Number, c10::Half>;
+  static_assert(kHalf || std::is_same_v<Number, c10::BFloat16>);
 #ifdef __CUDACC__
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  if constexpr (kHalf) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
 #else
-  emulation::multiply_matrices(sum, a, b);
+  emulation::multiply_matrices(sum, a, b, kHalf);
 #endif
 }
 

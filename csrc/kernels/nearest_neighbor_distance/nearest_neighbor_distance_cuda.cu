@@ -1,221 +1,315 @@
-// Products are in plain float32: a thread block multiplies 64 rows by a share of the columns, 64 at
-// a time, and keeps the best of every row. There are no atomic operations: every result has a fixed
+// The search is in nearest_search.cuh. There are no atomic operations: every result has a fixed
 // order of computation.
 #include <cmath>
+#include <limits>
 
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
+#include "kernels/common/packets.cuh"
 #include "kernels/common/reductions.cuh"
-#include "kernels/hard_pairs/hardest_pair.h"
 #include "kernels/nearest_neighbor_distance/nearest_neighbor_distance.h"
+#include "kernels/nearest_neighbor_distance/nearest_search.cuh"
 
 namespace mast_ext::kernels {
 namespace {
 
-constexpr int kTile = kNearestTile, kDepth = 32;
-constexpr int kSide = 16;             // threads along a side of the tile
-constexpr int kEach = kTile / kSide;  // rows of a thread, and columns
-constexpr int kStride = kTile + 1;    // of a tile in shared memory; odd against bank conflicts
-constexpr int kRowThreads = 128;      // of the kernels that give a row a warp or a thread block
+constexpr int kThreads = 128;  // of the kernels that give a row a warp or a thread block
+constexpr int kPacket = 8;     // elements that a thread takes at once
 
-struct Nearest {
-  float cosine = static_cast<float>(NAN);
-  std::int64_t column = 0;
+// The rows of x. kAligned: rows are whole packets that may be loaded as such.
+template <typename T, bool kAligned>
+struct Rows {
+  const T* x;
+  std::int64_t stride;
+  int dim;
 
-  __device__ __forceinline__ void offer(float offered, std::int64_t its_column) {
-    if (!is_harder(offered, cosine)) return;
-    cosine = offered;
-    column = its_column;
+  __device__ __forceinline__ explicit Rows(const UnitRows& p)
+      : x(static_cast<const T*>(p.x)), stride(p.row_stride), dim(static_cast<int>(p.dim)) {}
+
+  // Elements d to d + 8 of row i; zeros behind its end.
+  __device__ __forceinline__ void read(std::int64_t i, int d, float (&to)[kPacket]) const {
+    const T* from = x + i * stride + d;
+    if constexpr (kAligned) {
+      constexpr int kVector = 16 / sizeof(T);
+      if (d >= dim) {
+#pragma unroll
+        for (float& value : to) value = 0;
+        return;
+      }
+#pragma unroll
+      for (int v = 0; v < kPacket; v += kVector) {
+        float values[kVector];
+        kernels::read<kVector>(from + v, values);
+#pragma unroll
+        for (int e = 0; e < kVector; ++e) to[v + e] = values[e];
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < kPacket; ++e) to[e] = d + e < dim ? static_cast<float>(from[e]) : 0.0f;
+    }
   }
 
-  // Merges the result of another thread, whose columns may be before or after these.
-  __device__ __forceinline__ void merge(float other, std::int64_t its_column) {
-    const bool first_of_equals = its_column < column && !is_harder(cosine, other);
-    if (!is_harder(other, cosine) && !first_of_equals) return;
-    cosine = other;
-    column = its_column;
+  // Of row i, whose inverse norm is r, normalized. The product is rounded as it is: see
+  // NearestNeighborDistanceBackward.
+  __device__ __forceinline__ void read_unit(std::int64_t i, float r, int d,
+                                            float (&to)[kPacket]) const {
+    read(i, d, to);
+#pragma unroll
+    for (float& value : to) value = __fmul_rn(value, r);
+  }
+
+  __device__ __forceinline__ bool has(int d) const { return kAligned || d < dim; }
+
+  // The inverse norm of row i, to all lanes of the warp that calls it.
+  __device__ __forceinline__ float inverse_norm(std::int64_t i, double eps) const {
+    float squares = 0;
+    for (int d = static_cast<int>(threadIdx.x) % kWarpSize * kPacket; d < dim;
+         d += kWarpSize * kPacket) {
+      float values[kPacket];
+      read(i, d, values);
+#pragma unroll
+      for (const float value : values) squares += value * value;
+    }
+    const float norm = sqrtf(group_sum<kWarpSize>(squares));
+    return norm < static_cast<float>(eps) ? static_cast<float>(1 / eps) : 1 / norm;
   }
 };
 
+__device__ __forceinline__ std::int64_t row_of_warp() {
+  return (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarpSize;
+}
+__device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+
+// The numbers that the search multiplies.
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads) unit_rows(UnitRows p) {
-  const std::int64_t i = (std::int64_t{blockIdx.x} * kRowThreads + threadIdx.x) / kWarpSize;
-  if (i >= p.rows) return;  // the same for all lanes of a warp
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const T* x = static_cast<const T*>(p.x) + i * p.row_stride;
-  float squares = 0;
-  for (std::int64_t d = lane; d < p.dim; d += kWarpSize) {
-    const float value = static_cast<float>(x[d]);
-    squares += value * value;
+using plane_t = std::conditional_t<std::is_same_v<T, float>, c10::Half, T>;
+template <typename T>
+inline constexpr int kPlanes = std::is_same_v<T, float> ? 2 : 1;
+
+// Writes y, s and r of every row, each by a warp.
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kThreads) write_planes(UnitRows p, NearestSearch search) {
+  using Number = plane_t<T>;
+  const std::int64_t i = row_of_warp();
+  if (i >= search.padded_rows) return;  // the same for all lanes of a warp
+  const Rows<T, kAligned> rows(p);
+  const bool exists = i < p.rows;
+  const float r = exists ? rows.inverse_norm(i, p.eps) : 0.0f;
+  // r = s power; NaN stays NaN in y, because a row whose norm is NaN has one.
+  const unsigned bits = std::bit_cast<unsigned>(r);
+  const float power = std::bit_cast<float>(bits & 0x7f800000u);
+  if (lane_of_warp() == 0) {
+    search.scale[i] =
+        exists ? std::bit_cast<float>((bits & 0x007fffffu) | 0x3f800000u) : static_cast<float>(NAN);
+    if (exists) static_cast<float*>(p.inv_norm)[i] = r;
   }
-  const float norm = sqrtf(group_sum<kWarpSize>(squares));
-  const float scale = norm < static_cast<float>(p.eps) ? static_cast<float>(1 / p.eps) : 1 / norm;
-  if (lane == 0) static_cast<float*>(p.inv_norm)[i] = scale;
-  float* unit = static_cast<float*>(p.unit) + i * p.dim;
-  for (std::int64_t d = lane; d < p.dim; d += kWarpSize) {
-    unit[d] = static_cast<float>(x[d]) * scale;
+  for (int d = lane_of_warp() * kPacket; d < search.depth; d += kWarpSize * kPacket) {
+    float values[kPacket] = {};
+    if (exists) rows.read(i, d, values);
+#pragma unroll
+    for (float& value : values) {
+      value *= power;
+      if constexpr (std::is_same_v<Number, c10::Half>) value *= 32768;
+    }
+#pragma unroll
+    for (int plane = 0; plane < kPlanes<T>; ++plane) {
+      auto* const to =
+          static_cast<Number*>(search.planes) + (plane * search.padded_rows + i) * search.depth + d;
+      write<kPacket>(values, to);
+#pragma unroll
+      for (float& value : values) value -= static_cast<float>(static_cast<Number>(value));
+    }
   }
 }
 
-// Copies rows [first, first + kTile) of dimensions [depth, depth + kDepth); out of range is 0.
-__device__ __forceinline__ void load_tile(const NeighborDistances& p, std::int64_t first,
-                                          std::int64_t depth, float (&to)[kDepth][kStride]) {
-  const int thread = static_cast<int>(threadIdx.y) * kSide + static_cast<int>(threadIdx.x);
-  const int d = thread % kDepth;
-#pragma unroll
-  for (int row = thread / kDepth; row < kTile; row += kSide * kSide / kDepth) {
-    const bool inside = first + row < p.rows && depth + d < p.dim;
-    to[d][row] =
-        inside ? static_cast<const float*>(p.unit)[(first + row) * p.dim + depth + d] : 0.0f;
-  }
-}
-
-__global__ void __launch_bounds__(kSide* kSide) search(NeighborDistances p, NearestSplits to) {
-  __shared__ float rows[kDepth][kStride], columns[kDepth][kStride];
-  const std::int64_t first_row = std::int64_t{blockIdx.x} * kTile;
-  const std::int64_t tiles = (p.rows + kTile - 1) / kTile;
-  const std::int64_t end = tiles * (blockIdx.y + 1) / to.splits;
-  Nearest nearest[kEach];
-  for (std::int64_t tile = tiles * blockIdx.y / to.splits; tile < end; ++tile) {
-    const std::int64_t first_column = tile * kTile;
-    float products[kEach][kEach] = {};
-    for (std::int64_t depth = 0; depth < p.dim; depth += kDepth) {
-      load_tile(p, first_row, depth, rows);
-      load_tile(p, first_column, depth, columns);
-      __syncthreads();
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-        float a[kEach], b[kEach];
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) {
-          a[i] = rows[d][threadIdx.y + kSide * i];
-          b[i] = columns[d][threadIdx.x + kSide * i];
-        }
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) {
-#pragma unroll
-          for (int j = 0; j < kEach; ++j) products[i][j] += a[i] * b[j];
-        }
-      }
-      __syncthreads();
-    }
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const std::int64_t row = first_row + threadIdx.y + kSide * i;
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        const std::int64_t column = first_column + threadIdx.x + kSide * j;
-        if (column < p.rows && column != row) nearest[i].offer(products[i][j], column);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-#pragma unroll
-    for (int offset = kSide / 2; offset > 0; offset /= 2) {
-      const float cosine = __shfl_xor_sync(0xffffffffu, nearest[i].cosine, offset);
-      const std::int64_t column = __shfl_xor_sync(0xffffffffu, nearest[i].column, offset);
-      nearest[i].merge(cosine, column);
-    }
-    const std::int64_t row = first_row + threadIdx.y + kSide * i;
-    if (threadIdx.x != 0 || row >= p.rows) continue;
-    to.cosine[blockIdx.y * p.rows + row] = nearest[i].cosine;
-    to.index[blockIdx.y * p.rows + row] = nearest[i].column;
-  }
-}
-
-__global__ void __launch_bounds__(kRowThreads) measure(NeighborDistances p, NearestSplits from) {
-  const std::int64_t i = (std::int64_t{blockIdx.x} * kRowThreads + threadIdx.x) / kWarpSize;
+// Merges the candidates of every row and measures the distance to the best, each by a warp.
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    measure(UnitRows x, NearestSearch search, NeighborDistances p) {
+  const std::int64_t i = row_of_warp();
   if (i >= p.rows) return;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  Nearest nearest;
-  nearest.column = i == 0;  // if all cosines are NaN
-  for (std::int64_t split = 0; split < from.splits; ++split) {
-    nearest.offer(from.cosine[split * p.rows + i], from.index[split * p.rows + i]);
+  const int lane = lane_of_warp();
+  NearestCandidate best{-INFINITY, 0};
+  for (std::int64_t slot = lane; slot < search.slots; slot += kWarpSize) {
+    const NearestCandidate found = search.candidates[slot * search.padded_rows + i];
+    nearest::offer(best, found.product, found.row);
   }
-  const float* x = static_cast<const float*>(p.unit) + i * p.dim;
-  const float* y = static_cast<const float*>(p.unit) + nearest.column * p.dim;
+#pragma unroll
+  for (int offset = 1; offset < kWarpSize; offset *= 2) {
+    nearest::merge(best, {__shfl_xor_sync(0xffffffffu, best.product, offset),
+                          __shfl_xor_sync(0xffffffffu, best.row, offset)});
+  }
+  const std::int64_t neighbor = best.product == -INFINITY ? i == 0 : best.row;
+  const Rows<T, kAligned> rows(x);
+  const auto* const inv_norm = static_cast<const float*>(x.inv_norm);
+  const float r = inv_norm[i], r_neighbor = inv_norm[neighbor];
   float squares = 0;
-  for (std::int64_t d = lane; d < p.dim; d += kWarpSize) {
-    const float v = x[d] - y[d] + static_cast<float>(p.eps);
-    squares += v * v;
+  for (int d = lane * kPacket; d < rows.dim; d += kWarpSize * kPacket) {
+    float own[kPacket], other[kPacket];
+    rows.read_unit(i, r, d, own);
+    rows.read_unit(neighbor, r_neighbor, d, other);
+#pragma unroll
+    for (int e = 0; e < kPacket; ++e) {
+      const float v = own[e] - other[e] + static_cast<float>(p.eps);
+      if (rows.has(d + e)) squares += v * v;
+    }
   }
   squares = group_sum<kWarpSize>(squares);
   if (lane != 0) return;
-  p.index[i] = nearest.column;
+  p.index[i] = neighbor;
   static_cast<float*>(p.distance)[i] = sqrtf(squares);
 }
 
-struct Gradient {
-  const NearestNeighborDistanceBackward& p;
-
-  __device__ __forceinline__ float unit(std::int64_t i, std::int64_t d) const {
-    return static_cast<const float*>(p.unit)[i * p.dim + d];
-  }
-
-  // c_i v_i
-  __device__ __forceinline__ float term(std::int64_t i, std::int64_t d) const {
-    return p.coefficient<float>(i) *
-           (unit(i, d) - unit(p.neighbor(i), d) + static_cast<float>(p.eps));
-  }
-
-  // G_i, where the followers of i begin at `first`.
-  __device__ __forceinline__ float of_unit(std::int64_t i, std::int64_t first,
-                                           std::int64_t d) const {
-    float sum = term(i, d);
-    for (std::int64_t k = first; k < p.rows && p.sorted_index[k] == i; ++k) {
-      sum -= term(p.order[k], d);
+// Writes r of every row, and where its followers begin, each by a warp. If the order is to be
+// found, writes the row at its place, too.
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    prepare(UnitRows x, NearestNeighborDistanceBackward p, NearestFollowers followers) {
+  const std::int64_t i = row_of_warp();
+  if (i > p.rows) return;
+  const int lane = lane_of_warp();
+  std::int64_t begin;
+  if (followers.order == nullptr) {
+    begin = p.first_follower(i);
+  } else {
+    const std::int64_t neighbor = i < p.rows ? p.index[i] : 0;
+    int before_followers = 0, before_row = 0;
+#pragma unroll 4
+    for (std::int64_t k = lane; k < p.rows; k += kWarpSize) {
+      const std::int64_t other = p.index[k];
+      before_followers += other < i;
+      before_row += other < neighbor || (other == neighbor && k < i);
     }
-    return sum;
+    begin = group_sum<kWarpSize>(before_followers);
+    before_row = group_sum<kWarpSize>(before_row);
+    if (lane == 0 && i < p.rows) followers.order[before_row] = i;
   }
-};
+  if (lane == 0) followers.first[i] = begin;
+  if (i == p.rows) return;
+  const float r = Rows<T, kAligned>(x).inverse_norm(i, x.eps);
+  if (lane == 0) static_cast<float*>(x.inv_norm)[i] = r;
+}
 
-// A thread block per row. It computes G_i twice, once for <u_i, G_i>, instead of storing it.
-template <typename T>
-__global__ void __launch_bounds__(kRowThreads) backward(NearestNeighborDistanceBackward p) {
-  const Gradient gradient{p};
-  const std::int64_t i = blockIdx.x, first = p.first_follower(i);
-  const float scale = static_cast<const float*>(p.inv_norm)[i];
-  float dot = 0;
-  for (std::int64_t d = threadIdx.x; d < p.dim; d += kRowThreads) {
-    dot += gradient.unit(i, d) * gradient.of_unit(i, first, d);
+// A thread block per row.
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    backward(UnitRows x, NearestNeighborDistanceBackward p, const std::int64_t* first) {
+  const Rows<T, kAligned> rows(x);
+  const std::int64_t i = blockIdx.x, neighbor = p.neighbor(i);
+  const std::int64_t begin = first[i], end = first[i + 1];
+  const auto* const inv_norm = static_cast<const float*>(p.inv_norm);
+  const float r = inv_norm[i], r_neighbor = inv_norm[neighbor];
+  const float coefficient = p.coefficient<float>(i), eps = static_cast<float>(p.eps);
+
+  // Elements d to d + 8 of u_i and of G_i.
+  const auto read = [&](int d, float (&own)[kPacket], float (&sum)[kPacket]) {
+    float other[kPacket];
+    rows.read_unit(i, r, d, own);
+    rows.read_unit(neighbor, r_neighbor, d, other);
+#pragma unroll
+    for (int e = 0; e < kPacket; ++e) sum[e] = coefficient * (own[e] - other[e] + eps);
+#pragma unroll 4
+    for (std::int64_t k = begin; k < end; ++k) {
+      const std::int64_t follower = p.order[k];
+      const float its_coefficient = p.coefficient<float>(follower);
+      rows.read_unit(follower, inv_norm[follower], d, other);
+#pragma unroll
+      for (int e = 0; e < kPacket; ++e) sum[e] -= its_coefficient * (other[e] - own[e] + eps);
+    }
+  };
+
+  constexpr int kStep = kThreads * kPacket;
+  const int mine = static_cast<int>(threadIdx.x) * kPacket;
+  float own[kPacket], sum[kPacket], dot = 0;
+  for (int d = mine; d < rows.dim; d += kStep) {
+    read(d, own, sum);
+#pragma unroll
+    for (int e = 0; e < kPacket; ++e) dot += own[e] * sum[e];
   }
-  dot = block_sum<kRowThreads>(dot);
-  if (scale >= static_cast<float>(1 / p.eps)) dot = 0;
-  T* grad = static_cast<T*>(p.grad_x) + i * p.dim;
-  for (std::int64_t d = threadIdx.x; d < p.dim; d += kRowThreads) {
-    grad[d] = static_cast<T>((gradient.of_unit(i, first, d) - gradient.unit(i, d) * dot) * scale);
+  dot = block_sum<kThreads>(dot);
+  if (r >= static_cast<float>(1 / p.eps)) dot = 0;
+  T* const grad = static_cast<T*>(p.grad_x) + i * p.dim;
+  for (int d = mine; d < rows.dim; d += kStep) {
+    if (rows.dim > kStep) read(d, own, sum);  // else they are what they were
+#pragma unroll
+    for (int e = 0; e < kPacket; ++e) sum[e] = (sum[e] - own[e] * dot) * r;
+    if constexpr (kAligned) {
+      constexpr int kVector = 16 / sizeof(T);
+#pragma unroll
+      for (int v = 0; v < kPacket; v += kVector) {
+        float values[kVector];
+#pragma unroll
+        for (int e = 0; e < kVector; ++e) values[e] = sum[v + e];
+        write<kVector>(values, grad + d + v);
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < kPacket; ++e) {
+        if (rows.has(d + e)) grad[d + e] = static_cast<T>(sum[e]);
+      }
+    }
   }
 }
 
 // Thread blocks that give every row a warp.
-unsigned warps_for(std::int64_t rows) { return blocks(rows, kRowThreads / kWarpSize); }
+unsigned warps_for(std::int64_t rows) { return blocks(rows, kThreads / kWarpSize); }
 
-cudaError_t normalize(const UnitRows& p, cudaStream_t stream) {
+// Calls body.operator()<T, kAligned>().
+template <typename Body>
+cudaError_t visit_rows(const UnitRows& p, Body&& body) {
   return visit_cuda_dtype(p.dtype, [&]<typename T>() {
-    return launch(unit_rows<T>, warps_for(p.rows), kRowThreads, stream, p);
+    const bool is_aligned = aligned(p.x, 16) && p.dim % kPacket == 0 &&
+                            p.row_stride * static_cast<std::int64_t>(sizeof(T)) % 16 == 0;
+    return is_aligned ? body.template operator()<T, true>() : body.template operator()<T, false>();
   });
+}
+
+template <typename Number, int kPlanes, int kTile>
+cudaError_t search_in_tiles(const NearestSearch& p, cudaStream_t stream) {
+  for (int pair = 0; pair < p.span * p.span; ++pair) {
+    const cudaError_t error =
+        launch_shared(nearest::search<Number, kPlanes, kTile>,
+                      blocks(nearest::search_blocks(p.slots), 1), nearest::kSearchThreads,
+                      nearest::SearchTile<Number, kPlanes, kTile>::kSharedBytes, stream, p, pair);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace
 
-int nearest_neighbor_distance_cuda(const UnitRows& unit, const NearestSplits& splits,
+int nearest_neighbor_distance_cuda(const UnitRows& rows, const NearestSearch& search,
                                    const NeighborDistances& distances, cudaStream_t stream) {
-  cudaError_t error = normalize(unit, stream);
+  // Rows are counted in 32 bits; there is no time for the products of so many.
+  if (search.padded_rows > std::numeric_limits<std::int32_t>::max()) return cudaErrorInvalidValue;
+  cudaError_t error = visit_rows(rows, [&]<typename T, bool kAligned>() {
+    return launch(write_planes<T, kAligned>, warps_for(search.padded_rows), kThreads, stream, rows,
+                  search);
+  });
   if (error != cudaSuccess) return error;
-  error = launch(search, dim3(blocks(unit.rows, kTile), static_cast<unsigned>(splits.splits)),
-                 dim3(kSide, kSide), stream, distances, splits);
+  error = visit_cuda_dtype(rows.dtype, [&]<typename T>() {
+    using Number = plane_t<T>;
+    return search.tile == kNearestTile
+               ? search_in_tiles<Number, kPlanes<T>, kNearestTile>(search, stream)
+               : search_in_tiles<Number, kPlanes<T>, kSmallNearestTile>(search, stream);
+  });
   if (error != cudaSuccess) return error;
-  return launch(measure, warps_for(unit.rows), kRowThreads, stream, distances, splits);
+  return visit_rows(rows, [&]<typename T, bool kAligned>() {
+    return launch(measure<T, kAligned>, warps_for(rows.rows), kThreads, stream, rows, search,
+                  distances);
+  });
 }
 
-int nearest_neighbor_distance_backward_cuda(const UnitRows& unit,
+int nearest_neighbor_distance_backward_cuda(const UnitRows& rows,
                                             const NearestNeighborDistanceBackward& p,
+                                            const NearestFollowers& followers,
                                             cudaStream_t stream) {
-  const cudaError_t error = normalize(unit, stream);
-  if (error != cudaSuccess) return error;
-  return visit_cuda_dtype(p.dtype, [&]<typename T>() {
-    return launch(backward<T>, blocks(p.rows, 1), kRowThreads, stream, p);
+  return visit_rows(rows, [&]<typename T, bool kAligned>() {
+    const cudaError_t error =
+        launch(prepare<T, kAligned>, warps_for(p.rows + 1), kThreads, stream, rows, p, followers);
+    if (error != cudaSuccess) return error;
+    return launch(backward<T, kAligned>, blocks(p.rows, 1), kThreads, stream, rows, p,
+                  followers.first);
   });
 }
 
