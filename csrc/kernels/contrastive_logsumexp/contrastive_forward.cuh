@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       t.fixed_shift ? add(true_type{}, false_type{}) : add(false_type{}, false_type{});
     }
   };
-  multiply_tiles<T>(ViewRows<T>(p.x, i), ViewRows<T>(p.y, j), MaskFactors<T>(p, k), first_row,
+  multiply_tiles<T>(ViewRows<T>(p.x, i, k), ViewRows<T>(p.y, j, k), MaskFactor(p, k), first_row,
                     first_tile, last_tile, begin, end);
 
   // The columns of a row are spread over two warps, and over four lanes of each.
