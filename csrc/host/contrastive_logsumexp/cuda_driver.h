@@ -21,13 +21,9 @@ class ContrastiveCudaDriver {
     if (lse.numel() == 0) return 0;
     const kernels::Contrastive p = params(in.x, in.y, inv_norm_x, inv_norm_y, in.offset);
     MaskedCopies copies(in, p, in.subspaces());
-    // If there are few rows, columns are split to have enough thread blocks for a large GPU.
-    constexpr std::int64_t kTileSide = 128, kWantedBlocks = 512;
     const std::int64_t results = copies.group * (lse.numel() / in.subspaces());
-    const std::int64_t tiles = (in.rows() + kTileSide - 1) / kTileSide * results / in.rows();
-    const std::int64_t most = std::max<std::int64_t>(1, in.columns() / kTileSide);
-    const std::int64_t splits = std::clamp<std::int64_t>(kWantedBlocks / tiles, 1, most);
-    const Tensor partial = in.new_empty({2, splits, results});
+    const ForwardGrid grid(in, copies.group);
+    const Tensor partial = in.new_empty({grid.side > 0 ? 1 : 2, grid.splits, results});
     int error = 0;
     for (std::int64_t k = 0; k < in.subspaces() && error == 0; k += copies.group) {
       kernels::Contrastive part = subspaces_of(p, k, copies.group);
@@ -36,9 +32,10 @@ class ContrastiveCudaDriver {
       const std::int64_t at = k * (lse.numel() / in.subspaces());
       error = kernels::contrastive_forward_cuda(
           {.p = part,
-           .splits = splits,
-           .partial_max = mutable_floats(partial.select(0, 0)),
-           .partial_sum = mutable_floats(partial.select(0, 1)),
+           .side = grid.side,
+           .splits = grid.splits,
+           .partial_max = mutable_floats(partial.select(0, -1)),
+           .partial_sum = mutable_floats(partial.select(0, 0)),
            .lse = mutable_floats(lse) + at,
            .positive = in.options.has_positive ? mutable_floats(positive) + at : nullptr},
           stream);
@@ -120,11 +117,43 @@ class ContrastiveCudaDriver {
             .column = subspaces_of(b.column, blocks * b.p.y.rows)};
   }
 
+  // How the forward is divided among thread blocks, of which a large GPU wants kWanted.
+  struct ForwardGrid {
+    std::int64_t side = 0, splits = 1;
+
+    ForwardGrid(const ContrastiveInputs& in, std::int64_t subspaces) {
+      constexpr std::int64_t kTile = kernels::kSquareRows, kWanted = 512;
+      const std::int64_t row_tiles = (in.rows() + kTile - 1) / kTile;
+      const bool fixed_shift =
+          !in.temperature_tensor.defined() && in.temperature >= kernels::kLeastFixedTemperature;
+      if (in.self && fixed_shift) {
+        // Squares of more than kSide tiles only where the work space would be too large.
+        constexpr std::int64_t kSide = 8, kMostSums = 1 << 24;
+        const std::int64_t views = in.x_views();
+        const auto splits_of = [&](std::int64_t s) { return (row_tiles + s - 1) / s; };
+        const auto squares_of = [&](std::int64_t s) {
+          return subspaces * views * splits_of(s) * (views * splits_of(s) + 1) / 2;
+        };
+        const auto too_large = [&](std::int64_t s) {
+          return splits_of(s) * subspaces * views * views * in.rows() > kMostSums;
+        };
+        side = 1;
+        while (squares_of(2 * side) >= kWanted && (side < kSide || too_large(side))) side *= 2;
+        splits = splits_of(side);
+        return;
+      }
+      // If there are few rows, columns are split.
+      const std::int64_t tiles = row_tiles * subspaces * in.x_views() * in.y_views();
+      const std::int64_t most = std::max<std::int64_t>(1, in.columns() / kTile);
+      splits = std::clamp<std::int64_t>(kWanted / tiles, 1, most);
+    }
+  };
+
   // Copies of bfloat16 embeddings with the masks applied, for `group` subspaces at a time: as many
   // as wanted, but not more than kMostElements, unless a single one has. Without masks, or of wider
   // numbers, there are no copies.
   struct MaskedCopies {
-    static constexpr std::int64_t kMostElements = 1 << 23;
+    static constexpr std::int64_t kMostElements = 1 << 24;
     std::int64_t group;
     Tensor x, y;
 

@@ -316,7 +316,7 @@ inline constexpr int kFinishThreads = 256, kFinishRows = kFinishThreads / kWarpS
 
 // A thread block takes a slice of the rows, and a warp every kFinishRows-th of them.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, 4)
     finish_rows(ContrastiveFusedBackward f, FusedPart part, PartialSums partial) {
   constexpr int kChunks = (kDim + 127) / 128;  // of 32 lanes with four elements each
   const Contrastive& p = f.b.p;

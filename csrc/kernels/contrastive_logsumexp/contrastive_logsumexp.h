@@ -176,14 +176,19 @@ struct Contrastive {
   const float* inv_norm_y;  // [K, Vy, M]
 };
 
+// In self-contrast with the fixed shift, an entry serves its row, and its column as a row of block
+// (j, i): only the upper triangle of all rows by all columns is computed, in squares of tiles.
 struct ContrastiveForward {
   Contrastive p;
-  std::int64_t splits;  // shares of a view's columns, one thread block each
-  float* partial_max;   // [splits, K, Vx, Vy, N]; unused with the fixed shift
+  std::int64_t side;  // of a square, in tiles of kSquareRows; 0: there are none
+  std::int64_t
+      splits;  // shares of a view's columns, one thread block each; with squares, a side each
+  float* partial_max;  // [splits, K, Vx, Vy, N]; unused with the fixed shift
   float* partial_sum;
   float* lse;       // [K, Vx, Vy, N]
   float* positive;  // [K, Vx, Vy, N], or null
 };
+inline constexpr std::int64_t kSquareRows = 128;
 
 // The tensors of `row` are [K, Vx, Vy, N], those of `column` [K, Vy, Vx, M].
 struct ContrastiveBackward {

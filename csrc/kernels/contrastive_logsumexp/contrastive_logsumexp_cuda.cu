@@ -64,12 +64,18 @@ int contrastive_forward_cuda(const ContrastiveForward& f, cudaStream_t stream) {
   if (results == 0) return cudaSuccess;
   const cudaError_t error = visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
     using Tile = ProductTile<T>;
+    const int shared_bytes = Tile::shared_bytes(p.x.dim);
+    if (f.side > 0) {
+      const std::int64_t sides = p.x.views * f.splits, squares = sides * (sides + 1) / 2;
+      return launch_shared(forward_tiles<T, true>, blocks(squares * p.subspaces, 1), kTileThreads,
+                           shared_bytes, stream, f);
+    }
     const std::int64_t tiles = blocks(p.x.rows, Tile::kRows);
     const std::int64_t grid = tiles * p.subspaces * p.x.views * p.y.views * f.splits;
-    return launch_shared(forward_tiles<T>, blocks(grid, 1), kTileThreads,
-                         Tile::shared_bytes(p.x.dim), stream, f);
+    return launch_shared(forward_tiles<T, false>, blocks(grid, 1), kTileThreads, shared_bytes,
+                         stream, f);
   });
-  if (error != cudaSuccess || f.splits == 1) return error;
+  if (error != cudaSuccess || (f.side == 0 && f.splits == 1)) return error;
   return launch(merge_splits, blocks(results, kMergeThreads), kMergeThreads, stream, f, results);
 }
 
