@@ -67,9 +67,9 @@ struct ColumnTile {
 };
 
 // What the weights need of an embedding, which is a row or a column.
-struct EmbeddingTerm {
+struct EmbeddingValues {
   float scale = 0;  // 1 / norm
-  AnchorTerm anchor;
+  AnchorValues anchor;
 };
 
 // The terms of a tile's rows, or of its columns, in shared memory.
@@ -77,11 +77,13 @@ template <int kCount>
 struct EmbeddingTerms {
   float scale[kCount], factor[kCount], lse[kCount];
 
-  __device__ __forceinline__ void write(int at, const EmbeddingTerm& term) {
+  __device__ __forceinline__ void write(int at, const EmbeddingValues& values,
+                                        const Temperature& t) {
     if (at >= kCount) return;
-    scale[at] = term.scale;
-    factor[at] = term.anchor.factor;
-    lse[at] = term.anchor.lse;
+    const AnchorTerm term(values.anchor, t);
+    scale[at] = values.scale;
+    factor[at] = term.factor;
+    lse[at] = term.lse;
   }
   template <bool kFixedShift>
   __device__ __forceinline__ AnchorTerm anchor(int at) const {
@@ -92,26 +94,25 @@ struct EmbeddingTerms {
   }
 };
 
-__device__ __forceinline__ EmbeddingTerm column_term(const ContrastiveBackward& b, int k, int i,
-                                                     const ColumnTile& tile, int column,
-                                                     const Temperature& t) {
+__device__ __forceinline__ EmbeddingValues column_values(const ContrastiveBackward& b, int k, int i,
+                                                         const ColumnTile& tile, int column) {
   const Contrastive& p = b.p;
   const std::int64_t at = tile.first + column;
-  EmbeddingTerm term;
-  if (!tile.exists() || column >= tile.step || at >= tile.columns) return term;
-  term.scale = p.inv_norm_y[(k * p.y.views + tile.view) * p.y.rows + at];
-  term.anchor = AnchorTerm(b.column, column_block(p, k, i, tile.view) + at, t);
-  return term;
+  EmbeddingValues values;
+  if (!tile.exists() || column >= tile.step || at >= tile.columns) return values;
+  values.scale = p.inv_norm_y[(k * p.y.views + tile.view) * p.y.rows + at];
+  values.anchor = AnchorValues(b.column, column_block(p, k, i, tile.view) + at);
+  return values;
 }
 
-__device__ __forceinline__ EmbeddingTerm row_term(const ContrastiveBackward& b, int k, int i, int j,
-                                                  int row, const Temperature& t) {
+__device__ __forceinline__ EmbeddingValues row_values(const ContrastiveBackward& b, int k, int i,
+                                                      int j, int row) {
   const Contrastive& p = b.p;
-  EmbeddingTerm term;
-  if (row >= p.x.rows) return term;
-  term.scale = p.inv_norm_x[(k * p.x.views + i) * p.x.rows + row];
-  term.anchor = AnchorTerm(b.row, row_block(p, k, i, j) + row, t);
-  return term;
+  EmbeddingValues values;
+  if (row >= p.x.rows) return values;
+  values.scale = p.inv_norm_x[(k * p.x.views + i) * p.x.rows + row];
+  values.anchor = AnchorValues(b.row, row_block(p, k, i, j) + row);
+  return values;
 }
 
 // A part of the rows of one launch: tiles [first_tile, first_tile + tiles), counted through all
@@ -187,9 +188,9 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
   ColumnTile tile(p, i, kColumns, split, partial.splits);
   load_rows<kFusedThreads>(row_operand, ViewRows<T>(p.x, i, k), first_row, 0, MaskFactor(p, k));
   if (Tile::kStages == 2) load_columns(tile, 0);
-  column_terms[0].write(thread, column_term(f, k, i, tile, thread, t));
+  column_terms[0].write(thread, column_values(f, k, i, tile, thread), t);
   if (tile.exists() && thread < kRows) {
-    row_terms[0].write(thread, row_term(f, k, i, tile.view, first_row + thread, t));
+    row_terms[0].write(thread, row_values(f, k, i, tile.view, first_row + thread), t);
   }
 
   float dots[kThreadRows] = {};  // sums of W <w x, y> / |y|
@@ -204,7 +205,7 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
     __syncthreads();  // this tile has arrived, and no thread still reads the last one
     const ColumnTile next = tile.next();
     if (Tile::kStages == 2) load_columns(next, 1 - stage);
-    const EmbeddingTerm next_term = column_term(f, k, i, next, thread, t);
+    const EmbeddingValues next_values = column_values(f, k, i, next, thread);
     const bool exclude = p.options.excludes(i, tile.view);
     const Positives positives(p, first_row, kRows, tile.first, kColumns);
     const typename Tile::Columns columns = columns_at(stage);
@@ -252,11 +253,11 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
     } else {
       t.fixed_shift ? weigh(true_type{}, false_type{}) : weigh(false_type{}, false_type{});
     }
-    column_terms[1 - column_buffer].write(thread, next_term);
+    column_terms[1 - column_buffer].write(thread, next_values, t);
     if (next.view != tile.view) {
       row_buffer = 1 - row_buffer;
       if (next.exists() && thread < kRows) {
-        row_terms[row_buffer].write(thread, row_term(f, k, i, next.view, first_row + thread, t));
+        row_terms[row_buffer].write(thread, row_values(f, k, i, next.view, first_row + thread), t);
       }
     }
     __syncthreads();  // all weights have been written

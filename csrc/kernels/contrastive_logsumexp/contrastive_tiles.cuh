@@ -193,19 +193,30 @@ struct Positives {
   }
 };
 
+// lse of a row, or of a column, and its gradient. To load them early and use them late hides the
+// latency of global memory.
+struct AnchorValues {
+  float lse = -INFINITY, grad_lse = 0;
+
+  AnchorValues() = default;
+  __device__ __forceinline__ AnchorValues(const ContrastiveAnchor& anchor, std::int64_t at) {
+    if (anchor.lse == nullptr || anchor.grad_lse == nullptr) return;
+    lse = static_cast<const float*>(anchor.lse)[at];
+    grad_lse = static_cast<const float*>(anchor.grad_lse)[at];
+  }
+};
+
 // The term of a row, or of a column, in the weights W of its entries: with the fixed shift
 // factor * exp(s - 1 / temperature), else factor * exp(s - lse).
 struct AnchorTerm {
   float factor = 0, lse = INFINITY;
 
   AnchorTerm() = default;
-  __device__ __forceinline__ AnchorTerm(const ContrastiveAnchor& anchor, std::int64_t at,
-                                        const Temperature& t) {
-    if (anchor.lse == nullptr || anchor.grad_lse == nullptr) return;
-    const float value = static_cast<const float*>(anchor.lse)[at] * kLog2E;
+  __device__ __forceinline__ AnchorTerm(const AnchorValues& values, const Temperature& t) {
+    const float value = values.lse * kLog2E;
     if (value == -INFINITY) return;  // an empty sum
     lse = value;
-    factor = static_cast<const float*>(anchor.grad_lse)[at] * t.inverse;
+    factor = values.grad_lse * t.inverse;
     if (t.fixed_shift) factor *= exp2_fast(t.scale - value);
   }
 };

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const std::int64_t row_at = row_block(p, k, i, j) + first_row;
   __shared__ float row_scale[kRows], row_factor[kRows], row_lse[kRows];
   if (thread < rows) {
-    const AnchorTerm term(f.b.row, row_at + thread, t);
+    const AnchorTerm term(AnchorValues(f.b.row, row_at + thread), t);
     row_scale[thread] = p.inv_norm_x[(k * p.x.views + i) * p.x.rows + first_row + thread];
     row_factor[thread] = term.factor;
     row_lse[thread] = term.lse;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   if (first_column + column >= p.y.rows) return;
   const float scale = p.inv_norm_y[(k * p.y.views + j) * p.y.rows + first_column + column];
   const std::int64_t column_at = column_block(p, k, i, j) + first_column + column;
-  const AnchorTerm column_term(f.b.column, column_at, t);
+  const AnchorTerm column_term(AnchorValues(f.b.column, column_at), t);
   const Positives positives(p, first_row, kRows, first_column, kColumns);
   const int positive_row = positives.here ? column - positives.partner : -1;
   W* const to = static_cast<W*>(f.weights) +
