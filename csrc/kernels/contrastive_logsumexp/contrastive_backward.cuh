@@ -1,5 +1,6 @@
-// The backward pass. A thread block owns a tile of rows of one view and walks all columns of all
-// views: there are no atomic additions, and a row's gradient has a fixed order of summation.
+// The backward pass. A thread block owns a tile of rows of one view and walks the columns of all
+// views, or a share of them; a second kernel adds up the shares and computes the gradients. There
+// are no atomic additions, and a row's gradient has a fixed order of summation.
 //
 // For every tile of columns it computes the products again, turns them into weights P = W ry, and
 // accumulates P y, reading the same copy of y in shared memory. The weight of a positive is not
@@ -34,22 +35,29 @@ struct FusedTile {
   static_assert(kRows * kSumStride * 4 <= kSharedBytes);
 };
 
-// Iterates over the tiles of columns of all views, without the view that is left out, if any.
+// Iterates over a share of the tiles of columns of all views, without the view that is left out, if
+// any.
 struct ColumnTile {
-  int view, first, step, views, columns, skipped;
+  int view, first, step, columns, skipped, left;
 
-  __device__ __forceinline__ ColumnTile(const Contrastive& p, int i, int step_)
-      : view(0),
-        first(0),
-        step(step_),
-        views(p.y.rows == 0 ? 0 : static_cast<int>(p.y.views)),
+  __device__ __forceinline__ ColumnTile(const Contrastive& p, int i, int step_, int share = 0,
+                                        int shares = 1)
+      : step(step_),
         columns(static_cast<int>(p.y.rows)),
         skipped(p.options.leaves_out(i, i) ? i : -1) {
-    if (view == skipped) ++view;
+    const int of_view = (columns + step - 1) / step;
+    const auto views = static_cast<int>(p.y.views) - (0 <= skipped && skipped < p.y.views ? 1 : 0);
+    const std::int64_t tiles = std::int64_t{views} * of_view;
+    const std::int64_t begin = tiles * share / shares;
+    left = static_cast<int>(tiles * (share + 1) / shares - begin);
+    view = of_view == 0 ? 0 : static_cast<int>(begin / of_view);
+    first = of_view == 0 ? 0 : static_cast<int>(begin % of_view) * step;
+    if (skipped >= 0 && view >= skipped) ++view;
   }
-  __device__ __forceinline__ bool exists() const { return view < views; }
+  __device__ __forceinline__ bool exists() const { return left > 0; }
   __device__ __forceinline__ ColumnTile next() const {
     ColumnTile tile = *this;
+    --tile.left;
     tile.first += step;
     if (tile.first < columns) return tile;
     tile.first = 0;
@@ -59,9 +67,9 @@ struct ColumnTile {
 };
 
 // What the weights need of an embedding, which is a row or a column.
-struct EmbeddingTerm {
+struct EmbeddingValues {
   float scale = 0;  // 1 / norm
-  AnchorTerm anchor;
+  AnchorValues anchor;
 };
 
 // The terms of a tile's rows, or of its columns, in shared memory.
@@ -69,11 +77,13 @@ template <int kCount>
 struct EmbeddingTerms {
   float scale[kCount], factor[kCount], lse[kCount];
 
-  __device__ __forceinline__ void write(int at, const EmbeddingTerm& term) {
+  __device__ __forceinline__ void write(int at, const EmbeddingValues& values,
+                                        const Temperature& t) {
     if (at >= kCount) return;
-    scale[at] = term.scale;
-    factor[at] = term.anchor.factor;
-    lse[at] = term.anchor.lse;
+    const AnchorTerm term(values.anchor, t);
+    scale[at] = values.scale;
+    factor[at] = term.factor;
+    lse[at] = term.lse;
   }
   template <bool kFixedShift>
   __device__ __forceinline__ AnchorTerm anchor(int at) const {
@@ -84,54 +94,63 @@ struct EmbeddingTerms {
   }
 };
 
-__device__ __forceinline__ EmbeddingTerm column_term(const ContrastiveBackward& b, int k, int i,
-                                                     const ColumnTile& tile, int column,
-                                                     const Temperature& t) {
+__device__ __forceinline__ EmbeddingValues column_values(const ContrastiveBackward& b, int k, int i,
+                                                         const ColumnTile& tile, int column) {
   const Contrastive& p = b.p;
   const std::int64_t at = tile.first + column;
-  EmbeddingTerm term;
-  if (!tile.exists() || column >= tile.step || at >= tile.columns) return term;
-  term.scale = p.inv_norm_y[(k * p.y.views + tile.view) * p.y.rows + at];
-  term.anchor = AnchorTerm(b.column, column_block(p, k, i, tile.view) + at, t);
-  return term;
+  EmbeddingValues values;
+  if (!tile.exists() || column >= tile.step || at >= tile.columns) return values;
+  values.scale = p.inv_norm_y[(k * p.y.views + tile.view) * p.y.rows + at];
+  values.anchor = AnchorValues(b.column, column_block(p, k, i, tile.view) + at);
+  return values;
 }
 
-__device__ __forceinline__ EmbeddingTerm row_term(const ContrastiveBackward& b, int k, int i, int j,
-                                                  int row, const Temperature& t) {
+__device__ __forceinline__ EmbeddingValues row_values(const ContrastiveBackward& b, int k, int i,
+                                                      int j, int row) {
   const Contrastive& p = b.p;
-  EmbeddingTerm term;
-  if (row >= p.x.rows) return term;
-  term.scale = p.inv_norm_x[(k * p.x.views + i) * p.x.rows + row];
-  term.anchor = AnchorTerm(b.row, row_block(p, k, i, j) + row, t);
-  return term;
+  EmbeddingValues values;
+  if (row >= p.x.rows) return values;
+  values.scale = p.inv_norm_x[(k * p.x.views + i) * p.x.rows + row];
+  values.anchor = AnchorValues(b.row, row_block(p, k, i, j) + row);
+  return values;
 }
 
-// Adds the contribution of subspace k to an element of grad_x.
-template <typename T>
-__device__ __forceinline__ void add_gradient(const ContrastiveFusedBackward& f, int k,
-                                             std::int64_t element, float value) {
-  T& grad = static_cast<T*>(f.grad_x)[element];
-  if (f.b.p.subspaces == 1) {
-    grad = static_cast<T>(value);
-  } else if constexpr (std::is_same_v<T, float>) {
-    grad = k == 0 ? value : grad + value;
-  } else {
-    float& sum = f.sum[element];
-    const float total = k == 0 ? value : sum + value;
-    if (k + 1 == f.b.p.subspaces) {
-      grad = static_cast<T>(total);
-    } else {
-      sum = total;
-    }
+// A part of the rows of one launch: tiles [first_tile, first_tile + tiles), counted through all
+// views with row_tiles each, which are the rows [first_row, first_row + rows) of V * N.
+struct FusedPart {
+  int first_tile, tiles, row_tiles;
+  std::int64_t first_row, rows, first_slice, slices;
+};
+
+// The work space for a part: sums of W ry y, and of W <w x, y> ry.
+struct PartialSums {
+  float *sums, *dots;
+  std::int64_t rows;
+  int splits, dim;
+
+  PartialSums() = default;
+  PartialSums(const ContrastiveFusedBackward& f, const FusedPart& part, int dim_)
+      : sums(f.partial),
+        dots(f.partial + f.b.p.subspaces * f.plan.splits * part.rows * dim_),
+        rows(part.rows),
+        splits(static_cast<int>(f.plan.splits)),
+        dim(dim_) {}
+  // Of row `row` of the part.
+  __device__ __forceinline__ float* sums_of(int k, int split, std::int64_t row) const {
+    return sums + ((k * splits + split) * rows + row) * dim;
   }
-}
+  __device__ __forceinline__ float& dot_of(int k, int split, std::int64_t row) const {
+    return dots[(k * splits + split) * rows + row];
+  }
+};
 
 template <typename T, int kDim, int kMostBytes = FusedTile<T, kDim>::kSharedBytes>
 __global__ void __launch_bounds__(kFusedThreads, 2)
-    fused_backward(DynamicShared<kMostBytes>, ContrastiveFusedBackward f) {
+    fused_backward(DynamicShared<kMostBytes>, ContrastiveBackward f, FusedPart part,
+                   PartialSums partial) {
   using Tile = FusedTile<T, kDim>;
   constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kThreadRows = Tile::kThreadRows;
-  const Contrastive& p = f.b.p;
+  const Contrastive& p = f.p;
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32, lane = thread % 32;
   const int warp_row = warp / 2 * (kRows / 2);
@@ -140,9 +159,10 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
   // and the next ones; for the gradient, elements dim_of(c) and the next ones.
   const auto row_of = [&](int r) { return warp_row + lane / 4 + 8 * r; };
   const auto dim_of = [&](int c) { return c / 2 * 32 + warp_dim + c % 2 * 8 + lane % 4 * 2; };
-  const int row_tiles = static_cast<int>((p.x.rows + kRows - 1) / kRows);
-  const auto i = static_cast<int>(blockIdx.x) / row_tiles;
-  const int first_row = static_cast<int>(blockIdx.x) % row_tiles * kRows;
+  const auto block = static_cast<int>(blockIdx.x);
+  const int tile_of_rows = part.first_tile + block % part.tiles;
+  const int split = block / part.tiles % partial.splits, k = block / part.tiles / partial.splits;
+  const int i = tile_of_rows / part.row_tiles, first_row = tile_of_rows % part.row_tiles * kRows;
   const int rows_left = static_cast<int>(p.x.rows) - first_row;
   const int rows_here = rows_left < kRows ? rows_left : kRows;
   const auto dim = static_cast<int>(p.x.dim);
@@ -155,182 +175,257 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
     return typename Tile::Columns{memory + Tile::Rows::kBytes + Tile::Weights::kBytes +
                                   stage * Tile::Columns::kBytes};
   };
-  const auto load_columns = [&](const ColumnTile& tile, int stage, const MaskFactors<T>& factors) {
+  const auto load_columns = [&](const ColumnTile& tile, int stage) {
     if (!tile.exists()) return;
-    load_rows<kFusedThreads>(columns_at(stage), ViewRows<T>(p.y, tile.view), tile.first, 0,
-                             factors.columns);
+    load_rows<kFusedThreads>(columns_at(stage), ViewRows<T>(p.y, tile.view, k), tile.first, 0);
   };
   __shared__ EmbeddingTerms<kColumns> column_terms[2];  // of this tile and the next
   __shared__ EmbeddingTerms<kRows> row_terms[2];        // of this view and the next
   // Of the rows' positives: the part of W that comes from lse, and <w x, y> / |y|.
   __shared__ float positive_weights[kRows], positive_values[kRows];
-  __shared__ float half_dots[2][kRows], row_scale[kRows], projection[kRows];
+  __shared__ float half_dots[2][kRows];
 
-  float dots = 0;  // of row `thread`
-  for (int k = 0; k < p.subspaces; ++k) {
-    const MaskFactors<T> factors(p, k);
-    ColumnTile tile(p, i, kColumns);
-    __syncthreads();  // all threads are done with the last subspace's shared memory
-    load_rows<kFusedThreads>(row_operand, ViewRows<T>(p.x, i), first_row, 0, factors.rows);
-    if (Tile::kStages == 2) load_columns(tile, 0, factors);
-    column_terms[0].write(thread, column_term(f.b, k, i, tile, thread, t));
-    if (tile.exists() && thread < kRows) {
-      row_terms[0].write(thread, row_term(f.b, k, i, tile.view, first_row + thread, t));
+  ColumnTile tile(p, i, kColumns, split, partial.splits);
+  load_rows<kFusedThreads>(row_operand, ViewRows<T>(p.x, i, k), first_row, 0, MaskFactor(p, k));
+  if (Tile::kStages == 2) load_columns(tile, 0);
+  column_terms[0].write(thread, column_values(f, k, i, tile, thread), t);
+  if (tile.exists() && thread < kRows) {
+    row_terms[0].write(thread, row_values(f, k, i, tile.view, first_row + thread), t);
+  }
+
+  float dots[kThreadRows] = {};  // sums of W <w x, y> / |y|
+  WarpSums<Tile::kRowBlocks, Tile::kDimBlocks> sums = {};
+  for (int stage = 0, column_buffer = 0, row_buffer = 0; tile.exists();
+       column_buffer = 1 - column_buffer) {
+    if (Tile::kStages == 1) {
+      __syncthreads();  // no thread still reads the last tile
+      load_columns(tile, 0);
     }
-
-    float dots_here[kThreadRows] = {};  // sums of W <w x, y> / |y|
-    WarpSums<Tile::kRowBlocks, Tile::kDimBlocks> sums = {};
-    for (int stage = 0, column_buffer = 0, row_buffer = 0; tile.exists();
-         column_buffer = 1 - column_buffer) {
-      if (Tile::kStages == 1) {
-        __syncthreads();  // no thread still reads the last tile
-        load_columns(tile, 0, factors);
-      }
-      wait_for_copies();
-      __syncthreads();  // this tile has arrived, and no thread still reads the last one
-      const ColumnTile next = tile.next();
-      if (Tile::kStages == 2) load_columns(next, 1 - stage, factors);
-      const EmbeddingTerm next_term = column_term(f.b, k, i, next, thread, t);
-      const bool exclude = p.options.excludes(i, tile.view);
-      const Positives positives(p, first_row, kRows, tile.first, kColumns);
-      const typename Tile::Columns columns = columns_at(stage);
-      WarpSums<Tile::kRowBlocks, Tile::kColumnBlocks> products = {};
-      // Steps as in the forward, so that the products have the same bits.
-      constexpr int kSteps = ProductTile<T>::kDepth / 16;
+    wait_for_copies();
+    __syncthreads();  // this tile has arrived, and no thread still reads the last one
+    const ColumnTile next = tile.next();
+    if (Tile::kStages == 2) load_columns(next, 1 - stage);
+    const EmbeddingValues next_values = column_values(f, k, i, next, thread);
+    const bool exclude = p.options.excludes(i, tile.view);
+    const Positives positives(p, first_row, kRows, tile.first, kColumns);
+    const typename Tile::Columns columns = columns_at(stage);
+    WarpSums<Tile::kRowBlocks, Tile::kColumnBlocks> products = {};
+    // Steps as in the forward, so that the products have the same bits.
+    constexpr int kSteps = ProductTile<T>::kDepth / 16;
 #pragma unroll 1
-      for (int d = 0; d < dim; d += ProductTile<T>::kDepth) {
-        multiply<Tile::kRowBlocks, Tile::kColumnBlocks, kSteps>(products, row_operand, warp_row,
-                                                                columns, warp_column, d / 8);
-      }
-      const FragmentWriter<typename Tile::Weights> weight_writer(weights, warp_row,
-                                                                 warp_column / 8);
-      const auto weigh = [&](auto fixed_shift, auto has_positives) {
+    for (int d = 0; d < dim; d += ProductTile<T>::kDepth) {
+      multiply<Tile::kRowBlocks, Tile::kColumnBlocks, kSteps>(products, row_operand, warp_row,
+                                                              columns, warp_column, d / 8);
+    }
+    const FragmentWriter<typename Tile::Weights> weight_writer(weights, warp_row, warp_column / 8);
+    const auto weigh = [&](auto fixed_shift, auto has_positives) {
 #pragma unroll
-        for (int c = 0; c < 2 * Tile::kColumnBlocks; ++c) {
-          const int at = warp_column + 8 * c + lane % 4 * 2;
-          const EmbeddingTerms<kColumns>& of_columns = column_terms[column_buffer];
-          const EmbeddingTerms<kRows>& of_rows = row_terms[row_buffer];
-#pragma unroll
-          for (int r = 0; r < kThreadRows; ++r) {
-            const AnchorTerm row_anchor = of_rows.template anchor<fixed_shift>(row_of(r));
-            float entry[2];
-#pragma unroll
-            for (int q = 0; q < 2; ++q) {
-              const float scale = of_columns.scale[at + q];
-              const float value = products[r / 2][c / 2][c % 2][r % 2 * 2 + q] * scale;
-              float w =
-                  sums_weight<fixed_shift>(value * of_rows.scale[row_of(r)], scale, t, row_anchor,
-                                           of_columns.template anchor<fixed_shift>(at + q));
-              entry[q] = w * scale;
-              if (has_positives && at + q - row_of(r) == positives.partner) {
-                positive_weights[row_of(r)] = exclude ? 0.0f : w;
-                positive_values[row_of(r)] = value;
-                entry[q] = w = 0;
-              }
-              dots_here[r] += w * value;
-            }
-            weight_writer.write(8 * r, c, entry[0], entry[1]);
-          }
-        }
-      };
-      using std::false_type, std::true_type;
-      if (positives.here) {
-        t.fixed_shift ? weigh(true_type{}, true_type{}) : weigh(false_type{}, true_type{});
-      } else {
-        t.fixed_shift ? weigh(true_type{}, false_type{}) : weigh(false_type{}, false_type{});
-      }
-      column_terms[1 - column_buffer].write(thread, next_term);
-      if (next.view != tile.view) {
-        row_buffer = 1 - row_buffer;
-        if (next.exists() && thread < kRows) {
-          row_terms[row_buffer].write(thread,
-                                      row_term(f.b, k, i, next.view, first_row + thread, t));
-        }
-      }
-      __syncthreads();  // all weights have been written
-
-      multiply_rows<Tile::kRowBlocks, Tile::kDimBlocks>(sums, weights, warp_row, columns, warp_dim);
-      if (positives.here) {
+      for (int c = 0; c < 2 * Tile::kColumnBlocks; ++c) {
+        const int at = warp_column + 8 * c + lane % 4 * 2;
+        const EmbeddingTerms<kColumns>& of_columns = column_terms[column_buffer];
+        const EmbeddingTerms<kRows>& of_rows = row_terms[row_buffer];
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) {
-          const int column = row_of(r) + positives.partner;
-          if (row_of(r) >= rows_here || column < 0 || column >= kColumns ||
-              tile.first + column >= tile.columns) {
-            continue;
-          }
-          const float w =
-              positive_weights[row_of(r)] +
-              positive_weight(f.b, row_block(p, k, i, tile.view) + first_row + row_of(r),
-                              column_block(p, k, i, tile.view) + tile.first + column, t);
-          if (warp % 2 == 0 && lane % 4 == 0) dots_here[r] += w * positive_values[row_of(r)];
-          const float factor = w * column_terms[column_buffer].scale[column];
+          const AnchorTerm row_anchor = of_rows.template anchor<fixed_shift>(row_of(r));
+          float entry[2];
 #pragma unroll
-          for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
-            const int pair = dim_of(c) / 2;
-            float* const sum = sums[r / 2][c / 2][c % 2] + r % 2 * 2;
-            const float2 z = columns.read_pair(column, pair);
-            sum[0] += factor * z.x;
-            sum[1] += factor * z.y;
+          for (int q = 0; q < 2; ++q) {
+            const float scale = of_columns.scale[at + q];
+            const float value = products[r / 2][c / 2][c % 2][r % 2 * 2 + q] * scale;
+            float w =
+                sums_weight<fixed_shift>(value * of_rows.scale[row_of(r)], scale, t, row_anchor,
+                                         of_columns.template anchor<fixed_shift>(at + q));
+            entry[q] = w * scale;
+            if (has_positives && at + q - row_of(r) == positives.partner) {
+              positive_weights[row_of(r)] = exclude ? 0.0f : w;
+              positive_values[row_of(r)] = value;
+              entry[q] = w = 0;
+            }
+            dots[r] += w * value;
           }
+          weight_writer.write(8 * r, c, entry[0], entry[1]);
         }
       }
-      if (Tile::kStages == 2) stage = 1 - stage;
-      tile = next;
+    };
+    using std::false_type, std::true_type;
+    if (positives.here) {
+      t.fixed_shift ? weigh(true_type{}, true_type{}) : weigh(false_type{}, true_type{});
+    } else {
+      t.fixed_shift ? weigh(true_type{}, false_type{}) : weigh(false_type{}, false_type{});
     }
+    column_terms[1 - column_buffer].write(thread, next_values, t);
+    if (next.view != tile.view) {
+      row_buffer = 1 - row_buffer;
+      if (next.exists() && thread < kRows) {
+        row_terms[row_buffer].write(thread, row_values(f, k, i, next.view, first_row + thread), t);
+      }
+    }
+    __syncthreads();  // all weights have been written
 
-    // Gradients from the accumulators. These go through shared memory, because a thread then takes
-    // all rows of an element. A row's dot is spread over two warps, and over four lanes of each.
-    wait_for_copies();  // those of the rows, if there was no tile of columns
-    __syncthreads();    // no thread still reads the last tile
-    auto* const row_sums = reinterpret_cast<float*>(memory);
+    multiply_rows<Tile::kRowBlocks, Tile::kDimBlocks>(sums, weights, warp_row, columns, warp_dim);
+    if (positives.here) {
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      const float dot = group_sum<4>(dots_here[r]);
-      if (lane % 4 == 0) half_dots[warp % 2][row_of(r)] = dot;
+      for (int r = 0; r < kThreadRows; ++r) {
+        const int column = row_of(r) + positives.partner;
+        if (row_of(r) >= rows_here || column < 0 || column >= kColumns ||
+            tile.first + column >= tile.columns) {
+          continue;
+        }
+        const float w = positive_weights[row_of(r)] +
+                        positive_weight(f, row_block(p, k, i, tile.view) + first_row + row_of(r),
+                                        column_block(p, k, i, tile.view) + tile.first + column, t);
+        if (warp % 2 == 0 && lane % 4 == 0) dots[r] += w * positive_values[row_of(r)];
+        const float factor = w * column_terms[column_buffer].scale[column];
 #pragma unroll
-      for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
-        float* const to = row_sums + row_of(r) * Tile::kSumStride + dim_of(c);
-        const float* const sum = sums[r / 2][c / 2][c % 2] + r % 2 * 2;
-        *reinterpret_cast<float2*>(to) = make_float2(sum[0], sum[1]);
-      }
-    }
-    __syncthreads();
-    if (thread < kRows) {
-      const std::int64_t at = (k * p.x.views + i) * p.x.rows + first_row + thread;
-      const float scale = thread < rows_here ? p.inv_norm_x[at] : 0.0f;
-      const float dot =
-          thread < rows_here ? (half_dots[0][thread] + half_dots[1][thread]) * scale : 0.0f;
-      dots += dot;
-      row_scale[thread] = scale;
-      projection[thread] = row_projection(scale, dot);
-    }
-    __syncthreads();
-    const T* const x =
-        static_cast<const T*>(p.x.data) + i * p.x.view_stride + first_row * p.x.row_stride;
-    const std::int64_t first_element = (i * p.x.rows + first_row) * dim;
-    for (int d = thread; d < dim; d += kFusedThreads) {
-      // The columns were multiplied by their factor, so that value = column_factor (G - h x).
-      const float row_factor = factors.rows(d), column_factor = factors.columns(d);
-      float grad_factor = 0;
-#pragma unroll 4
-      for (int row = 0; row < rows_here; ++row) {
-        const auto z = static_cast<float>(x[row * p.x.row_stride + d]);
-        const float value = row_sums[row * Tile::kSumStride + d] * row_scale[row] -
-                            projection[row] * (z * column_factor);
-        grad_factor += z * value;
-        if (f.grad_x != nullptr) {
-          add_gradient<T>(f, k, first_element + std::int64_t{row} * dim + d, row_factor * value);
+        for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
+          const int pair = dim_of(c) / 2;
+          float* const sum = sums[r / 2][c / 2][c % 2] + r % 2 * 2;
+          const float2 z = columns.read_pair(column, pair);
+          sum[0] += factor * z.x;
+          sum[1] += factor * z.y;
         }
       }
-      if (f.grad_masks != nullptr) {
-        // The gradient of m is m x (G - h x); if column_factor is m, `value` has the m already.
-        const float missing = factors.rows.squared ? factors.mask[d] : 1.0f;
-        f.grad_masks[(blockIdx.x * p.subspaces + k) * dim + d] = grad_factor * missing;
+    }
+    if (Tile::kStages == 2) stage = 1 - stage;
+    tile = next;
+  }
+
+  // A row's dot is spread over two warps, and over four lanes of each.
+  wait_for_copies();  // those of the rows, if there was no tile of columns
+  const std::int64_t first_in_part = i * p.x.rows + first_row - part.first_row;
+#pragma unroll
+  for (int r = 0; r < kThreadRows; ++r) {
+    const float dot = group_sum<4>(dots[r]);
+    if (lane % 4 == 0) half_dots[warp % 2][row_of(r)] = dot;
+    if (row_of(r) >= rows_here) continue;
+    float* const to = partial.sums_of(k, split, first_in_part + row_of(r));
+#pragma unroll
+    for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
+      const float* const sum = sums[r / 2][c / 2][c % 2] + r % 2 * 2;
+      *reinterpret_cast<float2*>(to + dim_of(c)) = make_float2(sum[0], sum[1]);
+    }
+  }
+  __syncthreads();
+  if (thread < rows_here) {
+    partial.dot_of(k, split, first_in_part + thread) = half_dots[0][thread] + half_dots[1][thread];
+  }
+}
+
+// ---- From the partial sums to the gradients
+
+inline constexpr int kFinishThreads = 256, kFinishRows = kFinishThreads / kWarpSize;
+
+// A thread block takes a slice of the rows, and a warp every kFinishRows-th of them.
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kFinishThreads, 4)
+    finish_rows(ContrastiveFusedBackward f, FusedPart part, PartialSums partial) {
+  constexpr int kChunks = (kDim + 127) / 128;  // of 32 lanes with four elements each
+  const Contrastive& p = f.b.p;
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / kWarpSize, lane = thread % kWarpSize;
+  const auto dim = static_cast<int>(f.z.dim), subspaces = static_cast<int>(p.subspaces);
+  const std::int64_t slice = part.first_slice + blockIdx.x;
+  const std::int64_t begin = blockIdx.x * f.plan.slice_rows;
+  const std::int64_t end = std::min(begin + f.plan.slice_rows, part.rows);
+  const bool aligned =
+      is_aligned(static_cast<const T*>(f.z.data), f.z.row_stride, dim) && f.z.view_stride % 8 == 0;
+  const bool aligned_grad = dim % 8 == 0;
+  const bool first = f.first_subspace == 0;
+  const bool last = f.first_subspace + subspaces == f.all_subspaces;
+  __shared__ float grad_masks[kFinishRows][kChunks * 128];
+
+  float dots = 0;  // of the warp's rows
+  for (std::int64_t from = begin; from < end; from += kFinishRows) {
+    const std::int64_t row = from + warp, at = part.first_row + row;
+    const bool inside = row < end;
+    float z[kChunks][4] = {}, grads[kChunks][4] = {};
+    if (inside) {
+      const T* const source = static_cast<const T*>(f.z.data) + at / f.z.rows * f.z.view_stride +
+                              at % f.z.rows * f.z.row_stride;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        const int d = c * 128 + lane * 4;
+        read_packet(source + d, dim - d, aligned, z[c]);
+      }
+    }
+    for (int k = 0; k < subspaces; ++k) {
+      const float* const mask = f.masks == nullptr ? nullptr : f.masks + k * dim;
+      float scale = 0, dot = 0;
+      if (inside) {
+        scale = p.inv_norm_x[k * f.z.views * f.z.rows + at];
+#pragma unroll 4
+        for (int split = 0; split < partial.splits; ++split) {
+          dot += partial.dot_of(k, split, row);
+        }
+        dot *= scale;
+      }
+      dots += dot;
+      const float projection = row_projection(scale, dot);
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        const int d = c * 128 + lane * 4;
+        float sum[4] = {}, grad_mask[4] = {};
+        if (inside && d < dim) {
+#pragma unroll 4
+          for (int split = 0; split < partial.splits; ++split) {
+            const float4 part_sum =
+                *reinterpret_cast<const float4*>(partial.sums_of(k, split, row) + d);
+            sum[0] += part_sum.x;
+            sum[1] += part_sum.y;
+            sum[2] += part_sum.z;
+            sum[3] += part_sum.w;
+          }
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float m = mask != nullptr && d + e < dim ? mask[d + e] : 1.0f;
+            // Unless elements are split, columns were multiplied by m, and so is G here.
+            const float of_columns = kSplitFactors<T> ? 1.0f : m;
+            const float value = sum[e] * scale - projection * (z[c][e] * of_columns);
+            grads[c][e] += (kSplitFactors<T> ? m * m : m) * value;
+            grad_mask[e] = z[c][e] * value * (kSplitFactors<T> ? m : 1.0f);
+          }
+        }
+        if (f.grad_masks != nullptr) {
+          *reinterpret_cast<float4*>(&grad_masks[warp][d]) =
+              make_float4(grad_mask[0], grad_mask[1], grad_mask[2], grad_mask[3]);
+        }
+      }
+      if (f.grad_masks == nullptr) continue;
+      __syncthreads();
+      for (int d = thread; d < dim; d += kFinishThreads) {
+        float& to = f.grad_masks[(slice * f.all_subspaces + f.first_subspace + k) * dim + d];
+        float sum = from == begin ? 0.0f : to;
+#pragma unroll
+        for (int w = 0; w < kFinishRows; ++w) sum += grad_masks[w][d];
+        to = sum;
+      }
+      __syncthreads();  // no thread still reads the sums of this subspace
+    }
+    if (!inside || f.grad_x == nullptr) continue;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int d = c * 128 + lane * 4;
+      float* const sum = f.sum == nullptr ? nullptr : f.sum + at * dim + d;
+      T* const grad = static_cast<T*>(f.grad_x) + at * dim + d;
+      if (!first) {
+        float before[4];
+        if constexpr (std::is_same_v<T, float>) {
+          read_packet(grad, dim - d, aligned_grad, before);
+        } else {
+          read_packet(sum, dim - d, aligned_grad, before);
+        }
+#pragma unroll
+        for (int e = 0; e < 4; ++e) grads[c][e] = before[e] + grads[c][e];
+      }
+      if (last || std::is_same_v<T, float>) {
+        write_packet(grads[c], dim - d, aligned_grad, grad);
+      } else {
+        write_packet(grads[c], dim - d, aligned_grad, sum);
       }
     }
   }
-  dots = block_sum<kFusedThreads>(dots);
-  if (thread == 0) f.dots[blockIdx.x] = dots;
+  dots = block_sum<kFinishThreads>(lane == 0 ? dots : 0.0f);
+  if (thread == 0) f.dots[slice] = first ? dots : f.dots[slice] + dots;
 }
 
 // body.operator()<T, kDim>() for the narrowest tile that holds the embeddings.

@@ -39,12 +39,13 @@ inline constexpr double kLeastFixedTemperature = 0.03;
 
 // ---- Rows, both devices
 
-// Embeddings [V, N, D] with a dense last dimension.
+// Embeddings [V, N, D] with a dense last dimension; or one of them for each subspace (MaskedRows).
 struct EmbeddingRows {
   DType dtype;
   const void* data;
   std::int64_t view_stride, row_stride;
   std::int64_t views, rows, dim;
+  std::int64_t subspace_stride = 0;
 };
 
 // inv_norm[k, v, n] = 1 / max(|m_k z_vn|, kSmallestNorm)
@@ -151,6 +152,18 @@ void contrastive_tile_weights_cpu(const ContrastiveTileWeights& p, std::int64_t 
 
 // ---- CUDA: all blocks at once
 
+// Copies m_k z of bfloat16 embeddings, rounded to bfloat16. The products read an embedding many
+// times: with these, they need not multiply it by the mask each time.
+struct MaskedRows {
+  EmbeddingRows z;
+  const float* masks;  // [K, D]
+  std::int64_t subspaces;
+  void* to;  // [K, V, N, D rounded up to a multiple of kMaskedPacket, with zeros]
+};
+inline constexpr std::int64_t kMaskedPacket = 8;
+[[gnu::weak]] int mask_rows_cuda(const MaskedRows& p, CUstream_st* stream);
+
+// The kernels that multiply bfloat16 embeddings need those of mask_rows_cuda(), and no masks.
 struct Contrastive {
   EmbeddingRows x, y;
   const float* masks;  // [K, D], or null
@@ -163,14 +176,19 @@ struct Contrastive {
   const float* inv_norm_y;  // [K, Vy, M]
 };
 
+// In self-contrast with the fixed shift, an entry serves its row, and its column as a row of block
+// (j, i): only the upper triangle of all rows by all columns is computed, in squares of tiles.
 struct ContrastiveForward {
   Contrastive p;
-  std::int64_t splits;  // shares of a view's columns, one thread block each
-  float* partial_max;   // [splits, K, Vx, Vy, N]; unused with the fixed shift
+  std::int64_t side;  // of a square, in tiles of kSquareRows; 0: there are none
+  std::int64_t
+      splits;  // shares of a view's columns, one thread block each; with squares, a side each
+  float* partial_max;  // [splits, K, Vx, Vy, N]; unused with the fixed shift
   float* partial_sum;
   float* lse;       // [K, Vx, Vy, N]
   float* positive;  // [K, Vx, Vy, N], or null
 };
+inline constexpr std::int64_t kSquareRows = 128;
 
 // The tensors of `row` are [K, Vx, Vy, N], those of `column` [K, Vy, Vx, M].
 struct ContrastiveBackward {
@@ -178,22 +196,40 @@ struct ContrastiveBackward {
   ContrastiveAnchor row, column;
 };
 
-// The gradient of x and the sums over its rows in one kernel, for dims up to most_fused_dims().
+// The gradient of x and the sums over its rows, for dims up to most_fused_dims() and some subspaces
+// at a time. A thread block takes a share of the columns, for a tile of rows in one subspace; a
+// second kernel adds up the shares. With many rows, they are processed in several parts.
+struct ContrastiveFusedPlan {
+  std::int64_t subspaces;   // at a time, at most
+  std::int64_t splits;      // shares of the columns
+  std::int64_t tiles;       // of rows, in a part
+  std::int64_t slice_rows;  // a slice of the Vx * N rows has its own grad_masks and dots
+  std::int64_t slices;
+  std::int64_t partial;  // floats of work space
+};
+[[gnu::weak]] ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p);
+
 struct ContrastiveFusedBackward {
   ContrastiveBackward b;
-  void* grad_x;          // [Vx, N, D] in x's dtype, or null
-  float* sum = nullptr;  // [Vx, N, D] work space, for 16-bit grad_x and several subspaces only
-  std::int64_t slices;   // of the Vx * N rows: fused_backward_slices_cuda()
-  float* grad_masks;     // [slices, K, D], written, or null
-  float* dots;           // [slices], written
+  ContrastiveFusedPlan plan;
+  std::int64_t first_subspace, all_subspaces;  // b has subspaces [first, first + b.p.subspaces)
+  EmbeddingRows z;                             // x, without masks applied
+  const float* masks;                          // [K, D] of b's subspaces, or null
+  float* partial;                              // [plan.partial] work space
+  void* grad_x;       // [Vx, N, D] in x's dtype, or null; written after the last subspace
+  float* sum;         // [Vx, N, D] work space, for 16-bit grad_x in several launches only
+  float* grad_masks;  // [plan.slices, all K, D], or null; those of b's subspaces are written
+  float* dots;        // [plan.slices], written in the first subspace, then added to
 };
 
-// For wider embeddings: W rx ry of rows [first, first + count) of view `view` and of all columns.
+// For wider embeddings: W rx ry of rows [first, first + count) of `views` views from `view` on, and
+// of all columns. `first` is 0 and `count` is N with several views, and Vx views are taken with
+// several subspaces.
 struct ContrastiveWeights {
   ContrastiveBackward b;
-  std::int64_t subspace, view, first, count;
+  std::int64_t view, views, first, count;
   DType dtype;    // of weights: bfloat16 for bfloat16 embeddings, else float32
-  void* weights;  // [count, Vy * M]
+  void* weights;  // [K, views, count, Vy * M]
 };
 
 // CUDA kernels index the rows of a view and the elements of a row in 32 bits.
@@ -205,7 +241,6 @@ inline constexpr int kMostFusedDims = 256, kMostFusedFloats = 192;
 inline std::int64_t most_fused_dims(DType dtype) {
   return dtype == DType::kFloat32 ? kMostFusedFloats : kMostFusedDims;
 }
-[[gnu::weak]] std::int64_t fused_backward_slices_cuda(const Contrastive& p);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
 [[gnu::weak]] int contrastive_forward_cuda(const ContrastiveForward& p, CUstream_st* stream);

@@ -53,50 +53,97 @@ __global__ void __launch_bounds__(kRowThreads) inverse_norms(InverseNorms p) {
   }
 }
 
+// One warp per row of a subspace.
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads) mask_rows(MaskedRows p) {
+  const std::int64_t count = p.z.views * p.z.rows;
+  const std::int64_t at = std::int64_t{blockIdx.x} * kRowWarps + threadIdx.x / kWarpSize;
+  if (at >= p.subspaces * count) return;
+  constexpr int kPacket = static_cast<int>(kMaskedPacket);
+  const T* const z = row_at<T>(p.z, at % count);
+  const float* const mask = p.masks + at / count * p.z.dim;
+  const std::int64_t dim = (p.z.dim + kPacket - 1) / kPacket * kPacket;
+  T* const to = static_cast<T*>(p.to) + at * dim;
+  const bool aligned = is_aligned(z, 0, p.z.dim), aligned_mask = is_aligned(mask, 0, p.z.dim);
+#pragma unroll 4
+  for (std::int64_t d = threadIdx.x % kWarpSize * kPacket; d < dim; d += kWarpSize * kPacket) {
+    float values[kPacket], factors[kPacket];
+    read_packet(z + d, static_cast<int>(p.z.dim - d), aligned, values);
+    read_packet(mask + d, static_cast<int>(p.z.dim - d), aligned_mask, factors);
+#pragma unroll
+    for (int e = 0; e < kPacket; ++e) values[e] *= factors[e];
+    write_packet(values, kPacket, true, to + d);
+  }
+}
+
 // One thread block per slice of the rows. It takes kRows rows at a time: first each warp computes
-// the dots of some of them, then each thread handles some elements of all of them.
+// the dots of some of them, then each thread handles four neighboring elements of all of them.
 template <typename T, typename G, typename P>
 __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) {
-  constexpr int kRows = 4 * kRowWarps;
+  constexpr int kRows = 2 * kRowWarps;
   __shared__ float projection[kRows];
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarpSize, lane = thread % kWarpSize;
   const auto* const mask = static_cast<const float*>(p.mask);
-  const MaskFactor weight{mask, true};
+  const MaskFactor weight(mask);
   const auto* inv_norm = static_cast<const float*>(p.inv_norm);
   const auto* products = static_cast<const P*>(p.products);
+  const auto dim = static_cast<int>(p.z.dim);
+  const bool aligned =
+      is_aligned(static_cast<const T*>(p.z.data), p.z.row_stride, dim) && p.z.view_stride % 8 == 0;
+  const bool aligned_dense = dim % 8 == 0;  // rows of the products and of grad
   const std::int64_t begin = p.count * blockIdx.x / p.slices;
   const std::int64_t end = p.count * (blockIdx.x + std::int64_t{1}) / p.slices;
   float dots = 0;
   for (std::int64_t first = begin; first < end; first += kRows) {
-    const std::int64_t last = first + kRows < end ? first + kRows : end;
-    for (std::int64_t row = first + warp; row < last; row += kRowWarps) {
-      const T* z = row_at<T>(p.z, p.first + row);
+    const int rows = static_cast<int>(std::min<std::int64_t>(end - first, kRows));
+    for (int row = warp; row < rows; row += kRowWarps) {
+      const T* z = row_at<T>(p.z, p.first + first + row);
+      const P* const of_row = products + (first + row) * dim;
       float dot = 0;
-      for (std::int64_t d = lane; d < p.z.dim; d += kWarpSize) {
-        dot +=
-            static_cast<float>(z[d]) * weight(d) * static_cast<float>(products[row * p.z.dim + d]);
+#pragma unroll 4
+      for (int d = lane * 4; d < dim; d += kWarpSize * 4) {
+        float values[4], sums[4];
+        read_packet(z + d, dim - d, aligned, values);
+        read_packet(of_row + d, dim - d, aligned_dense, sums);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (d + e < dim) dot += values[e] * weight(d + e) * sums[e];
+        }
       }
       dot = group_sum<kWarpSize>(dot);
       if (lane != 0) continue;
-      projection[row - first] = row_projection(inv_norm[p.first + row], dot);
+      projection[row] = row_projection(inv_norm[p.first + first + row], dot);
       dots += dot;
     }
     __syncthreads();
-    for (std::int64_t d = thread; d < p.z.dim; d += kRowThreads) {
-      const float w = weight(d);
-      float grad_weight = 0;  // twice the gradient of w; times m, the gradient of m
-      for (std::int64_t row = first; row < last; ++row) {
-        const float z = static_cast<float>(row_at<T>(p.z, p.first + row)[d]);
-        const float value =
-            static_cast<float>(products[row * p.z.dim + d]) - projection[row - first] * z;
-        grad_weight += z * value;
+    for (int d = thread * 4; d < dim; d += kRowThreads * 4) {
+      float w[4], grad_weight[4] = {};  // twice the gradient of w; times m, the gradient of m
+#pragma unroll
+      for (int e = 0; e < 4; ++e) w[e] = d + e < dim ? weight(d + e) : 0.0f;
+#pragma unroll 4
+      for (int row = 0; row < rows; ++row) {
+        float z[4], value[4];
+        read_packet(row_at<T>(p.z, p.first + first + row) + d, dim - d, aligned, z);
+        read_packet(products + (first + row) * dim + d, dim - d, aligned_dense, value);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          value[e] -= projection[row] * z[e];
+          grad_weight[e] += z[e] * value[e];
+        }
         if (p.grad == nullptr) continue;
-        G& grad = static_cast<G*>(p.grad)[(p.first + row) * p.z.dim + d];
-        grad = static_cast<G>((p.add ? static_cast<float>(grad) : 0.0f) + w * value);
+        G* const grad = static_cast<G*>(p.grad) + (p.first + first + row) * dim + d;
+        float sums[4] = {};
+        if (p.add) read_packet(grad, dim - d, aligned_dense, sums);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[e] += w[e] * value[e];
+        write_packet(sums, dim - d, aligned_dense, grad);
       }
-      if (p.grad_mask != nullptr) {
-        static_cast<float*>(p.grad_mask)[blockIdx.x * p.z.dim + d] += grad_weight * mask[d];
+      if (p.grad_mask == nullptr) continue;
+      float* const to = static_cast<float*>(p.grad_mask) + std::int64_t{blockIdx.x} * dim + d;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (d + e < dim) to[e] += grad_weight[e] * mask[d + e];
       }
     }
     __syncthreads();

@@ -1,14 +1,14 @@
 // What the CUDA kernels of contrastive_logsumexp share: loading rows into shared memory,
 // temperatures, the weight of an entry, and the products of a tile of rows with tiles of columns.
 //
-// bfloat16 embeddings are multiplied as they are; without masks, a tile is copied to shared memory
-// without passing through registers. float32 and float16 are split into parts (mma.cuh).
+// bfloat16 embeddings are multiplied as they are: a tile is copied to shared memory without passing
+// through registers. float32 and float16 are split into parts (mma.cuh).
 //
 // Masks are applied so that an entry and its mirror image, with row and column exchanged, are the
 // same number: the gradient weighs an entry by exp(s - lse), where the lse of a column was summed
 // over mirror images. Rounding must therefore treat rows and columns alike: bfloat16 rows and
-// columns are both multiplied by m. Split rows are multiplied by w = m^2 and columns by 1, because
-// the parts hold w x to the last bit of float32, or to 2^-17 for float16.
+// columns are both multiplied by m, beforehand (mask_rows). Split rows are multiplied by w = m^2
+// and columns by 1, because the parts hold w x to the last bit of float32, or to 2^-17 for float16.
 //
 // Logits are to base 2 inside the kernels, so that an exponential is one instruction.
 #pragma once
@@ -40,18 +40,18 @@ inline constexpr bool kSplitFactors = kPartsOf<T> > 1;
 
 // ---- Rows
 
-// Reads eight elements as floats; those from `count` on are beyond the end of the row and become 0.
-// `aligned`: `from` is a multiple of 16 bytes, and a row has a multiple of eight elements.
-template <typename T>
+// Reads kCount elements, 4 or 8, as floats; those from `count` on are beyond the end of the row and
+// become 0. `aligned`: rows begin at a multiple of 16 bytes and have a multiple of eight elements.
+template <int kCount, typename T>
 __device__ __forceinline__ void read_packet(const T* from, int count, bool aligned,
-                                            float (&to)[8]) {
-  constexpr int kElements = 16 / sizeof(T);
-  struct alignas(16) Packet {
+                                            float (&to)[kCount]) {
+  constexpr int kElements = std::min(kCount, static_cast<int>(16 / sizeof(T)));
+  struct alignas(kElements * sizeof(T)) Packet {
     T values[kElements];
   };
   if (aligned && count > 0) {
 #pragma unroll
-    for (int i = 0; i < 8; i += kElements) {
+    for (int i = 0; i < kCount; i += kElements) {
       const Packet packet = *reinterpret_cast<const Packet*>(from + i);
 #pragma unroll
       for (int e = 0; e < kElements; ++e) to[i + e] = static_cast<float>(packet.values[e]);
@@ -59,7 +59,28 @@ __device__ __forceinline__ void read_packet(const T* from, int count, bool align
     return;
   }
 #pragma unroll
-  for (int i = 0; i < 8; ++i) to[i] = i < count ? static_cast<float>(from[i]) : 0.0f;
+  for (int i = 0; i < kCount; ++i) to[i] = i < count ? static_cast<float>(from[i]) : 0.0f;
+}
+
+// Writes kCount elements, as many of them as a row has.
+template <int kCount, typename T>
+__device__ __forceinline__ void write_packet(const float (&from)[kCount], int count, bool aligned,
+                                             T* to) {
+  struct alignas(kCount * sizeof(T)) Packet {
+    T values[kCount];
+  };
+  static_assert(sizeof(Packet) <= 16);
+  if (aligned && count > 0) {
+    Packet packet;
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) packet.values[e] = static_cast<T>(from[e]);
+    *reinterpret_cast<Packet*>(to) = packet;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i < count) to[i] = static_cast<T>(from[i]);
+  }
 }
 
 template <typename T>
@@ -69,7 +90,7 @@ __device__ __forceinline__ bool is_aligned(const T* rows, std::int64_t stride, s
   return bytes % 16 == 0 && dim % 8 == 0;
 }
 
-// The rows of one view.
+// The rows of one view, in subspace k if there are copies for each.
 template <typename T>
 struct ViewRows {
   const T* data;
@@ -77,35 +98,25 @@ struct ViewRows {
   int count, dim;
   bool aligned;
 
-  __device__ __forceinline__ ViewRows(const EmbeddingRows& z, int view)
-      : data(static_cast<const T*>(z.data) + view * z.view_stride),
+  __device__ __forceinline__ ViewRows(const EmbeddingRows& z, int view, int k = 0)
+      : data(static_cast<const T*>(z.data) + k * z.subspace_stride + view * z.view_stride),
         stride(z.row_stride),
         count(static_cast<int>(z.rows)),
         dim(static_cast<int>(z.dim)),
         aligned(is_aligned(data, stride, dim)) {}
 };
 
-// The factor of the rows' elements, or of the columns': 1, m or m^2.
+// The factor of a row's elements: w = m^2, or 1 without masks.
 struct MaskFactor {
   const float* mask = nullptr;  // [D]
-  bool squared = false;
 
-  __device__ __forceinline__ float operator()(int d) const {
-    if (mask == nullptr) return 1;
-    return squared ? mask[d] * mask[d] : mask[d];
+  MaskFactor() = default;
+  __device__ __forceinline__ explicit MaskFactor(const float* of_subspace) : mask(of_subspace) {}
+  __device__ __forceinline__ MaskFactor(const Contrastive& p, int k)
+      : mask(p.masks == nullptr ? nullptr : p.masks + k * p.x.dim) {}
+  __device__ __forceinline__ float operator()(std::int64_t d) const {
+    return mask == nullptr ? 1.0f : mask[d] * mask[d];
   }
-};
-
-// The factors of rows and columns in subspace k. Their product is w = m^2.
-template <typename T>
-struct MaskFactors {
-  const float* mask;  // [D] of the subspace, or null
-  MaskFactor rows, columns;
-
-  __device__ __forceinline__ MaskFactors(const Contrastive& p, int k)
-      : mask(p.masks == nullptr ? nullptr : p.masks + k * p.x.dim),
-        rows{mask, kSplitFactors<T>},
-        columns{kSplitFactors<T> ? nullptr : mask, false} {}
 };
 
 // Loads elements [first_dim, first_dim + kDepth) of rows [first_row, first_row + kRows), times the
@@ -113,7 +124,7 @@ struct MaskFactors {
 // wait_for_copies().
 template <int kThreads, typename T, typename Operand>
 __device__ __forceinline__ void load_rows(const Operand& to, const ViewRows<T>& from, int first_row,
-                                          int first_dim, const MaskFactor& factor) {
+                                          int first_dim, const MaskFactor& factor = {}) {
   constexpr int kRowStep = kThreads / Operand::kPackets;
   constexpr int kSteps = (Operand::kRows + kRowStep - 1) / kRowStep;
   constexpr bool kEven = kThreads % Operand::kPackets == 0 && Operand::kRows % kRowStep == 0;
@@ -124,7 +135,7 @@ __device__ __forceinline__ void load_rows(const Operand& to, const ViewRows<T>& 
   const int rows = d < from.dim ? from.count - first_row : 0;  // of this packet
   const T* source = from.data + (first_row + first) * from.stride + d;
   if constexpr (!kSplitFactors<T>) {
-    if (from.aligned && factor.mask == nullptr) {
+    if (from.aligned) {
 #pragma unroll 4
       for (int i = 0; i < kSteps; ++i) {
         const int row = first + i * kRowStep;
@@ -145,7 +156,7 @@ __device__ __forceinline__ void load_rows(const Operand& to, const ViewRows<T>& 
     float values[8] = {};
     if (row < rows) {
       read_packet(source, from.dim - d, from.aligned, values);
-      if (factor.mask != nullptr) {
+      if (kSplitFactors<T> && factor.mask != nullptr) {
 #pragma unroll
         for (int e = 0; e < 8; ++e) values[e] *= factors[e];
       }
@@ -182,19 +193,30 @@ struct Positives {
   }
 };
 
+// lse of a row, or of a column, and its gradient. To load them early and use them late hides the
+// latency of global memory.
+struct AnchorValues {
+  float lse = -INFINITY, grad_lse = 0;
+
+  AnchorValues() = default;
+  __device__ __forceinline__ AnchorValues(const ContrastiveAnchor& anchor, std::int64_t at) {
+    if (anchor.lse == nullptr || anchor.grad_lse == nullptr) return;
+    lse = static_cast<const float*>(anchor.lse)[at];
+    grad_lse = static_cast<const float*>(anchor.grad_lse)[at];
+  }
+};
+
 // The term of a row, or of a column, in the weights W of its entries: with the fixed shift
 // factor * exp(s - 1 / temperature), else factor * exp(s - lse).
 struct AnchorTerm {
   float factor = 0, lse = INFINITY;
 
   AnchorTerm() = default;
-  __device__ __forceinline__ AnchorTerm(const ContrastiveAnchor& anchor, std::int64_t at,
-                                        const Temperature& t) {
-    if (anchor.lse == nullptr || anchor.grad_lse == nullptr) return;
-    const float value = static_cast<const float*>(anchor.lse)[at] * kLog2E;
+  __device__ __forceinline__ AnchorTerm(const AnchorValues& values, const Temperature& t) {
+    const float value = values.lse * kLog2E;
     if (value == -INFINITY) return;  // an empty sum
     lse = value;
-    factor = static_cast<const float*>(anchor.grad_lse)[at] * t.inverse;
+    factor = values.grad_lse * t.inverse;
     if (t.fixed_shift) factor *= exp2_fast(t.scale - value);
   }
 };
@@ -286,7 +308,7 @@ struct ProductTile {
 // caller can start copies of its own, and end(tile, sums) with the products <w x, y>.
 template <typename T, typename Begin, typename End>
 __device__ __forceinline__ void multiply_tiles(const ViewRows<T>& x, const ViewRows<T>& y,
-                                               const MaskFactors<T>& masks, int first_row,
+                                               const MaskFactor& factor, int first_row,
                                                int first_tile, int last_tile, const Begin& begin,
                                                const End& end) {
   using Tile = ProductTile<T>;
@@ -302,17 +324,16 @@ __device__ __forceinline__ void multiply_tiles(const ViewRows<T>& x, const ViewR
   };
   const auto start = [&](int tile, int chunk, int stage) {
     if (chunk == 0) begin(tile);
-    load_rows<kTileThreads>(columns_at(stage), y, tile * Tile::kColumns, chunk * Tile::kDepth,
-                            masks.columns);
+    load_rows<kTileThreads>(columns_at(stage), y, tile * Tile::kColumns, chunk * Tile::kDepth);
     if (!kept) {
-      load_rows<kTileThreads>(rows_at(stage), x, first_row, chunk * Tile::kDepth, masks.rows);
+      load_rows<kTileThreads>(rows_at(stage), x, first_row, chunk * Tile::kDepth, factor);
     }
   };
 
   if (first_tile >= last_tile) return;
   if (kept) {
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      load_rows<kTileThreads>(rows_at(chunk), x, first_row, chunk * Tile::kDepth, masks.rows);
+      load_rows<kTileThreads>(rows_at(chunk), x, first_row, chunk * Tile::kDepth, factor);
     }
   }
   start(first_tile, 0, 0);

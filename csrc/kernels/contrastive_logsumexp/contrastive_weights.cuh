@@ -33,8 +33,11 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const auto row_tiles = static_cast<int>((f.count + kRows - 1) / kRows);
   const auto column_tiles = static_cast<int>((p.y.rows + kColumns - 1) / kColumns);
   const auto block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const auto i = static_cast<int>(f.view), k = static_cast<int>(f.subspace);
-  const int j = block / row_tiles / column_tiles, tile = block / row_tiles % column_tiles;
+  // Blocks that run at the same time share rows and columns of one subspace.
+  const int tile = block / row_tiles % column_tiles, views = block / row_tiles / column_tiles;
+  const auto y_views = static_cast<int>(p.y.views), x_views = static_cast<int>(f.views);
+  const int j = views % y_views, k = views / y_views / x_views;
+  const int local_view = views / y_views % x_views, i = static_cast<int>(f.view) + local_view;
   const int local_row = block % row_tiles * kRows, first_column = tile * kColumns;
   const int first_row = static_cast<int>(f.first) + local_row;
   const int rows_left = static_cast<int>(f.count) - local_row;
@@ -45,7 +48,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const std::int64_t row_at = row_block(p, k, i, j) + first_row;
   __shared__ float row_scale[kRows], row_factor[kRows], row_lse[kRows];
   if (thread < rows) {
-    const AnchorTerm term(f.b.row, row_at + thread, t);
+    const AnchorTerm term(AnchorValues(f.b.row, row_at + thread), t);
     row_scale[thread] = p.inv_norm_x[(k * p.x.views + i) * p.x.rows + first_row + thread];
     row_factor[thread] = term.factor;
     row_lse[thread] = term.lse;
@@ -58,7 +61,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     return row * kColumns + (column ^ row % 8 * 8);  // swizzled against bank conflicts
   };
   multiply_tiles<T>(
-      ViewRows<T>(p.x, i), ViewRows<T>(p.y, j), MaskFactors<T>(p, k), first_row, tile,
+      ViewRows<T>(p.x, i, k), ViewRows<T>(p.y, j, k), MaskFactor(p, k), first_row, tile,
       left_out ? tile : tile + 1, [](int) {},
       [&](int, const typename Tile::Sums& sums) {
         __syncthreads();  // no thread still reads the operands
@@ -78,11 +81,12 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   if (first_column + column >= p.y.rows) return;
   const float scale = p.inv_norm_y[(k * p.y.views + j) * p.y.rows + first_column + column];
   const std::int64_t column_at = column_block(p, k, i, j) + first_column + column;
-  const AnchorTerm column_term(f.b.column, column_at, t);
+  const AnchorTerm column_term(AnchorValues(f.b.column, column_at), t);
   const Positives positives(p, first_row, kRows, first_column, kColumns);
   const int positive_row = positives.here ? column - positives.partner : -1;
-  W* const to = static_cast<W*>(f.weights) + local_row * p.y.views * p.y.rows + j * p.y.rows +
-                first_column + column;
+  W* const to = static_cast<W*>(f.weights) +
+                ((k * f.views + local_view) * f.count + local_row) * p.y.views * p.y.rows +
+                j * p.y.rows + first_column + column;
 #pragma unroll 4
   for (int row = thread / kColumns; row < rows; row += kRowStep) {
     if (left_out) {  // the products were not computed

@@ -144,8 +144,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       cosines[r / 4] += sum_of_lane(tile_cosines);
     }
   };
-  MaskFactors<T> no_masks(p, 0);  // there are none: known to the compiler, it saves registers
-  no_masks.rows = no_masks.columns = {};
+  const MaskFactor no_masks;  // known to the compiler, it saves registers
   multiply_tiles<T>(ViewRows<T>(p.x, 0), ViewRows<T>(p.y, 0), no_masks, first_row, first_tile,
                     last_tile, begin, end);
 
