@@ -113,7 +113,7 @@ struct Likelihood {
     const V high = gap > 0 ? a.log_var : b.log_var;
     const V u = Math::exp(gap > 0 ? -gap : gap);
     const V scaled = difference * root_precision<Math>(high);
-    return scaled * scaled / (1 + u) + (high + Math::log1p(u));
+    return Math::divide(scaled * scaled, 1 + u) + (high + Math::log1p(u));
   }
   template <typename V>
   MAST_EXT_HD static V self_value(const Element<V>& a) {
@@ -126,7 +126,8 @@ struct Likelihood {
     const V difference = a.z - b.z, gap = a.log_var - b.log_var;
     const V high = gap > 0 ? a.log_var : b.log_var;
     const V u = Math::exp(gap > 0 ? -gap : gap);
-    const V larger = 1 / (1 + u), smaller = u * larger;  // exp(log_var) / s of the two views
+    // exp(log_var) / s of the two views
+    const V larger = Math::divide(V{} + 1, 1 + u), smaller = u * larger;
     const V root = root_precision<Math>(high), scaled = difference * root;
     const V grad_difference = c * scaled * (root * larger) * 2;
     const V grad_log_s = c * (1 - scaled * scaled * larger);

@@ -2,6 +2,7 @@
 // (subspace, image). Each thread block computes the W_k of its subspace itself.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/pair_sums/pair_sums_cuda.cuh"
+#include "kernels/pair_sums/pair_sums_grads_cuda.cuh"
 #include "kernels/subspace_nll/subspace_nll.h"
 #include "kernels/subspace_nll/subspace_nll_math.h"
 
@@ -29,13 +30,13 @@ __global__ void __launch_bounds__(engine::kThreads) write_coefficients(SubspaceN
   const bool padding = k >= p.pairs.subspaces;  // the same for the whole thread block
   const float total = padding ? 0 : engine::total_weight(p.pairs, k);
   if (b >= p.pairs.batch) return;
-  const std::int32_t rows = p.pairs.rows.count();
+  const std::int32_t rows = p.pairs.rows.count() + 1;  // the last one is of W_k
   float* image = static_cast<float*>(p.work.coefficients) + b * rows * padded_k + k;
   if (padding) {
     for (std::int32_t row = 0; row < rows; ++row) image[row * padded_k] = 0;
     return;
   }
-  static_cast<float*>(p.grad_totals)[b * p.pairs.subspaces + k] = math::coefficients<T>(
+  image[(rows - 1) * padded_k] = math::coefficients<T>(
       p, k, b, total, [&](std::int32_t row, float c) { image[row * padded_k] = c; });
 }
 
@@ -60,11 +61,9 @@ int subspace_nll_backward_cuda(const SubspaceNllBackward& p, cudaStream_t stream
                   engine::kThreads, stream, p);
   });
   if (error != cudaSuccess) return error;
-  const auto* grad_totals = static_cast<const float*>(p.grad_totals);
   return p.variance == Variance::kDiagonal
-             ? engine::launch_grads<Likelihood>(p.pairs, p.work, p.grad, grad_totals, stream)
-             : engine::launch_grads<SquaredDifference>(p.pairs, p.work, p.grad, grad_totals,
-                                                       stream);
+             ? engine::launch_grads<Likelihood>(p.pairs, p.work, p.grad, true, stream)
+             : engine::launch_grads<SquaredDifference>(p.pairs, p.work, p.grad, true, stream);
 }
 
 }  // namespace mast_ext::kernels

@@ -1,6 +1,7 @@
 // Computes the sums of pair_sums_cuda.cuh, then the arithmetic on them with one thread per
 // (subspace, image).
 #include "kernels/pair_sums/pair_sums_cuda.cuh"
+#include "kernels/pair_sums/pair_sums_grads_cuda.cuh"
 #include "kernels/subspace_similarity/subspace_similarity.h"
 #include "kernels/subspace_similarity/subspace_similarity_math.h"
 
@@ -51,8 +52,8 @@ int subspace_similarity_backward_cuda(const SubspaceSimilarityBackward& p, cudaS
       engine::kThreads, stream, p);
   if (error != cudaSuccess) return error;
   return p.metric == Metric::kCosine
-             ? engine::launch_grads<Product>(p.pairs, p.work, p.grad, nullptr, stream)
-             : engine::launch_grads<SquaredDifference>(p.pairs, p.work, p.grad, nullptr, stream);
+             ? engine::launch_grads<Product>(p.pairs, p.work, p.grad, false, stream)
+             : engine::launch_grads<SquaredDifference>(p.pairs, p.work, p.grad, false, stream);
 }
 
 }  // namespace mast_ext::kernels
