@@ -26,6 +26,10 @@ struct VectorMath {
     return log1p_unit(u);
   }
   template <typename V>
+  static V exp_of_gap(V gap) {
+    return exp(gap > 0 ? -gap : gap);
+  }
+  template <typename V>
   static V divide(V x, V y) {
     return x / y;
   }

@@ -14,9 +14,9 @@
 #include "kernels/common/dtype.h"
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
+#include "kernels/common/mma.cuh"
 #include "kernels/common/packets.cuh"
 #include "kernels/common/reductions.cuh"
-#include "kernels/common/scalar_math.h"
 #include "kernels/pair_sums/pair_math.h"
 #include "kernels/pair_sums/pair_sums.h"
 
@@ -28,6 +28,12 @@ inline constexpr int kTileRows = 4;  // rows of a tile
 // The functions of pair_math.h for CUDA, where they take few instructions.
 struct CudaMath {
   __device__ static float exp(float x) { return std::exp(x); }
+
+  // exp(-|gap|), with an absolute error of at most 2^-22.
+  __device__ static float exp_of_gap(float gap) {
+    constexpr float kLog2E = 1.44269504f;
+    return exp2_fast(-std::fabs(gap) * kLog2E);
+  }
 
   // log(1 + u) for u in [0, 1], with an error of at most 2^-23: a minimax polynomial.
   __device__ static float log1p(float u) {
@@ -82,17 +88,42 @@ __device__ __forceinline__ const T* row_of(const PairRows& rows, const Views& x,
          b * from.batch_stride;
 }
 
+// A view's row of image b and, if the values need it, that of its log-variances.
+template <typename T, typename Values>
+struct Row {
+  const T* z;
+  const T* log_var;
+
+  Row() = default;
+  __device__ __forceinline__ Row(const PairSums& p, std::int32_t view, std::int64_t b)
+      : z(row_of<T>(p.rows, p.x, p.y, view, b)) {
+    if constexpr (Values::kHasVariance) {
+      log_var = row_of<T>(p.rows, p.log_var_x, p.log_var_y, view, b);
+    }
+  }
+};
+
+// Tells the compiler that an address that was kept in shared memory is one of global memory.
+template <typename T>
+__device__ __forceinline__ const T* of_global_memory(const T* address) {
+#ifdef __CUDACC__
+  __builtin_assume(__isGlobal(address));
+#endif
+  return address;
+}
+
 // N elements of a view and, if the values need them, of its log-variances.
 template <typename T, typename Values, int N>
 struct Elements {
   float z[N], log_var[N];
 
+  __device__ __forceinline__ void read_at(const Row<T, Values>& row, std::int64_t d) {
+    read(of_global_memory(row.z) + d, z);
+    if constexpr (Values::kHasVariance) read(of_global_memory(row.log_var) + d, log_var);
+  }
   __device__ __forceinline__ void read_at(const PairSums& p, std::int32_t view, std::int64_t b,
                                           std::int64_t d) {
-    read(row_of<T>(p.rows, p.x, p.y, view, b) + d, z);
-    if constexpr (Values::kHasVariance) {
-      read(row_of<T>(p.rows, p.log_var_x, p.log_var_y, view, b) + d, log_var);
-    }
+    read_at(Row<T, Values>(p, view, b), d);
   }
 
   __device__ __forceinline__ Element<float> at(int n) const {
@@ -127,31 +158,41 @@ __device__ __forceinline__ void sum_over_lanes(float (&values)[Count]) {
   exchange_sums<kWarpSize / 2, Count>(values);
 }
 
-// Where a warp's tile lies: kTileRows or fewer rows, and some masks, of one image.
+// A warp's tile: some masks of `Rows` or fewer rows of one image.
 template <int Rows>
 struct Tile {
-  bool exists;
   std::int64_t b;
   std::int32_t first_row;
-  int rows;  // of the Rows
-  std::int32_t left[Rows], right[Rows];
+  int rows;  // none if the warp has no tile
 
   __device__ __forceinline__ Tile(const PairSums& p, std::int64_t index, std::int64_t row_tiles) {
-    exists = index < p.batch * row_tiles;
+    const bool exists = index < p.batch * row_tiles;
     b = exists ? index / row_tiles : 0;
-    first_row = static_cast<std::int32_t>(index % row_tiles) * Rows;
+    first_row = exists ? static_cast<std::int32_t>(index % row_tiles) * Rows : 0;
     const std::int32_t left_over = p.rows.count() - first_row;
     rows = !exists ? 0 : left_over < Rows ? left_over : Rows;
-#pragma unroll
-    for (int q = 0; q < Rows; ++q) {
-      p.rows.views_of(q < rows ? first_row + q : 0, left[q], right[q]);
-    }
+  }
+};
+
+// The two views of a row of pairs.
+template <typename T, typename Values>
+struct Sides {
+  Row<T, Values> left, right;
+
+  Sides() = default;
+  // Of row q of the tile, or of its first one if there is no such row.
+  template <int Rows>
+  __device__ __forceinline__ Sides(const PairSums& p, const Tile<Rows>& tile, int q) {
+    std::int32_t left_view, right_view;
+    p.rows.views_of(tile.first_row + (q < tile.rows ? q : 0), left_view, right_view);
+    left = {p, left_view, tile.b};
+    right = {p, right_view, tile.b};
   }
 };
 
 // Adds up the sums of a tile over the lanes of its warps and writes them. `parts` neighboring warps
 // have sums of the same tile; `partial` has room for Rows * Masks numbers for every warp.
-template <int Rows, int Masks>
+template <int Masks, int Rows>
 __device__ __forceinline__ void finish_tile(const PairSums& p, const Tile<Rows>& tile,
                                             std::int64_t k0, float (&values)[Rows * Masks],
                                             int parts, float (*partial)[Rows * Masks],
@@ -195,15 +236,18 @@ __global__ void __launch_bounds__(kThreads)
   const Tile<Rows> tile(p, std::int64_t{blockIdx.x} * (kWarps / parts) + warp / parts, row_tiles);
 
   float sum[Rows] = {};
-  if (tile.exists) {
+  if (tile.rows > 0) {
+    Sides<T, Values> sides[Rows];
+#pragma unroll
+    for (int q = 0; q < Rows; ++q) sides[q] = {p, tile, q};
 #pragma unroll(Rows == 1 ? 4 : 1)
     for (std::int64_t d = (warp % parts * kWarpSize + lane) * N; d < p.dim;
          d += parts * kWarpSize * N) {
       Elements<T, Values, N> a[Rows], c[Rows];
 #pragma unroll
       for (int q = 0; q < Rows; ++q) {
-        a[q].read_at(p, tile.left[q], tile.b, d);
-        c[q].read_at(p, tile.right[q], tile.b, d);
+        a[q].read_at(sides[q].left, d);
+        c[q].read_at(sides[q].right, d);
       }
 #pragma unroll
       for (int q = 0; q < Rows; ++q) {
@@ -214,7 +258,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  finish_tile<Rows, 1>(p, tile, 0, sum, parts, partial, sums);
+  finish_tile<1>(p, tile, 0, sum, parts, partial, sums);
 }
 
 inline constexpr int kSumSteps = 4;  // of a warp's width, whose masks are in shared memory at once
@@ -222,39 +266,52 @@ inline constexpr int kSumSteps = 4;  // of a warp's width, whose masks are in sh
 // sums[row, k, b]. `parts` neighboring warps, at most kSumSteps, share a tile; all warps of a
 // thread block have the same masks.
 template <typename T, typename Values, int N, int Masks>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, 4)
     sum_pairs(PairSums p, std::int64_t row_tiles, std::int64_t mask_tiles, int parts, float* sums) {
   constexpr int kWarps = kThreads / kWarpSize;
   constexpr int kStep = kWarpSize * N, kChunk = kSumSteps * kStep;  // elements of D
   alignas(16) __shared__ float weights[Masks][kChunk];
+  static_assert(kChunk == kThreads * N);
   __shared__ float partial[kWarps][kTileRows * Masks];
+  __shared__ Sides<T, Values> sides[kWarps][kTileRows];  // registers are scarce
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const std::int64_t k0 = blockIdx.x % mask_tiles * Masks;
   const Tile<kTileRows> tile(p, blockIdx.x / mask_tiles * (kWarps / parts) + warp / parts,
                              row_tiles);
 
+  // Of every mask, this thread brings N elements to shared memory.
+  const int own = static_cast<int>(threadIdx.x) * N;
+  const float* first_mask = static_cast<const float*>(p.masks) + k0 * p.dim + own;
+  if (lane < kTileRows) sides[warp][lane] = {p, tile, lane};
+
   float sum[kTileRows * Masks] = {};
   for (std::int64_t begin = 0; begin < p.dim; begin += kChunk) {
     if (begin > 0) __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < Masks * kChunk / N; i += kThreads) {
-      const int k = i / (kChunk / N), at = i % (kChunk / N) * N;
-      float w[N] = {};
-      if (k0 + k < p.subspaces && begin + at < p.dim) read_weights(p, k0 + k, begin + at, w);
-      write(w, &weights[k][at]);
+    if (begin + own < p.dim) {
+      const float* mask = first_mask + begin;
+#pragma unroll 4
+      for (int k = 0; k < Masks; ++k) {  // the last mask again for those that do not exist
+        float w[N];
+        read(mask, w);
+        if (k0 + k + 1 < p.subspaces) mask += p.dim;
+#pragma unroll
+        for (int n = 0; n < N; ++n) w[n] *= w[n];
+        write(w, &weights[k][own]);
+      }
     }
     __syncthreads();
     for (int step = warp % parts; step < kSumSteps; step += parts) {
       const int at = step * kStep + lane * N;
       const std::int64_t d = begin + at;
-      if (!tile.exists || d >= p.dim) break;
+      if (tile.rows == 0 || d >= p.dim) break;
       float value[kTileRows][N];
 #pragma unroll
       for (int q = 0; q < kTileRows; ++q) {
         if (q >= tile.rows) break;
         Elements<T, Values, N> a, c;
-        a.read_at(p, tile.left[q], tile.b, d);
-        c.read_at(p, tile.right[q], tile.b, d);
+        a.read_at(sides[warp][q].left, d);
+        c.read_at(sides[warp][q].right, d);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
           value[q][n] = Values::template value<CudaMath>(a.at(n), c.at(n));
@@ -272,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       }
     }
   }
-  finish_tile<kTileRows, Masks>(p, tile, k0, sum, parts, partial, sums);
+  finish_tile<Masks>(p, tile, k0, sum, parts, partial, sums);
 }
 
 // sum_d w_kd, the same in every thread of the block.

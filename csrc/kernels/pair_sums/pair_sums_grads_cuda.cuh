@@ -22,26 +22,25 @@ struct Coefficients {
   MAST_EXT_HD std::int32_t count() const { return rows + (totals ? 1 : 0); }
 };
 
-// Shared memory of grads() in floats, for blocks of `threads`. kMasks subspaces, or one without
-// masks.
+// Shared memory of grads(), for kMasks subspaces, or one without masks.
 template <typename Values, int N, int kMasks>
 struct GradsMemory {
   static constexpr int kStaged = kMasks == 0 ? 4 : kMasks;  // coefficients of a row
   static constexpr int kArrays = Values::kHasVariance ? 4 : 2;
 
-  static std::int64_t bytes(const PairSums& p, const Coefficients& coefficients, int threads) {
-    const std::int64_t columns = std::int64_t{kArrays} * p.rows.views() * N * threads;
+  static std::int64_t bytes(const PairSums& p, const Coefficients& coefficients) {
+    const std::int64_t columns = std::int64_t{kArrays} * p.rows.views() * N * kThreads;
     return 4 * (columns + 2 * std::int64_t{coefficients.count()} * kStaged);
   }
 };
 
-// A thread's column of an array [views][N][threads] in shared memory.
+// A thread's column of an array [views][N][kThreads] in shared memory.
 template <int N>
 struct Column {
   float* own;
 
   __device__ __forceinline__ float& at(std::int32_t view, int n) const {
-    return own[(view * N + n) * static_cast<int>(blockDim.x)];
+    return own[(view * N + n) * kThreads];
   }
   __device__ __forceinline__ void read(std::int32_t view, float (&to)[N]) const {
 #pragma unroll
@@ -56,8 +55,9 @@ struct Column {
 // Gradients of embeddings, log-variances and weights. blockIdx.y is the slice; blockIdx.x counts
 // the thread blocks of the first tile of masks, then those of the next. Those of the first tile
 // write the gradients of the embeddings, unless `wants_views` is false, those of all tiles
-// grad_weights[slice, k, d], unless it is null. Without masks, kMasks is 0.
-template <typename T, typename Values, int N, int kMasks>
+// grad_weights[slice, k, d], unless it is null. Without masks, kMasks is 0; kMoreMasks, if there is
+// more than one tile.
+template <typename T, typename Values, int N, int kMasks, bool kMoreMasks>
 __global__ void __launch_bounds__(kThreads, Values::kHasVariance&& N == 4 ? 3 : 4)
     grads(DynamicShared<kMostShared>, PairSums p, Coefficients coefficients, std::int64_t slices,
           bool wants_views, PairSumsGrad grad, float* grad_weights) {
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, Values::kHasVariance&& N == 4 ? 3 : 
 
   auto* const staged = reinterpret_cast<float*>(dynamic_shared_memory());
   const int staged_size = coefficients.count() * kStaged;
-  const int array = rows.views() * N * threads;
+  const int array = rows.views() * N * kThreads;
   const Column<N> column_z{staged + 2 * staged_size + thread}, column_grad_z{column_z.own + array};
   const Column<N> column_log_var{column_grad_z.own + array};  // these two if Values::kHasVariance
   const Column<N> column_grad_log_var{column_log_var.own + array};
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, Values::kHasVariance&& N == 4 ? 3 : 
 #pragma unroll
           for (int n = 0; n < N; ++n) c[n] += coefficient[k] * w[k][n];
         }
-        if (wants_views) {  // the masks of the other tiles
+        if (kMoreMasks && wants_views) {  // the masks of the other tiles
           for (std::int64_t k = kMasks; k < p.subspaces; ++k) {
             float more[N];
             read_weights(p, k, d, more);
@@ -293,10 +293,10 @@ __device__ __forceinline__ void partner_of(const PairRows& rows, std::int32_t vi
 }
 
 // Gradients of embeddings and log-variances. One thread per (image, N elements of D) has all views.
-template <typename T, typename Values, int N>
+template <typename T, typename Values>
 __global__ void __launch_bounds__(kThreads)
     grad_views(PairSums p, Coefficients coefficients, PairSumsGrad grad) {
-  constexpr int kPartners = 4;
+  constexpr int kPartners = 4, N = 1;
   const std::int64_t packets = p.dim / N;
   const std::int64_t own = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (own >= p.batch * packets) return;
@@ -385,10 +385,11 @@ inline constexpr int kTileMasks = 8;
 // Writes grad_weights[slice, k, d]: one thread per (slice, tile of masks, N elements of D).
 // blockIdx.y is the slice; blockIdx.x counts the thread blocks of the first tile, then those of the
 // next.
-template <typename T, typename Values, int N>
+template <typename T, typename Values>
 __global__ void __launch_bounds__(kThreads)
     grad_weights_of_slice(PairSums p, Coefficients coefficients, std::int64_t slices,
                           float* grad_weights) {
+  constexpr int N = 1;
   const std::int64_t blocks_of_tile = (p.dim / N + blockDim.x - 1) / blockDim.x;
   const std::int64_t d = (blockIdx.x % blocks_of_tile * blockDim.x + threadIdx.x) * N;
   if (d >= p.dim) return;
@@ -456,26 +457,14 @@ cudaError_t launch_grads(const PairSums& p, const PairSumsWork& work, const Pair
   auto* grad_weights = static_cast<float*>(wants_masks ? work.grad_weights : nullptr);
 
   // With kMasks masks in registers, or none.
-  const auto fused = [&]<typename T, int N, int kMasks>() {
+  const auto fits = [&]<int N, int kMasks>() {
+    return packs(p, Values::kHasVariance, N) &&
+           GradsMemory<Values, N, kMasks>::bytes(p, coefficients) <= kMostShared;
+  };
+  const auto fused = [&]<typename T, int N, int kMasks, bool kMoreMasks>() {
     using Memory = GradsMemory<Values, N, kMasks>;
     const std::int64_t packets = p.dim / N;
-    int threads = packets < kThreads ? static_cast<int>((packets + 31) / 32 * 32) : kThreads;
-    if (Memory::bytes(p, coefficients, threads) > kMostShared) threads = kWarpSize;
-    const std::int64_t shared = Memory::bytes(p, coefficients, threads);
-    if (shared > kMostShared) {
-      if (wants_views) {
-        const cudaError_t error =
-            launch(grad_views<T, Values, 1>, blocks(p.batch * p.dim, kThreads), kThreads, stream, p,
-                   coefficients, grad);
-        if (error != cudaSuccess) return error;
-      }
-      if (!wants_masks) return cudaSuccess;
-      const dim3 grid(
-          blocks(blocks(p.dim, kThreads) * std::int64_t{blocks(p.subspaces, kTileMasks)}, 1),
-          static_cast<unsigned>(work.slices));
-      return launch(grad_weights_of_slice<T, Values, 1>, grid, kThreads, stream, p, coefficients,
-                    work.slices, grad_weights);
-    }
+    const int threads = packets < kThreads ? static_cast<int>((packets + 31) / 32 * 32) : kThreads;
     const std::int64_t blocks_of_tile = packets > 0 ? blocks(packets, threads) : 0;
     const std::int64_t tiles = wants_masks && kMasks > 0 ? blocks(p.subspaces, Memory::kStaged) : 1;
     // Without gradients of masks, one slice is as good as another.
@@ -483,21 +472,40 @@ cudaError_t launch_grads(const PairSums& p, const PairSumsWork& work, const Pair
     const std::int64_t enough = blocks_of_tile > 0 ? kManyBlocks / blocks_of_tile + 1 : 1;
     const std::int64_t slices = wants_masks ? work.slices : p.batch < enough ? p.batch : enough;
     const dim3 grid(blocks(blocks_of_tile * tiles, 1), static_cast<unsigned>(slices));
-    return launch_shared(grads<T, Values, N, kMasks>, grid, threads, static_cast<int>(shared),
-                         stream, p, coefficients, slices, wants_views, grad, grad_weights);
+    return launch_shared(grads<T, Values, N, kMasks, kMoreMasks>, grid, threads,
+                         static_cast<int>(Memory::bytes(p, coefficients)), stream, p, coefficients,
+                         slices, wants_views, grad, grad_weights);
+  };
+  const auto one_by_one = [&]<typename T>() {
+    if (wants_views) {
+      const cudaError_t error = launch(grad_views<T, Values>, blocks(p.batch * p.dim, kThreads),
+                                       kThreads, stream, p, coefficients, grad);
+      if (error != cudaSuccess) return error;
+    }
+    if (!wants_masks) return cudaSuccess;
+    const std::int64_t tiles = blocks(p.subspaces, kTileMasks);
+    const dim3 grid(blocks(blocks(p.dim, kThreads) * tiles, 1), static_cast<unsigned>(work.slices));
+    return launch(grad_weights_of_slice<T, Values>, grid, kThreads, stream, p, coefficients,
+                  work.slices, grad_weights);
   };
   if (!wants_views && !wants_masks) return cudaSuccess;
   const cudaError_t error = visit_cuda_dtype(p.dtype, [&]<typename T>() {
+    constexpr int kWide = 16 / sizeof(T);
     if (!has_masks(p)) {
-      return visit_packets<4>(p, Values::kHasVariance,
-                              [&]<int N>() { return fused.template operator()<T, N, 0>(); });
+      if (fits.template operator()<kWide, 0>()) {
+        return fused.template operator()<T, kWide, 0, false>();
+      }
+      if (fits.template operator()<1, 0>()) return fused.template operator()<T, 1, 0, false>();
+      return one_by_one.template operator()<T>();
     }
-    if (p.subspaces <= 8) {
-      return visit_packets<4>(p, Values::kHasVariance,
-                              [&]<int N>() { return fused.template operator()<T, N, 8>(); });
+    if (p.subspaces <= 8 && fits.template operator()<4, 8>()) {
+      return fused.template operator()<T, 4, 8, false>();
     }
-    return visit_packets<2>(p, Values::kHasVariance,
-                            [&]<int N>() { return fused.template operator()<T, N, 16>(); });
+    if (p.subspaces <= 16 && fits.template operator()<2, 16>()) {
+      return fused.template operator()<T, 2, 16, false>();
+    }
+    if (fits.template operator()<1, 16>()) return fused.template operator()<T, 1, 16, true>();
+    return one_by_one.template operator()<T>();
   });
   if (error != cudaSuccess || !wants_masks) return error;
   const std::int64_t count = p.subspaces * p.dim;
