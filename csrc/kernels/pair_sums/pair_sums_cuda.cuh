@@ -112,6 +112,15 @@ __device__ __forceinline__ const T* of_global_memory(const T* address) {
   return address;
 }
 
+// Reads what the kernel does not write, so that the load need not wait for stores before it.
+__device__ __forceinline__ float read_only(const float* from) {
+#ifdef __CUDACC__
+  return __ldg(from);
+#else
+  return *from;
+#endif
+}
+
 // N elements of a view and, if the values need them, of its log-variances.
 template <typename T, typename Values, int N>
 struct Elements {
@@ -345,8 +354,8 @@ __device__ __forceinline__ float total_weight(const PairSums& p, std::int64_t k)
 
 // A grid with a thread for every image of every subspace: thread blocks of subspace 0, then of 1,
 // and so on. It has one dimension, x, since the others are limited to 65535.
-inline unsigned subspace_grid(const PairSums& p, std::int64_t subspaces) {
-  return blocks(blocks(p.batch, kThreads) * subspaces, 1);
+inline unsigned subspace_grid(const PairSums& p) {
+  return blocks(blocks(p.batch, kThreads) * p.subspaces, 1);
 }
 
 __device__ __forceinline__ std::int64_t blocks_of_subspace(const PairSums& p) {
