@@ -88,18 +88,18 @@ __device__ __forceinline__ const T* row_of(const PairRows& rows, const Views& x,
          b * from.batch_stride;
 }
 
-// A view's row of image b and, if the values need it, that of its log-variances.
+// A view's row of an image and, if the values need it, that of its log-variances.
 template <typename T, typename Values>
 struct Row {
   const T* z;
   const T* log_var;
 
-  Row() = default;
-  __device__ __forceinline__ Row(const PairSums& p, std::int32_t view, std::int64_t b)
-      : z(row_of<T>(p.rows, p.x, p.y, view, b)) {
+  static __device__ __forceinline__ Row of(const PairSums& p, std::int32_t view, std::int64_t b) {
+    Row row{row_of<T>(p.rows, p.x, p.y, view, b), nullptr};
     if constexpr (Values::kHasVariance) {
-      log_var = row_of<T>(p.rows, p.log_var_x, p.log_var_y, view, b);
+      row.log_var = row_of<T>(p.rows, p.log_var_x, p.log_var_y, view, b);
     }
+    return row;
   }
 };
 
@@ -132,7 +132,7 @@ struct Elements {
   }
   __device__ __forceinline__ void read_at(const PairSums& p, std::int32_t view, std::int64_t b,
                                           std::int64_t d) {
-    read_at(Row<T, Values>(p, view, b), d);
+    read_at(Row<T, Values>::of(p, view, b), d);
   }
 
   __device__ __forceinline__ Element<float> at(int n) const {
@@ -188,14 +188,12 @@ template <typename T, typename Values>
 struct Sides {
   Row<T, Values> left, right;
 
-  Sides() = default;
   // Of row q of the tile, or of its first one if there is no such row.
   template <int Rows>
-  __device__ __forceinline__ Sides(const PairSums& p, const Tile<Rows>& tile, int q) {
-    std::int32_t left_view, right_view;
-    p.rows.views_of(tile.first_row + (q < tile.rows ? q : 0), left_view, right_view);
-    left = {p, left_view, tile.b};
-    right = {p, right_view, tile.b};
+  static __device__ __forceinline__ Sides of(const PairSums& p, const Tile<Rows>& tile, int q) {
+    std::int32_t left, right;
+    p.rows.views_of(tile.first_row + (q < tile.rows ? q : 0), left, right);
+    return {Row<T, Values>::of(p, left, tile.b), Row<T, Values>::of(p, right, tile.b)};
   }
 };
 
@@ -248,7 +246,7 @@ __global__ void __launch_bounds__(kThreads)
   if (tile.rows > 0) {
     Sides<T, Values> sides[Rows];
 #pragma unroll
-    for (int q = 0; q < Rows; ++q) sides[q] = {p, tile, q};
+    for (int q = 0; q < Rows; ++q) sides[q] = Sides<T, Values>::of(p, tile, q);
 #pragma unroll(Rows == 1 ? 4 : 1)
     for (std::int64_t d = (warp % parts * kWarpSize + lane) * N; d < p.dim;
          d += parts * kWarpSize * N) {
@@ -292,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   // Of every mask, this thread brings N elements to shared memory.
   const int own = static_cast<int>(threadIdx.x) * N;
   const float* first_mask = static_cast<const float*>(p.masks) + k0 * p.dim + own;
-  if (lane < kTileRows) sides[warp][lane] = {p, tile, lane};
+  if (lane < kTileRows) sides[warp][lane] = Sides<T, Values>::of(p, tile, lane);
 
   float sum[kTileRows * Masks] = {};
   for (std::int64_t begin = 0; begin < p.dim; begin += kChunk) {
