@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
   float sum[kTileRows * Masks] = {};
   for (std::int64_t begin = 0; begin < p.dim; begin += kChunk) {
-    if (begin > 0) __syncthreads();
+    __syncthreads();  // nobody reads the weights before any more
     if (begin + own < p.dim) {
       const float* mask = first_mask + begin;
 #pragma unroll 4
