@@ -16,6 +16,10 @@ SHAPES = [
     (2, 3, 4, 33, 5),
     (4, None, 18, 257, 8),
     (3, 2, 3, 130, 17),
+    (2, None, 540, 4, 2),
+    (2, None, 3, 520, 16),
+    (14, None, 2, 8, 3),
+    (46, None, 2, 4, 1),
 ]
 FORMS = ["diagonal", "subspace"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -16,6 +16,11 @@ SHAPES = [
     (1, 4, 17, 16, None),
     (4, None, 18, 257, 8),
     (5, 2, 3, 130, 17),
+    (2, None, 540, 4, 2),
+    (2, None, 3, 520, 16),
+    (1, 1, 2, 8200, None),
+    (16, None, 2, 8, 3),
+    (46, None, 2, 4, 1),
 ]
 METRICS = ["cosine", "sqeuclidean"]
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-6, torch.bfloat16: 1e-6}

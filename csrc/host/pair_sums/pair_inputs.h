@@ -119,11 +119,12 @@ struct PairGradients {
     }
   }
 
+  // `rows` of coefficients.
   kernels::PairSumsWork cuda_workspace(const PairInputs& in, std::int64_t rows) {
-    constexpr std::int64_t kMostSlices = 64;
-    kernels::PairSumsWork work{.slices = kernels::mask_grad_slices(in.batch(), kMostSlices),
-                               .grad_weights = nullptr,
-                               .coefficients = nullptr};
+    kernels::PairSumsWork work{
+        .slices = kernels::cuda_mask_grad_slices(in.batch(), in.dim(), in.subspaces()),
+        .grad_weights = nullptr,
+        .coefficients = nullptr};
     if (wants(masks)) {
       grad_weights_ = in.x.new_empty({work.slices, in.subspaces(), in.dim()}, in.accumulation());
       work.grad_weights = grad_weights_.mutable_data_ptr();

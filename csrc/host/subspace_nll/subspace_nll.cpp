@@ -111,7 +111,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_nll_backward(
       .distance = distance.const_data_ptr(),
       .grad = out.pointers(),
       .work = {},
-      .grad_totals = nullptr,
   };
   run_on(
       x,
@@ -121,9 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_nll_backward(
         });
       },
       [&](auto stream) {
-        p.work = out.cuda_workspace(in, p.pairs.rows.count());
-        Tensor grad_totals = nll.new_empty({in.batch(), in.subspaces()});
-        p.grad_totals = grad_totals.mutable_data_ptr();
+        p.work = out.cuda_workspace(in, p.pairs.rows.count() + 1);
         return kernels::subspace_nll_backward_cuda(p, stream);
       });
   return {out.x, out.log_var_x, out.y, out.log_var_y, out.masks};

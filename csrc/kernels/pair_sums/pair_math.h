@@ -111,9 +111,9 @@ struct Likelihood {
   MAST_EXT_HD static V value(const Element<V>& a, const Element<V>& b) {
     const V difference = a.z - b.z, gap = a.log_var - b.log_var;
     const V high = gap > 0 ? a.log_var : b.log_var;
-    const V u = Math::exp(gap > 0 ? -gap : gap);
+    const V u = Math::exp_of_gap(gap);
     const V scaled = difference * root_precision<Math>(high);
-    return scaled * scaled / (1 + u) + (high + Math::log1p(u));
+    return Math::divide(scaled * scaled, 1 + u) + (high + Math::log1p(u));
   }
   template <typename V>
   MAST_EXT_HD static V self_value(const Element<V>& a) {
@@ -125,8 +125,9 @@ struct Likelihood {
                                     Element<V>& grad_a, Element<V>& grad_b) {
     const V difference = a.z - b.z, gap = a.log_var - b.log_var;
     const V high = gap > 0 ? a.log_var : b.log_var;
-    const V u = Math::exp(gap > 0 ? -gap : gap);
-    const V larger = 1 / (1 + u), smaller = u * larger;  // exp(log_var) / s of the two views
+    const V u = Math::exp_of_gap(gap);
+    // exp(log_var) / s of the two views
+    const V larger = Math::divide(V{} + 1, 1 + u), smaller = u * larger;
     const V root = root_precision<Math>(high), scaled = difference * root;
     const V grad_difference = c * scaled * (root * larger) * 2;
     const V grad_log_s = c * (1 - scaled * scaled * larger);

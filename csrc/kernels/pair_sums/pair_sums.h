@@ -40,10 +40,11 @@ struct PairSumsGrad {
 
 // Work space of the backward.
 struct PairSumsWork {
-  std::int64_t slices;  // of the batch: mask_grad_slices()
+  std::int64_t slices;  // of the batch: mask_grad_slices(), cuda_mask_grad_slices()
   void* grad_weights;   // the gradient of w per slice, null if not wanted:
                         // CPU [slices, K, D padded to 16], zeroed; CUDA [slices, K, D]
-  void* coefficients;   // CUDA only: [B, rows, padded_subspaces(K)] gradients of the sums
+  void* coefficients;   // CUDA only: [B, rows, padded_subspaces(K)] gradients of the sums; where
+                        // results depend on sum_d w_kd, its gradients are one more row
 };
 
 // K rounded up to a multiple of 4, so that CUDA kernels load coefficients 16 bytes at a time.
@@ -57,6 +58,18 @@ inline std::int64_t mask_grad_slices(std::int64_t batch, std::int64_t most) {
   constexpr std::int64_t kImagesPerSlice = 16;
   const std::int64_t slices = (batch + kImagesPerSlice - 1) / kImagesPerSlice;
   return slices < 1 ? 1 : slices < most ? slices : most;
+}
+
+// The same for CUDA, where a thread block has a slice of some elements of D: as many slices as make
+// enough thread blocks, if there are so many images.
+inline std::int64_t cuda_mask_grad_slices(std::int64_t batch, std::int64_t dim,
+                                          std::int64_t subspaces) {
+  constexpr std::int64_t kManyBlocks = 528;
+  const std::int64_t elements = subspaces > 8 ? 256 : 512;  // of a thread block
+  const std::int64_t tiles = (subspaces + 15) / 16;
+  const std::int64_t blocks = (dim + elements - 1) / elements * tiles;
+  const std::int64_t slices = blocks > 0 ? (kManyBlocks + blocks - 1) / blocks : 1;
+  return batch < 1 ? 1 : batch < slices ? batch : slices;
 }
 
 }  // namespace mast_ext::kernels

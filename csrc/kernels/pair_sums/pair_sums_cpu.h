@@ -25,6 +25,14 @@ struct VectorMath {
   static V log1p(V u) {
     return log1p_unit(u);
   }
+  template <typename V>
+  static V exp_of_gap(V gap) {
+    return exp(gap > 0 ? -gap : gap);
+  }
+  template <typename V>
+  static V divide(V x, V y) {
+    return x / y;
+  }
 };
 
 // Calls body.operator()<T>(), where T is the C++ type of `dtype`, one of those that are accumulated

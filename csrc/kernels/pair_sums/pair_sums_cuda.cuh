@@ -1,10 +1,10 @@
-// The CUDA engine of pair_sums.h, in plain float32 arithmetic.
+// The forward of the CUDA engine of pair_sums.h, in plain float32 arithmetic, and what its backward
+// (pair_sums_grads_cuda.cuh) shares with it.
 //
-// Forward: a group of eight neighboring threads owns a tile of 4 rows x 8 masks of one image. They
-// divide D, so that together they load whole 128-byte lines, and sum across the group by three
-// shuffles. Backward: one thread owns a few elements of D, of one image for the embeddings'
-// gradients and of a slice of the batch for the masks'. There are no atomic additions: every result
-// is written by one thread, with a fixed order of summation.
+// A warp owns a tile of 4 rows x 8 or 16 masks of one image, and its lanes divide D. The squared
+// masks pass through shared memory, for all warps of a thread block at once. If there are few
+// tiles, the warps of a thread block divide D, too. There are no atomic additions: every result is
+// written by one thread, with a fixed order of summation.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,18 +14,54 @@
 #include "kernels/common/dtype.h"
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/launch.cuh"
+#include "kernels/common/mma.cuh"
 #include "kernels/common/packets.cuh"
 #include "kernels/common/reductions.cuh"
-#include "kernels/common/scalar_math.h"
 #include "kernels/pair_sums/pair_math.h"
 #include "kernels/pair_sums/pair_sums.h"
 
 namespace mast_ext::kernels::pair_sums_cuda {
 
 inline constexpr int kThreads = 128;
-inline constexpr int kGroup = 8;     // threads of a tile
 inline constexpr int kTileRows = 4;  // rows of a tile
-inline constexpr int kTileMasks = 8;
+
+// The functions of pair_math.h for CUDA, where they take few instructions.
+struct CudaMath {
+  __device__ static float exp(float x) { return std::exp(x); }
+
+  // exp(-|gap|), with an absolute error of at most 2^-22.
+  __device__ static float exp_of_gap(float gap) {
+    constexpr float kLog2E = 1.44269504f;
+    return exp2_fast(-std::fabs(gap) * kLog2E);
+  }
+
+  // log(1 + u) for u in [0, 1], with an error of at most 2^-23: a minimax polynomial.
+  __device__ static float log1p(float u) {
+    float p = 0.002030238247250454f;
+    p = p * u - 0.013407514886863528f;
+    p = p * u + 0.04147819569725907f;
+    p = p * u - 0.0824417166957735f;
+    p = p * u + 0.12418433618316255f;
+    p = p * u - 0.16105690484578988f;
+    p = p * u + 0.19890747449540505f;
+    p = p * u - 0.24987270825670452f;
+    p = p * u + 0.3333255962153938f;
+    p = p * u - 0.4999998143350807f;
+    p = p * u + 0.9999999992568138f;
+    return p * u;
+  }
+
+  // x / y for y in [1, 2], rounded like a division but for the last bit.
+  __device__ static float divide(float x, float y) {
+#ifdef __CUDACC__
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+    return x * (inverse + inverse * (1 - y * inverse));
+#else
+    return x / y;
+#endif
+  }
+};
 
 // The squared mask of subspace k, or ones without masks.
 template <int N>
@@ -39,6 +75,9 @@ __device__ __forceinline__ void read_weights(const PairSums& p, std::int64_t k, 
   for (int n = 0; n < N; ++n) to[n] *= to[n];
 }
 
+// Embeddings of no dimensions have masks without an address.
+inline bool has_masks(const PairSums& p) { return p.masks != nullptr || p.subspaces > 1; }
+
 // The first element of a view's row of image b; `view` counts the views of x, then those of y.
 template <typename T>
 __device__ __forceinline__ const T* row_of(const PairRows& rows, const Views& x, const Views& y,
@@ -49,17 +88,51 @@ __device__ __forceinline__ const T* row_of(const PairRows& rows, const Views& x,
          b * from.batch_stride;
 }
 
+// A view's row of an image and, if the values need it, that of its log-variances.
+template <typename T, typename Values>
+struct Row {
+  const T* z;
+  const T* log_var;
+
+  static __device__ __forceinline__ Row of(const PairSums& p, std::int32_t view, std::int64_t b) {
+    Row row{row_of<T>(p.rows, p.x, p.y, view, b), nullptr};
+    if constexpr (Values::kHasVariance) {
+      row.log_var = row_of<T>(p.rows, p.log_var_x, p.log_var_y, view, b);
+    }
+    return row;
+  }
+};
+
+// Tells the compiler that an address that was kept in shared memory is one of global memory.
+template <typename T>
+__device__ __forceinline__ const T* of_global_memory(const T* address) {
+#ifdef __CUDACC__
+  __builtin_assume(__isGlobal(address));
+#endif
+  return address;
+}
+
+// Reads what the kernel does not write, so that the load need not wait for stores before it.
+__device__ __forceinline__ float read_only(const float* from) {
+#ifdef __CUDACC__
+  return __ldg(from);
+#else
+  return *from;
+#endif
+}
+
 // N elements of a view and, if the values need them, of its log-variances.
 template <typename T, typename Values, int N>
 struct Elements {
   float z[N], log_var[N];
 
+  __device__ __forceinline__ void read_at(const Row<T, Values>& row, std::int64_t d) {
+    read(of_global_memory(row.z) + d, z);
+    if constexpr (Values::kHasVariance) read(of_global_memory(row.log_var) + d, log_var);
+  }
   __device__ __forceinline__ void read_at(const PairSums& p, std::int32_t view, std::int64_t b,
                                           std::int64_t d) {
-    read(row_of<T>(p.rows, p.x, p.y, view, b) + d, z);
-    if constexpr (Values::kHasVariance) {
-      read(row_of<T>(p.rows, p.log_var_x, p.log_var_y, view, b) + d, log_var);
-    }
+    read_at(Row<T, Values>::of(p, view, b), d);
   }
 
   __device__ __forceinline__ Element<float> at(int n) const {
@@ -68,238 +141,202 @@ struct Elements {
   }
 };
 
-// sums[row, k, b]. One group of kGroup threads per (image, tile of masks, tile of rows).
-template <typename T, typename Values, int N, int Masks>
-__global__ void __launch_bounds__(kThreads)
-    sum_pairs(PairSums p, std::int64_t row_tiles, std::int64_t mask_tiles, float* sums) {
-  const std::int64_t groups = p.batch * mask_tiles * row_tiles;
-  const std::int64_t own = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) / kGroup;
-  // Threads without work repeat the last group's, since all lanes must take part in the shuffles.
-  const std::int64_t group = own < groups ? own : groups - 1;
-  const std::int64_t b = group / (row_tiles * mask_tiles);
-  const std::int64_t k0 = group / row_tiles % mask_tiles * Masks;
-  const auto r0 = static_cast<std::int32_t>(group % row_tiles * kTileRows);
-  const std::int32_t rows = p.rows.count();
-  const int lane = static_cast<int>(threadIdx.x) % kGroup;
-
-  std::int32_t left[kTileRows], right[kTileRows];
-#pragma unroll
-  for (int q = 0; q < kTileRows; ++q) {
-    p.rows.views_of(r0 + q < rows ? r0 + q : rows - 1, left[q], right[q]);
-  }
-  float sum[kTileRows][Masks] = {};
-  for (std::int64_t d = lane * N; d < p.dim; d += kGroup * N) {
-    float w[Masks][N];
-#pragma unroll
-    for (int k = 0; k < Masks; ++k) {
-      read_weights(p, k0 + k < p.subspaces ? k0 + k : p.subspaces - 1, d, w[k]);
-    }
-#pragma unroll
-    for (int q = 0; q < kTileRows; ++q) {
-      Elements<T, Values, N> a, c;
-      a.read_at(p, left[q], b, d);
-      c.read_at(p, right[q], b, d);
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        const float value = Values::template value<ScalarMath>(a.at(n), c.at(n));
-#pragma unroll
-        for (int k = 0; k < Masks; ++k) sum[q][k] += w[k][n] * value;
-      }
-    }
-  }
-#pragma unroll
-  for (int q = 0; q < kTileRows; ++q) {
-#pragma unroll
-    for (int k = 0; k < Masks; ++k) {
-      const float total = group_sum<kGroup>(sum[q][k]);
-      const bool mine = lane == (q * Masks + k) % kGroup;
-      if (mine && own < groups && r0 + q < rows && k0 + k < p.subspaces) {
-        sums[((r0 + q) * p.subspaces + k0 + k) * p.batch + b] = total;
-      }
-    }
-  }
-}
-
-// Finds `other`, the partner-th view that `view` is paired with, and the row of this pair.
-__device__ __forceinline__ void partner_of(const PairRows& rows, std::int32_t view,
-                                           std::int32_t partner, std::int32_t& other,
-                                           std::int32_t& row) {
-  if (rows.self) {
-    other = partner;
-    row = rows.pair(view, partner);
-    return;
-  }
-  const bool is_x = view < rows.x_views;
-  if (partner == (is_x ? rows.y_views : rows.x_views)) {  // the last one: the view with itself
-    other = view;
-    row = rows.norm(view);
-  } else if (is_x) {
-    other = rows.x_views + partner;
-    row = rows.pair(view, partner);
+// Adds up each of `values` over the lanes of the warp, all of which must call it. Lane l receives
+// the totals of values[l * Count / 32] and of those that follow it, in values[0] and after: every
+// exchange, with the lane `kOffset` away, halves the number kKept of values that a lane is left
+// with.
+template <int kOffset, int kKept, int Count>
+__device__ __forceinline__ void exchange_sums(float (&values)[Count]) {
+  constexpr int kHalf = kKept / 2;
+  if constexpr (kHalf == 0) {
+    values[0] += __shfl_xor_sync(0xffffffffu, values[0], kOffset);
   } else {
-    other = partner;
-    row = rows.pair(partner, view - rows.x_views);
+    const bool upper = (threadIdx.x & kOffset) != 0;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float own = upper ? values[i + kHalf] : values[i];
+      const float other = upper ? values[i] : values[i + kHalf];
+      values[i] = own + __shfl_xor_sync(0xffffffffu, other, kOffset);
+    }
+  }
+  if constexpr (kOffset > 1) exchange_sums<kOffset / 2, kHalf == 0 ? 1 : kHalf>(values);
+}
+
+template <int Count>
+__device__ __forceinline__ void sum_over_lanes(float (&values)[Count]) {
+  exchange_sums<kWarpSize / 2, Count>(values);
+}
+
+// A warp's tile: some masks of `Rows` or fewer rows of one image.
+template <int Rows>
+struct Tile {
+  std::int64_t b;
+  std::int32_t first_row;
+  int rows;  // none if the warp has no tile
+
+  __device__ __forceinline__ Tile(const PairSums& p, std::int64_t index, std::int64_t row_tiles) {
+    const bool exists = index < p.batch * row_tiles;
+    b = exists ? index / row_tiles : 0;
+    first_row = exists ? static_cast<std::int32_t>(index % row_tiles) * Rows : 0;
+    const std::int32_t left_over = p.rows.count() - first_row;
+    rows = !exists ? 0 : left_over < Rows ? left_over : Rows;
+  }
+};
+
+// The two views of a row of pairs.
+template <typename T, typename Values>
+struct Sides {
+  Row<T, Values> left, right;
+
+  // Of row q of the tile, or of its first one if there is no such row.
+  template <int Rows>
+  static __device__ __forceinline__ Sides of(const PairSums& p, const Tile<Rows>& tile, int q) {
+    std::int32_t left, right;
+    p.rows.views_of(tile.first_row + (q < tile.rows ? q : 0), left, right);
+    return {Row<T, Values>::of(p, left, tile.b), Row<T, Values>::of(p, right, tile.b)};
+  }
+};
+
+// Adds up the sums of a tile over the lanes of its warps and writes them. `parts` neighboring warps
+// have sums of the same tile; `partial` has room for Rows * Masks numbers for every warp.
+template <int Masks, int Rows>
+__device__ __forceinline__ void finish_tile(const PairSums& p, const Tile<Rows>& tile,
+                                            std::int64_t k0, float (&values)[Rows * Masks],
+                                            int parts, float (*partial)[Rows * Masks],
+                                            float* sums) {
+  constexpr int kCount = Rows * Masks;
+  constexpr int kOwn = kCount < kWarpSize ? 1 : kCount / kWarpSize;
+  constexpr int kCopies = kCount < kWarpSize ? kWarpSize / kCount : 1;  // lanes with equal totals
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int first = lane / kCopies * kOwn;
+  sum_over_lanes(values);
+  if (parts > 1) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (lane % kCopies == 0) partial[warp][first + i] = values[i];
+    }
+    __syncthreads();
+    if (warp % parts != 0) return;
+    for (int part = 1; part < parts; ++part) {
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) values[i] += partial[warp + part][first + i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int q = (first + i) / Masks, k = (first + i) % Masks;
+    if (lane % kCopies == 0 && q < tile.rows && k0 + k < p.subspaces) {
+      sums[((tile.first_row + q) * p.subspaces + k0 + k) * p.batch + tile.b] = values[i];
+    }
   }
 }
 
-// Gradients of embeddings and log-variances. One thread per (image, N elements of D) has all views.
-template <typename T, typename Values, int N>
+// sums[row, 0, b] without masks. `parts` neighboring warps share a tile.
+template <typename T, typename Values, int N, int Rows>
 __global__ void __launch_bounds__(kThreads)
-    grad_views(PairSums p, const float* coefficients, PairSumsGrad grad) {
-  constexpr int kPartners = 4;
-  const std::int64_t packets = p.dim / N;
-  const std::int64_t own = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (own >= p.batch * packets) return;
-  const std::int64_t b = own / packets, d = own % packets * N;
-  const std::int64_t padded_k = padded_subspaces(p.subspaces);
-  const float* image = coefficients + b * p.rows.count() * padded_k;
+    sum_pairs_unmasked(PairSums p, std::int64_t row_tiles, int parts, float* sums) {
+  constexpr int kWarps = kThreads / kWarpSize;
+  __shared__ float partial[kWarps][Rows];
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const Tile<Rows> tile(p, std::int64_t{blockIdx.x} * (kWarps / parts) + warp / parts, row_tiles);
 
-  for (std::int32_t view = 0; view < p.rows.views(); ++view) {
-    const bool is_x = view < p.rows.x_views;
-    void* to_z = is_x ? grad.x : grad.y;
-    void* to_log_var = is_x ? grad.log_var_x : grad.log_var_y;
-    if (!Values::kHasVariance) to_log_var = nullptr;
-    if (to_z == nullptr && to_log_var == nullptr) continue;
-    const std::int32_t others = p.rows.self ? p.rows.x_views
-                                : is_x      ? p.rows.y_views
-                                            : p.rows.x_views;
-    const std::int32_t partners = others + (!p.rows.self && p.rows.norms ? 1 : 0);
-    Elements<T, Values, N> a;
-    a.read_at(p, view, b, d);
-    Element<float> total[N] = {};
-    for (std::int32_t first = 0; first < partners; first += kPartners) {
-      std::int32_t other[kPartners];
-      const float* row_coefficients[kPartners];
+  float sum[Rows] = {};
+  if (tile.rows > 0) {
+    Sides<T, Values> sides[Rows];
 #pragma unroll
-      for (int q = 0; q < kPartners; ++q) {
-        std::int32_t row;
-        partner_of(p.rows, view, first + q < partners ? first + q : first, other[q], row);
-        row_coefficients[q] = image + row * padded_k;
-      }
-      float c[kPartners][N] = {};
-      for (std::int64_t k0 = 0; k0 < p.subspaces; k0 += 4) {
-        float4 four[kPartners];
+    for (int q = 0; q < Rows; ++q) sides[q] = Sides<T, Values>::of(p, tile, q);
+#pragma unroll(Rows == 1 ? 4 : 1)
+    for (std::int64_t d = (warp % parts * kWarpSize + lane) * N; d < p.dim;
+         d += parts * kWarpSize * N) {
+      Elements<T, Values, N> a[Rows], c[Rows];
 #pragma unroll
-        for (int q = 0; q < kPartners; ++q) {
-          four[q] = *reinterpret_cast<const float4*>(row_coefficients[q] + k0);
-        }
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (k0 + k >= p.subspaces) break;
-          float w[N];
-          read_weights(p, k0 + k, d, w);
-#pragma unroll
-          for (int q = 0; q < kPartners; ++q) {
-            const float coefficient = k == 0   ? four[q].x
-                                      : k == 1 ? four[q].y
-                                      : k == 2 ? four[q].z
-                                               : four[q].w;
-#pragma unroll
-            for (int n = 0; n < N; ++n) c[q][n] += coefficient * w[n];
-          }
-        }
+      for (int q = 0; q < Rows; ++q) {
+        a[q].read_at(sides[q].left, d);
+        c[q].read_at(sides[q].right, d);
       }
 #pragma unroll
-      for (int q = 0; q < kPartners; ++q) {
-        if (first + q >= partners) break;
-        Elements<T, Values, N> o;
-        o.read_at(p, other[q], b, d);
+      for (int q = 0; q < Rows; ++q) {
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-          Element<float> back{0, 0};
-          Values::template add_grads<ScalarMath>(c[q][n], a.at(n), o.at(n), total[n], back);
-          if (other[q] == view) {  // both views of the row are this one
-            total[n].z += back.z;
-            total[n].log_var += back.log_var;
-          }
+          sum[q] += Values::template value<CudaMath>(a[q].at(n), c[q].at(n));
         }
       }
     }
-    const std::int64_t to = ((is_x ? view : view - p.rows.x_views) * p.batch + b) * p.dim + d;
-    float out[N];
-    if (to_z != nullptr) {
-#pragma unroll
-      for (int n = 0; n < N; ++n) out[n] = total[n].z;
-      write(out, static_cast<T*>(to_z) + to);
-    }
-    if (to_log_var != nullptr) {
-#pragma unroll
-      for (int n = 0; n < N; ++n) out[n] = total[n].log_var;
-      write(out, static_cast<T*>(to_log_var) + to);
-    }
   }
+  finish_tile<1>(p, tile, 0, sum, parts, partial, sums);
 }
 
-// Writes grad_weights[slice, k, d]: one thread per (slice, tile of masks, N elements of D).
-// blockIdx.y is the slice; blockIdx.x counts the thread blocks of the first tile, then those of the
-// next. `grad_totals` [B, K], if not null, is the gradient of sum_d w_kd per image.
-template <typename T, typename Values, int N>
-__global__ void __launch_bounds__(kThreads)
-    grad_weights_of_slice(PairSums p, const float* coefficients, const float* grad_totals,
-                          std::int64_t slices, float* grad_weights) {
-  const std::int64_t blocks_of_tile = (p.dim / N + blockDim.x - 1) / blockDim.x;
-  const std::int64_t d = (blockIdx.x % blocks_of_tile * blockDim.x + threadIdx.x) * N;
-  if (d >= p.dim) return;
-  const std::int64_t k0 = blockIdx.x / blocks_of_tile * kTileMasks, slice = blockIdx.y;
-  const std::int64_t padded_k = padded_subspaces(p.subspaces);
-  const PairRows& rows = p.rows;
+inline constexpr int kSumSteps = 4;  // of a warp's width, whose masks are in shared memory at once
 
-  float sum[kTileMasks][N] = {};
-  const auto add_row = [&](const float* c, const Elements<T, Values, N>& a,
-                           const Elements<T, Values, N>& o) {
-    const float4 low = *reinterpret_cast<const float4*>(c);
-    const float4 high =
-        k0 + 4 < padded_k ? *reinterpret_cast<const float4*>(c + 4) : make_float4(0, 0, 0, 0);
-    const float eight[kTileMasks] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+// sums[row, k, b]. `parts` neighboring warps, at most kSumSteps, share a tile; all warps of a
+// thread block have the same masks.
+template <typename T, typename Values, int N, int Masks>
+__global__ void __launch_bounds__(kThreads, 4)
+    sum_pairs(PairSums p, std::int64_t row_tiles, std::int64_t mask_tiles, int parts, float* sums) {
+  constexpr int kWarps = kThreads / kWarpSize;
+  constexpr int kStep = kWarpSize * N, kChunk = kSumSteps * kStep;  // elements of D
+  alignas(16) __shared__ float weights[Masks][kChunk];
+  static_assert(kChunk == kThreads * N);
+  __shared__ float partial[kWarps][kTileRows * Masks];
+  __shared__ Sides<T, Values> sides[kWarps][kTileRows];  // registers are scarce
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const std::int64_t k0 = blockIdx.x % mask_tiles * Masks;
+  const Tile<kTileRows> tile(p, blockIdx.x / mask_tiles * (kWarps / parts) + warp / parts,
+                             row_tiles);
+
+  // Of every mask, this thread brings N elements to shared memory.
+  const int own = static_cast<int>(threadIdx.x) * N;
+  const float* first_mask = static_cast<const float*>(p.masks) + k0 * p.dim + own;
+  if (lane < kTileRows) sides[warp][lane] = Sides<T, Values>::of(p, tile, lane);
+
+  float sum[kTileRows * Masks] = {};
+  for (std::int64_t begin = 0; begin < p.dim; begin += kChunk) {
+    __syncthreads();  // nobody reads the weights before any more
+    if (begin + own < p.dim) {
+      const float* mask = first_mask + begin;
+#pragma unroll 4
+      for (int k = 0; k < Masks; ++k) {  // the last mask again for those that do not exist
+        float w[N];
+        read(mask, w);
+        if (k0 + k + 1 < p.subspaces) mask += p.dim;
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const float value = Values::template value<ScalarMath>(a.at(n), o.at(n));
-#pragma unroll
-      for (int k = 0; k < kTileMasks; ++k) sum[k][n] += eight[k] * value;
-    }
-  };
-  for (std::int64_t b = p.batch * slice / slices; b < p.batch * (slice + 1) / slices; ++b) {
-    const float* c = coefficients + b * rows.count() * padded_k + k0;
-    Elements<T, Values, N> a, o;
-    for (std::int32_t i = 0; i < rows.x_views; ++i) {  // in the order of PairRows
-      a.read_at(p, i, b, d);
-      for (std::int32_t j = rows.self ? i : 0; j < rows.y_views; ++j, c += padded_k) {
-        o.read_at(p, rows.self ? j : rows.x_views + j, b, d);
-        add_row(c, a, o);
+        for (int n = 0; n < N; ++n) w[n] *= w[n];
+        write(w, &weights[k][own]);
       }
     }
-    if (!rows.self && rows.norms) {
-      for (std::int32_t view = 0; view < rows.views(); ++view, c += padded_k) {
-        a.read_at(p, view, b, d);
-        add_row(c, a, a);
+    __syncthreads();
+    for (int step = warp % parts; step < kSumSteps; step += parts) {
+      const int at = step * kStep + lane * N;
+      const std::int64_t d = begin + at;
+      if (tile.rows == 0 || d >= p.dim) break;
+      float value[kTileRows][N];
+#pragma unroll
+      for (int q = 0; q < kTileRows; ++q) {
+        if (q >= tile.rows) break;
+        Elements<T, Values, N> a, c;
+        a.read_at(sides[warp][q].left, d);
+        c.read_at(sides[warp][q].right, d);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          value[q][n] = Values::template value<CudaMath>(a.at(n), c.at(n));
+        }
       }
-    }
-    if (grad_totals != nullptr) {
 #pragma unroll
-      for (int k = 0; k < kTileMasks; ++k) {
-        if (k0 + k >= p.subspaces) break;
-        const float term = grad_totals[b * p.subspaces + k0 + k];
+      for (int k = 0; k < Masks; ++k) {
+        float w[N];
+        read(&weights[k][at], w);
 #pragma unroll
-        for (int n = 0; n < N; ++n) sum[k][n] += term;
+        for (int q = 0; q < kTileRows; ++q) {
+#pragma unroll
+          for (int n = 0; n < N; ++n) sum[q * Masks + k] += w[n] * value[q][n];
+        }
       }
     }
   }
-#pragma unroll
-  for (int k = 0; k < kTileMasks; ++k) {
-    if (k0 + k >= p.subspaces) break;
-    write(sum[k], grad_weights + (slice * p.subspaces + k0 + k) * p.dim + d);
-  }
-}
-
-// grad_masks = 2 masks * sum over slices of grad_weights
-static __global__ void __launch_bounds__(kThreads)
-    grad_masks_from_slices(const float* masks, const float* grad_weights, std::int64_t slices,
-                           std::int64_t count, float* grad_masks) {
-  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= count) return;
-  float sum = 0;
-  for (std::int64_t slice = 0; slice < slices; ++slice) sum += grad_weights[slice * count + i];
-  grad_masks[i] = 2 * masks[i] * sum;
+  finish_tile<Masks>(p, tile, k0, sum, parts, partial, sums);
 }
 
 // sum_d w_kd, the same in every thread of the block.
@@ -315,8 +352,8 @@ __device__ __forceinline__ float total_weight(const PairSums& p, std::int64_t k)
 
 // A grid with a thread for every image of every subspace: thread blocks of subspace 0, then of 1,
 // and so on. It has one dimension, x, since the others are limited to 65535.
-inline unsigned subspace_grid(const PairSums& p, std::int64_t subspaces) {
-  return blocks(blocks(p.batch, kThreads) * subspaces, 1);
+inline unsigned subspace_grid(const PairSums& p) {
+  return blocks(blocks(p.batch, kThreads) * p.subspaces, 1);
 }
 
 __device__ __forceinline__ std::int64_t blocks_of_subspace(const PairSums& p) {
@@ -342,59 +379,60 @@ inline bool packs(const PairSums& p, bool has_variance, std::int64_t count) {
                             (p.rows.self || aligned(p.log_var_y, element, count))));
 }
 
+// body.operator()<N>(), or <1> if the layout does not allow packets of N elements.
+template <int N, typename Body>
+cudaError_t visit_packets(const PairSums& p, bool has_variance, Body&& body) {
+  return packs(p, has_variance, N) ? body.template operator()<N>() : body.template operator()<1>();
+}
+
 // body.operator()<T, N>() for the tensors' type and the widest packet they allow.
 template <typename Body>
 cudaError_t visit_layout(const PairSums& p, bool has_variance, Body&& body) {
   return visit_cuda_dtype(p.dtype, [&]<typename T>() {
-    return packs(p, has_variance, 4) ? body.template operator()<T, 4>()
-                                     : body.template operator()<T, 1>();
+    return visit_packets<4>(p, has_variance,
+                            [&]<int N>() { return body.template operator()<T, N>(); });
   });
+}
+
+// How many warps share each of `tiles` tiles: one, or up to `most` as long as there is little to do
+// otherwise, and every lane has a packet of N elements.
+inline int warps_of_tile(std::int64_t tiles, std::int64_t dim, int n, int most) {
+  constexpr std::int64_t kManyWarps = 4096;
+  int parts = 1;
+  while (parts < most && tiles * parts < kManyWarps && dim > parts * kWarpSize * n) parts *= 2;
+  return parts;
 }
 
 template <typename Values>
 cudaError_t launch_sums(const PairSums& p, float* sums, cudaStream_t stream) {
-  const std::int64_t row_tiles = (p.rows.count() + kTileRows - 1) / kTileRows;
-  return visit_layout(p, Values::kHasVariance, [&]<typename T, int N>() {
-    const auto with_masks = [&]<int Masks>() {
-      const std::int64_t mask_tiles = (p.subspaces + Masks - 1) / Masks;
-      const std::int64_t threads = p.batch * row_tiles * mask_tiles * kGroup;
-      return launch(sum_pairs<T, Values, N, Masks>, blocks(threads, kThreads), kThreads, stream, p,
-                    row_tiles, mask_tiles, sums);
-    };
-    return p.subspaces == 1 ? with_masks.template operator()<1>()
-                            : with_masks.template operator()<kTileMasks>();
-  });
-}
-
-// Queues the backward; work.coefficients have been written by the same stream.
-template <typename Values>
-cudaError_t launch_grads(const PairSums& p, const PairSumsWork& work, const PairSumsGrad& grad,
-                         const float* grad_totals, cudaStream_t stream) {
-  const auto* coefficients = static_cast<const float*>(work.coefficients);
-  const bool wants_views =
-      grad.x != nullptr || grad.y != nullptr ||
-      (Values::kHasVariance && (grad.log_var_x != nullptr || grad.log_var_y != nullptr));
-  return visit_layout(p, Values::kHasVariance, [&]<typename T, int N>() {
-    const std::int64_t packets = p.dim / N;
-    if (wants_views) {
-      const cudaError_t error =
-          launch(grad_views<T, Values, N>, blocks(p.batch * packets, kThreads), kThreads, stream, p,
-                 coefficients, grad);
-      if (error != cudaSuccess) return error;
+  constexpr bool kHasVariance = Values::kHasVariance;
+  const auto unmasked = [&]<typename T, int N, int Rows>() {
+    constexpr int kWarps = kThreads / kWarpSize;
+    const std::int64_t row_tiles = (p.rows.count() + Rows - 1) / Rows, tiles = p.batch * row_tiles;
+    const int parts = warps_of_tile(tiles, p.dim, N, kWarps);
+    return launch(sum_pairs_unmasked<T, Values, N, Rows>, blocks(tiles, kWarps / parts), kThreads,
+                  stream, p, row_tiles, parts, sums);
+  };
+  const auto masked = [&]<typename T, int N, int Masks>() {
+    constexpr int kWarps = kThreads / kWarpSize;
+    const std::int64_t row_tiles = (p.rows.count() + kTileRows - 1) / kTileRows;
+    const std::int64_t mask_tiles = (p.subspaces + Masks - 1) / Masks;
+    const int parts = warps_of_tile(p.batch * row_tiles * mask_tiles, p.dim, N, kSumSteps);
+    const unsigned grid = blocks(blocks(p.batch * row_tiles, kWarps / parts) * mask_tiles, 1);
+    return launch(sum_pairs<T, Values, N, Masks>, grid, kThreads, stream, p, row_tiles, mask_tiles,
+                  parts, sums);
+  };
+  return visit_cuda_dtype(p.dtype, [&]<typename T>() {
+    if (!has_masks(p)) {
+      return visit_packets<16 / sizeof(T)>(p, kHasVariance, [&]<int N>() {
+        return p.rows.count() == 1 ? unmasked.template operator()<T, N, 1>()
+                                   : unmasked.template operator()<T, N, kTileRows>();
+      });
     }
-    if (grad.masks == nullptr) return cudaSuccess;
-    const int threads = packets < kThreads ? static_cast<int>((packets + 31) / 32 * 32) : kThreads;
-    const std::int64_t blocks_of_tile = packets > 0 ? blocks(packets, threads) : 0;
-    const dim3 grid(blocks(blocks_of_tile * blocks(p.subspaces, kTileMasks), 1),
-                    static_cast<unsigned>(work.slices));
-    auto* grad_weights = static_cast<float*>(work.grad_weights);
-    const cudaError_t error = launch(grad_weights_of_slice<T, Values, N>, grid, threads, stream, p,
-                                     coefficients, grad_totals, work.slices, grad_weights);
-    if (error != cudaSuccess) return error;
-    const std::int64_t count = p.subspaces * p.dim;
-    return launch(grad_masks_from_slices, blocks(count, kThreads), kThreads, stream,
-                  static_cast<const float*>(p.masks), grad_weights, work.slices, count,
-                  static_cast<float*>(grad.masks));
+    return visit_packets<4>(p, kHasVariance, [&]<int N>() {
+      return p.subspaces <= 8 ? masked.template operator()<T, N, 8>()
+                              : masked.template operator()<T, N, 16>();
+    });
   });
 }
 

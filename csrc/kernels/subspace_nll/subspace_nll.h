@@ -38,7 +38,6 @@ struct SubspaceNllBackward {
   const void* distance;  // [K, Vx, Vy, B]; subspace form only
   PairSumsGrad grad;     // log_var_x and log_var_y have the shapes of the log-variances
   PairSumsWork work;
-  void* grad_totals;  // [B, K] gradient of W_k per image; workspace, CUDA only
 };
 
 // Images [begin, end); ranges that do not overlap may run at the same time.

@@ -2,6 +2,7 @@
 // (subspace, image). Each thread block computes the W_k of its subspace itself.
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/pair_sums/pair_sums_cuda.cuh"
+#include "kernels/pair_sums/pair_sums_grads_cuda.cuh"
 #include "kernels/subspace_nll/subspace_nll.h"
 #include "kernels/subspace_nll/subspace_nll_math.h"
 
@@ -18,25 +19,25 @@ __global__ void __launch_bounds__(engine::kThreads) finish(SubspaceNll p) {
   if (b >= p.pairs.batch) return;
   const auto* sums = static_cast<const float*>(p.sums);
   math::finish<T>(p, k, b, total, [&](std::int32_t row) {
-    return sums[(row * p.pairs.subspaces + k) * p.pairs.batch + b];
+    return engine::read_only(sums + (row * p.pairs.subspaces + k) * p.pairs.batch + b);
   });
 }
 
+// One row of coefficients more than there are rows: of W_k.
 template <typename T>
-__global__ void __launch_bounds__(engine::kThreads) write_coefficients(SubspaceNllBackward p) {
-  const std::int64_t k = engine::own_subspace(p.pairs), b = engine::own_image(p.pairs);
-  const std::int64_t padded_k = padded_subspaces(p.pairs.subspaces);
-  const bool padding = k >= p.pairs.subspaces;  // the same for the whole thread block
-  const float total = padding ? 0 : engine::total_weight(p.pairs, k);
-  if (b >= p.pairs.batch) return;
+__global__ void __launch_bounds__(engine::kThreads)
+    write_coefficients(DynamicShared<kMostShared>, SubspaceNllBackward p, bool staged) {
   const std::int32_t rows = p.pairs.rows.count();
-  float* image = static_cast<float*>(p.work.coefficients) + b * rows * padded_k + k;
-  if (padding) {
-    for (std::int32_t row = 0; row < rows; ++row) image[row * padded_k] = 0;
-    return;
-  }
-  static_cast<float*>(p.grad_totals)[b * p.pairs.subspaces + k] = math::coefficients<T>(
-      p, k, b, total, [&](std::int32_t row, float c) { image[row * padded_k] = c; });
+  auto* to = static_cast<float*>(p.work.coefficients);
+  engine::write_all(p.pairs, to, rows + 1, staged, [&](auto k, auto b, bool exists, auto&& set) {
+    const float total = engine::total_weight_of(p.pairs, k);
+    if (!exists) return;
+    if (k < p.pairs.subspaces) {
+      set(rows, math::coefficients<T>(p, k, b, total, set));
+    } else {
+      for (std::int32_t row = 0; row <= rows; ++row) set(row, 0);
+    }
+  });
 }
 
 }  // namespace
@@ -48,23 +49,18 @@ int subspace_nll_cuda(const SubspaceNll& p, cudaStream_t stream) {
                                 : engine::launch_sums<SquaredDifference>(p.pairs, sums, stream);
   if (error != cudaSuccess) return error;
   return visit_cuda_dtype(p.pairs.dtype, [&]<typename T>() {
-    return launch(finish<T>, engine::subspace_grid(p.pairs, p.pairs.subspaces), engine::kThreads,
-                  stream, p);
+    return launch(finish<T>, engine::subspace_grid(p.pairs), engine::kThreads, stream, p);
   });
 }
 
 int subspace_nll_backward_cuda(const SubspaceNllBackward& p, cudaStream_t stream) {
   const cudaError_t error = visit_cuda_dtype(p.pairs.dtype, [&]<typename T>() {
-    return launch(write_coefficients<T>,
-                  engine::subspace_grid(p.pairs, padded_subspaces(p.pairs.subspaces)),
-                  engine::kThreads, stream, p);
+    return engine::launch_coefficients(write_coefficients<T>, p, p.pairs.rows.count() + 1, stream);
   });
   if (error != cudaSuccess) return error;
-  const auto* grad_totals = static_cast<const float*>(p.grad_totals);
   return p.variance == Variance::kDiagonal
-             ? engine::launch_grads<Likelihood>(p.pairs, p.work, p.grad, grad_totals, stream)
-             : engine::launch_grads<SquaredDifference>(p.pairs, p.work, p.grad, grad_totals,
-                                                       stream);
+             ? engine::launch_grads<Likelihood>(p.pairs, p.work, p.grad, true, stream)
+             : engine::launch_grads<SquaredDifference>(p.pairs, p.work, p.grad, true, stream);
 }
 
 }  // namespace mast_ext::kernels
