@@ -3,8 +3,11 @@
 
 #include <cuda_runtime.h>
 
+#include <bit>
 #include <cstdint>
+#include <type_traits>
 
+#include "kernels/common/dtype.h"
 #include "kernels/common/views.h"
 
 namespace mast_ext::kernels {
@@ -28,6 +31,34 @@ __device__ __forceinline__ void write(const float (&from)[N], T* to) {
   for (int n = 0; n < N; ++n) packet.value[n] = static_cast<T>(from[n]);
   *reinterpret_cast<Packet<T, N>*>(to) = packet;
 }
+
+// N neighboring elements as they lie in memory, two 16-bit ones in a register, and converted where
+// they are used: many packets can be on their way.
+template <typename T, int N>
+class RawPacket {
+ public:
+  __device__ __forceinline__ void load(const T* from) {
+    words_ = *reinterpret_cast<const Packet<Word, kWords>*>(from);
+  }
+
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return std::bit_cast<float>(words_.value[i]);
+    } else if constexpr (std::is_same_v<T, c10::BFloat16>) {  // the upper half of a float
+      const unsigned word = words_.value[i / 2];
+      return std::bit_cast<float>(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
+    } else {
+      const auto bits = static_cast<unsigned short>(words_.value[i / 2] >> i % 2 * 16);
+      return static_cast<float>(std::bit_cast<T>(bits));
+    }
+  }
+
+ private:
+  using Word = std::conditional_t<sizeof(T) * N % 4 == 0, unsigned, unsigned short>;
+  static constexpr int kWords = sizeof(T) * N / sizeof(Word);
+
+  Packet<Word, kWords> words_;
+};
 
 // Whether the address is a multiple of `bytes`.
 inline bool aligned(const void* data, std::int64_t bytes) {
