@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/mma.cuh"
 #include "kernels/common/views.h"
 
 namespace mast_ext::kernels {
@@ -24,12 +25,52 @@ __device__ __forceinline__ void read(const T* from, float (&to)[N]) {
   for (int n = 0; n < N; ++n) to[n] = static_cast<float>(packet.value[n]);
 }
 
+// Stores neighboring registers to global memory, up to four by one instruction. The compiler would
+// store a struct in several pieces where it loses sight of the address's alignment.
+template <int kWords>
+__device__ __forceinline__ void write_words(const float (&words)[kWords], void* to) {
+  static_assert(kWords == 1 || kWords == 2 || kWords % 4 == 0);
+#ifdef __CUDACC__
+  const auto address = __cvta_generic_to_global(to);
+  if constexpr (kWords == 1) {
+    asm volatile("st.global.f32 [%0], %1;" ::"l"(address), "f"(words[0]) : "memory");
+  } else if constexpr (kWords == 2) {
+    asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(address), "f"(words[0]), "f"(words[1])
+                 : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address + i * sizeof(float)),
+                   "f"(words[i]), "f"(words[i + 1]), "f"(words[i + 2]), "f"(words[i + 3])
+                   : "memory");
+    }
+  }
+#else
+  for (int i = 0; i < kWords; ++i) static_cast<float*>(to)[i] = words[i];
+#endif
+}
+
+// `to` is in global memory.
 template <int N, typename T>
 __device__ __forceinline__ void write(const float (&from)[N], T* to) {
-  Packet<T, N> packet;
+  if constexpr (sizeof(T) == 4) {
+    write_words(from, to);
+  } else if constexpr (N == 1) {
+    *to = static_cast<T>(from[0]);
+  } else {
+    float pairs[N / 2];
 #pragma unroll
-  for (int n = 0; n < N; ++n) packet.value[n] = static_cast<T>(from[n]);
-  *reinterpret_cast<Packet<T, N>*>(to) = packet;
+    for (int n = 0; n < N; n += 2) {
+      if constexpr (std::is_same_v<T, c10::BFloat16>) {
+        pairs[n / 2] = std::bit_cast<float>(pack_bfloat16(from[n], from[n + 1]));
+      } else {
+        const unsigned first = std::bit_cast<unsigned short>(static_cast<T>(from[n]));
+        const unsigned second = std::bit_cast<unsigned short>(static_cast<T>(from[n + 1]));
+        pairs[n / 2] = std::bit_cast<float>(first | second << 16);
+      }
+    }
+    write_words(pairs, to);
+  }
 }
 
 // N neighboring elements as they lie in memory, two 16-bit ones in a register, and converted where

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish(CrossCorrelationPenalty
   const auto* sums = static_cast<const float*>(p.row_sums);
   double diagonal = 0, pairs = 0;
   for (std::int64_t d = threadIdx.x; d < s.dim; d += kFinishThreads) {
-    const double c = math::correlation<float>(s, d);
+    const double c = math::correlation(s, static_cast<const float*>(s.dots)[d]);
     diagonal += (c - 1) * (c - 1);
     pairs += s.gram ? -c * c : sums[d] / squared_rows;
   }
@@ -82,7 +82,9 @@ __global__ void __launch_bounds__(kPacketThreads)
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         value[i] = batch[r][i] * factor;
-        if (own.d + i == d) value[i] = math::matrix_diagonal(s, grad, d);
+        if (own.d + i == d) {
+          value[i] = math::matrix_diagonal(s, grad, static_cast<const float*>(s.dots)[d]);
+        }
       }
       write<N>(value, static_cast<P*>(p.matrix) + d * s.dim + own.d);
     }
@@ -100,16 +102,25 @@ __global__ void __launch_bounds__(kPacketThreads, 4)
   const P* const tile = static_cast<const P*>(p.tile) + own.d;
   const P* const product_grad = static_cast<const P*>(p.product_grad) + own.d;
   T* const grads[2] = {static_cast<T*>(p.grad_a), static_cast<T*>(p.grad_b)};
-  float product_grad_factor[2][N], other_factor[2][N], own_factor[2][N];
+  // All loads come before the divisions, which the compiler does not move loads across.
+  float scale[2][N], dot[N], projected[2][N];
 #pragma unroll
-  for (int v = 0; v < 2; ++v) {
+  for (int i = 0; i < N; ++i) {
+    dot[i] = static_cast<const float*>(s.dots)[at + i];
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float scale = static_cast<const float*>(p.scale)[v * s.dim + at + i];
-      product_grad_factor[v][i] = scale * math::product_grad_scale(p, grad);
-      other_factor[v][i] = scale * math::other_factor(p, grad, at + i);
-      own_factor[v][i] = grads[v] == nullptr ? 0 : scale * math::projection(p, grad, v, at + i);
+    for (int v = 0; v < 2; ++v) {
+      scale[v][i] = static_cast<const float*>(p.scale)[v * s.dim + at + i];
+      projected[v][i] = grads[v] == nullptr ? 0 : math::projections_of<float>(p, v)[at + i];
     }
+  }
+  const float product_grad_scale = math::product_grad_scale(p, grad);
+  float other_factor[N], own_factor[2][N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    other_factor[i] = math::other_factor(p, grad, dot[i]);
+#pragma unroll
+    for (int v = 0; v < 2; ++v)
+      own_factor[v][i] = math::projection(p, grad, dot[i], projected[v][i]);
   }
   for (std::int64_t first = own.first; first < own.last; first += kBatch * own.step) {
     RawPacket<P, N> views[2][kBatch], product_grads[2][kBatch];
@@ -133,8 +144,9 @@ __global__ void __launch_bounds__(kPacketThreads, 4)
         float value[N];
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          value[i] = product_grads[v][r][i] * product_grad_factor[v][i] +
-                     views[1 - v][r][i] * other_factor[v][i] - views[v][r][i] * own_factor[v][i];
+          value[i] = scale[v][i] *
+                     (product_grads[v][r][i] * product_grad_scale +
+                      views[1 - v][r][i] * other_factor[i] - views[v][r][i] * own_factor[v][i]);
         }
         write<N>(value, grads[v] + (p.first_row + n) * s.dim + at);
       }

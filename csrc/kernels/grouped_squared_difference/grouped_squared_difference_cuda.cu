@@ -114,7 +114,10 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if (column == 0) counts[unit] = count;
-    write<N>(sum, &partial[unit][column]);
+    Packet<float, N> sums;
+#pragma unroll
+    for (int i = 0; i < N; ++i) sums.value[i] = sum[i];
+    *reinterpret_cast<Packet<float, N>*>(&partial[unit][column]) = sums;
   }
   __syncthreads();
   // Adds up value(unit) over the units of a group, by eights: long sums stay precise.

@@ -64,12 +64,24 @@ __global__ void __launch_bounds__(kFinishThreads) finish(VarianceCovariance p) {
   const std::int64_t kv = blockIdx.x, k = kv / s.views, v = kv % s.views;
   const float* sums = static_cast<const float*>(p.row_sums) + kv * (s.gram ? s.rows : s.dim);
   double hinges = 0, pairs = 0;
-#pragma unroll 4
-  for (std::int64_t d = threadIdx.x; d < s.dim; d += kFinishThreads) {
-    const float w = math::weight<float>(s, k, d), squares = math::sum_squares<float>(s, v, d);
-    hinges += math::hinge(math::deviation(s, w, squares));
-    pairs += s.gram ? -static_cast<double>(w * squares) * (w * squares)
-                    : static_cast<double>(w) * sums[d];
+  constexpr int kLoads = 4;  // at once, before the divisions
+  for (std::int64_t first = threadIdx.x; first < s.dim; first += kLoads * kFinishThreads) {
+    float w[kLoads], squares[kLoads], row_sums[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const std::int64_t d = first + i * kFinishThreads;
+      if (d >= s.dim) break;
+      w[i] = math::weight<float>(s, k, d);
+      squares[i] = math::sum_squares<float>(s, v, d);
+      row_sums[i] = s.gram ? 0 : sums[d];
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      if (first + i * kFinishThreads >= s.dim) break;
+      hinges += math::hinge(math::deviation(s, w[i], squares[i]));
+      const double weighted = w[i] * squares[i];
+      pairs += s.gram ? -weighted * weighted : static_cast<double>(w[i]) * row_sums[i];
+    }
   }
   if (s.gram) {
     for (std::int64_t n = threadIdx.x; n < s.rows; n += kFinishThreads) pairs += sums[n];
@@ -134,9 +146,20 @@ __global__ void __launch_bounds__(kPacketThreads)
   const std::int64_t corner = own.view * s.rows * p.dims + own.d;
   const P* const centered = static_cast<const P*>(p.centered) + corner;
   T* const grad_z = static_cast<T*>(p.grad_z) + own.view * s.rows * s.dim + at;
-  float diagonal[N];
+  // All loads come before the divisions, which the compiler does not move loads across.
+  float squares[N], diagonal[N] = {};
 #pragma unroll
-  for (int i = 0; i < N; ++i) diagonal[i] = math::diagonal<float>(p, own.view, at + i);
+  for (int i = 0; i < N; ++i) squares[i] = math::sum_squares<float>(s, own.view, at + i);
+#pragma unroll 1
+  for (std::int64_t k = 0; k < s.subspaces; ++k) {
+    float w[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) w[i] = math::weight<float>(s, k, at + i);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      diagonal[i] += math::diagonal_part(p, k * s.views + own.view, w[i], squares[i]);
+    }
+  }
   for (std::int64_t first = own.first; first < own.last; first += kBatch * own.step) {
     RawPacket<P, N> batch[kBatch];
     const auto load = [&](const P* from) {
