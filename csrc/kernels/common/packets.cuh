@@ -82,6 +82,16 @@ class RawPacket {
     words_ = *reinterpret_cast<const Packet<Word, kWords>*>(from);
   }
 
+  // Elements are set in order, from the first on.
+  __device__ __forceinline__ void set(int i, T value) {
+    if constexpr (sizeof(T) == 4) {
+      words_.value[i] = std::bit_cast<unsigned>(value);
+    } else {
+      const Word bits = std::bit_cast<unsigned short>(value);
+      words_.value[i / 2] = i % 2 == 0 ? bits : words_.value[i / 2] | bits << 16;
+    }
+  }
+
   __device__ __forceinline__ float operator[](int i) const {
     if constexpr (sizeof(T) == 4) {
       return std::bit_cast<float>(words_.value[i]);
