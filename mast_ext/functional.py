@@ -865,7 +865,8 @@ def sinkhorn_knopp(
         )
         if merge is not None:
             mass = merge(mass)
-        center = torch.where(mass == -torch.inf, center, center + temperature * mass)
+        moved = torch.add(center, mass, alpha=temperature)
+        center = torch.where(mass == -torch.inf, center, moved)
     return center
 
 

@@ -9,6 +9,7 @@ from mast_ext import functional, reference
 # N, D, G
 SHAPES = [
     *((1, 1, 1), (2, 5, 3), (40, 16, 2), (70, 7, 5), (129, 300, 4), (600, 33, 7), (1500, 8, 2)),
+    (300, 136, 64),
     (64, 20, 100),  # more groups than pairs
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

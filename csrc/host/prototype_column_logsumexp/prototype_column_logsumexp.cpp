@@ -15,10 +15,17 @@ namespace {
 // not depend on the number of threads, so that the results do not, either.
 std::int64_t slices_of(std::int64_t rows, std::int64_t prototypes, bool cuda) {
   constexpr std::int64_t kLeastRows = 8, kMostSlices = 1 << 12;
-  constexpr std::int64_t kCpuSlices = 16, kCudaThreads = 1 << 17;
+  constexpr std::int64_t kCpuSlices = 16, kCudaColumns = 1 << 19;  // a thread has 4 or 8 columns
   const std::int64_t wanted =
-      cuda ? kCudaThreads / std::max<std::int64_t>(prototypes, 1) : kCpuSlices;
+      cuda ? kCudaColumns / std::max<std::int64_t>(prototypes, 1) : kCpuSlices;
   return std::clamp<std::int64_t>(std::min(wanted, rows / kLeastRows), 1, kMostSlices);
+}
+
+// The number of parts of a row that a GPU's thread blocks share.
+std::int64_t parts_of(std::int64_t rows, std::int64_t prototypes) {
+  constexpr std::int64_t kEnough = 1 << 12, kLeastColumns = 1 << 11;
+  const std::int64_t wanted = kEnough / std::max<std::int64_t>(rows, 1);
+  return std::clamp<std::int64_t>(std::min(wanted, prototypes / kLeastColumns), 1, kEnough);
 }
 
 }  // namespace
@@ -38,7 +45,8 @@ Tensor prototype_column_logsumexp(const Tensor& logits_, const OptionalTensor& c
   Tensor column = logits.new_empty({prototypes}, sums);
   Tensor partial_sum = logits.new_empty({slices, prototypes}, sums);
   Tensor partial_max = logits.new_empty({cuda ? slices : 0, prototypes}, sums);
-  Tensor of_rows = logits.new_empty({2, normalize_rows ? rows : 0}, sums);
+  const std::int64_t parts = cuda ? parts_of(rows, prototypes) : 1;
+  Tensor of_rows = logits.new_empty({2, normalize_rows ? rows * parts : 0}, sums);
 
   const kernels::PrototypeColumns p{
       .dtype = dtype,
@@ -52,8 +60,9 @@ Tensor prototype_column_logsumexp(const Tensor& logits_, const OptionalTensor& c
       .slices = slices,
       .partial_sum = partial_sum.mutable_data_ptr(),
       .partial_max = partial_max.mutable_data_ptr(),
+      .parts = parts,
       .row_max = of_rows.select(0, 0).mutable_data_ptr(),
-      .row_log_sum = of_rows.select(0, 1).mutable_data_ptr(),
+      .row_sum = of_rows.select(0, 1).mutable_data_ptr(),
       .column = column.mutable_data_ptr(),
   };
   run_on(

@@ -40,7 +40,7 @@ void cross_correlation_finish_cpu(const CrossCorrelationPenalty& p, std::int64_t
     const auto* sums = static_cast<const A*>(p.row_sums);
     double diagonal = 0, pairs = 0;
     for (std::int64_t d = 0; d < s.dim; ++d) {
-      const double c = math::correlation<A>(s, d);
+      const double c = math::correlation(s, static_cast<const A*>(s.dots)[d]);
       diagonal += (c - 1) * (c - 1);
       pairs += s.gram ? -c * c : sums[d] / (rows * rows);
     }
@@ -61,7 +61,7 @@ void cross_correlation_matrix_cpu(const CrossCorrelationPenaltyBackward& p, std:
       for (std::int64_t e = 0; e < s.dim; e += kLanes<A>) {
         store_some(to + e, load_some(from + e, s.dim - e) * factor, s.dim - e);
       }
-      to[d] = math::matrix_diagonal(s, grad, d);
+      to[d] = math::matrix_diagonal(s, grad, static_cast<const A*>(s.dots)[d]);
     }
   });
 }
@@ -90,8 +90,9 @@ void cross_correlation_combine_cpu(const CrossCorrelationPenaltyBackward& p, std
           const std::int64_t at = p.first_dim + d;
           const A scale = static_cast<const A*>(p.scale)[v * s.dim + at];
           product_grad_factor[d] = scale * product_grad_scale;
-          other_factor[d] = scale * math::other_factor(p, grad, at);
-          own_factor[d] = scale * math::projection(p, grad, v, at);
+          const A dot = static_cast<const A*>(s.dots)[at];
+          other_factor[d] = scale * math::other_factor(p, grad, dot);
+          own_factor[d] = scale * math::projection(p, grad, dot, math::projections_of<A>(p, v)[at]);
         }
       }
       const A* tile = static_cast<const A*>(p.tile);

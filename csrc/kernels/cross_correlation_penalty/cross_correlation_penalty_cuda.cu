@@ -1,8 +1,9 @@
 // Forward: a thread block per row of the product, then a single one for the scalar. Backward: a
-// thread per column walks a few rows. There are no atomic additions: every result has a fixed order
-// of summation.
+// thread per packet of columns walks a few rows, those of both views together. There are no atomic
+// additions: every result has a fixed order of summation.
 #include "kernels/common/dtype_cuda.cuh"
-#include "kernels/common/element_grid.cuh"
+#include "kernels/common/packet_grid.cuh"
+#include "kernels/common/packets.cuh"
 #include "kernels/common/reductions.cuh"
 #include "kernels/cross_correlation_penalty/cross_correlation_penalty.h"
 #include "kernels/cross_correlation_penalty/cross_correlation_penalty_math.h"
@@ -14,6 +15,7 @@ namespace math = cross_correlation_math;
 
 constexpr int kThreads = 128;
 constexpr int kFinishThreads = 1024;
+constexpr int kBatch = 2;  // rows that a thread of the backward loads at once
 
 template <typename P>
 __global__ void __launch_bounds__(kThreads) rows(CrossCorrelationPenalty p) {
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish(CrossCorrelationPenalty
   const auto* sums = static_cast<const float*>(p.row_sums);
   double diagonal = 0, pairs = 0;
   for (std::int64_t d = threadIdx.x; d < s.dim; d += kFinishThreads) {
-    const double c = math::correlation<float>(s, d);
+    const double c = math::correlation(s, static_cast<const float*>(s.dots)[d]);
     diagonal += (c - 1) * (c - 1);
     pairs += s.gram ? -c * c : sums[d] / squared_rows;
   }
@@ -56,49 +58,100 @@ __global__ void __launch_bounds__(kFinishThreads) finish(CrossCorrelationPenalty
   }
 }
 
-template <typename P>
-__global__ void __launch_bounds__(kElementThreads) matrix(CrossCorrelationPenaltyBackward p) {
+template <typename P, int N>
+__global__ void __launch_bounds__(kPacketThreads)
+    matrix(CrossCorrelationPenaltyBackward p, PacketGrid grid) {
   const CrossCorrelationShape& s = p.shape;
-  const std::int64_t e = std::int64_t{blockIdx.x} * kElementThreads + threadIdx.x;
-  if (e >= s.dim) return;
+  const PacketRows own(grid, s.dim, N);
+  if (own.d >= s.dim) return;
   const float grad = *static_cast<const float*>(p.grad_penalty);
   const float factor = math::matrix_factor(s, grad);
-  for_rows(s.dim, [&](std::int64_t d) {
-    const float value =
-        e == d ? math::matrix_diagonal(s, grad, d)
-               : static_cast<float>(static_cast<const P*>(s.product)[d * s.dim + e]) * factor;
-    static_cast<P*>(p.matrix)[d * s.dim + e] = static_cast<P>(value);
-  });
+  const P* const product = static_cast<const P*>(s.product) + own.d;
+  for (std::int64_t first = own.first; first < own.last; first += kBatch * own.step) {
+    RawPacket<P, N> batch[kBatch];
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+      const std::int64_t d = first + r * own.step;
+      if (d < own.last) batch[r].load(product + d * s.dim);
+    }
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+      const std::int64_t d = first + r * own.step;
+      if (d >= own.last) break;
+      float value[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        value[i] = batch[r][i] * factor;
+        if (own.d + i == d) {
+          value[i] = math::matrix_diagonal(s, grad, static_cast<const float*>(s.dots)[d]);
+        }
+      }
+      write<N>(value, static_cast<P*>(p.matrix) + d * s.dim + own.d);
+    }
+  }
 }
 
-template <typename T, typename P>
-__global__ void __launch_bounds__(kElementThreads) combine(CrossCorrelationPenaltyBackward p) {
+template <typename T, typename P, int N>
+__global__ void __launch_bounds__(kPacketThreads, 4)
+    combine(CrossCorrelationPenaltyBackward p, PacketGrid grid) {
   const CrossCorrelationShape& s = p.shape;
-  const std::int64_t d = std::int64_t{blockIdx.x} * kElementThreads + threadIdx.x;
-  if (d >= p.dims) return;
-  const std::int64_t at = p.first_dim + d;
+  const PacketRows own(grid, p.tile_rows, N);
+  if (own.d >= p.dims) return;
+  const std::int64_t at = p.first_dim + own.d, per_view = p.tile_rows * p.dims;
   const float grad = *static_cast<const float*>(p.grad_penalty);
-  const auto* tile = static_cast<const P*>(p.tile);
-  std::int64_t prepared = -1;  // the view of the factors
-  float product_grad_factor = 0, other_factor = 0, own_factor = 0;
-  for_rows(2 * p.tile_rows, [&](std::int64_t i) {
-    const std::int64_t v = i / p.tile_rows, n = i % p.tile_rows;
-    T* to = static_cast<T*>(v == 0 ? p.grad_a : p.grad_b);
-    if (to == nullptr) return;
-    if (v != prepared) {
-      prepared = v;
-      const float scale = static_cast<const float*>(p.scale)[v * s.dim + at];
-      product_grad_factor = scale * math::product_grad_scale(p, grad);
-      other_factor = scale * math::other_factor(p, grad, at);
-      own_factor = scale * math::projection(p, grad, v, at);
+  const P* const tile = static_cast<const P*>(p.tile) + own.d;
+  const P* const product_grad = static_cast<const P*>(p.product_grad) + own.d;
+  T* const grads[2] = {static_cast<T*>(p.grad_a), static_cast<T*>(p.grad_b)};
+  // All loads come before the divisions, which the compiler does not move loads across.
+  float scale[2][N], dot[N], projected[2][N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    dot[i] = static_cast<const float*>(s.dots)[at + i];
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      scale[v][i] = static_cast<const float*>(p.scale)[v * s.dim + at + i];
+      projected[v][i] = grads[v] == nullptr ? 0 : math::projections_of<float>(p, v)[at + i];
     }
-    const std::int64_t element = i * p.dims + d;
-    const float own = static_cast<float>(tile[element]);
-    const float other = static_cast<float>(tile[((1 - v) * p.tile_rows + n) * p.dims + d]);
-    const float product_grad = static_cast<float>(static_cast<const P*>(p.product_grad)[element]);
-    to[(p.first_row + n) * s.dim + at] = static_cast<T>(product_grad * product_grad_factor +
-                                                        other * other_factor - own * own_factor);
-  });
+  }
+  const float product_grad_scale = math::product_grad_scale(p, grad);
+  float other_factor[N], own_factor[2][N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    other_factor[i] = math::other_factor(p, grad, dot[i]);
+#pragma unroll
+    for (int v = 0; v < 2; ++v)
+      own_factor[v][i] = math::projection(p, grad, dot[i], projected[v][i]);
+  }
+  for (std::int64_t first = own.first; first < own.last; first += kBatch * own.step) {
+    RawPacket<P, N> views[2][kBatch], product_grads[2][kBatch];
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+      const std::int64_t n = first + r * own.step;
+      if (n >= own.last) break;
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        views[v][r].load(tile + v * per_view + n * p.dims);
+        if (grads[v] != nullptr) product_grads[v][r].load(product_grad + v * per_view + n * p.dims);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+      const std::int64_t n = first + r * own.step;
+      if (n >= own.last) break;
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        if (grads[v] == nullptr) continue;
+        float value[N];
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          value[i] = scale[v][i] *
+                     (product_grads[v][r][i] * product_grad_scale +
+                      views[1 - v][r][i] * other_factor[i] - views[v][r][i] * own_factor[v][i]);
+        }
+        write<N>(value, grads[v] + (p.first_row + n) * s.dim + at);
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -113,16 +166,26 @@ int cross_correlation_penalty_cuda(const CrossCorrelationPenalty& p, cudaStream_
 }
 
 int cross_correlation_matrix_cuda(const CrossCorrelationPenaltyBackward& p, cudaStream_t stream) {
-  const dim3 grid = element_grid(p.shape.dim, p.shape.dim);
-  return visit_product_dtype(p.shape.dtype, [&]<typename T, typename P>() {
-    return launch(matrix<P>, grid, kElementThreads, stream, p);
+  const CrossCorrelationShape& s = p.shape;
+  return visit_product_dtype(s.dtype, [&]<typename T, typename P>() {
+    constexpr int N = 16 / sizeof(P);
+    const bool packets = s.dim % N == 0 && aligned(s.product, 16) && aligned(p.matrix, 16);
+    const PacketGrid grid = packet_grid(1, s.dim, packets ? s.dim / N : s.dim);
+    return packets ? launch(matrix<P, N>, grid.grid, grid.block, stream, p, grid)
+                   : launch(matrix<P, 1>, grid.grid, grid.block, stream, p, grid);
   });
 }
 
 int cross_correlation_combine_cuda(const CrossCorrelationPenaltyBackward& p, cudaStream_t stream) {
-  const dim3 grid = element_grid(2 * p.tile_rows, p.dims);
+  const CrossCorrelationShape& s = p.shape;
   return visit_product_dtype(p.grad_dtype, [&]<typename T, typename P>() {
-    return launch(combine<T, P>, grid, kElementThreads, stream, p);
+    constexpr int N = 16 / sizeof(P);
+    const bool packets = s.dim % N == 0 && p.dims % N == 0 && p.first_dim % N == 0 &&
+                         aligned(p.tile, 16) && aligned(p.product_grad, 16) &&
+                         aligned(p.grad_a, sizeof(T) * N) && aligned(p.grad_b, sizeof(T) * N);
+    const PacketGrid grid = packet_grid(1, p.tile_rows, packets ? p.dims / N : p.dims);
+    return packets ? launch(combine<T, P, N>, grid.grid, grid.block, stream, p, grid)
+                   : launch(combine<T, P, 1>, grid.grid, grid.block, stream, p, grid);
   });
 }
 

@@ -7,10 +7,10 @@
 
 namespace mast_ext::kernels::cross_correlation_math {
 
-// C_dd
+// C_dd, of dot = dots[d]
 template <typename A>
-MAST_EXT_HD A correlation(const CrossCorrelationShape& p, std::int64_t d) {
-  return static_cast<const A*>(p.dots)[d] / static_cast<A>(p.rows);
+MAST_EXT_HD A correlation(const CrossCorrelationShape& p, A dot) {
+  return dot / static_cast<A>(p.rows);
 }
 
 // The gradient of a standardized view, at (n, d), is
@@ -25,10 +25,10 @@ MAST_EXT_HD A product_grad_scale(const CrossCorrelationPenaltyBackward& p, A gra
 }
 
 template <typename A>
-MAST_EXT_HD A other_factor(const CrossCorrelationPenaltyBackward& p, A grad, std::int64_t d) {
+MAST_EXT_HD A other_factor(const CrossCorrelationPenaltyBackward& p, A grad, A dot) {
   const CrossCorrelationShape& s = p.shape;
   if (!s.gram) return A{0};
-  const A c = correlation<A>(s, d);
+  const A c = correlation(s, dot);
   return grad * 2 * (c - 1 - static_cast<A>(s.lambda) * c) / static_cast<A>(s.rows);
 }
 
@@ -40,26 +40,26 @@ MAST_EXT_HD A matrix_factor(const CrossCorrelationShape& s, A grad) {
 }
 
 template <typename A>
-MAST_EXT_HD A matrix_diagonal(const CrossCorrelationShape& s, A grad, std::int64_t d) {
-  return grad * 2 * (correlation<A>(s, d) - 1) / static_cast<A>(s.rows);
+MAST_EXT_HD A matrix_diagonal(const CrossCorrelationShape& s, A grad, A dot) {
+  return grad * 2 * (correlation(s, dot) - 1) / static_cast<A>(s.rows);
+}
+
+// Where the number is that projection() needs of view v and column d, besides dots[d].
+template <typename A>
+MAST_EXT_HD const A* projections_of(const CrossCorrelationPenaltyBackward& p, std::int64_t v) {
+  const auto* projections = static_cast<const A*>(p.projections);
+  if (p.shape.gram) return projections + v * p.shape.dim;
+  // Rows of P belong to a, columns to b.
+  return v == 0 ? static_cast<const A*>(p.shape.row_sums) : projections;
 }
 
 // sum_n gradient_nd * view_nd / divisor: the component of a standardized view's gradient along the
 // view itself, which the derivative of standardization removes.
 template <typename A>
-MAST_EXT_HD A projection(const CrossCorrelationPenaltyBackward& p, A grad, std::int64_t v,
-                         std::int64_t d) {
+MAST_EXT_HD A projection(const CrossCorrelationPenaltyBackward& p, A grad, A dot, A projected) {
   const CrossCorrelationShape& s = p.shape;
-  const A dot = static_cast<const A*>(s.dots)[d];
-  const auto* projections = static_cast<const A*>(p.projections);
-  A sum;
-  if (s.gram) {
-    sum = product_grad_scale(p, grad) * projections[v * s.dim + d] + other_factor(p, grad, d) * dot;
-  } else {
-    // Rows of P belong to a, columns to b.
-    const A squares = v == 0 ? static_cast<const A*>(s.row_sums)[d] : projections[d];
-    sum = matrix_factor(s, grad) * squares + matrix_diagonal(s, grad, d) * dot;
-  }
+  const A sum = s.gram ? product_grad_scale(p, grad) * projected + other_factor(p, grad, dot) * dot
+                       : matrix_factor(s, grad) * projected + matrix_diagonal(s, grad, dot) * dot;
   return sum / static_cast<A>(s.divisor);
 }
 

@@ -67,11 +67,18 @@ struct GroupedSquaredDifference {
 inline constexpr std::int64_t kRowBlock = 256;
 inline std::int64_t row_blocks(std::int64_t dim) { return (dim + kRowBlock - 1) / kRowBlock; }
 
+// With at most this many groups, a GPU sorts the rows of a slice, at most so many, by group.
+inline constexpr int kSortedGroups = 64, kSortedRows = 256;
+
 // With twice as many rows in a slice as there are groups, the slices' sums take at most half of the
-// memory of x. On a GPU the slices are the z dimension of a grid, which is limited to 65535.
+// memory of x. On a GPU the slices are the z dimension of a grid, which is limited to 65535, if
+// there are many groups.
 inline std::int64_t difference_slices(std::int64_t rows, std::int64_t groups, bool cuda) {
+  static_assert(2 * kSortedGroups <= kSortedRows);
   const std::int64_t length =
-      std::max({std::int64_t{cuda ? 512 : 64}, 2 * groups, rows / 65535 + 1});
+      cuda && groups <= kSortedGroups
+          ? kSortedRows
+          : std::max({std::int64_t{cuda ? 512 : 64}, 2 * groups, rows / 65535 + 1});
   return std::max<std::int64_t>((rows + length - 1) / length, 1);
 }
 

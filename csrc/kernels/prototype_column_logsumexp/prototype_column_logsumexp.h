@@ -15,6 +15,7 @@
 
 #include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
+#include "kernels/common/host_device.h"
 
 namespace mast_ext::kernels {
 
@@ -30,9 +31,17 @@ struct PrototypeColumns {
   std::int64_t slices;  // at least 1
   void* partial_sum;    // [slices, C]
   void* partial_max;    // [slices, C], the maxima that the sums are relative to; CUDA only
-  void* row_max;        // [N], the largest x - center, if rows are normalized
-  void* row_log_sum;    // [N], log sum_c exp(z_nc - max), if rows are normalized
-  void* column;         // [C]
+  std::int64_t parts;   // that a row is divided into, at least 1; CUDA only
+  // If rows are normalized, of every part the largest x - center, and sum_c exp(z_nc - max / u)
+  // with the temperature u; the CPU has no parts and keeps the logarithm of the sum.
+  void* row_max;  // [N, parts]
+  void* row_sum;  // [N, parts]
+  void* column;   // [C]
+
+  // Of all parts but the last ones, a multiple of what is loaded at once.
+  MAST_EXT_HD std::int64_t part_length() const {
+    return ((prototypes + parts - 1) / parts + 7) / 8 * 8;
+  }
 };
 
 // Columns of a chunk, by which threads share the CPU's last step.

@@ -26,7 +26,7 @@ struct Row {
   const T* x;
   A scale;        // 1 / temperature
   A shift = 0;    // row_max, if rows are normalized
-  A log_sum = 0;  // row_log_sum, if rows are normalized
+  A log_sum = 0;  // row_sum, if rows are normalized
 
   Row(const PrototypeColumns& p, std::int64_t n)
       : p(p),
@@ -82,7 +82,7 @@ void add_probabilities(const PrototypeColumns& p, std::int64_t n, accum_t<T>* ex
     }
   });
   static_cast<A*>(p.row_max)[n] = max;
-  static_cast<A*>(p.row_log_sum)[n] = std::log(total);
+  static_cast<A*>(p.row_sum)[n] = std::log(total);
 }
 
 // Online log-sum-exp of a chunk of columns: running maxima, and sums of exp(z - max).
@@ -100,8 +100,7 @@ void add_rows(const PrototypeColumns& p, std::int64_t n, std::int64_t first, std
   Row<T> rows[] = {Row<T>(p, n + static_cast<std::int64_t>(R))...};
   if (p.normalize_rows) {
     ((rows[R].shift = static_cast<const A*>(p.row_max)[n + static_cast<std::int64_t>(R)]), ...);
-    ((rows[R].log_sum = static_cast<const A*>(p.row_log_sum)[n + static_cast<std::int64_t>(R)]),
-     ...);
+    ((rows[R].log_sum = static_cast<const A*>(p.row_sum)[n + static_cast<std::int64_t>(R)]), ...);
   }
   for (std::int64_t c = 0; c < count; c += kLanes<A>) {
     const vec<A> z[] = {rows[R].z(first + c)...}, before = load(to.max + c);

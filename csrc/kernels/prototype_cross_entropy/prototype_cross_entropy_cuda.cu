@@ -260,8 +260,8 @@ __device__ __forceinline__ void backward_chunk(const PrototypeCrossEntropyBackwa
   };
   StudentRows<T, kWhole> students{in, b, first, columns, {}};
   students.prefetch_first();
-  if constexpr (!kMany) load_teachers(0);
   students.begin();
+  if constexpr (!kMany) load_teachers(0);
   for (std::int64_t s = 0; s < in.students; ++s) {
     const RawRow<T> row = students.take(s);
     float weight = 0, grad[kColumns] = {};
@@ -278,19 +278,20 @@ __device__ __forceinline__ void backward_chunk(const PrototypeCrossEntropyBackwa
     }
     weight /= stats[(in.students + s) * in.batch];
     const float shift = math::shift_of(stats[s * in.batch]);
-    RawRow<T> out;
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      const float p_i = exp2_fast((row[i] - shift) * scale);
-      out.values[i] = static_cast<T>(weight * p_i + grad[i]);
+      grad[i] += weight * exp2_fast((row[i] - shift) * scale);
     }
-    out.store(static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + first,
+    store_row(grad, static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + first,
               columns);
   }
 }
 
 template <typename T, int kTeachers, bool kMany>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMany            ? 2
+                                            : kTeachers == 1 ? 5
+                                            : kTeachers == 2 ? 4
+                                                             : 3)
     backward(PrototypeCrossEntropyBackward p, Inverses inverses, std::int64_t chunks,
              bool aligned) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;

@@ -46,38 +46,49 @@ struct Columns {
   __device__ __forceinline__ bool has(int i) const { return kWhole || at(i) < count; }
 };
 
-// A lane's columns of one row, in the type that they have in memory.
+// A lane's columns of one row, as they lie in memory.
 template <typename E>
-struct RawRow {
-  alignas(16) E values[kColumns];
-
+class RawRow {
+ public:
   // Columns that do not exist become 0.
   template <typename T, bool kWhole>
   __device__ __forceinline__ void load(const E* row, const Columns<T, kWhole>& columns) {
-    constexpr int kPacket = kWhole ? 16 / sizeof(E) : 1;
-    using Packet = kernels::Packet<E, kPacket>;
 #pragma unroll
     for (int i = 0; i < kColumns; i += kPacket) {
-      *reinterpret_cast<Packet*>(values + i) =
-          columns.has(i) ? *reinterpret_cast<const Packet*>(row + columns.at(i)) : Packet{};
-    }
-  }
-
-  template <typename T, bool kWhole>
-  __device__ __forceinline__ void store(E* row, const Columns<T, kWhole>& columns) const {
-    constexpr int kPacket = kWhole ? 16 / sizeof(E) : 1;
-    using Packet = kernels::Packet<E, kPacket>;
+      if constexpr (kWhole) {
+        packets_[i / kPacket].load(row + columns.at(i));
+      } else {
 #pragma unroll
-    for (int i = 0; i < kColumns; i += kPacket) {
-      if (columns.has(i)) {
-        *reinterpret_cast<Packet*>(row + columns.at(i)) =
-            *reinterpret_cast<const Packet*>(values + i);
+        for (int j = i; j < i + kPacket; ++j) {
+          packets_[i / kPacket].set(j - i, columns.has(j) ? row[columns.at(j)] : E(0.0f));
+        }
       }
     }
   }
 
-  __device__ __forceinline__ float operator[](int i) const { return static_cast<float>(values[i]); }
+  __device__ __forceinline__ float operator[](int i) const {
+    return packets_[i / kPacket][i % kPacket];
+  }
+
+ private:
+  static constexpr int kPacket = 16 / sizeof(E);
+
+  RawPacket<E, kPacket> packets_[kColumns / kPacket];
 };
+
+// Writes a lane's columns of a row.
+template <typename T, bool kWhole>
+__device__ __forceinline__ void store_row(const float (&x)[kColumns], T* row,
+                                          const Columns<T, kWhole>& columns) {
+  constexpr int kGroup = Columns<T, kWhole>::kGroup;
+#pragma unroll
+  for (int i = 0; i < kColumns; i += kGroup) {
+    float group[kGroup];
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) group[j] = x[i + j];
+    if (columns.has(i)) write<kGroup>(group, row + columns.at(i));
+  }
+}
 
 // Prefetches a chunk of a row to the second-level cache; unlike a load, this takes no registers.
 template <typename T, bool kWhole>

@@ -1,8 +1,9 @@
 // Forward: a thread block per row of the product, then a thread block per result. Backward: a
-// thread per column walks a few rows. There are no atomic additions: every result has a fixed order
-// of summation.
+// thread per packet of columns walks a few rows. There are no atomic additions: every result has a
+// fixed order of summation.
 #include "kernels/common/dtype_cuda.cuh"
-#include "kernels/common/element_grid.cuh"
+#include "kernels/common/packet_grid.cuh"
+#include "kernels/common/packets.cuh"
 #include "kernels/common/reductions.cuh"
 #include "kernels/variance_covariance/variance_covariance.h"
 #include "kernels/variance_covariance/variance_covariance_math.h"
@@ -13,6 +14,8 @@ namespace {
 namespace math = variance_covariance_math;
 
 constexpr int kThreads = 128;
+constexpr int kFinishThreads = 1024;
+constexpr int kBatch = 4;  // rows that a thread of the backward loads at once
 constexpr int kMasks = 4;  // subspaces that one pass over a row computes
 
 template <typename P>
@@ -56,73 +59,140 @@ __global__ void __launch_bounds__(kThreads) direct_rows(VarianceCovariance p) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) finish(VarianceCovariance p) {
+__global__ void __launch_bounds__(kFinishThreads) finish(VarianceCovariance p) {
   const VarianceCovarianceShape& s = p.shape;
   const std::int64_t kv = blockIdx.x, k = kv / s.views, v = kv % s.views;
   const float* sums = static_cast<const float*>(p.row_sums) + kv * (s.gram ? s.rows : s.dim);
   double hinges = 0, pairs = 0;
-  for (std::int64_t d = threadIdx.x; d < s.dim; d += kThreads) {
-    const float w = math::weight<float>(s, k, d), squares = math::sum_squares<float>(s, v, d);
-    hinges += math::hinge(math::deviation(s, w, squares));
-    pairs += s.gram ? -static_cast<double>(w * squares) * (w * squares)
-                    : static_cast<double>(w) * sums[d];
+  constexpr int kLoads = 4;  // at once, before the divisions
+  for (std::int64_t first = threadIdx.x; first < s.dim; first += kLoads * kFinishThreads) {
+    float w[kLoads], squares[kLoads], row_sums[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const std::int64_t d = first + i * kFinishThreads;
+      if (d >= s.dim) break;
+      w[i] = math::weight<float>(s, k, d);
+      squares[i] = math::sum_squares<float>(s, v, d);
+      row_sums[i] = s.gram ? 0 : sums[d];
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      if (first + i * kFinishThreads >= s.dim) break;
+      hinges += math::hinge(math::deviation(s, w[i], squares[i]));
+      const double weighted = w[i] * squares[i];
+      pairs += s.gram ? -weighted * weighted : static_cast<double>(w[i]) * row_sums[i];
+    }
   }
   if (s.gram) {
-    for (std::int64_t n = threadIdx.x; n < s.rows; n += kThreads) pairs += sums[n];
+    for (std::int64_t n = threadIdx.x; n < s.rows; n += kFinishThreads) pairs += sums[n];
   }
-  hinges = block_sum<kThreads>(hinges);
-  pairs = block_sum<kThreads>(pairs);
+  hinges = block_sum<kFinishThreads>(hinges);
+  pairs = block_sum<kFinishThreads>(pairs);
   if (threadIdx.x != 0) return;
   static_cast<float*>(p.variance)[kv] = static_cast<float>(hinges / static_cast<double>(s.dim));
   static_cast<float*>(p.covariance)[kv] =
       static_cast<float>(pairs * math::covariance_scale<double>(s));
 }
 
-template <typename P>
-__global__ void __launch_bounds__(kElementThreads) matrix(VarianceCovarianceBackward p) {
+template <typename P, int N>
+__global__ void __launch_bounds__(kPacketThreads)
+    matrix(VarianceCovarianceBackward p, PacketGrid grid) {
   const VarianceCovarianceShape& s = p.shape;
-  const std::int64_t e = std::int64_t{blockIdx.x} * kElementThreads + threadIdx.x;
-  if (e >= s.dim) return;
-  for_rows(s.views * s.dim, [&](std::int64_t i) {
-    const std::int64_t v = i / s.dim, d = i % s.dim;
-    float value = 0;
-    if (e == d) {
-      value = math::diagonal<float>(p, v, d);
-    } else {
+  const PacketRows own(grid, s.dim, N);
+  if (own.d >= s.dim) return;
+  const std::int64_t corner = own.view * s.dim * s.dim + own.d;
+  const P* const product = static_cast<const P*>(s.product) + corner;
+  P* const to = static_cast<P*>(p.matrix) + corner;
+  for (std::int64_t first = own.first; first < own.last; first += kBatch * own.step) {
+    RawPacket<P, N> batch[kBatch];
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+      const std::int64_t d = first + r * own.step;
+      if (d < own.last) batch[r].load(product + d * s.dim);
+    }
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+      const std::int64_t d = first + r * own.step;
+      if (d >= own.last) break;
+      float value[N] = {};
 #pragma unroll 1
       for (std::int64_t k = 0; k < s.subspaces; ++k) {
-        value += math::covariance_coefficient<float>(p, k * s.views + v) *
-                 math::weight<float>(s, k, d) * math::weight<float>(s, k, e);
+        const float factor = math::covariance_coefficient<float>(p, k * s.views + own.view) *
+                             math::weight<float>(s, k, d);
+#pragma unroll
+        for (int i = 0; i < N; ++i) value[i] += factor * math::weight<float>(s, k, own.d + i);
       }
-      value *= static_cast<float>(static_cast<const P*>(s.product)[i * s.dim + e]);
+#pragma unroll
+      for (int i = 0; i < N; ++i) value[i] *= batch[r][i];
+      write<N>(value, to + d * s.dim);
     }
-    static_cast<P*>(p.matrix)[i * s.dim + e] = static_cast<P>(value);
-  });
+  }
+  // The elements of the diagonal, which this thread has written, too.
+#pragma unroll 1
+  for (int i = 0; i < N; ++i) {
+    const std::int64_t d = own.d + i;
+    if (d < own.first || d >= own.last || (d - own.first) % own.step != 0) continue;
+    to[d * s.dim + i] = static_cast<P>(math::diagonal<float>(p, own.view, d));
+  }
 }
 
-template <typename T, typename P>
-__global__ void __launch_bounds__(kElementThreads) combine(VarianceCovarianceBackward p) {
+template <typename T, typename P, int N>
+__global__ void __launch_bounds__(kPacketThreads)
+    combine(VarianceCovarianceBackward p, PacketGrid grid) {
   const VarianceCovarianceShape& s = p.shape;
-  const std::int64_t d = std::int64_t{blockIdx.x} * kElementThreads + threadIdx.x;
-  if (d >= p.dims) return;
-  const std::int64_t at = p.first_dim + d, per_subspace = s.views * s.rows * p.dims;
-  std::int64_t prepared = -1;  // the view of `diagonal`
-  float diagonal = 0;
-  for_rows(s.views * s.rows, [&](std::int64_t i) {
-    const std::int64_t v = i / s.rows;
-    if (v != prepared) {
-      prepared = v;
-      diagonal = math::diagonal<float>(p, v, at);
+  const PacketRows own(grid, s.rows, N);
+  if (own.d >= p.dims) return;
+  const std::int64_t at = p.first_dim + own.d, per_subspace = s.views * s.rows * p.dims;
+  const std::int64_t corner = own.view * s.rows * p.dims + own.d;
+  const P* const centered = static_cast<const P*>(p.centered) + corner;
+  T* const grad_z = static_cast<T*>(p.grad_z) + own.view * s.rows * s.dim + at;
+  // All loads come before the divisions, which the compiler does not move loads across.
+  float squares[N], diagonal[N] = {};
+#pragma unroll
+  for (int i = 0; i < N; ++i) squares[i] = math::sum_squares<float>(s, own.view, at + i);
+#pragma unroll 1
+  for (std::int64_t k = 0; k < s.subspaces; ++k) {
+    float w[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) w[i] = math::weight<float>(s, k, at + i);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      diagonal[i] += math::diagonal_part(p, k * s.views + own.view, w[i], squares[i]);
     }
-    const std::int64_t element = i * p.dims + d;
-    float sum = static_cast<float>(static_cast<const P*>(p.centered)[element]) * diagonal;
+  }
+  for (std::int64_t first = own.first; first < own.last; first += kBatch * own.step) {
+    RawPacket<P, N> batch[kBatch];
+    const auto load = [&](const P* from) {
+#pragma unroll
+      for (int r = 0; r < kBatch; ++r) {
+        const std::int64_t n = first + r * own.step;
+        if (n < own.last) batch[r].load(from + n * p.dims);
+      }
+    };
+    float sum[kBatch][N];
+    load(centered);
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum[r][i] = batch[r][i] * diagonal[i];
+    }
+#pragma unroll 1
     for (std::int64_t k = 0; k < s.subspaces; ++k) {
-      sum +=
-          static_cast<float>(static_cast<const P*>(p.product_grad)[k * per_subspace + element]) *
-          (math::covariance_coefficient<float>(p, k * s.views + v) * math::weight<float>(s, k, at));
+      load(static_cast<const P*>(p.product_grad) + k * per_subspace + corner);
+      const float coefficient = math::covariance_coefficient<float>(p, k * s.views + own.view);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const float factor = coefficient * math::weight<float>(s, k, at + i);
+#pragma unroll
+        for (int r = 0; r < kBatch; ++r) sum[r][i] += batch[r][i] * factor;
+      }
     }
-    static_cast<T*>(p.grad_z)[i * s.dim + at] = static_cast<T>(sum);
-  });
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+      const std::int64_t n = first + r * own.step;
+      if (n < own.last) write<N>(sum[r], grad_z + n * s.dim);
+    }
+  }
 }
 
 __global__ void __launch_bounds__(kThreads) grad_masks(VarianceCovarianceBackward p) {
@@ -142,20 +212,30 @@ int variance_covariance_cuda(const VarianceCovariance& p, cudaStream_t stream) {
                   : launch(direct_rows<P>, blocks(s.views * s.dim, 1), kThreads, stream, p);
   });
   if (error != cudaSuccess) return error;
-  return launch(finish, blocks(results, 1), kThreads, stream, p);
+  return launch(finish, blocks(results, 1), kFinishThreads, stream, p);
 }
 
 int variance_covariance_matrix_cuda(const VarianceCovarianceBackward& p, cudaStream_t stream) {
-  const dim3 grid = element_grid(p.shape.views * p.shape.dim, p.shape.dim);
-  return visit_product_dtype(p.shape.dtype, [&]<typename T, typename P>() {
-    return launch(matrix<P>, grid, kElementThreads, stream, p);
+  const VarianceCovarianceShape& s = p.shape;
+  return visit_product_dtype(s.dtype, [&]<typename T, typename P>() {
+    constexpr int N = 16 / sizeof(P);
+    const bool packets = s.dim % N == 0 && aligned(s.product, 16) && aligned(p.matrix, 16);
+    const PacketGrid grid = packet_grid(s.views, s.dim, packets ? s.dim / N : s.dim);
+    return packets ? launch(matrix<P, N>, grid.grid, grid.block, stream, p, grid)
+                   : launch(matrix<P, 1>, grid.grid, grid.block, stream, p, grid);
   });
 }
 
 int variance_covariance_combine_cuda(const VarianceCovarianceBackward& p, cudaStream_t stream) {
-  const dim3 grid = element_grid(p.shape.views * p.shape.rows, p.dims);
+  const VarianceCovarianceShape& s = p.shape;
   return visit_product_dtype(p.grad_dtype, [&]<typename T, typename P>() {
-    return launch(combine<T, P>, grid, kElementThreads, stream, p);
+    constexpr int N = 16 / sizeof(P);
+    const bool packets = s.dim % N == 0 && p.dims % N == 0 && p.first_dim % N == 0 &&
+                         aligned(p.centered, 16) && aligned(p.product_grad, 16) &&
+                         aligned(p.grad_z, sizeof(T) * N);
+    const PacketGrid grid = packet_grid(s.views, s.rows, packets ? p.dims / N : p.dims);
+    return packets ? launch(combine<T, P, N>, grid.grid, grid.block, stream, p, grid)
+                   : launch(combine<T, P, 1>, grid.grid, grid.block, stream, p, grid);
   });
 }
 

@@ -53,17 +53,23 @@ MAST_EXT_HD A covariance_coefficient(const VarianceCovarianceBackward& p, std::i
   return 4 * covariance_scale<A>(p.shape) * static_cast<const A*>(p.grad_covariance)[kv];
 }
 
+// What a subspace adds to h_vd, of its weight w and of sum_squares.
+template <typename A>
+MAST_EXT_HD A diagonal_part(const VarianceCovarianceBackward& p, std::int64_t kv, A w, A squares) {
+  const VarianceCovarianceShape& s = p.shape;
+  const A grad = static_cast<const A*>(p.grad_variance)[kv] / static_cast<A>(s.dim);
+  A part = grad * hinge_slope(deviation(s, w, squares)) * w * (2 / static_cast<A>(s.rows - 1));
+  if (s.gram) part -= covariance_coefficient<A>(p, kv) * w * w * squares;
+  return part;
+}
+
 template <typename A>
 MAST_EXT_HD A diagonal(const VarianceCovarianceBackward& p, std::int64_t v, std::int64_t d) {
   const VarianceCovarianceShape& s = p.shape;
   const A squares = sum_squares<A>(s, v, d);
   A total = 0;
   for (std::int64_t k = 0; k < s.subspaces; ++k) {
-    const std::int64_t kv = k * s.views + v;
-    const A w = weight<A>(s, k, d);
-    const A grad = static_cast<const A*>(p.grad_variance)[kv] / static_cast<A>(s.dim);
-    total += grad * hinge_slope(deviation(s, w, squares)) * w * (2 / static_cast<A>(s.rows - 1));
-    if (s.gram) total -= covariance_coefficient<A>(p, kv) * w * w * squares;
+    total += diagonal_part(p, k * s.views + v, weight<A>(s, k, d), squares);
   }
   return total;
 }
