@@ -81,6 +81,10 @@ void run(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_b
 cudaError_t allow_dynamic_shared_memory(Kernel kernel, std::size_t bytes);
 unsigned char* dynamic_shared_memory();
 
+// For instructions of one kind of memory: a GPU's addresses of the other kind are others.
+void require_global(const void* address, const char* what);
+void require_shared(const void* address, const char* what);
+
 // All threads of a block must reach the same barrier.
 void barrier(const std::source_location& where);
 

@@ -206,6 +206,17 @@ std::span<std::byte> static_memory() {
   return search.found;
 }
 
+std::span<std::byte> fixed_memory;  // static_memory() of the thread that launches
+
+bool is_shared(const void* address) {
+  const auto within = [&](const void* begin, std::size_t bytes) {
+    const auto offset =
+        reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(begin);
+    return offset < bytes;
+  };
+  return within(fixed_memory.data(), fixed_memory.size()) || within(dynamic_memory, kMostShared);
+}
+
 // Fills memory with poison; returns the number of bytes that had another value.
 std::size_t poison(std::span<std::byte> memory) {
   static constexpr std::size_t kPiece = 256;  // comparing is cheaper than counting and writing
@@ -327,6 +338,14 @@ void fail(const char* format, ...) {
   std::abort();  // not reached: a failed launch is not resumed
 }
 
+void require_global(const void* address, const char* what) {
+  if (is_shared(address)) fail("%s is in shared memory: %p", what, address);
+}
+
+void require_shared(const void* address, const char* what) {
+  if (!is_shared(address)) fail("%s is not in shared memory: %p", what, address);
+}
+
 unsigned current_lane() { return current % kWarp; }
 
 unsigned char* dynamic_shared_memory() { return reinterpret_cast<unsigned char*>(dynamic_memory); }
@@ -348,8 +367,8 @@ void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
   blockDim = block_shape;
   check_shape(grid, block_shape);
   check_shared_memory(memory, dynamic_bytes);
-  const std::span<std::byte> static_bytes = static_memory();
-  poison(static_bytes);
+  fixed_memory = static_memory();
+  poison(fixed_memory);
   poison(dynamic_memory);
   const unsigned threads = block_shape.x * block_shape.y * block_shape.z;
   for (unsigned z = 0; z < grid.z && failure.empty(); ++z) {
@@ -357,7 +376,7 @@ void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
       for (unsigned x = 0; x < grid.x && failure.empty(); ++x) {
         blockIdx = dim3(x, y, z);
         const std::size_t written =
-            run_block(threads, static_bytes, std::span(dynamic_memory).first(dynamic_bytes));
+            run_block(threads, fixed_memory, std::span(dynamic_memory).first(dynamic_bytes));
         memory.static_bytes = std::max(memory.static_bytes, written);
       }
     }
@@ -404,6 +423,8 @@ void collective(Instruction instruction, const void* offer, Action action) {
 void start_copy(void* to, const void* from, std::size_t bytes, bool inside) {
   check_alignment(to, bytes, "the target of an asynchronous copy");
   check_alignment(from, bytes, "the source of an asynchronous copy");
+  require_shared(to, "the target of an asynchronous copy");
+  require_global(from, "the source of an asynchronous copy");
   if (detector != nullptr) detector->start_copy(to, bytes);
   const Copy copy{to, inside ? from : nullptr, bytes};
   if (options.early_copies) copy.complete();

@@ -6,6 +6,7 @@
 
 #include "kernels/common/launch.cuh"
 #include "kernels/common/mma.cuh"
+#include "kernels/common/packets.cuh"
 
 namespace {
 
@@ -82,6 +83,20 @@ __global__ void loads_odd_matrix() {
 __global__ void loads_odd_vector() {
   const float4 four = *reinterpret_cast<const float4*>(memory + 1 + threadIdx.x % 2);
   memory[threadIdx.x % 64] = four.x;
+}
+
+// ---- Kinds of memory
+
+__global__ void stores_to_shared_as_global() {
+  alignas(16) __shared__ float own[4 * 128];
+  const float four[4] = {1, 2, 3, 4};
+  write(four, own + 4 * threadIdx.x);
+}
+
+__global__ void copies_from_shared() {
+  alignas(16) __shared__ float own[8];
+  if (threadIdx.x == 0) copy_async<16>(own, own + 4, true);
+  wait_for_copies();
 }
 
 // ---- Races for static and dynamic memory
@@ -184,6 +199,8 @@ const std::map<std::string_view, cudaError_t (*)()> kFaults = {
     {"copies_from_odd_address", [] { return run(copies_from_odd_address); }},
     {"loads_odd_matrix", [] { return run(loads_odd_matrix); }},
     {"loads_odd_vector", [] { return run(loads_odd_vector); }},
+    {"stores_to_shared_as_global", [] { return run(stores_to_shared_as_global); }},
+    {"copies_from_shared", [] { return run(copies_from_shared); }},
     {"write_the_same", [] { return run(write_the_same); }},
     {"read_without_barrier", [] { return run(read_without_barrier); }},
     {"read_after_shuffle", [] { return run(read_after_shuffle); }},

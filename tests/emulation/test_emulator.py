@@ -23,6 +23,8 @@ MESSAGES = {
     "copies_from_odd_address": "source of an asynchronous copy is not at a multiple of 16 bytes",
     "loads_odd_matrix": "a matrix row is not at a multiple of 16 bytes",
     "loads_odd_vector": "is not at a multiple of 16 bytes",
+    "stores_to_shared_as_global": "target of a store to global memory is in shared memory",
+    "copies_from_shared": "the source of an asynchronous copy is in shared memory",
     "write_the_same": "race: thread 1 writes what thread 0 writes",
     "read_without_barrier": "thread 0 reads shared memory that its block has not written yet",
     "read_after_shuffle": "race: thread 31 reads what thread 30 writes",

@@ -25,6 +25,14 @@ __device__ __forceinline__ void read(const T* from, float (&to)[N]) {
   for (int n = 0; n < N; ++n) to[n] = static_cast<float>(packet.value[n]);
 }
 
+template <typename T, int N>
+__device__ __forceinline__ Packet<T, N> packet_of(const T (&from)[N]) {
+  Packet<T, N> packet;
+#pragma unroll
+  for (int n = 0; n < N; ++n) packet.value[n] = from[n];
+  return packet;
+}
+
 // Stores neighboring registers to global memory, up to four by one instruction. The compiler would
 // store a struct in several pieces where it loses sight of the address's alignment.
 template <int kWords>
@@ -46,17 +54,18 @@ __device__ __forceinline__ void write_words(const float (&words)[kWords], void* 
     }
   }
 #else
+  emulation::require_global(to, "target of a store to global memory");
   for (int i = 0; i < kWords; ++i) static_cast<float*>(to)[i] = words[i];
 #endif
 }
 
-// `to` is in global memory.
+// `to` is in global memory; what goes to shared memory is a Packet.
 template <int N, typename T>
 __device__ __forceinline__ void write(const float (&from)[N], T* to) {
   if constexpr (sizeof(T) == 4) {
     write_words(from, to);
   } else if constexpr (N == 1) {
-    *to = static_cast<T>(from[0]);
+    *to = static_cast<T>(from[0]);  // of 16 bits
   } else {
     float pairs[N / 2];
 #pragma unroll

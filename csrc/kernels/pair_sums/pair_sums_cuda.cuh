@@ -108,6 +108,8 @@ template <typename T>
 __device__ __forceinline__ const T* of_global_memory(const T* address) {
 #ifdef __CUDACC__
   __builtin_assume(__isGlobal(address));
+#else
+  emulation::require_global(address, "an address of global memory");
 #endif
   return address;
 }
@@ -304,7 +306,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         if (k0 + k + 1 < p.subspaces) mask += p.dim;
 #pragma unroll
         for (int n = 0; n < N; ++n) w[n] *= w[n];
-        write(w, &weights[k][own]);
+        *reinterpret_cast<Packet<float, N>*>(&weights[k][own]) = packet_of(w);
       }
     }
     __syncthreads();
