@@ -1,9 +1,9 @@
 """Counts what a step of small losses launches on a GPU, without one; prints JSON by loss.
 
-Of our kernels the emulator knows how many run. Of PyTorch's operations those count that call no
-other, and neither only allocate nor only look at memory differently: about as many as on a GPU,
-where some, such as a mean, are one kernel, that are two operations on a CPU. The environment
-variable MAST_EXT_LIBRARY names the build with the emulated kernels.
+Of our kernels the emulator knows how many run. Of PyTorch's operations, those inside of ours
+included, each that has a CUDA kernel counts as one launch, unless it only allocates or only looks
+at memory differently. The environment variable MAST_EXT_LIBRARY names the build with the emulated
+kernels.
 """
 
 import collections
@@ -20,13 +20,18 @@ from mast_ext.losses.common import spread
 
 BATCH, DIM = 256, 128
 AUGMENTATIONS = 5
-WITHOUT_KERNELS = {
+WITHOUT_LAUNCH = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"),
     *("view", "view_as", "_unsafe_view", "reshape", "flatten", "as_strided", "alias", "detach"),
     *("expand", "expand_as", "select", "slice", "narrow", "squeeze", "unsqueeze", "unbind"),
     *("transpose", "t", "permute", "movedim", "diagonal", "chunk", "split", "unflatten"),
-    *("contiguous", "to", "lift_fresh", "result_type", "is_same_size", "_has_same_storage_numel"),
+    *("result_type", "promote_types", "resolve_conj", "resolve_neg", "lift_fresh"),
+    *("_has_same_storage_numel", "is_same_size"),
 }
+# Which call others, if anything.
+WITHOUT_WORK = {"to", "contiguous", "expand_as", "reshape", "flatten"}
+
+KNOWN = {*torch._C._dispatch_get_all_op_names()}
 
 emulator = ctypes.CDLL(Path(os.environ["MAST_EXT_LIBRARY"]).parent / "libemulated_kernels.so")
 
@@ -42,6 +47,23 @@ def mast(**options):
     return lambda x, y: loss(x, y, changed).loss
 
 
+def has_cuda_kernel(name):
+    overloads = getattr(torch.ops.aten, name).overloads()
+    names = {f"aten::{name}" if o == "default" else f"aten::{name}.{o}" for o in overloads}
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(n, "CUDA") for n in names & KNOWN)
+
+
+def launches_of(event):
+    """Names of the operations of torch that an event of the profiler launches."""
+    name = event.name.removeprefix("aten::")
+    if name != event.name:
+        if name in WITHOUT_LAUNCH:
+            return []
+        if has_cuda_kernel(name) or not (event.cpu_children or name in WITHOUT_WORK):
+            return [name]
+    return [launched for child in event.cpu_children for launched in launches_of(child)]
+
+
 def count(step):
     """Launches of our kernels, and of PyTorch's by the operation."""
     x = torch.randn(BATCH, DIM).requires_grad_()
@@ -51,13 +73,12 @@ def count(step):
     before = emulator.emulated_launches()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step(x, y).backward()
-    of_torch = collections.Counter()
-    for event in profiled.events():
-        name = event.name.removeprefix("aten::")
-        calls_another = any(child.name.startswith("aten::") for child in event.cpu_children)
-        if name != event.name and not calls_another and name not in WITHOUT_KERNELS:
-            of_torch[name] += 1
-    return {"ours": emulator.emulated_launches() - before, "torch": dict(of_torch)}
+    top = [event for event in profiled.events() if event.cpu_parent is None]
+    names = [name for event in top for name in launches_of(event)]
+    return {
+        "ours": emulator.emulated_launches() - before,
+        "torch": dict(collections.Counter(names)),
+    }
 
 
 spread.counts_launches = lambda _: True  # as on a GPU
