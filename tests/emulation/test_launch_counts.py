@@ -18,7 +18,7 @@ MOST = {
     "VICRegLoss": (8, 24),
     "BarlowTwinsLoss": (7, 4),
     "NegativeCosineSimilarity": (4, 5),
-    "MASTLoss": (10, 47),
+    "MASTLoss": (10, 48),
 }
 
 
