@@ -908,8 +908,8 @@ def sinkhorn_knopp(
         )
         if merge is not None:
             mass = merge(mass)
-        moved = torch.add(center, mass, alpha=temperature)
-        center = torch.where(mass == -torch.inf, center, moved)
+        shift = mass.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=0)  # of -inf none
+        center = torch.add(center, shift, alpha=temperature)
     return center
 
 
