@@ -35,6 +35,7 @@ __all__ = [
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
+    "view_pair_cross_entropy",
 ]
 
 
@@ -144,11 +145,12 @@ def contrastive_logsumexp(
         positive[k,i,j,b] = s[k,i,b,j,b+offset]
 
     The contrastive primitive: with ``exclude_positive=True``, NT-Xent of views ``i`` and ``j``
-    (Chen et al. 2020, eq. 1) is ``softplus(logaddexp(lse_ii, lse_ij) − positive_ij)``, and InfoNCE
-    against a queue, CLIP's loss and decoupled contrastive learning are as short. (With the positive
-    in the sum, ``lse − positive`` says the same, but once a batch is told apart it is the small
-    difference of large numbers.) The ``N×M`` similarities are computed tile by tile, forward and
-    again backward, and never stored: memory is ``O((N + M)·D)`` whatever ``K`` is.
+    (Chen et al. 2020, eq. 1) is ``softplus(logaddexp(lse_ii, lse_ij) − positive_ij)``, of all pairs
+    at once :func:`view_pair_cross_entropy`, and InfoNCE against a queue, CLIP's loss and decoupled
+    contrastive learning are as short. (With the positive in the sum, ``lse − positive`` says the
+    same, but once a batch is told apart it is the small difference of large numbers.) The ``N×M``
+    similarities are computed tile by tile, forward and again backward, and never stored: memory is
+    ``O((N + M)·D)`` whatever ``K`` is.
     On a GPU float32 is multiplied as sums of three bfloat16 numbers each and float16 of two, which
     hold all of its digits (of embeddings in float16 times a mask 16 bits). The gradient of float32
     rows wider than 192 goes through ``torch.mm``, which uses tf32 only where it is told to.
@@ -201,6 +203,47 @@ def contrastive_logsumexp(
         exclude_positive,
         within_views,
     )[:2]
+
+
+def view_pair_cross_entropy(
+    lse: Tensor,
+    positive: Tensor,
+    *,
+    decoupled: bool = False,
+    reduction: Literal["none", "mean"] = "none",
+) -> Tensor:
+    r"""The contrastive loss of every pair of views, from sums over the rows of each view.
+
+    Of views ``i`` and ``j`` the loss of training on that pair alone: NT-Xent (SimCLR: Chen et al.,
+    ICML 2020, eq. 1) or, ``decoupled``, that of Yeh et al. (ECCV 2022, eq. 6), where the positive
+    is not among what it is told from::
+
+        r_ij    = log [exp(lse_ii) + exp(lse_ij)]                     the negatives of both views
+        t_ij    = log [exp(r_ij) + exp(positive_ij)] − positive_ij    decoupled: r_ij − positive_ij
+        loss_ij = (t_ij + t_ji) / 2
+
+    for every image. A view with itself counts as a pair of two equal views. One launch on a GPU,
+    and one for both gradients; of a loss near 0 all digits are kept.
+
+    Args:
+        lse: ``[..., V, V, N]`` of ``[..., anchor's view, other view, image]``, float32 or (CPU)
+            float64: those of :func:`contrastive_logsumexp` with ``exclude_positive=True``. Any
+            strides. Of ``within_views=False``, whose ``lse_ii`` are empty sums, the loss is CLIP's.
+        positive: The logits of the positives, like ``lse``.
+        decoupled: Leaves the positive out of the denominator.
+        reduction: ``"none"``, or ``"mean"`` over the pairs of different views and the images.
+
+    Returns:
+        ``[..., V, V, N]``, symmetric in the views, or ``[...]`` of the mean; dtype of ``lse``.
+        Differentiable once in ``lse`` and ``positive``. An image whose sums are empty (``-inf``)
+        has loss 0 and gradient 0; decoupled, ``-inf``.
+
+    Raises:
+        ValueError: A shape or device does not fit, there are no two views or no image to take the
+            mean over, or ``reduction`` is unknown.
+        TypeError: A dtype is not supported.
+    """
+    return ops.view_pair_cross_entropy.op(lse, positive, decoupled, reduction)
 
 
 def sigmoid_contrast(
@@ -865,8 +908,8 @@ def sinkhorn_knopp(
         )
         if merge is not None:
             mass = merge(mass)
-        moved = torch.add(center, mass, alpha=temperature)
-        center = torch.where(mass == -torch.inf, center, moved)
+        shift = mass.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=0)  # of -inf none
+        center = torch.add(center, shift, alpha=temperature)
     return center
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
+    "view_pair_cross_entropy",
 ]
 
 
@@ -109,6 +110,24 @@ def contrastive_logsumexp(
     if not within_views:
         kept, positive = kept & ~views, positive.where(~views[..., 0], 0.0)
     return logits.masked_fill(~kept, -torch.inf).logsumexp(-1), positive
+
+
+def view_pair_cross_entropy(
+    lse: Tensor,
+    positive: Tensor,
+    *,
+    decoupled: bool = False,
+    reduction: Literal["none", "mean"] = "none",
+) -> Tensor:
+    """See :func:`mast_ext.functional.view_pair_cross_entropy`."""
+    within = lse.diagonal(dim1=-3, dim2=-2).movedim(-1, -2).unsqueeze(-2)
+    excess = torch.logaddexp(within, lse) - positive
+    terms = excess if decoupled else F.softplus(excess, threshold=40)
+    losses = (terms + terms.transpose(-3, -2)) / 2
+    if reduction == "none":
+        return losses
+    different = ~torch.eye(lse.shape[-2], dtype=torch.bool, device=lse.device)
+    return losses[..., different, :].mean((-2, -1))
 
 
 def sigmoid_contrast(

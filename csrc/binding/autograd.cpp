@@ -370,6 +370,26 @@ struct ContrastiveLogsumexp
   }
 };
 
+struct ViewPairCrossEntropy
+    : Formula<ViewPairCrossEntropy,
+              Op<"view_pair_cross_entropy", decltype(view_pair_cross_entropy)>> {
+  using Backward =
+      Op<"view_pair_cross_entropy_backward", decltype(view_pair_cross_entropy_backward)>;
+
+  static void save(AutogradContext* ctx, const Tensor&, const Tensor& lse, const Tensor& positive,
+                   bool decoupled, std::string_view reduction) {
+    save_tensors(ctx, lse, positive);
+    keep_options(ctx, decoupled, std::string(reduction));
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [lse, positive] = saved_tensors<2>(ctx);
+    const auto [decoupled, reduction] = kept_options<bool, std::string>(ctx);
+    return only(which_wanted(ctx, lse, positive),
+                Backward::call(grads[0], lse, positive, decoupled, reduction));
+  }
+};
+
 // ---- Sums whose gradients for a gradient of 1 the forward has computed
 
 // Whether the sum itself is the loss, so that the results are the gradients. A graph that is kept
@@ -565,6 +585,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<GramDifference>(m);
   differentiable_once<SlicedCharacteristicSums>(m);
   differentiable_once<ContrastiveLogsumexp>(m);
+  differentiable_once<ViewPairCrossEntropy>(m);
   differentiable_once<SigmoidContrast>(m);
   differentiable_once<SigmoidContrastWithGrad>(m);
   differentiable_once<PrototypeCrossEntropy>(m);

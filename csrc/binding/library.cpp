@@ -72,6 +72,12 @@ void define(torch::Library& m) {
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks, "
       "Tensor grad_temperature)");
+  m.def(
+      "view_pair_cross_entropy(Tensor lse, Tensor positive, bool decoupled, str reduction) "
+      "-> Tensor");
+  m.def(
+      "view_pair_cross_entropy_backward(Tensor grad_loss, Tensor lse, Tensor positive, "
+      "bool decoupled, str reduction) -> (Tensor grad_lse, Tensor grad_positive)");
   m.def("sigmoid_contrast(Tensor x, Tensor y, Tensor scale, Tensor bias, int? offset) -> Tensor");
   m.def(
       "sigmoid_contrast_backward(Tensor grad_loss, Tensor x, Tensor y, Tensor scale, Tensor bias, "
@@ -150,6 +156,8 @@ void implement(torch::Library& m) {
          TORCH_FN(mast_ext::sliced_characteristic_sums_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
+  m.impl("view_pair_cross_entropy", TORCH_FN(mast_ext::view_pair_cross_entropy));
+  m.impl("view_pair_cross_entropy_backward", TORCH_FN(mast_ext::view_pair_cross_entropy_backward));
   m.impl("sigmoid_contrast", TORCH_FN(mast_ext::sigmoid_contrast));
   m.impl("sigmoid_contrast_backward", TORCH_FN(mast_ext::sigmoid_contrast_backward));
   m.impl("sigmoid_contrast_with_grad", TORCH_FN(mast_ext::sigmoid_contrast_with_grad));

@@ -55,6 +55,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
     const OptionalTensor& y_grad_positive, double temperature, std::optional<std::int64_t> offset,
     bool exclude_self, bool exclude_positive, bool within_views, std::array<bool, 4> wanted);
 
+Tensor view_pair_cross_entropy(const Tensor& lse, const Tensor& positive, bool decoupled,
+                               std::string_view reduction);
+std::tuple<Tensor, Tensor> view_pair_cross_entropy_backward(const Tensor& grad_loss,
+                                                            const Tensor& lse,
+                                                            const Tensor& positive, bool decoupled,
+                                                            std::string_view reduction);
+
 Tensor sigmoid_contrast(const Tensor& x, const Tensor& y, const Tensor& scale, const Tensor& bias,
                         std::optional<std::int64_t> offset);
 std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_contrast_backward(

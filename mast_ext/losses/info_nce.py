@@ -20,6 +20,7 @@ from mast_ext.losses.common.inputs import (
     reduce,
     require_alike,
     require_floating,
+    require_images,
     require_option,
     require_temperature,
     require_views,
@@ -116,9 +117,13 @@ class InfoNCELoss(nn.Module):
                 gather=self.gather_distributed,
                 within_views=False,
             )
-            terms = positive_cross_entropy(lse[0, 0, 1], positive[0, 0, 1])
+            if self.two_sided and self.reduction == "mean":
+                require_images(lse.shape[-1], "queries")
+                return functional.view_pair_cross_entropy(lse, positive, reduction="mean").squeeze()
             if self.two_sided:
-                terms = (terms + positive_cross_entropy(lse[0, 1, 0], positive[0, 1, 0])) / 2
+                terms = functional.view_pair_cross_entropy(lse, positive)[0, 0, 1]
+            else:
+                terms = positive_cross_entropy(lse[0, 0, 1], positive[0, 0, 1])
         else:
             columns = keys
             if self._many():
@@ -131,7 +136,7 @@ class InfoNCELoss(nn.Module):
                 offset=rank() * len(keys) if self._many() else 0,
                 exclude_positive=True,
             )
-            terms = positive_cross_entropy(lse[0, 0, 0], positive[0, 0, 0])
+            terms = positive_cross_entropy(lse.flatten(), positive.flatten())
         return reduce(terms, self.reduction, "queries")
 
     def pair_losses(self, views: Tensor, negatives: Tensor | None = None) -> Tensor:

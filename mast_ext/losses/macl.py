@@ -1,13 +1,20 @@
 """Model-aware contrastive learning (Huang et al., ICML 2023), a drop-in for lightly's class."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from mast_ext import functional
 from mast_ext.distributed import all_reduce, world_size
-from mast_ext.losses.common.contrast import contrast_views
+from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.common.inputs import Negatives, Reduction
-from mast_ext.losses.common.view_pairs import ViewPairLoss, mean_over_pairs
+from mast_ext.losses.common.view_pairs import (
+    ViewPairLoss,
+    log_negatives,
+    mean_over_pairs,
+    reduce_pairs,
+)
 
 
 class MACLLoss(ViewPairLoss):
@@ -93,11 +100,12 @@ class MACLLoss(ViewPairLoss):
         lse, positive = contrast_views(
             views, temperature=temperature, gather=self.gather_distributed
         )
-        return lse[0], positive[0]
+        return lse.squeeze(0), positive.squeeze(0)
 
-    def _terms(self, negatives: Tensor, positive: Tensor) -> Tensor:
-        missed = super()._terms(negatives, positive)  # −log p
-        return missed / (self.eps - torch.expm1(-missed.detach()))
+    def _pairs(self, lse: Tensor, positive: Tensor, reduction: Literal["none", "mean"]) -> Tensor:
+        negatives = log_negatives(lse, positive, self.negatives)
+        missed = positive_cross_entropy(negatives, positive)  # −log p
+        return reduce_pairs(missed / (self.eps - torch.expm1(-missed.detach())), reduction)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, alpha={self.alpha}, A_0={self.A_0}"

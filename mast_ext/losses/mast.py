@@ -31,7 +31,6 @@ from mast_ext.losses.common.inputs import (
     require_views,
 )
 from mast_ext.losses.common.spread import spread
-from mast_ext.losses.common.view_pairs import nt_xent_pairs
 from mast_ext.losses.masks import AugmentationMasks, masks_of
 
 Base = Literal["vicreg", "nt_xent"]
@@ -291,7 +290,7 @@ class MASTLoss(nn.Module):
             temperature=self.temperature,
             gather=self.gather_distributed,
         )
-        terms = nt_xent_pairs(*blocks)
+        terms = functional.view_pair_cross_entropy(*blocks)
         return terms[group, :, :, torch.arange(len(group), device=group.device)].movedim(0, -1)
 
 

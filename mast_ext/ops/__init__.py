@@ -20,6 +20,7 @@ from mast_ext.ops import (  # they look their operators up, which `native` has j
     subspace_nll,
     subspace_similarity,
     variance_covariance,
+    view_pair_cross_entropy,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
+    "view_pair_cross_entropy",
 ]
 
 

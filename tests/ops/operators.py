@@ -20,7 +20,10 @@ CONSTANT = {
     *("mean", "slices"),
 }
 # In the dtype of sums.
-WIDE = {"center", "mask_logits", "slices", "weight", "weights", "scale", "bias"}
+WIDE = {
+    *("center", "mask_logits", "slices", "weight", "weights", "scale", "bias"),
+    *("lse", "positive"),
+}
 WITHOUT_GRADIENT = {
     "prototype_column_logsumexp",
     "sinkhorn_knopp",
@@ -283,6 +286,23 @@ CALLS = [
         lambda n, d: {"x": (1, n, d), "y": (1, 60 * n, d), "masks": (2, d), "temperature": ()},
         {"offset": None},
         many=((20, 40),),
+    ),
+    Call(
+        functional.view_pair_cross_entropy,
+        "",
+        lambda n, d: dict.fromkeys(("lse", "positive"), (2, 3, 3, n * d)),
+    ),
+    Call(
+        functional.view_pair_cross_entropy,
+        "decoupled",
+        lambda n, d: dict.fromkeys(("lse", "positive"), (3, 3, n * d)),
+        {"decoupled": True},
+    ),
+    Call(  # of at least one image
+        functional.view_pair_cross_entropy,
+        "mean",
+        lambda n, d: dict.fromkeys(("lse", "positive"), (2, 3, 3, max(n, 1) * d)),
+        {"reduction": "mean"},
     ),
     Call(
         functional.sigmoid_contrast,

@@ -126,6 +126,29 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             "interval must be 'half' or 'symmetric', got 'whole'": {"interval": "whole"},
         },
     },
+    "view_pair_cross_entropy": {
+        "accepts": {"lse": ones(2, 2, 5), "positive": ones(2, 2, 5)},
+        ValueError: {
+            r"lse must have shape \[..., V, V, N\] with V >= 1, got \[2, 5\]": {"lse": ones(2, 5)},
+            r"lse must have shape .* with V >= 1, got \[2, 3, 5\]": {"lse": ones(2, 3, 5)},
+            r"lse must have shape .* with V >= 1, got \[0, 0, 5\]": {"lse": ones(0, 0, 5)},
+            r"positive must have shape \[2, 2, 5\], got \[2, 2, 1\]": {"positive": ones(2, 2, 1)},
+            r"with V >= 2 and N >= 1 to take a mean, got \[1, 1, 5\]": {
+                **{"lse": ones(1, 1, 5), "positive": ones(1, 1, 5)},
+                "reduction": "mean",
+            },
+            r"with V >= 2 and N >= 1 to take a mean, got \[2, 2, 0\]": {
+                **{"lse": ones(2, 2, 0), "positive": ones(2, 2, 0)},
+                "reduction": "mean",
+            },
+            "reduction must be 'none' or 'mean', got 'sum'": {"reduction": "sum"},
+        },
+        TypeError: {
+            "lse must be float32 or float64, got Half": {"lse": ones(2, 2, 5).half()},
+            "lse must be float32, .* got Long": {"lse": ones(2, 2, 5).long()},
+            "positive must be Float like lse, got Double": {"positive": ones(2, 2, 5).double()},
+        },
+    },
     "contrastive_logsumexp": {
         "accepts": {
             "x": ones(2, 3, 5),
@@ -468,6 +491,7 @@ def test_accepts_what_the_others_change(name):
 # What has to lie on the device of which other argument.
 DEVICES = [
     ("contrastive_logsumexp", "y", "x"),
+    ("view_pair_cross_entropy", "positive", "lse"),
     ("subspace_similarity", "masks", "x"),
     ("prototype_cross_entropy", "teacher", "student"),
     ("prototype_cross_entropy", "center", "student"),

@@ -17,6 +17,9 @@ COSINE_SHAPES = [
     (2, 5, 8, False),
     (3, 9, 33, True),
     (4, 6, 128, False),
+    (4, 3, 2048, True),  # a row takes a GPU several warps
+    (4, 3, 4096, False),
+    (3, 5, 1001, False),
     (4, 17, 70, True),
     (5, 4, 36, False),
     (7, 5, 20, True),

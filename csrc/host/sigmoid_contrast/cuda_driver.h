@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
 
 #include <algorithm>
 
@@ -69,9 +70,8 @@ class SigmoidCudaDriver {
             sigmoid_rows(x, inv_norm_x, products, first, grads->x, dots), stream);
         if (failed != 0) return failed;
       }
-      // Chunks are added up in float32, whatever a product is rounded to.
       if (products_y.defined()) {
-        products_y.add_(chunk_weights.t().mm(x_rows.narrow(0, first, count)));
+        add_product(products_y, chunk_weights.t(), x_rows.narrow(0, first, count));
       }
     }
     if (grads == nullptr) return 0;
@@ -84,7 +84,20 @@ class SigmoidCudaDriver {
   }
 
  private:
-  static constexpr std::int64_t kSlices = 256, kChunkElements = 1 << 24;
+  // Weights of a chunk: as many as amortize that its product is added to all rows of y's gradient.
+  static constexpr std::int64_t kSlices = 256, kChunkElements = 1 << 25;
+
+  // sum += a b, in float32 and without a rounded product between, whatever type a and b have.
+  static void add_product(const Tensor& sum, const Tensor& a, const Tensor& b) {
+    Tensor out = sum;
+    if (a.scalar_type() == at::kFloat) {
+      out.addmm_(a, b);
+    } else if (a.is_cuda()) {
+      at::addmm_out(out, out, a, b, at::kFloat);
+    } else {  // emulated kernels: on the CPU there is no such product
+      out.add_(a.mm(b));
+    }
+  }
 
   // If there are few rows, columns are split to have enough thread blocks for a large GPU.
   std::int64_t splits_of(std::int64_t rows) const {

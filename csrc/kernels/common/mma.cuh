@@ -325,6 +325,30 @@ __device__ __forceinline__ void add_block(float (&to)[2][4], const float (&part)
   for (int i = 0; i < 8; ++i) to[i / 4][i % 4] += part[i / 4][i % 4];
 }
 
+// sum += a b for operands of one part, where read_left(to, step) reads fragments of all rows and
+// read_right(to, step, n) those of 16 columns. Every fragment is read a block of columns before its
+// use and into registers of its own: the tensor cores need not wait for shared memory.
+template <int kM, int kN, int kSteps, typename ReadLeft, typename ReadRight>
+__device__ __forceinline__ void multiply_ahead(WarpSums<kM, kN>& sum, const ReadLeft& read_left,
+                                               const ReadRight& read_right) {
+  Parts<1> left[2][kM], right[2];
+  read_left(left[0], 0);
+  read_right(right[0], 0, 0);
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      const int at = step * kN + n, next = at + 1;
+      if (next < kSteps * kN) read_right(right[next % 2], next / kN, next % kN);
+      if (n == (kN - 1) / 2 && step + 1 < kSteps) read_left(left[(step + 1) % 2], step + 1);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        multiply_fragments<0>(sum[m][n], left[step % 2][m], right[at % 2]);
+      }
+    }
+  }
+}
+
 // sum += a[row ...] b[column ...]^T, over 16 kSteps elements of depth from `packet` on.
 //
 // Tensor cores truncate when they accumulate. In a long sum the error would exceed the precision of
@@ -355,18 +379,13 @@ __device__ __forceinline__ void multiply(WarpSums<kM, kN>& sum, const A& a, int 
       for (int n = 0; n < kGroup; ++n) add_block(sum[m][group + n], part[0][n]);
     }
   } else {
+    multiply_ahead<kM, kN, kSteps>(
+        sum,
+        [&](Parts<1>(&to)[kM], int step) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      Parts<1> left[kM], right;
-#pragma unroll
-      for (int m = 0; m < kM; ++m) rows.read(left[m], 16 * m, 2 * step);
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        columns.read(right, 16 * n, 2 * step);
-#pragma unroll
-        for (int m = 0; m < kM; ++m) multiply_fragments<0>(sum[m][n], left[m], right);
-      }
-    }
+          for (int m = 0; m < kM; ++m) rows.read(to[m], 16 * m, 2 * step);
+        },
+        [&](Parts<1>& to, int step, int n) { columns.read(to, 16 * n, 2 * step); });
   }
 }
 
@@ -376,39 +395,62 @@ __device__ __forceinline__ void multiply(WarpSums<kM, kN>& sum, const A& a, int 
 template <int kM, int kN, typename A, typename B>
 __device__ __forceinline__ void multiply_rows(WarpSums<kM, kN>& sum, const A& a, int row,
                                               const B& b, int column) {
-  constexpr bool kSplit = A::kParts > 1;
   constexpr int kSteps = A::kDepth / 16;
-  constexpr int kGroup = !kSplit ? kN : kN % 2 == 0 ? 2 : 1;
   static_assert(A::kDepth == B::kRows);
   const FragmentReader<Fragment::kLeft, A> rows(a, row, 0);
   const FragmentReader<Fragment::kRightRows, B> columns(b, 0, column / 8);
+  const auto read_left = [&](Parts<A::kParts>(&to)[kM], int step) {
 #pragma unroll
-  for (int group = 0; group < kN; group += kGroup) {
-    WarpSums<kM, kGroup> part = {};  // see multiply()
+    for (int m = 0; m < kM; ++m) rows.read(to[m], 16 * m, 2 * step);
+  };
+  if constexpr (A::kParts > 1) {
+    constexpr int kGroup = kN % 2 == 0 ? 2 : 1;
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      Parts<A::kParts> left[kM];
-      Parts<B::kParts> right;
+    for (int group = 0; group < kN; group += kGroup) {
+      WarpSums<kM, kGroup> part = {};  // see multiply()
 #pragma unroll
-      for (int m = 0; m < kM; ++m) rows.read(left[m], 16 * m, 2 * step);
+      for (int step = 0; step < kSteps; ++step) {
+        Parts<A::kParts> left[kM];
+        Parts<B::kParts> right;
+        read_left(left, step);
 #pragma unroll
-      for (int n = 0; n < kGroup; ++n) {
-        columns.read(right, 16 * step, 4 * (group + n));
+        for (int n = 0; n < kGroup; ++n) {
+          columns.read(right, 16 * step, 4 * (group + n));
 #pragma unroll
-        for (int m = 0; m < kM; ++m) {
-          multiply_fragments<A::kParts - 1>(kSplit ? part[m][n] : sum[m][group + n], left[m],
-                                            right);
+          for (int m = 0; m < kM; ++m) {
+            multiply_fragments<A::kParts - 1>(part[m][n], left[m], right);
+          }
         }
       }
-    }
-    if constexpr (kSplit) {
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
         for (int n = 0; n < kGroup; ++n) add_block(sum[m][group + n], part[m][n]);
       }
     }
+  } else {
+    multiply_ahead<kM, kN, kSteps>(
+        sum, read_left, [&](Parts<1>& to, int step, int n) { columns.read(to, 16 * step, 4 * n); });
   }
+}
+
+// A left factor of 16 kM rows and depth 16 kSteps that a warp holds in registers.
+template <int kM, int kSteps>
+using LeftFragments = Parts<1>[kM][kSteps];
+
+// sum += a b, with all rows and the first 16 kN columns of b.
+template <int kM, int kN, int kSteps, typename B>
+__device__ __forceinline__ void multiply_rows(WarpSums<kM, kN>& sum,
+                                              const LeftFragments<kM, kSteps>& a, const B& b) {
+  static_assert(B::kRows == 16 * kSteps && B::kDepth >= 16 * kN);
+  const FragmentReader<Fragment::kRightRows, B> columns(b, 0, 0);
+  multiply_ahead<kM, kN, kSteps>(
+      sum,
+      [&](Parts<1>(&to)[kM], int step) {
+#pragma unroll
+        for (int i = 0; i < 4 * kM; ++i) to[i / 4][0][i % 4] = a[i / 4][step][0][i % 4];
+      },
+      [&](Parts<1>& to, int step, int n) { columns.read(to, 16 * step, 2 * n); });
 }
 
 }  // namespace mast_ext::kernels

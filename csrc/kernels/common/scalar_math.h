@@ -1,5 +1,5 @@
 // The functions of one number that formulas take as a template argument, where CPU kernels pass
-// VectorMath (pair_sums_cpu.h) instead.
+// VectorMath (vector_math_cpu.h) instead.
 #pragma once
 
 #include <cmath>

@@ -5,34 +5,40 @@
 // For every tile of columns it computes the products again, turns them into weights P = W ry, and
 // accumulates P y, reading the same copy of y in shared memory. The weight of a positive is not
 // rounded to an operand like the rest of P: its product is computed and added in float.
+//
+// What bounds it, besides the tensor cores, is how fast operands are read from shared memory. Where
+// the registers suffice, a warp therefore has rows of its own and all columns: then P stays in
+// registers, which hold it in the layout of a left factor, and every fragment of y serves 32 rows.
 #pragma once
 
 #include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"
 
 namespace mast_ext::kernels::contrastive {
 
-inline constexpr int kFusedThreads = 128;  // two by two warps
+inline constexpr int kFusedThreads = 128, kFusedWarps = kFusedThreads / 32;
 
 // The tile for rows of up to kDim elements, of a size that fits every GPU's shared memory.
 template <typename T, int kDim_>
 struct FusedTile {
   static constexpr int kDim = kDim_;
   static constexpr int kParts = kPartsOf<T>;
-  static constexpr int kRows = kParts > 1 && kDim > 128 ? 32 : 64;
-  static constexpr int kColumns = kParts > 1 && kDim > 64 ? 32 : 64;
+  static constexpr bool kOwnRows = kParts == 1 && kDim <= 128;  // of each warp
+  static constexpr int kRows = kOwnRows ? 128 : kParts > 1 && kDim > 128 ? 32 : 64;
+  static constexpr int kColumns = kDim > 64 && (kParts > 1 || kOwnRows) ? 32 : 64;
+  // Four by one warps, or two by two.
+  static constexpr int kWarpColumns = kOwnRows ? 1 : 2, kWarpRows = kFusedWarps / kWarpColumns;
   // Blocks per warp: of 16 rows, 16 columns, 16 elements.
-  static constexpr int kRowBlocks = kRows / 32;
-  static constexpr int kColumnBlocks = kColumns / 32;
-  static constexpr int kDimBlocks = kDim / 32;
+  static constexpr int kRowBlocks = kRows / 16 / kWarpRows;
+  static constexpr int kColumnBlocks = kColumns / 16 / kWarpColumns;
+  static constexpr int kDimBlocks = kDim / 16 / kWarpColumns;
   static constexpr int kThreadRows = 2 * kRowBlocks;
   using Rows = SharedOperand<kRows, kDim, kParts>;
   using Columns = SharedOperand<kColumns, kDim, kParts>;
   using Weights = SharedOperand<kRows, kColumns, kParts>;
+  static constexpr int kWeightsBytes = kOwnRows ? 0 : Weights::kBytes;
   static constexpr int kStages =
-      Rows::kBytes + 2 * Columns::kBytes + Weights::kBytes <= (88 << 10) ? 2 : 1;
-  static constexpr int kSharedBytes = Rows::kBytes + kStages * Columns::kBytes + Weights::kBytes;
-  static constexpr int kSumStride = kDim + 8;  // so that eight rows lie in different banks
-  static_assert(kRows * kSumStride * 4 <= kSharedBytes);
+      Rows::kBytes + 2 * Columns::kBytes + kWeightsBytes <= (88 << 10) ? 2 : 1;
+  static constexpr int kSharedBytes = Rows::kBytes + kStages * Columns::kBytes + kWeightsBytes;
 };
 
 // Iterates over a share of the tiles of columns of all views, without the view that is left out, if
@@ -153,12 +159,16 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
   const Contrastive& p = f.p;
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32, lane = thread % 32;
-  const int warp_row = warp / 2 * (kRows / 2);
-  const int warp_column = warp % 2 * (kColumns / 2), warp_dim = warp % 2 * 16;
+  constexpr int kWarpColumns = Tile::kWarpColumns;
+  const int warp_row = warp / kWarpColumns * (kRows / Tile::kWarpRows);
+  const int warp_side = warp % kWarpColumns;
+  const int warp_column = warp_side * (kColumns / kWarpColumns), warp_dim = warp_side * 16;
   // A thread accumulates rows row_of(r): for the products, columns 8 c + 2 (lane % 4) of its warp
   // and the next ones; for the gradient, elements dim_of(c) and the next ones.
   const auto row_of = [&](int r) { return warp_row + lane / 4 + 8 * r; };
-  const auto dim_of = [&](int c) { return c / 2 * 32 + warp_dim + c % 2 * 8 + lane % 4 * 2; };
+  const auto dim_of = [&](int c) {
+    return c / 2 * (16 * kWarpColumns) + warp_dim + c % 2 * 8 + lane % 4 * 2;
+  };
   const auto block = static_cast<int>(blockIdx.x);
   const int tile_of_rows = part.first_tile + block % part.tiles;
   const int split = block / part.tiles % partial.splits, k = block / part.tiles / partial.splits;
@@ -172,7 +182,7 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
   const typename Tile::Rows row_operand{memory};
   const typename Tile::Weights weights{memory + Tile::Rows::kBytes};
   const auto columns_at = [&](int stage) {
-    return typename Tile::Columns{memory + Tile::Rows::kBytes + Tile::Weights::kBytes +
+    return typename Tile::Columns{memory + Tile::Rows::kBytes + Tile::kWeightsBytes +
                                   stage * Tile::Columns::kBytes};
   };
   const auto load_columns = [&](const ColumnTile& tile, int stage) {
@@ -183,7 +193,7 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
   __shared__ EmbeddingTerms<kRows> row_terms[2];        // of this view and the next
   // Of the rows' positives: the part of W that comes from lse, and <w x, y> / |y|.
   __shared__ float positive_weights[kRows], positive_values[kRows];
-  __shared__ float half_dots[2][kRows];
+  __shared__ float side_dots[kWarpColumns][kRows];
 
   ColumnTile tile(p, i, kColumns, split, partial.splits);
   load_rows<kFusedThreads>(row_operand, ViewRows<T>(p.x, i, k), first_row, 0, MaskFactor(p, k));
@@ -218,6 +228,7 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
                                                               columns, warp_column, d / 8);
     }
     const FragmentWriter<typename Tile::Weights> weight_writer(weights, warp_row, warp_column / 8);
+    LeftFragments<Tile::kRowBlocks, Tile::kColumnBlocks> own_weights;  // if the rows are its own
     const auto weigh = [&](auto fixed_shift, auto has_positives) {
 #pragma unroll
       for (int c = 0; c < 2 * Tile::kColumnBlocks; ++c) {
@@ -232,9 +243,9 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
           for (int q = 0; q < 2; ++q) {
             const float scale = of_columns.scale[at + q];
             const float value = products[r / 2][c / 2][c % 2][r % 2 * 2 + q] * scale;
-            float w =
-                sums_weight<fixed_shift>(value * of_rows.scale[row_of(r)], scale, t, row_anchor,
-                                         of_columns.template anchor<fixed_shift>(at + q));
+            float w = sums_weight<fixed_shift>(value, of_rows.scale[row_of(r)] * t.scale, scale, t,
+                                               row_anchor,
+                                               of_columns.template anchor<fixed_shift>(at + q));
             entry[q] = w * scale;
             if (has_positives && at + q - row_of(r) == positives.partner) {
               positive_weights[row_of(r)] = exclude ? 0.0f : w;
@@ -243,7 +254,11 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
             }
             dots[r] += w * value;
           }
-          weight_writer.write(8 * r, c, entry[0], entry[1]);
+          if constexpr (Tile::kOwnRows) {
+            own_weights[r / 2][c / 2][0][c % 2 * 2 + r % 2] = pack_bfloat16(entry[0], entry[1]);
+          } else {
+            weight_writer.write(8 * r, c, entry[0], entry[1]);
+          }
         }
       }
     };
@@ -260,9 +275,13 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
         row_terms[row_buffer].write(thread, row_values(f, k, i, next.view, first_row + thread), t);
       }
     }
-    __syncthreads();  // all weights have been written
+    if (!Tile::kOwnRows || positives.here) __syncthreads();  // all weights have been written
 
-    multiply_rows<Tile::kRowBlocks, Tile::kDimBlocks>(sums, weights, warp_row, columns, warp_dim);
+    if constexpr (Tile::kOwnRows) {
+      multiply_rows(sums, own_weights, columns);
+    } else {
+      multiply_rows<Tile::kRowBlocks, Tile::kDimBlocks>(sums, weights, warp_row, columns, warp_dim);
+    }
     if (positives.here) {
 #pragma unroll
       for (int r = 0; r < kThreadRows; ++r) {
@@ -274,7 +293,7 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
         const float w = positive_weights[row_of(r)] +
                         positive_weight(f, row_block(p, k, i, tile.view) + first_row + row_of(r),
                                         column_block(p, k, i, tile.view) + tile.first + column, t);
-        if (warp % 2 == 0 && lane % 4 == 0) dots[r] += w * positive_values[row_of(r)];
+        if (warp_side == 0 && lane % 4 == 0) dots[r] += w * positive_values[row_of(r)];
         const float factor = w * column_terms[column_buffer].scale[column];
 #pragma unroll
         for (int c = 0; c < 2 * Tile::kDimBlocks; ++c) {
@@ -290,13 +309,13 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
     tile = next;
   }
 
-  // A row's dot is spread over two warps, and over four lanes of each.
+  // A row's dot is spread over the warps beside each other, and over four lanes of each.
   wait_for_copies();  // those of the rows, if there was no tile of columns
   const std::int64_t first_in_part = i * p.x.rows + first_row - part.first_row;
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
     const float dot = group_sum<4>(dots[r]);
-    if (lane % 4 == 0) half_dots[warp % 2][row_of(r)] = dot;
+    if (lane % 4 == 0) side_dots[warp_side][row_of(r)] = dot;
     if (row_of(r) >= rows_here) continue;
     float* const to = partial.sums_of(k, split, first_in_part + row_of(r));
 #pragma unroll
@@ -307,7 +326,9 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
   }
   __syncthreads();
   if (thread < rows_here) {
-    partial.dot_of(k, split, first_in_part + thread) = half_dots[0][thread] + half_dots[1][thread];
+    float dot = side_dots[0][thread];
+    if constexpr (kWarpColumns == 2) dot += side_dots[1][thread];
+    partial.dot_of(k, split, first_in_part + thread) = dot;
   }
 }
 

@@ -93,7 +93,7 @@ int contrastive_weights_cuda(const ContrastiveWeights& f, cudaStream_t stream) {
 ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p) {
   // Two thread blocks for each multiprocessor of a large GPU run at the same time. More rows than
   // fill it several times are processed in parts, to bound the work space.
-  constexpr std::int64_t kAtOnce = 264, kMostTiles = 4 * kAtOnce, kMostSlices = 1024;
+  constexpr std::int64_t kAtOnce = 264, kMostRows = 256 * kAtOnce, kMostSlices = 1024;
   ContrastiveFusedPlan plan{};
   visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
     return visit_fused_dim<T>(p.x.dim, [&]<typename, int kDim>() {
@@ -108,7 +108,7 @@ ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p) {
       // No more splits than the longest of them needs.
       const std::int64_t of_split = blocks(column_tiles, splits);
       plan.splits = of_split == 0 ? 1 : blocks(column_tiles, of_split);
-      plan.tiles = std::min(row_tiles, kMostTiles);
+      plan.tiles = std::min(row_tiles, kMostRows / Tile::kRows);
       const std::int64_t rows = p.x.views * p.x.rows;
       plan.slice_rows =
           kFinishRows * std::max<std::int64_t>(1, blocks(rows, kFinishRows * kMostSlices));

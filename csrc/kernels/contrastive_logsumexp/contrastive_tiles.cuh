@@ -221,13 +221,14 @@ struct AnchorTerm {
   }
 };
 
-// The part of W that comes from lse, for an entry with this cosine and column scale. A column
-// behind the last one has the scale 0 and so the cosine 0, which may be so far above the cosines in
-// lse that exp(s - lse) overflows.
+// The part of W that comes from lse, for an entry with the logit value * scale and this column
+// scale. A column behind the last one has the scale 0 and so the logit 0, which may be so far above
+// the logits in lse that exp(s - lse) overflows.
 template <bool kFixedShift>
-__device__ __forceinline__ float sums_weight(float cosine, float column_scale, const Temperature& t,
-                                             const AnchorTerm& row, const AnchorTerm& column) {
-  const auto exp = [&](float lse) { return exp2_fast(fmaf(cosine, t.scale, -lse)); };
+__device__ __forceinline__ float sums_weight(float value, float scale, float column_scale,
+                                             const Temperature& t, const AnchorTerm& row,
+                                             const AnchorTerm& column) {
+  const auto exp = [&](float lse) { return exp2_fast(fmaf(value, scale, -lse)); };
   if constexpr (kFixedShift) return exp(t.scale) * (row.factor + column.factor);
   return column_scale == 0 ? 0.0f : row.factor * exp(row.lse) + column.factor * exp(column.lse);
 }

@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     row_term.factor = row_factor[row];
     row_term.lse = row_lse[row];
     const float cosine = products[offset_of(row, column)] * scale * row_scale[row];
-    float w = t.fixed_shift ? sums_weight<true>(cosine, scale, t, row_term, column_term)
-                            : sums_weight<false>(cosine, scale, t, row_term, column_term);
+    float w = t.fixed_shift ? sums_weight<true>(cosine, t.scale, scale, t, row_term, column_term)
+                            : sums_weight<false>(cosine, t.scale, scale, t, row_term, column_term);
     if (row == positive_row) {
       w = (exclude ? 0.0f : w) + positive_weight(f.b, row_at + row, column_at, t);
     }

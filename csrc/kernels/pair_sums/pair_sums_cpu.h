@@ -11,29 +11,11 @@
 #include <type_traits>
 
 #include "kernels/common/simd.h"
+#include "kernels/common/vector_math_cpu.h"
 #include "kernels/pair_sums/pair_math.h"
 #include "kernels/pair_sums/pair_sums.h"
 
 namespace mast_ext::kernels::MAST_EXT_ISA {
-
-struct VectorMath {
-  template <typename V>
-  static V exp(V x) {
-    return MAST_EXT_ISA::exp(x);
-  }
-  template <typename V>
-  static V log1p(V u) {
-    return log1p_unit(u);
-  }
-  template <typename V>
-  static V exp_of_gap(V gap) {
-    return exp(gap > 0 ? -gap : gap);
-  }
-  template <typename V>
-  static V divide(V x, V y) {
-    return x / y;
-  }
-};
 
 // Calls body.operator()<T>(), where T is the C++ type of `dtype`, one of those that are accumulated
 // in A.

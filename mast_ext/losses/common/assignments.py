@@ -44,5 +44,6 @@ def sinkhorn_centers(
         total = torch.stack(mass) if mass else centers
         if gather and world_size() > 1:
             total = all_reduce_logsumexp(total)
-        centers = torch.where(total == -torch.inf, centers, centers + temperature * total)
+        shifts = total.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=0)  # of -inf none
+        centers = torch.add(centers, shifts, alpha=temperature)
     return centers

@@ -1,19 +1,24 @@
 """Pairs of views from the blocks of `contrast_views`: NT-Xent and its decoupled form.
 
 A loss of two views needs, per anchor, one sum over the rows of both. The blocks are summed already,
-so that every pair of any number of views follows without another pass over the similarities.
+so that every pair of any number of views follows without another pass over the similarities: by
+`mast_ext.functional.view_pair_cross_entropy` where a pair's rows are all there is, in plain torch
+otherwise.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from mast_ext import functional
 from mast_ext.distributed import require_distributed
 from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.common.inputs import (
     Negatives,
     Reduction,
-    reduce,
     require_alike,
+    require_images,
     require_option,
     require_temperature,
     require_views,
@@ -48,16 +53,16 @@ def both_ways(terms: Tensor) -> Tensor:
     return (terms + terms.transpose(-3, -2)) / 2
 
 
-def nt_xent_pairs(lse: Tensor, positive: Tensor) -> Tensor:
-    """NT-Xent of every pair of views by itself (Chen et al. 2020, eq. 1): ``[..., V, V, N]``."""
-    return both_ways(positive_cross_entropy(log_negatives(lse, positive), positive))
-
-
 def mean_over_pairs(terms: Tensor) -> Tensor:
     """Mean of ``[V, V, N]`` over the ordered pairs of different views, ``[N]``."""
     views = terms.shape[0]
     same = torch.eye(views, dtype=torch.bool, device=terms.device).unsqueeze(-1)
     return terms.masked_fill(same, 0.0).sum((0, 1)) / (views * (views - 1))
+
+
+def reduce_pairs(terms: Tensor, reduction: Literal["none", "mean"]) -> Tensor:
+    """What `functional.view_pair_cross_entropy` makes of its terms, of other ones ``[V, V, N]``."""
+    return mean_over_pairs(terms).mean() if reduction == "mean" else both_ways(terms)
 
 
 class ViewPairLoss(nn.Module):
@@ -98,15 +103,12 @@ class ViewPairLoss(nn.Module):
         """
         views = (out0, out1, *views)
         require_alike(**{f"{self.view_name}{i}": view for i, view in enumerate(views)})
-        stacked = torch.stack(views)
-        lse, positive = self._blocks(stacked)
-        if len(views) == 2:  # the pair's rows are all rows
-            of_other = positive.flatten(0, 1)[1:3]  # of [0, 1] and [1, 0]
-            terms = self._terms(torch.logaddexp(*lse.unbind(1)), of_other)
-            per_image = terms if self.reduction == "mean" else terms.mean(0)
-        else:
-            per_image = mean_over_pairs(self._pair_terms(lse, positive))
-        return reduce(per_image, self.reduction, f"{self.view_name}0")
+        lse, positive = self._blocks(torch.stack(views))
+        if self.reduction == "mean":
+            require_images(lse.shape[-1], f"{self.view_name}0")
+            return self._pairs(lse, positive, "mean")
+        per_image = mean_over_pairs(self._pairs(lse, positive, "none"))
+        return per_image.sum() if self.reduction == "sum" else per_image
 
     def pair_losses(self, views: Tensor) -> Tensor:
         """The loss of every pair of views of every image.
@@ -126,17 +128,18 @@ class ViewPairLoss(nn.Module):
             TypeError: The dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        return both_ways(self._pair_terms(*self._blocks(require_views(views))))
+        return self._pairs(*self._blocks(require_views(views)), "none")
 
-    def _pair_terms(self, lse: Tensor, positive: Tensor) -> Tensor:
-        """Of anchor view ``i`` with its positive in view ``j``, ``[V, V, B]``."""
-        among_negatives = None if self.decoupled else positive
-        return self._terms(log_negatives(lse, among_negatives, self.negatives), positive)
-
-    def _terms(self, negatives: Tensor, positive: Tensor) -> Tensor:
+    def _pairs(self, lse: Tensor, positive: Tensor, reduction: Literal["none", "mean"]) -> Tensor:
+        """The loss of every pair of views, ``[V, V, B]``, or the mean over different views."""
+        if self.negatives == "pairs":
+            return functional.view_pair_cross_entropy(
+                lse, positive, decoupled=self.decoupled, reduction=reduction
+            )
+        negatives = log_negatives(lse, None if self.decoupled else positive, "all_views")
         if self.decoupled:
-            return negatives - positive
-        return positive_cross_entropy(negatives, positive)
+            return reduce_pairs(negatives - positive, reduction)
+        return reduce_pairs(positive_cross_entropy(negatives, positive), reduction)
 
     def _blocks(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """``lse`` without positives and weighted ``positive``, ``[V, V, B]``."""
@@ -145,7 +148,7 @@ class ViewPairLoss(nn.Module):
             temperature=self.temperature,
             gather=self.gather_distributed,
         )
-        return lse[0], self._weighted(positive[0], views)
+        return lse.squeeze(0), self._weighted(positive.squeeze(0), views)
 
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:
         return positive

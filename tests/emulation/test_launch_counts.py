@@ -1,0 +1,37 @@
+"""How many launches a step of a small loss takes on a GPU: of our kernels, and of PyTorch's.
+
+At 256 images each takes longer to launch than to run. PyTorch's include the 1 that backward()
+begins with, and the copy that stacks two views.
+"""
+
+import json
+import sys
+
+import pytest
+
+# At most, forward and backward.
+MOST = {
+    "NTXentLoss": (5, 2),
+    "DCLLoss": (5, 2),
+    "InfoNCELoss": (5, 7),
+    "InfoNCELoss two-sided": (5, 2),
+    "VICRegLoss": (8, 24),
+    "BarlowTwinsLoss": (7, 4),
+    "NegativeCosineSimilarity": (4, 5),
+    "MASTLoss": (10, 48),
+}
+
+
+@pytest.mark.slow
+def test_launches_are_few(run, emulated_module):
+    out = run(
+        sys.executable,
+        "tests/emulation/count_launches.py",
+        env={"MAST_EXT_LIBRARY": str(emulated_module)},
+    )
+    found = json.loads(out.splitlines()[-1])
+    assert found.keys() == MOST.keys()
+    for name, counts in found.items():
+        ours, torchs = MOST[name]
+        assert 0 < counts["ours"] <= ours, (name, counts)
+        assert sum(counts["torch"].values()) <= torchs, (name, counts)
