@@ -129,6 +129,18 @@ def test_matches_definition(shape, options, dtype, device, request):
         assert_close(a.cpu().double(), b, rtol=rounding, atol=(noise + rounding) * scale)
 
 
+@pytest.mark.parametrize(("temperature", "masked"), [(0.5, None), (0.02, None), (0.5, 3)])
+@pytest.mark.parametrize("dim", [40, 100])
+def test_matches_definition_in_tiles_for_many_rows(
+    dim, temperature, masked, device, request, chunk_limit
+):
+    """Of 16 bits: as if there were 8192 rows, which take the emulator too long."""
+    chunk_limit(1)
+    rows = 8200 // 4 if device.type == "cuda" else 150
+    shape = (4, None, rows, None, dim, masked)
+    test_matches_definition(shape, {"temperature": temperature}, torch.bfloat16, device, request)
+
+
 @pytest.mark.parametrize("temperature", [0.5])
 def test_matches_definition_for_many_wide_rows(temperature, device):
     """Too wide for one kernel on a GPU, and more than the blocks of another walk at once."""

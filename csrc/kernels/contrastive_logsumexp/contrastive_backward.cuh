@@ -7,8 +7,9 @@
 // rounded to an operand like the rest of P: its product is computed and added in float.
 //
 // What bounds it, besides the tensor cores, is how fast operands are read from shared memory. Where
-// the registers suffice, a warp therefore has rows of its own and all columns: then P stays in
-// registers, which hold it in the layout of a left factor, and every fragment of y serves 32 rows.
+// the registers suffice and there are rows enough, a warp therefore has rows of its own and all
+// columns: then P stays in registers, which hold it in the layout of a left factor, and every
+// fragment of y serves 32 rows.
 #pragma once
 
 #include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"
@@ -17,12 +18,15 @@ namespace mast_ext::kernels::contrastive {
 
 inline constexpr int kFusedThreads = 128, kFusedWarps = kFusedThreads / 32;
 
+template <typename T, int kDim>
+inline constexpr bool kCanOwnRows = kPartsOf<T> == 1 && kDim <= 128;
+
 // The tile for rows of up to kDim elements, of a size that fits every GPU's shared memory.
-template <typename T, int kDim_>
+template <typename T, int kDim_, bool kOwnRows_>
 struct FusedTile {
   static constexpr int kDim = kDim_;
   static constexpr int kParts = kPartsOf<T>;
-  static constexpr bool kOwnRows = kParts == 1 && kDim <= 128;  // of each warp
+  static constexpr bool kOwnRows = kOwnRows_;  // of each warp
   static constexpr int kRows = kOwnRows ? 128 : kParts > 1 && kDim > 128 ? 32 : 64;
   static constexpr int kColumns = kDim > 64 && (kParts > 1 || kOwnRows) ? 32 : 64;
   // Four by one warps, or two by two.
@@ -150,11 +154,12 @@ struct PartialSums {
   }
 };
 
-template <typename T, int kDim, int kMostBytes = FusedTile<T, kDim>::kSharedBytes>
+template <typename T, int kDim, bool kOwnRows,
+          int kMostBytes = FusedTile<T, kDim, kOwnRows>::kSharedBytes>
 __global__ void __launch_bounds__(kFusedThreads, 2)
     fused_backward(DynamicShared<kMostBytes>, ContrastiveBackward f, FusedPart part,
                    PartialSums partial) {
-  using Tile = FusedTile<T, kDim>;
+  using Tile = FusedTile<T, kDim, kOwnRows>;
   constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kThreadRows = Tile::kThreadRows;
   const Contrastive& p = f.p;
   const auto thread = static_cast<int>(threadIdx.x);
@@ -449,13 +454,19 @@ __global__ void __launch_bounds__(kFinishThreads, 4)
   if (thread == 0) f.dots[slice] = first ? dots : f.dots[slice] + dots;
 }
 
-// body.operator()<T, kDim>() for the narrowest tile that holds the embeddings.
+// body.operator()<kDim, kOwnRows>() for the narrowest tile that holds the embeddings.
 template <typename T, typename Body>
-auto visit_fused_dim(std::int64_t dim, Body&& body) {
+auto visit_fused_tile(std::int64_t dim, bool many_rows, Body&& body) {
   constexpr int kWidest = std::is_same_v<T, float> ? kMostFusedFloats : kMostFusedDims;
-  if (dim <= 64) return body.template operator()<T, 64>();
-  if (dim <= 128) return body.template operator()<T, 128>();
-  return body.template operator()<T, kWidest>();
+  const auto of_dim = [&]<int kDim>() {
+    if constexpr (kCanOwnRows<T, kDim>) {
+      if (many_rows) return body.template operator()<kDim, true>();
+    }
+    return body.template operator()<kDim, false>();
+  };
+  if (dim <= 64) return of_dim.template operator()<64>();
+  if (dim <= 128) return of_dim.template operator()<128>();
+  return of_dim.template operator()<kWidest>();
 }
 
 }  // namespace mast_ext::kernels::contrastive

@@ -206,8 +206,11 @@ struct ContrastiveFusedPlan {
   std::int64_t slice_rows;  // a slice of the Vx * N rows has its own grad_masks and dots
   std::int64_t slices;
   std::int64_t partial;  // floats of work space
+  bool many_rows;        // so many that tiles of twice the rows fill a GPU, too
 };
-[[gnu::weak]] ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p);
+inline constexpr std::int64_t kManyRows = 8192;
+[[gnu::weak]] ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p,
+                                                               std::int64_t many_rows);
 
 struct ContrastiveFusedBackward {
   ContrastiveBackward b;

@@ -90,14 +90,15 @@ int contrastive_weights_cuda(const ContrastiveWeights& f, cudaStream_t stream) {
   });
 }
 
-ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p) {
+ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p, std::int64_t many_rows) {
   // Two thread blocks for each multiprocessor of a large GPU run at the same time. More rows than
   // fill it several times are processed in parts, to bound the work space.
   constexpr std::int64_t kAtOnce = 264, kMostRows = 256 * kAtOnce, kMostSlices = 1024;
   ContrastiveFusedPlan plan{};
+  plan.many_rows = p.x.views * p.x.rows >= many_rows;
   visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
-    return visit_fused_dim<T>(p.x.dim, [&]<typename, int kDim>() {
-      using Tile = FusedTile<T, kDim>;
+    return visit_fused_tile<T>(p.x.dim, plan.many_rows, [&]<int kDim, bool kOwnRows>() {
+      using Tile = FusedTile<T, kDim, kOwnRows>;
       const std::int64_t row_tiles = p.x.views * blocks(p.x.rows, Tile::kRows);
       const std::int64_t column_tiles = p.y.views * blocks(p.y.rows, Tile::kColumns);
       const std::int64_t shares =
@@ -134,13 +135,13 @@ int contrastive_fused_backward_cuda(const ContrastiveFusedBackward& f, cudaStrea
     return cudaErrorInvalidValue;
   }
   return visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
-    return visit_fused_dim<T>(p.x.dim, [&]<typename, int kDim>() {
-      using Tile = FusedTile<T, kDim>;
+    return visit_fused_tile<T>(p.x.dim, f.plan.many_rows, [&]<int kDim, bool kOwnRows>() {
+      using Tile = FusedTile<T, kDim, kOwnRows>;
       return each_part<Tile>(p, f.plan, [&](const FusedPart& part) {
         const PartialSums partial(f, part, kDim);
         const std::int64_t grid = part.tiles * f.plan.splits * p.subspaces;
         const cudaError_t error =
-            launch_shared(fused_backward<T, kDim>, blocks(grid, 1), kFusedThreads,
+            launch_shared(fused_backward<T, kDim, kOwnRows>, blocks(grid, 1), kFusedThreads,
                           Tile::kSharedBytes, stream, f.b, part, partial);
         if (error != cudaSuccess) return error;
         return launch(finish_rows<T, kDim>, blocks(part.slices, 1), kFinishThreads, stream, f, part,
