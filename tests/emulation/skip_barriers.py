@@ -16,7 +16,9 @@ import pytest
 FILES = {
     "columns": "variance_covariance",
     "common": "variance_covariance",
+    "pair_sums": "subspace_similarity",
     "prototype_column_logsumexp": "sinkhorn_knopp",
+    "select_hard_cosine_pairs": "select_hard_pairs",
 }
 
 

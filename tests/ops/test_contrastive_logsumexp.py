@@ -130,11 +130,11 @@ def test_matches_definition(shape, options, dtype, device, request):
 
 
 @pytest.mark.parametrize(("temperature", "masked"), [(0.5, None), (0.02, None), (0.5, 3)])
-@pytest.mark.parametrize("dim", [40, 100])
+@pytest.mark.parametrize("dim", [40, 100, 130])
 def test_matches_definition_in_tiles_for_many_rows(
     dim, temperature, masked, device, request, chunk_limit
 ):
-    """Of 16 bits: as if there were 8192 rows, which take the emulator too long."""
+    """As if there were so many that a thread block walks along all columns."""
     chunk_limit(1)
     rows = 8200 // 4 if device.type == "cuda" else 150
     shape = (4, None, rows, None, dim, masked)

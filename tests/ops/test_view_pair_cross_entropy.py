@@ -137,7 +137,7 @@ def test_no_negatives(options, device):
 @pytest.mark.parametrize("views", [(0, 1), (1, 1)])
 def test_nan_stays_with_its_pairs_and_image(views, decoupled, device):
     lse, positive = make_logits((3, 3, 140))
-    lse[(*views, 77)] = torch.nan
+    lse[views[0], views[1], 77] = torch.nan
     options = {"decoupled": decoupled}
     loss, *grads = with_gradients(
         functional.view_pair_cross_entropy, [t.to(device) for t in (lse, positive)], options

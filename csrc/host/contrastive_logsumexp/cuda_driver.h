@@ -207,8 +207,8 @@ class ContrastiveCudaDriver {
     if (in.dim() > kernels::most_fused_dims(dtype_of(z, "z"))) {
       return wide_row_gradient(b, z, other, grad, grads, sums, stream);
     }
-    kernels::ContrastiveFusedPlan plan =
-        kernels::contrastive_fused_plan_cuda(b.p, chunk_limit(kernels::kManyRows));
+    kernels::ContrastiveFusedPlan plan = kernels::contrastive_fused_plan_cuda(
+        b.p, chunk_limit(kernels::kManyRows), chunk_limit(kernels::kFusedBlocks));
     const MaskedCopies copies(in, b.p, plan.subspaces);
     sums.dots = in.new_empty({plan.slices});
     if (grads.wants_masks) sums.masks = in.new_empty({plan.slices, in.subspaces(), in.dim()});

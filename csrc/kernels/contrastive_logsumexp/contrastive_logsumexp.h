@@ -209,8 +209,11 @@ struct ContrastiveFusedPlan {
   bool many_rows;        // so many that tiles of twice the rows fill a GPU, too
 };
 inline constexpr std::int64_t kManyRows = 8192;
+// Two for each multiprocessor of a large GPU, which run at the same time.
+inline constexpr std::int64_t kFusedBlocks = 264;
 [[gnu::weak]] ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p,
-                                                               std::int64_t many_rows);
+                                                               std::int64_t many_rows,
+                                                               std::int64_t wanted_blocks);
 
 struct ContrastiveFusedBackward {
   ContrastiveBackward b;

@@ -90,10 +90,10 @@ int contrastive_weights_cuda(const ContrastiveWeights& f, cudaStream_t stream) {
   });
 }
 
-ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p, std::int64_t many_rows) {
-  // Two thread blocks for each multiprocessor of a large GPU run at the same time. More rows than
-  // fill it several times are processed in parts, to bound the work space.
-  constexpr std::int64_t kAtOnce = 264, kMostRows = 256 * kAtOnce, kMostSlices = 1024;
+ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p, std::int64_t many_rows,
+                                                 std::int64_t wanted_blocks) {
+  // More rows than fill a large GPU several times are processed in parts, to bound the work space.
+  constexpr std::int64_t kMostRows = 256 * kFusedBlocks, kMostSlices = 1024;
   ContrastiveFusedPlan plan{};
   plan.many_rows = p.x.views * p.x.rows >= many_rows;
   visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
@@ -102,7 +102,7 @@ ContrastiveFusedPlan contrastive_fused_plan_cuda(const Contrastive& p, std::int6
       const std::int64_t row_tiles = p.x.views * blocks(p.x.rows, Tile::kRows);
       const std::int64_t column_tiles = p.y.views * blocks(p.y.rows, Tile::kColumns);
       const std::int64_t shares =
-          std::max<std::int64_t>(1, kAtOnce / std::max<std::int64_t>(1, row_tiles));
+          std::max<std::int64_t>(1, wanted_blocks / std::max<std::int64_t>(1, row_tiles));
       plan.subspaces = std::min(shares, std::max<std::int64_t>(1, p.subspaces));
       const std::int64_t splits = std::clamp<std::int64_t>(shares / plan.subspaces, 1,
                                                            std::max<std::int64_t>(1, column_tiles));
