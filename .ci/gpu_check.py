@@ -201,6 +201,8 @@ def run(step: Step, end: float) -> dict[str, object]:
     """Runs a step until that time of the monotonic clock at most; its result for the JSON."""
     begin = time.monotonic()
     seconds = min(step.seconds, end - begin)
+    if seconds < 1:  # it waited for others
+        return {"result": "not run", "fault": "the time for all is over", "seconds": 0.0}
     timed_out = False
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         child = subprocess.Popen(
@@ -325,6 +327,7 @@ def main() -> int:
                     done[name] = promise.result()
                     finish(name, done[name], results)
         except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
             for child in list(CHILDREN):  # or the pool would wait for them
                 kill(child)
             raise

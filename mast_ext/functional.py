@@ -909,7 +909,7 @@ def sinkhorn_knopp(
         if merge is not None:
             mass = merge(mass)
         shift = mass.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=0)  # of -inf none
-        center = torch.add(center, shift, alpha=temperature)
+        center = center + temperature * shift  # alpha= would be a constant to torch.compile
     return center
 
 

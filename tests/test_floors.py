@@ -37,7 +37,7 @@ NATIVE_FLOORS = {
     ),
     "host": re.compile(
         r"<ATen/core/Tensor\.h>|<ATen/(Context|ExpandUtils|Parallel|ThreadLocalState)\.h>"
-        r"|<ATen/ops/(from_blob|mul)\.h>|<c10/core/DeviceGuard\.h>|<sys/mman\.h>|<[a-z_]+>|\"(kernels|host)/[\w/.]+\""
+        r"|<ATen/ops/(addmm|from_blob|mul)\.h>|<c10/core/DeviceGuard\.h>|<sys/mman\.h>|<[a-z_]+>|\"(kernels|host)/[\w/.]+\""
     ),
     "binding": re.compile(r"<[a-z_]+>|\"(kernels|host|binding)/[\w/.]+\""),
 }

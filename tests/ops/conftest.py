@@ -114,6 +114,11 @@ def plain_products():
                 return in_float32(original)(*matrices, **options)
 
             library.impl(name, product, key.name, with_keyset=True)
+
+        def add_product(keys, total, a, b, dtype, *, beta=1, alpha=1, out):
+            return out.copy_(beta * total + alpha * (a.to(dtype) @ b.to(dtype)))
+
+        library.impl("addmm.dtype_out", add_product, key.name, with_keyset=True)
         yield
 
 

@@ -119,6 +119,16 @@ def test_a_large_mean_costs_no_digits(device):
         assert_close(mine.cpu().double(), truth, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("level", [3e19, -1e30])
+def test_large_constant_dimensions(level, device):
+    """Their squares are no float32, their differences are 0."""
+    z = torch.full((1, 5, 8), level, device=device, requires_grad=True)
+    variance, covariance = functional.variance_covariance(z)
+    (gradient,) = torch.autograd.grad((variance + covariance).sum(), z)
+    assert_close(variance, torch.full_like(variance, 0.99))
+    assert not covariance.any() and not gradient.any()
+
+
 def test_constant_dimensions(device):
     """Variance 0: the hinge is at its top, and nothing pulls."""
     z = torch.ones(2, 4, 30, device=device, requires_grad=True)

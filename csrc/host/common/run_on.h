@@ -15,6 +15,10 @@
 
 namespace mast_ext {
 
+// Whether a tensor is on a GPU, whose vendor library has products that a CPU's has not. Emulated
+// CUDA kernels get tensors of the CPU.
+inline bool on_gpu(const at::Tensor& tensor) { return tensor.is_cuda(); }
+
 #ifdef MAST_EXT_EMULATE_CUDA
 // A build for tests: the CUDA kernels run emulated (tests/emulation), on CPU tensors. If the
 // environment variable EMULATE_NOTHING is set, the CPU kernels run instead, if the build has them.
@@ -34,7 +38,7 @@ void run_on(const at::Tensor& tensor, [[maybe_unused]] Cpu&& cpu, Cuda&& cuda) {
   TORCH_CHECK(error == 0, "emulated CUDA: ", kernels::cuda_error_text(error));
 }
 #else
-inline bool uses_cuda_kernels(const at::Tensor& tensor) { return tensor.is_cuda(); }
+inline bool uses_cuda_kernels(const at::Tensor& tensor) { return on_gpu(tensor); }
 
 // Why CUDA kernels cannot run in this process, in a sentence; mast_ext/native.py knows.
 inline std::string& why_no_cuda_library() {

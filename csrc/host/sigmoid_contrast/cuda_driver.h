@@ -92,7 +92,7 @@ class SigmoidCudaDriver {
     Tensor out = sum;
     if (a.scalar_type() == at::kFloat) {
       out.addmm_(a, b);
-    } else if (a.is_cuda()) {
+    } else if (on_gpu(a)) {
       at::addmm_out(out, out, a, b, at::kFloat);
     } else {  // emulated kernels: on the CPU there is no such product
       out.add_(a.mm(b));

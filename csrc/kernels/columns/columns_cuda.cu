@@ -60,7 +60,7 @@ struct RunningMoments {
         if (r < rows) squared += rest * rest;
       }
       mean[i] += delta * weight;
-      squares[i] += squared + delta * delta * (count * weight);
+      squares[i] += squared + delta * (delta * (count * weight));
     }
     count += added;
   }
@@ -74,7 +74,7 @@ struct RunningMoments {
       const float delta = __shfl_xor_sync(0xffffffffu, mean[i], offset) - mean[i];
       mean[i] += delta * weight;
       squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], offset);
-      squares[i] += delta * delta * (count * weight);
+      squares[i] += delta * (delta * (count * weight));  // a lane without rows adds 0
     }
     count = total;
   }

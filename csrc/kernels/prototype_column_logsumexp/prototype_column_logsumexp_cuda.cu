@@ -67,7 +67,8 @@ __device__ __forceinline__ float scale_of(const PrototypeColumns& p) {
 template <int N>
 __device__ __forceinline__ void load_center(const PrototypeColumns& p, std::int64_t c,
                                             float (&center)[N]) {
-  RawPacket < float, N<4 ? N : 4> packet;
+  constexpr int kLoaded = N < 4 ? N : 4;
+  RawPacket<float, kLoaded> packet;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if (p.center != nullptr && i % 4 == 0) packet.load(static_cast<const float*>(p.center) + c + i);

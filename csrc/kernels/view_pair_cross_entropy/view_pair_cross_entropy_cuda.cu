@@ -1,4 +1,5 @@
-// One launch each way: the numbers are few, and a launch takes longer than all arithmetic on them.
+// One launch each way: of a usual batch the numbers are so few that a launch takes longer than all
+// arithmetic on them.
 // A thread has an image and, of a pair of views, the anchors in one (backward) or both (forward);
 // the mean is taken by one thread block per subspace, in a fixed order.
 #include "kernels/common/launch.cuh"

@@ -45,5 +45,5 @@ def sinkhorn_centers(
         if gather and world_size() > 1:
             total = all_reduce_logsumexp(total)
         shifts = total.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=0)  # of -inf none
-        centers = torch.add(centers, shifts, alpha=temperature)
+        centers = centers + temperature * shifts
     return centers

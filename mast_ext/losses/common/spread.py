@@ -34,5 +34,5 @@ def spread(views: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
 
 
 def counts_launches(x: Tensor) -> bool:
-    """Whether a kernel takes less time than its launch, if ``x`` is small."""
+    """Whether ``x`` is where it matters how many kernels there are: on a GPU."""
     return x.is_cuda
