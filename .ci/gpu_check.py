@@ -201,8 +201,8 @@ def run(step: Step, end: float) -> dict[str, object]:
     """Runs a step until that time of the monotonic clock at most; its result for the JSON."""
     begin = time.monotonic()
     seconds = min(step.seconds, end - begin)
-    if seconds < 1:  # it waited for others
-        return {"result": "not run", "fault": "the time for all is over", "seconds": 0.0}
+    if seconds < 1:
+        return {"result": "not run", "fault": "the time for all steps is over", "seconds": 0.0}
     timed_out = False
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         child = subprocess.Popen(
@@ -312,10 +312,7 @@ def main() -> int:
             for _, group in itertools.groupby(chosen, lambda step: step.group):
                 running = []
                 for step in group:
-                    seconds = min(step.seconds, end - time.monotonic())
                     left_out = reason_to_leave_out(step, done)
-                    if left_out is None and seconds < 1:
-                        left_out = "not run", f"the {options.seconds:.0f} seconds for all are over"
                     if left_out:
                         result, fault = left_out
                         done[step.name] = {"result": result, "fault": fault, "seconds": 0.0}

@@ -30,7 +30,7 @@ from mast_ext.losses.common.inputs import (
     require_temperature,
     require_views,
 )
-from mast_ext.losses.common.spread import spread
+from mast_ext.losses.common.variance_covariance import variance_covariance_terms
 from mast_ext.losses.masks import AugmentationMasks, masks_of
 
 Base = Literal["vicreg", "nt_xent"]
@@ -175,7 +175,7 @@ class MASTLoss(nn.Module):
         if self.base == "vicreg":
             views = [gather_batch(z, 0) if self.gather_distributed else z for z in (x, y)]
             require_images(len(views[0]), "x", least=2)
-            variance, parts["covariance"] = spread(views, self.eps)
+            variance, parts["covariance"] = variance_covariance_terms(views, self.eps)
             parts["variance"] = variance / 2
         loss = reduce(torch.add, (getattr(self, name) * part for name, part in parts.items()))
         if self.masks.price is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import in_one_dtype, require_option
-from mast_ext.losses.common.spread import spread
+from mast_ext.losses.common.variance_covariance import variance_covariance_terms
 
 Variant = Literal["official", "solo"]
 
@@ -94,7 +94,7 @@ class VICRegLoss(nn.Module):
         )
         # Weights meet tensors alone: torch.compile makes constants of numbers made of them.
         loss = distance.sum() * self.lambda_param / z_a.numel()
-        variance, covariance = spread(batches, self.eps)
+        variance, covariance = variance_covariance_terms(batches, self.eps)
         loss = loss + self.mu_param * variance / (2 if self.variant == "official" else 1)
         return loss + self.nu_param * covariance
 

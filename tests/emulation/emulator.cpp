@@ -178,6 +178,8 @@ struct SharedMemory {
 
 std::unordered_map<const void*, SharedMemory> shared_memory;
 
+long launches = 0;
+
 // The thread-local memory of this library, which is the kernels' static shared memory.
 std::span<std::byte> static_memory() {
   [[maybe_unused]] static thread_local volatile char exists;
@@ -356,10 +358,6 @@ cudaError_t allow_dynamic_shared_memory(Kernel kernel, std::size_t bytes) {
   memory.allowed_dynamic_bytes = bytes;
   return cudaSuccess;
 }
-
-namespace {
-long launches = 0;
-}  // namespace
 
 // For tests that count them (count_launches.py).
 extern "C" long emulated_launches() { return launches; }

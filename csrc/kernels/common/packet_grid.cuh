@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/common/launch.cuh"
+#include "kernels/common/packets.cuh"
 
 namespace mast_ext::kernels {
 
@@ -48,6 +49,18 @@ struct PacketRows {
     const std::int64_t begin = std::int64_t{group % from.row_blocks} * from.rows * step;
     first = begin + threadIdx.y;
     last = begin + from.rows * step < rows ? begin + from.rows * step : rows;
+  }
+
+  // Loads the packets of rows `row`, row + step, ... that are below `last`. `column` is that of the
+  // thread in row 0, and rows are `stride` elements apart.
+  template <typename T, int N, int kCount>
+  __device__ __forceinline__ void load(RawPacket<T, N> (&packets)[kCount], const T* column,
+                                       std::int64_t stride, std::int64_t row) const {
+#pragma unroll
+    for (int r = 0; r < kCount; ++r) {
+      const std::int64_t at = row + r * step;
+      if (at < last) packets[r].load(column + at * stride);
+    }
   }
 };
 

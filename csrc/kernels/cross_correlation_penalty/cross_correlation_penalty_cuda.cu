@@ -69,11 +69,7 @@ __global__ void __launch_bounds__(kPacketThreads)
   const P* const product = static_cast<const P*>(s.product) + own.d;
   for (std::int64_t first = own.first; first < own.last; first += kBatch * own.step) {
     RawPacket<P, N> batch[kBatch];
-#pragma unroll
-    for (int r = 0; r < kBatch; ++r) {
-      const std::int64_t d = first + r * own.step;
-      if (d < own.last) batch[r].load(product + d * s.dim);
-    }
+    own.load(batch, product, s.dim, first);
 #pragma unroll
     for (int r = 0; r < kBatch; ++r) {
       const std::int64_t d = first + r * own.step;

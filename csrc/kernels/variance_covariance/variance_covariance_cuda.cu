@@ -105,11 +105,7 @@ __global__ void __launch_bounds__(kPacketThreads)
   P* const to = static_cast<P*>(p.matrix) + corner;
   for (std::int64_t first = own.first; first < own.last; first += kBatch * own.step) {
     RawPacket<P, N> batch[kBatch];
-#pragma unroll
-    for (int r = 0; r < kBatch; ++r) {
-      const std::int64_t d = first + r * own.step;
-      if (d < own.last) batch[r].load(product + d * s.dim);
-    }
+    own.load(batch, product, s.dim, first);
 #pragma unroll
     for (int r = 0; r < kBatch; ++r) {
       const std::int64_t d = first + r * own.step;
@@ -162,15 +158,8 @@ __global__ void __launch_bounds__(kPacketThreads)
   }
   for (std::int64_t first = own.first; first < own.last; first += kBatch * own.step) {
     RawPacket<P, N> batch[kBatch];
-    const auto load = [&](const P* from) {
-#pragma unroll
-      for (int r = 0; r < kBatch; ++r) {
-        const std::int64_t n = first + r * own.step;
-        if (n < own.last) batch[r].load(from + n * p.dims);
-      }
-    };
     float sum[kBatch][N];
-    load(centered);
+    own.load(batch, centered, p.dims, first);
 #pragma unroll
     for (int r = 0; r < kBatch; ++r) {
 #pragma unroll
@@ -178,7 +167,8 @@ __global__ void __launch_bounds__(kPacketThreads)
     }
 #pragma unroll 1
     for (std::int64_t k = 0; k < s.subspaces; ++k) {
-      load(static_cast<const P*>(p.product_grad) + k * per_subspace + corner);
+      own.load(batch, static_cast<const P*>(p.product_grad) + k * per_subspace + corner, p.dims,
+               first);
       const float coefficient = math::covariance_coefficient<float>(p, k * s.views + own.view);
 #pragma unroll
       for (int i = 0; i < N; ++i) {

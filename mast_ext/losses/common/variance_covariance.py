@@ -9,7 +9,7 @@ from torch import Tensor
 from mast_ext import functional
 
 
-def spread(views: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
+def variance_covariance_terms(views: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
     """The variance and the covariance term of several views, each summed over the views.
 
     Args:
