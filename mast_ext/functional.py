@@ -1,6 +1,7 @@
 """Stateless entry points; the canonical public API."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "epps_pulley_grid",
     "gather_views",
     "gram_difference",
+    "grouped_means",
     "grouped_squared_difference",
     "grouped_squared_difference_with_residual",
     "nearest_neighbor_distance",
@@ -36,6 +38,7 @@ __all__ = [
     "subspace_similarity",
     "variance_covariance",
     "view_pair_cross_entropy",
+    "weighted_terms",
 ]
 
 
@@ -447,6 +450,74 @@ def grouped_squared_difference_with_residual(
     groups = dimension_weights.shape[0]
     op = ops.grouped_squared_difference.op
     return op(x, y, group, groups, weight, dimension_weights)
+
+
+def grouped_means(group_weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+    r"""Every dimension's weighted mean, of sums over groups of pairs and of their counts.
+
+    ::
+
+        means[d] = Σ_g group_weights[g, d] sums[g, d] / max(1, Σ_g group_weights[g, d] counts[g])
+
+    With what `grouped_squared_difference` returns this is the mean squared difference of the pairs
+    that compare a dimension, if ``group_weights`` are the squared masks of the groups; what they
+    compare in all counts as one pair at least. One launch on a GPU, and one for the gradients of
+    ``group_weights`` and ``sums``.
+
+    Args:
+        group_weights: ``[G, D]``, float32, or float64 on the CPU; from 0.
+        sums: ``[G, D]``, dtype of ``group_weights``.
+        counts: ``[G]``, dtype of ``group_weights``.
+
+    Returns:
+        ``[D]``, dtype of ``sums``. Differentiable once in every argument.
+
+    Raises:
+        ValueError: A shape or device does not fit.
+        TypeError: A dtype is not supported.
+    """
+    return ops.grouped_means.op(group_weights, sums, counts)[0]
+
+
+def weighted_terms(
+    first: Tensor,
+    second: Tensor | None = None,
+    third: Tensor | None = None,
+    *,
+    scales: Sequence[float],
+    weights: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    r"""The weighted sum of up to three terms of a loss, and the terms.
+
+    ::
+
+        terms[i] = scales[i] · Σ_j x_ij        total = Σ_i weights[i] · terms[i]
+
+    One launch on a GPU, and one for all gradients, where each sum, product and addition is one
+    otherwise, and again in the backward pass.
+
+    Args:
+        first: The numbers of the first term, of any shape: float32, or float64 on the CPU. (On a
+            GPU one thread block adds them up, so they should be no more than some thousands.)
+        second: Those of the second term, dtype of ``first``.
+        third: Those of the third term, dtype of ``first``.
+        scales: A number for each term, such as 1 / numel for a mean.
+        weights: A number for each term.
+
+    Returns:
+        ``total``, a scalar, which is differentiable once in the terms; and ``terms [1 to 3]``,
+        without gradient. In the dtype of ``first``; sums are carried in float64.
+
+    Raises:
+        ValueError: A term has no scale or weight, or a device does not fit.
+        TypeError: A dtype is not supported.
+    """
+    if any(map(changes_between_calls, (*scales, *weights))):
+        given = [t for t in (first, second, third) if t is not None]
+        terms = [t.sum() * scale for t, scale in zip(given, scales, strict=True)]
+        weighted = (term * weight for term, weight in zip(terms, weights, strict=True))
+        return reduce(torch.add, weighted), torch.stack(terms).detach()
+    return ops.weighted_terms.op(first, second, third, scales, weights)
 
 
 def gram_difference(

@@ -207,6 +207,26 @@ def grouped_squared_difference_with_residual(
     return *found, (weights * (x - y).square()).sum(1).detach()
 
 
+def grouped_means(group_weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+    """See :func:`mast_ext.functional.grouped_means`."""
+    compared = (group_weights * counts[:, None]).sum(0)
+    return (group_weights * sums).sum(0) / compared.clamp_min(1)
+
+
+def weighted_terms(
+    first: Tensor,
+    second: Tensor | None = None,
+    third: Tensor | None = None,
+    *,
+    scales: tuple[float, ...],
+    weights: tuple[float, ...],
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.weighted_terms`."""
+    given = [t for t in (first, second, third) if t is not None]
+    terms = torch.stack([s * t.sum() for s, t in zip(scales, given, strict=True)])
+    return (torch.as_tensor(weights).to(terms) * terms).sum(), terms.detach()
+
+
 def sliced_characteristic_sums(
     z: Tensor, slices: Tensor, *, knots: int = 17, t_min: float = 0.0, t_max: float = 3.0
 ) -> Tensor:

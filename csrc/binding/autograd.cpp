@@ -298,6 +298,47 @@ struct GroupedSquaredDifference
   }
 };
 
+struct GroupedMeans : Formula<GroupedMeans, Op<"grouped_means", decltype(grouped_means)>> {
+  using Backward = Op<"grouped_means_backward", decltype(grouped_means_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& weights,
+                   const Tensor& sums, const Tensor& counts) {
+    const auto& [means, compared] = result;
+    save_tensors(ctx, weights, sums, counts, means, compared);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [weights, sums, counts, means, compared] = saved_tensors<5>(ctx);
+    const auto wanted = which_wanted(ctx, weights, sums, counts);
+    return only(wanted, Backward::call(grads[0], weights, sums, counts, means, compared, wanted));
+  }
+};
+
+// The total alone has a gradient.
+struct WeightedTerms : Formula<WeightedTerms, Op<"weighted_terms", decltype(weighted_terms)>> {
+  using Backward = Op<"weighted_terms_backward", decltype(weighted_terms_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result&, const Tensor& first,
+                   const OptionalTensor& second, const OptionalTensor& third,
+                   at::ArrayRef<double> scales, at::ArrayRef<double> weights) {
+    save_tensors(ctx, first, second, third);
+    const auto factor = [&](std::size_t i) {
+      return i < scales.size() ? scales[i] * weights[i] : 0;
+    };
+    keep_options(ctx, factor(0), factor(1), factor(2));  // compiled autograd keeps no lists
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [first, second, third] = saved_tensors<3>(ctx);
+    const auto [a, b, c] = kept_options<double, double, double>(ctx);
+    const std::array factors{a, b, c};
+    const auto count = 1 + second.defined() + third.defined();
+    const auto wanted = which_wanted(ctx, first, second, third);
+    return only(wanted, Backward::call(grads[0], first, if_defined(second), if_defined(third),
+                                       at::ArrayRef<double>(factors.data(), count), wanted));
+  }
+};
+
 struct GramDifference : Formula<GramDifference, Op<"gram_difference", decltype(gram_difference)>> {
   using Backward = Op<"gram_difference_backward", decltype(gram_difference_backward)>;
 
@@ -582,6 +623,8 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<VarianceCovariance>(m);
   differentiable_once<CrossCorrelationPenalty>(m);
   differentiable_once<GroupedSquaredDifference>(m);
+  differentiable_once<GroupedMeans>(m);
+  differentiable_once<WeightedTerms>(m);
   differentiable_once<GramDifference>(m);
   differentiable_once<SlicedCharacteristicSums>(m);
   differentiable_once<ContrastiveLogsumexp>(m);

@@ -50,6 +50,20 @@ void define(torch::Library& m) {
       "Tensor y, Tensor group, Tensor? weight, bool[3] wanted) -> (Tensor grad_x, Tensor grad_y, "
       "Tensor grad_weight)");
   m.def(
+      "grouped_means(Tensor group_weights, Tensor sums, Tensor counts) -> (Tensor means, "
+      "Tensor compared)");
+  m.def(
+      "grouped_means_backward(Tensor grad_means, Tensor group_weights, Tensor sums, Tensor counts, "
+      "Tensor means, Tensor compared, bool[3] wanted) -> (Tensor grad_group_weights, Tensor grad_sums, "
+      "Tensor grad_counts)");
+  m.def(
+      "weighted_terms(Tensor first, Tensor? second, Tensor? third, float[] scales, "
+      "float[] weights) -> (Tensor total, Tensor terms)");
+  m.def(
+      "weighted_terms_backward(Tensor grad, Tensor first, Tensor? second, Tensor? third, "
+      "float[] factors, bool[3] wanted) -> (Tensor grad_first, Tensor grad_second, "
+      "Tensor grad_third)");
+  m.def(
       "gram_difference(Tensor s, Tensor t, str? remove_negative, bool keep=True) -> "
       "(Tensor difference, Tensor product)");
   m.def(
@@ -149,6 +163,10 @@ void implement(torch::Library& m) {
   m.impl("grouped_squared_difference", TORCH_FN(mast_ext::grouped_squared_difference));
   m.impl("grouped_squared_difference_backward",
          TORCH_FN(mast_ext::grouped_squared_difference_backward));
+  m.impl("grouped_means", TORCH_FN(mast_ext::grouped_means));
+  m.impl("grouped_means_backward", TORCH_FN(mast_ext::grouped_means_backward));
+  m.impl("weighted_terms", TORCH_FN(mast_ext::weighted_terms));
+  m.impl("weighted_terms_backward", TORCH_FN(mast_ext::weighted_terms_backward));
   m.impl("gram_difference", TORCH_FN(mast_ext::gram_difference));
   m.impl("gram_difference_backward", TORCH_FN(mast_ext::gram_difference_backward));
   m.impl("sliced_characteristic_sums", TORCH_FN(mast_ext::sliced_characteristic_sums));

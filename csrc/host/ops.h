@@ -100,6 +100,23 @@ std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference_backward(
     const Tensor& grad_sums, const Tensor& grad_counts, const Tensor& x, const Tensor& y,
     const Tensor& group, const OptionalTensor& weight, std::array<bool, 3> wanted);
 
+std::tuple<Tensor, Tensor> grouped_means(const Tensor& weights, const Tensor& sums,
+                                         const Tensor& counts);
+std::tuple<Tensor, Tensor, Tensor> grouped_means_backward(const Tensor& grad_means,
+                                                          const Tensor& weights, const Tensor& sums,
+                                                          const Tensor& counts, const Tensor& means,
+                                                          const Tensor& compared,
+                                                          std::array<bool, 3> wanted);
+
+std::tuple<Tensor, Tensor> weighted_terms(const Tensor& first, const OptionalTensor& second,
+                                          const OptionalTensor& third, at::ArrayRef<double> scales,
+                                          at::ArrayRef<double> weights);
+std::tuple<Tensor, Tensor, Tensor> weighted_terms_backward(const Tensor& grad, const Tensor& first,
+                                                           const OptionalTensor& second,
+                                                           const OptionalTensor& third,
+                                                           at::ArrayRef<double> factors,
+                                                           std::array<bool, 3> wanted);
+
 std::tuple<Tensor, Tensor> gram_difference(const Tensor& s, const Tensor& t,
                                            std::optional<std::string_view> remove_negative,
                                            bool keep);

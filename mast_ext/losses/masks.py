@@ -114,8 +114,8 @@ class AugmentationMasks(nn.Module):
         for name, buffer in (
             ("bits", bits),
             ("freeing_index", torch.tensor(self.freeing, dtype=torch.int64)),
-            # In parts of 2**30: `module.half()` leaves integers alone.
-            ("kept", torch.tensor([round((1 - self.freed[k]) * 2**30) for k in self.freeing])),
+            # Their bits as integers, which `module.half()` leaves alone.
+            ("kept", torch.tensor([1 - self.freed[k] for k in self.freeing]).view(torch.int32)),
             ("blocks", torch.ones(len(self.freeing), dim)),
         ):
             self.register_buffer(name, buffer, persistent=False)
@@ -167,7 +167,11 @@ class AugmentationMasks(nn.Module):
             )
         if changed.dtype != torch.bool:
             raise TypeError(f"changed must be bool, got {changed.dtype}")
-        return (changed.index_select(1, self.freeing_index) * self.bits).sum(1)
+        if len(self.freeing) == 1:  # a single launch on a GPU
+            return changed[:, self.freeing[0]].long()
+        if len(self.freeing) < len(self.freed):
+            changed = changed.index_select(1, self.freeing_index)
+        return (changed * self.bits).sum(1)
 
     def group_weights(self) -> Tensor:
         """Weights of squared differences, ``Π m_k²`` over a group's augmentations: ``[G, D]``."""
@@ -192,7 +196,7 @@ class AugmentationMasks(nn.Module):
         assert self.logits is not None
         logits = self._full(self.logits)
         return functional.budgeted_masks(
-            logits, self.kept.to(logits) / 2**30, sharpness=self.sharpness
+            logits, self.kept.view(torch.float32).to(logits), sharpness=self.sharpness
         )
 
     def _full(self, x: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ ambiguous samples by their uncertainty. We could not read the paper's full text:
 is our definition of what its abstract says.
 """
 
-from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -171,22 +170,28 @@ class MASTLoss(nn.Module):
             weight, likelihood = self._precision(log_variance, comparable)
         invariance_of = self._vicreg if self.base == "vicreg" else self._nt_xent
         invariance, residual = invariance_of(x, y, group, weights, weight)
-        parts = {"invariance": invariance}
+        names, parts, scales = ["invariance"], [invariance], [1 / invariance.numel()]
         if self.base == "vicreg":
             views = [gather_batch(z, 0) if self.gather_distributed else z for z in (x, y)]
             require_images(len(views[0]), "x", least=2)
-            variance, parts["covariance"] = variance_covariance_terms(views, self.eps)
-            parts["variance"] = variance / 2
-        loss = reduce(torch.add, (getattr(self, name) * part for name, part in parts.items()))
+            names += ["variance", "covariance"]
+            parts += variance_covariance_terms(views, self.eps)
+            scales += [0.5, 1.0]
+        loss, terms = functional.weighted_terms(
+            *parts, scales=scales, weights=[getattr(self, name) for name in names]
+        )
+        logs = dict(zip(names, terms.unbind(), strict=True))
         if self.masks.price is not None:
-            parts["freed"] = self.masks.freed_share().sum()
-            loss = loss + self.invariance * self.masks.price * parts["freed"]
+            freed = self.masks.freed_share().sum()
+            logs["freed"] = freed.detach()
+            loss = loss + self.invariance * self.masks.price * freed
         if log_variance is not None and likelihood is not None:
             # Gaussian, up to a constant (Kendall & Gal, 2017).
-            terms = residual.detach() * (-log_variance).exp() + log_variance
-            parts["uncertainty"] = (likelihood * terms).sum() / 2
-            loss = loss + parts["uncertainty"]
-        return MASTTerms(loss, {name: part.detach() for name, part in parts.items()})
+            each = residual.detach() * (-log_variance).exp() + log_variance
+            uncertainty = (likelihood * each).sum() / 2
+            logs["uncertainty"] = uncertainty.detach()
+            loss = loss + uncertainty
+        return MASTTerms(loss, logs)
 
     def pair_losses(self, views: Tensor, changed: Tensor) -> Tensor:
         """What the loss says about every pair of views of every image.
@@ -242,7 +247,7 @@ class MASTLoss(nn.Module):
     def _vicreg(
         self, x: Tensor, y: Tensor, group: Tensor, weights: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The mean over dimensions, and with weights every pair's own mean squared difference."""
+        """Every dimension's mean and, with weights, every pair's own mean squared difference."""
         if weight is None:
             sums, counts = functional.grouped_squared_difference(x, y, group, len(weights))
             residual = counts  # nobody reads it
@@ -255,14 +260,15 @@ class MASTLoss(nn.Module):
         if self._shares:
             both = sum_over_processes(torch.cat((sums, counts[:, None]), 1))
             sums, counts = both[:, :-1], both[:, -1]
+        counts = counts.detach()  # the pairs' weights have no gradient
         if self.masks.price is None:
-            return _means(weights, sums, counts).mean(), residual
+            return functional.grouped_means(weights.to(sums.dtype), sums, counts), residual
         # The masks learn from what freeing a dimension saves in all, and the embedding from the
         # masks as they are.
         freed = 1 - masks_of(weights[self.masks.bits])
-        saved = (freed * self._savings(weights.detach(), sums.detach(), counts)).mean(1).sum()
-        invariance = _means(weights.detach(), sums, counts).mean()
-        return invariance - (saved - saved.detach()), residual
+        saved = (freed * self._savings(weights.detach(), sums.detach(), counts)).sum(0)
+        means = functional.grouped_means(weights.detach().to(sums.dtype), sums, counts)
+        return means - (saved - saved.detach()), residual
 
     def _savings(self, weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
         """How much smaller a dimension's mean is if an augmentation frees it, ``[F, D]``."""
@@ -277,10 +283,10 @@ class MASTLoss(nn.Module):
     def _nt_xent(
         self, x: Tensor, y: Tensor, group: Tensor, weights: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The weighted mean over the pairs, and every pair's NT-Xent."""
+        """Every pair's weighted NT-Xent, and without its weight."""
         terms = self._nt_xent_of_groups(torch.stack((x, y)), group, weights)[0, 1]
         require_images(len(terms), "x")
-        return (terms if weight is None else terms * weight).mean(), terms
+        return terms if weight is None else terms * weight, terms
 
     def _nt_xent_of_groups(self, views: Tensor, group: Tensor, weights: Tensor) -> Tensor:
         """NT-Xent of every pair of views under its group's mask, ``[V, V, N]``."""

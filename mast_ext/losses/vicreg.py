@@ -92,11 +92,14 @@ class VICRegLoss(nn.Module):
         distance = functional.subspace_similarity(
             z_a.flatten(0, -2).unsqueeze(0), z_b.flatten(0, -2).unsqueeze(0), metric="sqeuclidean"
         )
-        # Weights meet tensors alone: torch.compile makes constants of numbers made of them.
-        loss = distance.sum() * self.lambda_param / z_a.numel()
         variance, covariance = variance_covariance_terms(batches, self.eps)
-        loss = loss + self.mu_param * variance / (2 if self.variant == "official" else 1)
-        return loss + self.nu_param * covariance
+        return functional.weighted_terms(
+            distance,
+            variance,
+            covariance,
+            scales=(1 / z_a.numel(), 0.5 if self.variant == "official" else 1.0, 1.0),
+            weights=(self.lambda_param, self.mu_param, self.nu_param),
+        )[0]
 
     def pair_losses(self, views: Tensor) -> Tensor:
         """What the loss says about every pair of views of every image.

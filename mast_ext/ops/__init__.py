@@ -7,6 +7,7 @@ from mast_ext.ops import (  # they look their operators up, which `native` has j
     cross_correlation_penalty,
     gather_views,
     gram_difference,
+    grouped_means,
     grouped_squared_difference,
     nearest_neighbor_distance,
     prototype_column_logsumexp,
@@ -21,6 +22,7 @@ from mast_ext.ops import (  # they look their operators up, which `native` has j
     subspace_similarity,
     variance_covariance,
     view_pair_cross_entropy,
+    weighted_terms,
 )
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "cross_correlation_penalty",
     "gather_views",
     "gram_difference",
+    "grouped_means",
     "grouped_squared_difference",
     "nearest_neighbor_distance",
     "prototype_column_logsumexp",
@@ -44,6 +47,7 @@ __all__ = [
     "subspace_similarity",
     "variance_covariance",
     "view_pair_cross_entropy",
+    "weighted_terms",
 ]
 
 

@@ -15,10 +15,10 @@ MOST = {
     "DCLLoss": (7, 2),
     "InfoNCELoss": (8, 7),
     "InfoNCELoss two-sided": (8, 2),
-    "VICRegLoss": (8, 24),
+    "VICRegLoss": (10, 6),
     "BarlowTwinsLoss": (7, 4),
     "NegativeCosineSimilarity": (4, 5),
-    "MASTLoss": (10, 48),
+    "MASTLoss": (14, 10),
 }
 
 

@@ -22,7 +22,7 @@ CONSTANT = {
 # In the dtype of sums.
 WIDE = {
     *("center", "mask_logits", "slices", "weight", "weights", "scale", "bias"),
-    *("lse", "positive"),
+    *("lse", "positive", "group_weights", "sums", "counts", "first", "second", "third"),
 }
 WITHOUT_GRADIENT = {
     "prototype_column_logsumexp",
@@ -118,7 +118,9 @@ def random(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator) -> 
         return (torch.rand(shape, generator=generator) * 0.4 + 0.05).to(sums)
     if name == "temperature":
         return torch.full(shape, 0.5, dtype=sums)
-    if name in ("masks", "dimension_weights"):
+    if name == "counts":
+        return (4 * torch.rand(shape, generator=generator)).to(sums)
+    if name in ("masks", "dimension_weights", "group_weights"):
         return torch.rand(shape, generator=generator).to(sums)
     return torch.randn(shape, generator=generator).to(sums if name in WIDE else dtype)
 
@@ -366,6 +368,24 @@ CALLS = [
         lambda n, d: {"logits": (2, 4 * n, 8 * d)},
         {"temperature": 0.5},
         many=((38, 88), (5, 625)),
+    ),
+    Call(
+        functional.grouped_means,
+        "",
+        lambda n, d: {"group_weights": (n, d), "sums": (n, d), "counts": (n,)},
+        many=((64, 600),),
+    ),
+    Call(
+        functional.weighted_terms,
+        "",
+        lambda n, d: {"first": (n, d), "second": (2, d), "third": (1,)},
+        {"scales": (0.5, -2.0, 1.0), "weights": (1.5, 0.25, 1.0)},
+    ),
+    Call(
+        functional.weighted_terms,
+        "one",
+        lambda n, d: {"first": (d,)},
+        {"scales": (0.1,), "weights": (3.0,)},
     ),
     Call(
         functional.budgeted_masks,

@@ -74,6 +74,40 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             },
         },
     },
+    "grouped_means": {
+        "accepts": {"group_weights": ones(2, 5), "sums": ones(2, 5), "counts": ones(2)},
+        ValueError: {
+            r"group_weights must have shape \[G, D\] with G <= 65535 and D >= 1, got \[5\]": {
+                "group_weights": ones(5)
+            },
+            r"group_weights must have .* got \[2, 0\]": {"group_weights": ones(2, 0)},
+            r"sums must have shape \[2, 5\], got \[2, 4\]": {"sums": ones(2, 4)},
+            r"counts must have shape \[2\], got \[5\]": {"counts": ones(5)},
+        },
+        TypeError: {
+            "group_weights must be float32 or float64, got Half": {
+                "group_weights": ones(2, 5).half()
+            },
+            "sums must be Float like group_weights, got Double": {"sums": ones(2, 5).double()},
+            "counts must be Float like group_weights, got Long": {"counts": ones(2).long()},
+        },
+    },
+    "weighted_terms": {
+        "accepts": {
+            **{"first": ones(2, 5), "second": ones(3), "third": ones(())},
+            **{"scales": (1.0, 2.0, 3.0), "weights": (1.0, 1.0, 1.0)},
+        },
+        ValueError: {
+            "scales must have a number for each of the 3 terms, got 2": {"scales": (1.0, 2.0)},
+            "weights must have a number for each of the 3 terms, got 4": {"weights": (1.0,) * 4},
+            "second must be given where third is": {"second": None},
+        },
+        TypeError: {
+            "first must be float32 or float64, got Half": {"first": ones(2, 5).half()},
+            "second must be Float like first, got Double": {"second": ones(3).double()},
+            "third must be Float like first, got Long": {"third": ones(()).long()},
+        },
+    },
     "gram_difference": {
         "accepts": {"s": ones(2, 3, 5), "t": ones(2, 3, 5), "remove_negative": "both"},
         ValueError: {

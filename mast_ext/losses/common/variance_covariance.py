@@ -10,7 +10,7 @@ from mast_ext import functional
 
 
 def variance_covariance_terms(views: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    """The variance and the covariance term of several views, each summed over the views.
+    """The variance and the covariance terms of several views.
 
     Args:
         views: ``[B, ..., D]`` each, of one shape. Axes between the batch and the embedding are
@@ -18,11 +18,11 @@ def variance_covariance_terms(views: Sequence[Tensor], eps: float) -> tuple[Tens
         eps: Added to the variances inside the root.
 
     Returns:
-        Two scalars, float32 (float64 for float64 inputs).
+        Two tensors, float32 (float64 for float64 inputs), whose sums are the sums of the views'
+        variance terms and of their covariance terms.
     """
     if views[0].ndim == 2 and counts_launches(views[0]):  # a copy, for a fraction of the kernels
-        both = functional.variance_covariance(torch.stack(tuple(views)), eps=eps)
-        return both[0].sum(), both[1].sum()
+        return functional.variance_covariance(torch.stack(tuple(views)), eps=eps)
     variances, covariances = [], []
     for z in views:  # one at a time: on a CPU the copy costs more
         positions = z.flatten(1, -2).transpose(0, 1) if z.ndim > 2 else z[None]
