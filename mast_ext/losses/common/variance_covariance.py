@@ -21,10 +21,10 @@ def variance_covariance_terms(views: Sequence[Tensor], eps: float) -> tuple[Tens
         Two tensors, float32 (float64 for float64 inputs), whose sums are the sums of the views'
         variance terms and of their covariance terms.
     """
-    if views[0].ndim == 2 and counts_launches(views[0]):  # a copy, for a fraction of the kernels
+    if views[0].ndim == 2 and counts_calls(views[0]):  # a copy, for half of the calls
         return functional.variance_covariance(torch.stack(tuple(views)), eps=eps)
     variances, covariances = [], []
-    for z in views:  # one at a time: on a CPU the copy costs more
+    for z in views:  # one at a time: the copy costs more
         positions = z.flatten(1, -2).transpose(0, 1) if z.ndim > 2 else z[None]
         terms = functional.variance_covariance(positions, eps=eps)
         variance, covariance = (t.squeeze() if z.ndim == 2 else t.mean() for t in terms)
@@ -33,6 +33,6 @@ def variance_covariance_terms(views: Sequence[Tensor], eps: float) -> tuple[Tens
     return reduce(torch.add, variances), reduce(torch.add, covariances)
 
 
-def counts_launches(x: Tensor) -> bool:
-    """Whether ``x`` is where it matters how many kernels there are: on a GPU."""
-    return x.is_cuda
+def counts_calls(x: Tensor) -> bool:
+    """Whether calls take longer than a copy of ``x``: on a GPU, and for few numbers."""
+    return x.is_cuda or x.numel() <= 2**15
