@@ -742,8 +742,8 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
 
 
 def prototype_cross_entropy(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Sequence[Tensor],
+    teacher: Tensor | Sequence[Tensor],
     *,
     student_temperature: float,
     teacher_temperature: float,
@@ -770,8 +770,10 @@ def prototype_cross_entropy(
     gradient before a GradScaler has scaled it.
 
     Args:
-        student: Raw logits ``[S, B, C]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
-        teacher: Raw logits ``[T, B, C]``, dtype and device of ``student``. Gets no gradient.
+        student: Raw logits ``[S, B, C]``, or a list of ``[B, C]``, which up to 32 views need not be
+            stacked for: float32, float16, bfloat16 or (CPU) float64. Any strides.
+        teacher: Raw logits ``[T, B, C]`` or a list, dtype and device of ``student``. Gets no
+            gradient.
         student_temperature: Positive.
         teacher_temperature: Positive.
         center: ``[C]``, taken off the teacher's logits, float32 (float64 beside float64 logits).
@@ -803,8 +805,8 @@ def prototype_cross_entropy(
 
 
 def prototype_cross_entropy_with_mean(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Sequence[Tensor],
+    teacher: Tensor | Sequence[Tensor],
     *,
     student_temperature: float,
     teacher_temperature: float,
@@ -815,7 +817,7 @@ def prototype_cross_entropy_with_mean(
 
     Args:
         student: As of that function, like all arguments.
-        teacher: ``[T, B, C]``.
+        teacher: ``[T, B, C]``, or a list of ``[B, C]``.
         student_temperature: Positive.
         teacher_temperature: Positive.
         center: ``[C]``, or ``None``.
@@ -842,8 +844,8 @@ def prototype_cross_entropy_with_mean(
 
 
 def _prototype_cross_entropy(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Sequence[Tensor],
+    teacher: Tensor | Sequence[Tensor],
     student_temperature: float,
     teacher_temperature: float,
     center: Tensor | None,
@@ -851,15 +853,17 @@ def _prototype_cross_entropy(
     *,
     with_mean: bool,
 ) -> tuple[Tensor, Tensor]:
+    student, teacher = _listed(student, "student"), _listed(teacher, "teacher")
     temperatures = student_temperature, teacher_temperature
     scheduled = any(changes_between_calls(temperature) for temperature in temperatures)
     if weights is not None and not scheduled:
         return ops.prototype_cross_entropy.weighted_op(
             student, teacher, center, weights, *temperatures, with_mean
         )
-    _require_tensors(teacher=teacher, **({} if center is None else {"center": center}))
+    if center is not None:
+        _require_tensors(center=center)
     # What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
-    teacher = teacher.detach()
+    teacher = [logits.detach() for logits in teacher]
     center = None if center is None else center.detach()
     if not scheduled:
         results = ops.prototype_cross_entropy.op(student, teacher, center, *temperatures, with_mean)
@@ -871,6 +875,21 @@ def _prototype_cross_entropy(
         weights = weights.detach().to(cross_entropy.dtype).expand(cross_entropy.shape)
         cross_entropy = (cross_entropy * weights).masked_fill(weights == 0, 0).sum()
     return cross_entropy, mean
+
+
+def _listed(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
+    """What the operators take: a tensor ``[V, B, C]`` alone, or several ``[B, C]``."""
+    if isinstance(logits, Tensor):
+        return [logits]
+    views = list(logits) if isinstance(logits, Sequence) else [logits]
+    for view in views:
+        _require_tensors(**{name: view})
+    if 1 < len(views) <= ops.prototype_cross_entropy.MOST_LISTED:
+        return views
+    shapes = [list(view.shape) for view in views]
+    if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
+        raise ValueError(f"{name} must hold views of one shape [B, C], at least one, got {shapes}")
+    return [views[0].unsqueeze(0) if len(views) == 1 else torch.stack(views)]
 
 
 def _require_tensors(**arguments: object) -> None:

@@ -3,6 +3,7 @@
 Written to be read: formulas as they stand in the docstrings there, materialising what they like.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -274,8 +275,8 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
 
 
 def prototype_cross_entropy(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Sequence[Tensor],
+    teacher: Tensor | Sequence[Tensor],
     *,
     student_temperature: float,
     teacher_temperature: float,
@@ -283,6 +284,7 @@ def prototype_cross_entropy(
     weights: Tensor | None = None,
 ) -> Tensor:
     """See :func:`mast_ext.functional.prototype_cross_entropy`."""
+    student, teacher = _stacked(student), _stacked(teacher)
     centered = teacher if center is None else teacher - center.to(teacher)
     target = (centered / teacher_temperature).softmax(-1).detach()
     log_probability = (student / student_temperature).log_softmax(-1)
@@ -293,8 +295,8 @@ def prototype_cross_entropy(
 
 
 def prototype_cross_entropy_with_mean(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Sequence[Tensor],
+    teacher: Tensor | Sequence[Tensor],
     *,
     student_temperature: float,
     teacher_temperature: float,
@@ -310,8 +312,12 @@ def prototype_cross_entropy_with_mean(
         center=center,
         weights=weights,
     )
-    accumulation = torch.promote_types(teacher.dtype, torch.float32)
-    return cross_entropy, teacher.detach().to(accumulation).mean((0, 1))
+    teacher = _stacked(teacher).detach()
+    return cross_entropy, teacher.to(torch.promote_types(teacher.dtype, torch.float32)).mean((0, 1))
+
+
+def _stacked(views: Tensor | Sequence[Tensor]) -> Tensor:
+    return views if isinstance(views, Tensor) else torch.stack(list(views))
 
 
 def prototype_column_logsumexp(

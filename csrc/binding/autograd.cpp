@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -30,6 +31,9 @@ using Tensors = torch::autograd::variable_list;
 
 bool requires_grad(const Tensor& t) { return t.requires_grad(); }
 bool requires_grad(const OptionalTensor& t) { return t && t->requires_grad(); }
+bool requires_grad(at::TensorList list) {
+  return std::ranges::any_of(list, [](const Tensor& t) { return t.requires_grad(); });
+}
 template <typename Option>
 bool requires_grad(const Option&) {
   return false;
@@ -37,6 +41,9 @@ bool requires_grad(const Option&) {
 
 bool has_tangent(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
 bool has_tangent(const OptionalTensor& t) { return t && has_tangent(*t); }
+bool has_tangent(at::TensorList list) {
+  return std::ranges::any_of(list, [](const Tensor& t) { return has_tangent(t); });
+}
 template <typename Option>
 bool has_tangent(const Option&) {
   return false;
@@ -47,6 +54,13 @@ template <typename... Args>
 void refuse_tangents(const char* op, const Args&... args) {
   TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(args) || ...), op,
                               " has no forward-mode derivative (jvp, jacfwd, forward AD)");
+}
+
+// How many inputs an argument is to autograd.
+std::size_t inputs_of(at::TensorList list) { return list.size(); }
+template <typename Argument>
+std::size_t inputs_of(const Argument&) {
+  return 1;
 }
 
 // Whether the graph takes in an op of these arguments.
@@ -78,8 +92,9 @@ class ExchangedTransforms {
 
 // What all derivatives share. `Derivative` has
 //   save(ctx, result, args)  saves what gradients() needs
-//   gradients(ctx, grads)    returns the gradients of the inputs, in order: undefined tensors for
-//                            inputs without one, which may be omitted at the end
+//   gradients(ctx, grads)    returns the gradients of the inputs, in order, where every tensor of a
+//                            list is an input: undefined tensors for those without one, which may
+//                            be omitted at the end
 //   differentiable           the number of results, the first ones, that have a derivative
 template <typename Derivative, typename Op>
 struct Formula;
@@ -96,8 +111,10 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
     Transforms transforms;
     const ExchangedTransforms hidden(transforms);
     const Tensors outputs = Derivative::apply(args..., keys, &result, &transforms);
-    const auto results = results_of(result);
-    for (std::size_t i = 0; i < outputs.size(); ++i) *results[i] = outputs[i];
+    auto output = outputs.begin();
+    each_result(result, [&](Tensor& t) {
+      if (output != outputs.end()) t = *output++;
+    });
     return result;
   }
 
@@ -110,17 +127,20 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
       *result = Forward::below_autograd(keys, args...);
     }
     ctx->set_materialize_grads(false);
+    ctx->saved_data["inputs"] = static_cast<std::int64_t>((inputs_of(args) + ...));
     Derivative::save(ctx, *result, args...);
-    const auto results = results_of(*result);
     Tensors outputs;
-    for (std::size_t i = 0; i < Derivative::differentiable; ++i) outputs.push_back(*results[i]);
+    each_result(*result, [&](const Tensor& t) {
+      if (outputs.size() < Derivative::differentiable) outputs.push_back(t);
+    });
     return outputs;
   }
 
   static Tensors backward(AutogradContext* ctx, const Tensors& grads) {
     const bool any = std::ranges::any_of(grads, [](const Tensor& grad) { return grad.defined(); });
     Tensors gradients = any ? Derivative::gradients(ctx, grads) : Tensors();
-    gradients.resize(sizeof...(Args) + 3);  // what forward() is given beside them counts as inputs
+    // What forward() is given beside them counts as inputs, too.
+    gradients.resize(ctx->saved_data["inputs"].toInt() + 3);
     return gradients;
   }
 };
@@ -128,7 +148,7 @@ struct Formula<Derivative, Op<name, Result(Args...)>> : torch::autograd::Functio
 // The derivative of a backward op: an error, where autograd would otherwise compute zero.
 template <typename Derivative>
 struct NoSecondDerivative : Formula<NoSecondDerivative<Derivative>, typename Derivative::Backward> {
-  static constexpr std::size_t differentiable = Derivative::Backward::results;
+  static constexpr auto differentiable = std::numeric_limits<std::size_t>::max();  // all
 
   static void save(AutogradContext*, const auto&...) {}
 
@@ -494,20 +514,26 @@ struct PrototypeCrossEntropy
   using Backward =
       Op<"prototype_cross_entropy_backward", decltype(prototype_cross_entropy_backward)>;
 
-  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& student,
-                   const Tensor& teacher, const OptionalTensor& center, double student_temperature,
+  static void save(AutogradContext* ctx, const Forward::Result& result, at::TensorList student,
+                   at::TensorList teacher, const OptionalTensor& center, double student_temperature,
                    double teacher_temperature, bool /*with_mean*/) {
     const auto& [cross_entropy, teacher_mean, student_stats, teacher_stats] = result;
-    save_tensors(ctx, student, teacher, center, student_stats, teacher_stats);
-    keep_options(ctx, student_temperature, teacher_temperature);
+    Tensors saved{or_undefined(center), student_stats, teacher_stats};
+    saved.insert(saved.end(), student.begin(), student.end());
+    saved.insert(saved.end(), teacher.begin(), teacher.end());
+    ctx->save_for_backward(std::move(saved));
+    keep_options(ctx, static_cast<std::int64_t>(student.size()), student_temperature,
+                 teacher_temperature);
   }
 
   static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
-    if (!ctx->needs_input_grad(0)) return {};
-    const auto [student, teacher, center, student_stats, teacher_stats] = saved_tensors<5>(ctx);
-    const auto [student_temperature, teacher_temperature] = kept_options<double, double>(ctx);
-    return {Backward::call(grads[0], student, teacher, if_defined(center), student_stats,
-                           teacher_stats, student_temperature, teacher_temperature)};
+    const auto [students, student_temperature, teacher_temperature] =
+        kept_options<std::int64_t, double, double>(ctx);
+    const Tensors saved = ctx->get_saved_variables();
+    const at::TensorList views = at::TensorList(saved).slice(3);
+    return Backward::call(grads[0], views.slice(0, students), views.slice(students),
+                          if_defined(saved[0]), saved[1], saved[2], student_temperature,
+                          teacher_temperature);
   }
 };
 
@@ -519,14 +545,13 @@ struct PrototypeCrossEntropyWithGrad
 
   static void save(AutogradContext* ctx, const Forward::Result& result, const auto&...) {
     const auto& [sum, teacher_mean, grad_student] = result;
-    save_tensors(ctx, grad_student);
+    ctx->save_for_backward(grad_student);
   }
 
   static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
-    if (!ctx->needs_input_grad(0)) return {};
-    const auto [grad_student] = saved_tensors<1>(ctx);
-    if (is_one(grads[0])) return {grad_student};
-    return {Backward::call(differentiated(grads[0]), grad_student)};
+    const Tensors grad_student = ctx->get_saved_variables();
+    if (is_one(grads[0])) return grad_student;
+    return Backward::call(differentiated(grads[0]), grad_student);
   }
 };
 

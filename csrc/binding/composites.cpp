@@ -3,6 +3,9 @@
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "binding/op_handle.h"
 #include "host/common/run_on.h"
 #include "host/ops.h"
@@ -20,12 +23,15 @@ using SigmoidContrastWithGradOp =
 // Whether to compute a weighted sum and its gradient in one pass over the logits. Not for float16,
 // whose gradients must be scaled before they are rounded, and not while a compiler traces, since it
 // can fuse other ops with the two passes.
-bool takes_one_pass(const Tensor& student) {
+bool takes_one_pass(at::TensorList students) {
   constexpr std::int64_t kLeastImages = 16;  // fewer are faster in two passes
-  const bool traced = student.key_set().has_any(at::kTensorSubclassLike);
-  return !traced && !uses_cuda_kernels(student) && student.requires_grad() &&
-         at::GradMode::is_enabled() && student.scalar_type() != at::kHalf && student.dim() == 3 &&
-         student.size(1) >= kLeastImages;
+  const auto traced = [](const Tensor& t) { return t.key_set().has_any(at::kTensorSubclassLike); };
+  const auto wants = [](const Tensor& t) { return t.requires_grad(); };
+  if (students.empty() || std::ranges::any_of(students, traced)) return false;
+  const Tensor& first = students.front();
+  return !uses_cuda_kernels(first) && std::ranges::any_of(students, wants) &&
+         at::GradMode::is_enabled() && first.scalar_type() != at::kHalf && first.dim() >= 2 &&
+         first.size(-2) >= kLeastImages;
 }
 
 // Detaches an argument that gets no gradient, so that the graph neither keeps nor traverses it.
@@ -33,12 +39,17 @@ Tensor constant(const Tensor& t) { return t.requires_grad() ? t.detach() : t; }
 OptionalTensor constant(const OptionalTensor& t) {
   return t ? OptionalTensor(constant(*t)) : std::nullopt;
 }
+std::vector<Tensor> constant(at::TensorList list) {
+  std::vector<Tensor> constants;
+  for (const Tensor& t : list) constants.push_back(constant(t));
+  return constants;
+}
 
 std::tuple<Tensor, Tensor> weighted_prototype_cross_entropy(
-    const Tensor& student, const Tensor& teacher_, const OptionalTensor& center_,
+    at::TensorList student, at::TensorList teacher_, const OptionalTensor& center_,
     const Tensor& weights_, double student_temperature, double teacher_temperature,
     bool with_mean) {
-  const Tensor teacher = constant(teacher_);
+  const std::vector<Tensor> teacher = constant(teacher_);
   const OptionalTensor center = constant(center_);
   if (takes_one_pass(student)) {
     const auto [sum, mean, grad] =

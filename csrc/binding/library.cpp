@@ -108,22 +108,24 @@ void define(torch::Library& m) {
       "weighted_sigmoid_contrast(Tensor x, Tensor y, Tensor scale, Tensor bias, Tensor weights, "
       "int? offset) -> Tensor");
   m.def(
-      "prototype_cross_entropy(Tensor student, Tensor teacher, Tensor? center, "
+      "prototype_cross_entropy(Tensor[] student, Tensor[] teacher, Tensor? center, "
       "float student_temperature, float teacher_temperature, bool with_mean) -> "
       "(Tensor cross_entropy, Tensor teacher_mean, Tensor student_stats, Tensor teacher_stats)");
   m.def(
-      "prototype_cross_entropy_backward(Tensor grad, Tensor student, Tensor teacher, "
+      "prototype_cross_entropy_backward(Tensor grad, Tensor[] student, Tensor[] teacher, "
       "Tensor? center, Tensor student_stats, Tensor teacher_stats, float student_temperature, "
-      "float teacher_temperature) -> Tensor");
+      "float teacher_temperature) -> Tensor[]");
   m.def(
-      "prototype_cross_entropy_with_grad(Tensor student, Tensor teacher, Tensor? center, "
+      "prototype_cross_entropy_with_grad(Tensor[] student, Tensor[] teacher, Tensor? center, "
       "Tensor weights, float student_temperature, float teacher_temperature, bool with_mean) -> "
-      "(Tensor sum, Tensor teacher_mean, Tensor grad_student)");
+      "(Tensor sum, Tensor teacher_mean, Tensor[] grad_student)");
   m.def(
-      "weighted_prototype_cross_entropy(Tensor student, Tensor teacher, Tensor? center, "
+      "weighted_prototype_cross_entropy(Tensor[] student, Tensor[] teacher, Tensor? center, "
       "Tensor weights, float student_temperature, float teacher_temperature, bool with_mean) -> "
       "(Tensor sum, Tensor teacher_mean)");
-  m.def("prototype_cross_entropy_with_grad_backward(Tensor grad, Tensor grad_student) -> Tensor");
+  m.def(
+      "prototype_cross_entropy_with_grad_backward(Tensor grad, Tensor[] grad_student) -> "
+      "Tensor[]");
   m.def(
       "select_hard_pairs(Tensor pair_losses, Tensor? candidates) -> (Tensor index, Tensor score)");
   m.def(

@@ -7,11 +7,10 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <string_view>
 #include <tuple>
-#include <utility>
+#include <vector>
 
 namespace mast_ext {
 
@@ -21,11 +20,18 @@ struct Name {  // a string as a template argument
   constexpr Name(const char (&name)[size]) { std::copy_n(name, size, text); }
 };
 
-// Pointers to the results of an op that returns one tensor or a tuple of them.
-inline std::array<at::Tensor*, 1> results_of(at::Tensor& result) { return {&result}; }
-template <typename... Ts>
-std::array<at::Tensor*, sizeof...(Ts)> results_of(std::tuple<Ts...>& results) {
-  return std::apply([](Ts&... t) { return std::array{&t...}; }, results);
+// Calls visit(tensor) for every result of an op that returns a tensor, a list of them, or a tuple.
+template <typename Visit>
+void each_result(at::Tensor& result, const Visit& visit) {
+  visit(result);
+}
+template <typename Visit>
+void each_result(std::vector<at::Tensor>& results, const Visit& visit) {
+  for (at::Tensor& result : results) visit(result);
+}
+template <typename... Ts, typename Visit>
+void each_result(std::tuple<Ts...>& results, const Visit& visit) {
+  std::apply([&](Ts&... result) { (each_result(result, visit), ...); }, results);
 }
 
 template <Name op_name, typename Signature>
@@ -34,8 +40,6 @@ template <Name op_name, typename Result_, typename... Args>
 struct Op<op_name, Result_(Args...)> {
   using Result = Result_;
   static constexpr std::string_view name = op_name.text;
-  static constexpr std::size_t results =
-      std::tuple_size_v<decltype(results_of(std::declval<Result&>()))>;
 
   static Result call(Args... args) { return handle().call(args...); }
 

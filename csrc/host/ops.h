@@ -5,6 +5,7 @@
 #include <optional>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 #include "host/common/tensors.h"
 
@@ -74,17 +75,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_contrast_with_grad_backward(
     const Tensor& grad, const Tensor& grad_x, const Tensor& grad_y, const Tensor& grad_scale,
     const Tensor& grad_bias);
 
+// Logits are one tensor [V, B, C], or views [B, C], at most 32; gradients likewise.
 std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_cross_entropy(
-    const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
+    at::TensorList student, at::TensorList teacher, const OptionalTensor& center,
     double student_temperature, double teacher_temperature, bool with_mean);
-Tensor prototype_cross_entropy_backward(const Tensor& grad, const Tensor& student,
-                                        const Tensor& teacher, const OptionalTensor& center,
-                                        const Tensor& student_stats, const Tensor& teacher_stats,
-                                        double student_temperature, double teacher_temperature);
-std::tuple<Tensor, Tensor, Tensor> prototype_cross_entropy_with_grad(
-    const Tensor& student, const Tensor& teacher, const OptionalTensor& center,
+std::vector<Tensor> prototype_cross_entropy_backward(
+    const Tensor& grad, at::TensorList student, at::TensorList teacher,
+    const OptionalTensor& center, const Tensor& student_stats, const Tensor& teacher_stats,
+    double student_temperature, double teacher_temperature);
+std::tuple<Tensor, Tensor, std::vector<Tensor>> prototype_cross_entropy_with_grad(
+    at::TensorList student, at::TensorList teacher, const OptionalTensor& center,
     const Tensor& weights, double student_temperature, double teacher_temperature, bool with_mean);
-Tensor prototype_cross_entropy_with_grad_backward(const Tensor& grad, const Tensor& grad_student);
+std::vector<Tensor> prototype_cross_entropy_with_grad_backward(const Tensor& grad,
+                                                               at::TensorList grad_student);
 
 Tensor prototype_column_logsumexp(const Tensor& logits, const OptionalTensor& center,
                                   double temperature, bool normalize_rows);

@@ -11,7 +11,7 @@ from mast_ext.losses.common.inputs import (
     reduce,
     require_option,
     require_temperature,
-    stack_views,
+    shape_of_views,
 )
 
 
@@ -99,10 +99,10 @@ class DINOLoss(Center):
         """The loss of a batch; moves the center afterwards.
 
         Args:
-            teacher_out: Logits of the teacher's views, ``[T, B, C]`` or a list of ``[B, C]``
-                (which is copied): float32, float16, bfloat16 or (CPU) float64. Gets no gradient.
+            teacher_out: Logits of the teacher's views, ``[T, B, C]`` or a list of ``[B, C]``:
+                float32, float16, bfloat16 or (CPU) float64. Gets no gradient.
             student_out: Logits of the student's views, ``[S, B, C]`` or a list, the teacher's
-                views first.
+                views first. Lists of up to 32 views are not copied.
             teacher_temp: ``τ_t``; takes precedence over ``epoch``.
             epoch: Epoch from 0, by which ``τ_t`` follows its schedule.
             update_center: False leaves the center.
@@ -117,21 +117,20 @@ class DINOLoss(Center):
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        teacher, student = self._require_views(teacher_out, student_out)
-        views = (len(teacher), len(student))
+        *views, images = self._require_views(teacher_out, student_out)
         terms = views[0] * views[1] - min(views)
         if not terms:
             raise ValueError(
                 "DINOLoss compares different views, but teacher_out and student_out hold the same "
                 "single one"
             )
-        others = ~torch.eye(*views, dtype=torch.bool, device=student.device).unsqueeze(-1)
-        images = student.shape[1]
+        device = (student_out if isinstance(student_out, Tensor) else student_out[0]).device
+        others = ~torch.eye(*views, dtype=torch.bool, device=device).unsqueeze(-1)
         summed = self.reduction != "none" and images > 0
         share = terms * (images if self.reduction == "mean" else 1)
         ce = self.cross_entropy(
-            student,
-            teacher,
+            student_out,
+            teacher_out,
             student_temperature=self.student_temp,
             teacher_temperature=self.teacher_temperature(teacher_temp, epoch),
             update=update_center,
@@ -167,10 +166,10 @@ class DINOLoss(Center):
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        teacher, student = self._require_views(teacher_out, student_out)
+        self._require_views(teacher_out, student_out)
         return self.cross_entropy(
-            student,
-            teacher,
+            student_out,
+            teacher_out,
             student_temperature=self.student_temp,
             teacher_temperature=self.teacher_temperature(teacher_temp, epoch),
             update=False,
@@ -200,16 +199,16 @@ class DINOLoss(Center):
 
     def _require_views(
         self, teacher_out: Tensor | Sequence[Tensor], student_out: Tensor | Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Both as ``[V, B, C]``."""
-        teacher = stack_views(teacher_out, "teacher_out")
-        student = stack_views(student_out, "student_out")
-        if teacher.shape[1:] != student.shape[1:]:
+    ) -> tuple[int, int, int]:
+        """The teacher's and the student's views, and the images."""
+        teachers, *of_teacher = shape_of_views(teacher_out, "teacher_out")
+        students, *of_student = shape_of_views(student_out, "student_out")
+        if of_teacher != of_student:
             raise ValueError(
                 "teacher_out and student_out must hold views of one shape [B, C], got "
-                f"{list(teacher.shape[1:])} and {list(student.shape[1:])}"
+                f"{of_teacher} and {of_student}"
             )
-        return teacher, student
+        return teachers, students, of_student[0]
 
     def extra_repr(self) -> str:
         return (

@@ -9,10 +9,11 @@ from mast_ext import functional
 from mast_ext.distributed import all_reduce_logsumexp, require_distributed, world_size
 from mast_ext.losses.common.inputs import (
     Reduction,
+    in_one_dtype,
     reduce,
     require_option,
     require_temperature,
-    stack_views,
+    shape_of_views,
 )
 
 
@@ -117,10 +118,8 @@ class SwaVLoss(nn.Module):
         high = len(high_resolution_outputs)
         if not high:
             raise ValueError("high_resolution_outputs must hold at least one crop, got none")
-        crops = stack_views(
-            [*high_resolution_outputs, *low_resolution_outputs],
-            "high_resolution_outputs and low_resolution_outputs",
-        )
+        crops = in_one_dtype(*high_resolution_outputs, *low_resolution_outputs)
+        shape_of_views(crops, "high_resolution_outputs and low_resolution_outputs")
         if queue_outputs is not None and len(queue_outputs) != high:
             raise ValueError(
                 f"queue_outputs must hold one queue for each of the {high} high-resolution "
@@ -130,12 +129,12 @@ class SwaVLoss(nn.Module):
             [
                 functional.prototype_cross_entropy(
                     crops,
-                    crop[None],
+                    crop.unsqueeze(0),
                     student_temperature=self.temperature,
                     teacher_temperature=self.sinkhorn_epsilon,
                     center=self._center(crop, None if queue_outputs is None else queue_outputs[i]),
                 )
-                for i, crop in enumerate(crops[:high].detach())
+                for i, crop in enumerate(crop.detach() for crop in crops[:high])
             ]
         )
 

@@ -1,7 +1,11 @@
 """What the shape-only kernels share."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -29,3 +33,20 @@ def wanted_like(reference: Tensor | None, wanted: bool, fallback: Tensor) -> Ten
         if wanted
         else (reference.new_empty(0))
     )
+
+
+def one_by_one(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """What `torch.library.register_vmap` takes for an operator of lists: a call for every sample.
+
+    So torch calls other operators by itself, but none that takes or returns lists.
+    """
+
+    def calls(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        def sample(i: int) -> tuple[Any, ...]:
+            return tree_map(lambda x, dim: x if dim is None else x.select(dim, i), args, in_dims)
+
+        results = [op(*sample(i)) for i in range(info.batch_size)]
+        stacked = tree_map(lambda *each: torch.stack(each), *results)
+        return stacked, tree_map(lambda _: 0, stacked)
+
+    return calls

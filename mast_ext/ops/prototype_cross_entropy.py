@@ -4,8 +4,12 @@ The weighted sum has none: it is made of the others (csrc/binding/composites.cpp
 """
 
 import torch
+from torch import Tensor
 
-from mast_ext.ops.common import accumulation_dtype
+from mast_ext.ops.common import accumulation_dtype, one_by_one
+
+# Views that the operators take as a list (kernels/common/listed_views.h).
+MOST_LISTED = 32
 
 op = torch.ops.mast_ext.prototype_cross_entropy.default
 backward_op = torch.ops.mast_ext.prototype_cross_entropy_backward.default
@@ -14,13 +18,22 @@ with_grad_op = torch.ops.mast_ext.prototype_cross_entropy_with_grad.default
 with_grad_backward_op = torch.ops.mast_ext.prototype_cross_entropy_with_grad_backward.default
 
 
+def _views(tensors: list[Tensor]) -> int:
+    """How many there are: in one tensor ``[V, B, C]``, or a list of ``[B, C]``."""
+    return tensors[0].shape[0] if len(tensors) == 1 else len(tensors)
+
+
+def _like(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in tensors]
+
+
 @torch.library.register_fake("mast_ext::prototype_cross_entropy")
 def shapes(student, teacher, center, student_temperature, teacher_temperature, with_mean):
     """What the operator returns, without values."""
-    students, batch, prototypes = student.shape
-    teachers = teacher.shape[0]
-    cross_entropy = student.new_empty(
-        (teachers, students, batch), dtype=accumulation_dtype(student)
+    students, teachers = _views(student), _views(teacher)
+    batch, prototypes = student[0].shape[-2:]
+    cross_entropy = student[0].new_empty(
+        (teachers, students, batch), dtype=accumulation_dtype(student[0])
     )
     return (
         cross_entropy,
@@ -42,16 +55,20 @@ def backward_shapes(
     teacher_temperature,
 ):
     """What the backward operator returns, without values."""
-    return student.new_empty(student.shape)
+    return _like(student)
 
 
 @torch.library.register_fake("mast_ext::prototype_cross_entropy_with_grad")
 def _(student, teacher, center, weights, student_temperature, teacher_temperature, with_mean):
-    total = student.new_empty((), dtype=accumulation_dtype(student))
-    mean = total.new_empty((student.shape[2] if with_mean else 0,))
-    return total, mean, student.new_empty(student.shape)
+    total = student[0].new_empty((), dtype=accumulation_dtype(student[0]))
+    mean = total.new_empty((student[0].shape[-1] if with_mean else 0,))
+    return total, mean, _like(student)
 
 
 @torch.library.register_fake("mast_ext::prototype_cross_entropy_with_grad_backward")
 def _(grad, grad_student):
-    return grad_student.new_empty(grad_student.shape)
+    return _like(grad_student)
+
+
+for each in (op, backward_op, with_grad_op, with_grad_backward_op):
+    torch.library.register_vmap(each, one_by_one(each))

@@ -15,12 +15,13 @@ from mast_ext.ops import cross_correlation_penalty as correlations
 from mast_ext.ops import nearest_neighbor_distance as neighbors
 from mast_ext.ops import prototype_column_logsumexp as columns
 from mast_ext.ops import prototype_cross_entropy as prototypes
+from mast_ext.ops.common import one_by_one
 
 
 @torch.library.custom_op("mast_ext_scheduled::prototype_cross_entropy", mutates_args=())
 def prototype_cross_entropy(
-    student: Tensor,
-    teacher: Tensor,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
     center: Tensor | None,
     student_temperature: Tensor,
     teacher_temperature: Tensor,
@@ -34,14 +35,14 @@ def prototype_cross_entropy(
 @torch.library.custom_op("mast_ext_scheduled::prototype_cross_entropy_backward", mutates_args=())
 def prototype_cross_entropy_backward(
     grad: Tensor,
-    student: Tensor,
-    teacher: Tensor,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
     center: Tensor | None,
     student_stats: Tensor,
     teacher_stats: Tensor,
     student_temperature: Tensor,
     teacher_temperature: Tensor,
-) -> Tensor:
+) -> list[Tensor]:
     """``mast_ext::prototype_cross_entropy_backward``."""
     saved = student, teacher, center, student_stats, teacher_stats
     numbers = student_temperature.item(), teacher_temperature.item()
@@ -101,15 +102,23 @@ def _(grad, saved, lambda_, variant, wanted):
 
 def _save(ctx, inputs, output):
     student, teacher, center, *temperatures, _ = inputs
-    _, _, student_stats, teacher_stats = output
-    ctx.save_for_backward(student, teacher, center, student_stats, teacher_stats, *temperatures)
+    _, _, *stats = output
+    ctx.views = len(student), len(teacher)
+    ctx.save_for_backward(center, *stats, *temperatures, *student, *teacher)
 
 
 def _gradients(ctx, grad, *_):
-    return prototype_cross_entropy_backward(grad, *ctx.saved_tensors), *[None] * 5
+    center, *rest = ctx.saved_tensors
+    others, views = rest[:4], rest[4:]
+    students, teachers = ctx.views
+    student, teacher = views[:students], views[students:]
+    grads = prototype_cross_entropy_backward(grad, student, teacher, center, *others)
+    return grads, [None] * teachers, *[None] * 4
 
 
 prototype_cross_entropy.register_autograd(_gradients, setup_context=_save)
+for operator in (prototype_cross_entropy, prototype_cross_entropy_backward):
+    operator.register_vmap(one_by_one(operator))
 
 
 def _save_correlations(ctx, inputs, output):

@@ -81,6 +81,27 @@ def test_takes_lists_and_tensors(device):
     assert student.grad.abs().max() > 0 and teacher.grad is None
 
 
+def test_lists_are_not_copied(device):
+    teacher, student = ([x.detach() for x in t] for t in make_logits((2, 4, 18, 9), device))
+    student = [x.requires_grad_() for x in student]
+    loss = losses.DINOLoss(9).to(device)
+    with torch.profiler.profile() as profile:
+        torch.autograd.grad(loss(teacher, student), student)
+    assert not {event.name for event in profile.events()} & {"aten::stack", "aten::cat"}
+
+
+def test_lists_of_several_dtypes(device):
+    """As autocast leaves them, where a view comes from another layer."""
+    teacher, student = make_logits((2, 4, 18, 9), device)
+    teacher, student = list(teacher.detach()), [x.detach().requires_grad_() for x in student]
+    coarse = student[1].bfloat16()
+    want = losses.DINOLoss(9).to(device)(teacher, [student[0], coarse.float(), *student[2:]])
+    got = losses.DINOLoss(9).to(device)(teacher, [student[0], coarse, *student[2:]])
+    assert torch.equal(got, want)
+    (grad,) = torch.autograd.grad(got, [coarse])
+    assert grad.dtype == torch.bfloat16 and grad.any()
+
+
 def test_reductions(device):
     logits = make_logits((2, 4, 3, 9), device)
     ce = cross_entropies(*logits, torch.zeros(9), 0.04)

@@ -4,6 +4,7 @@ What holds for all operators is tested on it, once; the files named after operat
 special to one.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from mast_ext import functional
 # Arguments that have no gradient, and functions that have none.
 CONSTANT = {
     *("teacher", "center", "weights", "index", "candidates", "group", "dimension_weights"),
-    *("mean", "slices"),
+    *("mean", "slices", "teacher_0", "teacher_1"),
 }
 # In the dtype of sums.
 WIDE = {
@@ -126,6 +127,21 @@ def random(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator) -> 
 
 
 TEMPERATURES = {"student_temperature": 0.5, "teacher_temperature": 0.25}
+
+
+def of_lists(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of prototypes that is given the views `student_0`, `teacher_0`, ... in lists."""
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> Any:
+        lists: dict[str, list[Tensor]] = {"student": [], "teacher": []}
+        for name in sorted(arguments):
+            kind, _, number = name.partition("_")
+            if kind in lists and number.isdigit():
+                lists[kind].append(arguments.pop(name))
+        return function(**lists, **arguments)
+
+    return call
 
 
 def cosine_pairs(views: int) -> Call:
@@ -351,6 +367,26 @@ CALLS = [
         lambda n, d: {
             **{"student": (3, 2 * n, d), "teacher": (2, 2 * n, d), "center": (d,)},
             "weights": (2, 3, 2 * n),
+        },
+        TEMPERATURES,
+        many=((35, 3000),),
+    ),
+    Call(
+        of_lists(functional.prototype_cross_entropy_with_mean),
+        "lists",
+        lambda n, d: {
+            **{f"student_{i}": (n, 8 * d) for i in range(3)},
+            **{"teacher_0": (n, 8 * d), "teacher_1": (n, 8 * d), "center": (8 * d,)},
+        },
+        TEMPERATURES,
+        many=((70, 12),),
+    ),
+    Call(
+        of_lists(functional.prototype_cross_entropy),
+        "weights of lists",
+        lambda n, d: {
+            **{f"student_{i}": (2 * n, d) for i in range(3)},
+            **{"teacher_0": (2 * n, d), "teacher_1": (2 * n, d), "weights": (2, 3, 2 * n)},
         },
         TEMPERATURES,
         many=((35, 3000),),

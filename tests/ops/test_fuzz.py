@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from operators import CALLS
+from operators import CALLS, of_lists
 from torch.testing import assert_close
 
 from mast_ext import reference
@@ -104,6 +104,8 @@ def poisoned(t, value, at):
 def definition(call, tensors, dtype):
     """The definition in a number type: inputs, results; None where it does not say anything."""
     function = getattr(reference, call.function.__name__)
+    if "lists" in call.form:
+        function = of_lists(function)
     wide = {
         n: t.detach().to(dtype).requires_grad_(n in call.leaves) if t.is_floating_point() else t
         for n, t in tensors.items()

@@ -58,6 +58,32 @@ def test_views_keep_the_memory():
     assert other.untyped_storage().data_ptr() != row.untyped_storage().data_ptr()
 
 
+def test_gradients_of_a_list_share_memory():
+    """They are large together; each keeps it."""
+    teacher = torch.rand(1, 3, PROTOTYPES)
+
+    def gradients():
+        student = [torch.rand(3, PROTOTYPES).requires_grad_() for _ in range(3)]
+        ce = functional.prototype_cross_entropy(
+            student, teacher, student_temperature=0.1, teacher_temperature=0.04
+        )
+        return torch.autograd.grad(ce.sum(), student)
+
+    first = gradients()
+    assert all(grad.data_ptr() % 64 == 0 for grad in first)
+    assert len({grad.untyped_storage().data_ptr() for grad in first}) == 3
+    last, place = first[-1], first[0].data_ptr()
+    expected = last.clone()
+    del first
+    other = gradients()
+    torch.testing.assert_close(last, expected, rtol=0, atol=0)
+    del last
+    gc.collect()
+    assert other[0].data_ptr() != place
+    if sys.platform == "linux":
+        assert gradients()[0].data_ptr() == place
+
+
 def test_another_size_finds_its_own_memory():
     small = gradient(9)
     del small

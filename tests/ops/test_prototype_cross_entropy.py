@@ -370,11 +370,117 @@ def test_weighted_sum_needs_no_gradient(device):
     assert_close(mean, want_mean)
 
 
+# Views of a list: one, several, as many as are not stacked, and one more; and of a teacher.
+LISTS = [(1, 1, 3, 40), (2, 10, 16, 2049), (3, 32, 2, 33), (2, 33, 17, 5), (33, 2, 1, 512)]
+
+
+def as_lists(student, teacher, layout):
+    """Views that lie apart, each in another way; those of the student are leaves."""
+    layouts = [layout] if layout else [torch.clone, *LAYOUTS]
+    lists = [
+        [layouts[i % len(layouts)](x[None])[0].detach() for i, x in enumerate(views)]
+        for views in (student, teacher)
+    ]
+    return [x.requires_grad_() for x in lists[0]], lists[1]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("layout", [torch.clone, None], ids=["alike", "mixed"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", LISTS, ids=str)
+def test_lists_are_as_one_tensor(shape, dtype, layout, weighted, device):
+    """The same bits, whatever the views' strides are."""
+    student, teacher, center = make_inputs((*shape, True), device, dtype)
+    students, teachers = as_lists(student, teacher, layout)
+    given = {"center": center, **TEMPERATURES}
+    if weighted:
+        given["weights"] = torch.rand(shape[:3], device=device)
+    found = []
+    for logits, leaves in (
+        ((students, teachers), students),
+        ([torch.stack(students), torch.stack(teachers)], None),
+    ):
+        if leaves is None:
+            leaves = [logits[0].detach().requires_grad_()]
+            logits = (leaves[0], logits[1])
+        ce, mean = functional.prototype_cross_entropy_with_mean(*logits, **given)
+        grads = torch.autograd.grad(ce, leaves, torch.linspace(1, 2, ce.numel()).view_as(ce).to(ce))
+        found.append((ce, mean, torch.stack(grads) if len(grads) > 1 else grads[0]))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine.view(theirs.shape), theirs)
+
+
+def test_lists_and_tensors_mix(device):
+    student, teacher, _ = make_inputs((2, 3, 4, 40, False), device)
+    want = functional.prototype_cross_entropy(student, teacher, **TEMPERATURES)
+    for logits in ((list(student), teacher), (student, tuple(teacher))):
+        assert torch.equal(functional.prototype_cross_entropy(*logits, **TEMPERATURES), want)
+
+
+def test_lists_are_neither_stacked_nor_split(device):
+    student, teacher, _ = make_inputs((2, 3, 16, 40, False), device)
+    students, teachers = [x.clone().requires_grad_() for x in student], list(teacher)
+    for weights in (None, torch.ones(1, device=device)):
+        with torch.profiler.profile() as profile:
+            ce = functional.prototype_cross_entropy(
+                students, teachers, weights=weights, **TEMPERATURES
+            )
+            torch.autograd.grad(ce.sum(), students)
+        called = {event.name for event in profile.events()}
+        assert not called & {"aten::stack", "aten::cat", "aten::split", "aten::unbind"}
+
+
+def test_gradient_of_some_views_of_a_list(device):
+    student, teacher, _ = make_inputs((2, 3, 16, 40, False), device)
+    want = evaluate_weighted(functional, (student, teacher, None), torch.ones(1, device=device))
+    for weights in (None, torch.ones(1, device=device)):
+        students = [x.clone() for x in student]
+        students[1].requires_grad_()
+        ce = functional.prototype_cross_entropy(students, teacher, weights=weights, **TEMPERATURES)
+        ce.sum().backward()
+        assert students[0].grad is None and students[2].grad is None
+        assert_close(students[1].grad, want[2][1])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda views: [], r"at least one, got \[\]"),
+        (lambda views: views[:1] * 2 + [views[2][:2]], r"one shape \[B, C\].* and \[2, 5\]"),
+        (lambda views: [x[None] for x in views], r"one shape \[B, C\].*\[1, 3, 5\]"),
+        (lambda views: [views[0][None]], r"one shape \[B, C\].*\[1, 3, 5\]"),
+        (lambda views: views * 11 + [views[0][:, :2]], r"one shape \[B, C\].*\[3, 2\]"),
+    ],
+)
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_lists_of_no_views_are_refused(which, bad, message, device):
+    views = list(torch.randn(3, 3, 5, device=device))
+    logits = {"student": views, "teacher": views, which: bad(views)}
+    with pytest.raises(ValueError, match=f"{which} must hold views.*{message}"):
+        functional.prototype_cross_entropy(**logits, **TEMPERATURES)
+
+
+@pytest.mark.parametrize("bad", [3, [torch.ones(3, 5), 2.0], None])
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_lists_of_no_tensors_are_refused(which, bad):
+    logits = {"student": torch.ones(1, 3, 5), "teacher": torch.ones(1, 3, 5), which: bad}
+    with pytest.raises(TypeError, match=f"{which} must be a tensor, got"):
+        functional.prototype_cross_entropy(**logits, **TEMPERATURES)
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_lists_of_two_dtypes_are_refused(which, device):
+    views = [torch.ones(3, 5, device=device), torch.ones(3, 5, device=device).bfloat16()]
+    logits = {"student": views[:1] * 2, "teacher": views[:1] * 2, which: views}
+    with pytest.raises(TypeError, match=f"{which} must be Float like .*, got BFloat16"):
+        functional.prototype_cross_entropy(**logits, **TEMPERATURES)
+
+
 def test_op_with_grad_refuses_float16():
     student, teacher, _ = make_inputs((1, 1, 16, 8, False), "cpu", torch.float16)
     with pytest.raises(TypeError, match="student must be float32, bfloat16 or float64"):
         ops.prototype_cross_entropy.with_grad_op(
-            student, teacher, None, torch.ones(1, 1, 16), 0.1, 0.07, False
+            [student], [teacher], None, torch.ones(1, 1, 16), 0.1, 0.07, False
         )
 
 

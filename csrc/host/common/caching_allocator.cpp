@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <limits>
 #include <list>
+#include <memory>
 #include <mutex>
 #include <new>
 
@@ -121,40 +122,55 @@ BlockCache& block_cache() {
 
 #endif
 
-// A tensor whose memory is a cached block if it has at least `least` bytes.
-at::Tensor new_tensor(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type,
-                      [[maybe_unused]] std::int64_t least) {
+// `count` tensors whose memory is a cached block if they have at least `least` bytes together.
+std::vector<at::Tensor> new_tensors(const at::Tensor& like, std::int64_t count,
+                                    at::IntArrayRef shape, at::ScalarType type,
+                                    [[maybe_unused]] std::int64_t least) {
   const auto options = like.options().dtype(type);
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(count);
 #ifdef MAST_EXT_KEEP_BLOCKS
+  constexpr std::int64_t kAlignment = 64;
   std::int64_t bytes = options.dtype().itemsize();
   for (const std::int64_t size : shape) bytes *= size;
-  if (like.is_cpu() && bytes >= least) {
-    const Block block = block_cache().take(bytes);
-    const at::Tensor tensor = at::from_blob(
-        block.data, shape, [block](void*) { block_cache().give_back(block); }, options);
+  if (like.is_cpu() && count * bytes >= least) {
+    const std::int64_t apart = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    const Block block = block_cache().take(count * apart);
+    const std::shared_ptr<void> owner(block.data,
+                                      [block](void*) { block_cache().give_back(block); });
     // As at::empty() does for torch.utils.deterministic.fill_uninitialized_memory.
     const at::Context& context = at::globalContext();
-    if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
-      tensor.fill_(std::numeric_limits<double>::quiet_NaN());
+    const bool fills =
+        context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory();
+    for (std::int64_t i = 0; i < count; ++i) {
+      void* const data = static_cast<char*>(block.data) + i * apart;
+      tensors.push_back(at::from_blob(data, shape, [owner](void*) {}, options));
+      if (fills) tensors.back().fill_(std::numeric_limits<double>::quiet_NaN());
     }
-    return tensor;
+    return tensors;
   }
 #endif
-  return like.new_empty(shape, options);
+  for (std::int64_t i = 0; i < count; ++i) tensors.push_back(like.new_empty(shape, options));
+  return tensors;
 }
 
 }  // namespace
 
 at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type) {
-  return new_tensor(like, shape, type, kLargeResult);
+  return new_tensors(like, 1, shape, type, kLargeResult).front();
 }
 
 at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape) {
   return new_result(like, shape, like.scalar_type());
 }
 
+std::vector<at::Tensor> new_results(const at::Tensor& like, std::int64_t count,
+                                    at::IntArrayRef shape) {
+  return new_tensors(like, count, shape, like.scalar_type(), kLargeResult);
+}
+
 at::Tensor new_workspace(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type) {
-  return new_tensor(like, shape, type, 1 << 20);
+  return new_tensors(like, 1, shape, type, 1 << 20).front();
 }
 
 }  // namespace mast_ext

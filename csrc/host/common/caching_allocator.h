@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace mast_ext {
 
@@ -18,8 +19,13 @@ inline constexpr std::int64_t kLargeResult = 32 << 20;
 at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape);
 at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type);
 
-// The same for a workspace, which is cached from 1 MB on: between two calls malloc may return such
-// memory to the system, and getting it back is slow, above all on a virtual machine.
+// `count` of them, aligned to 64 bytes, which share a block if they are large together.
+std::vector<at::Tensor> new_results(const at::Tensor& like, std::int64_t count,
+                                    at::IntArrayRef shape);
+
+// The same as new_result() for a workspace, which is cached from 1 MB on: between two calls malloc
+// may return such memory to the system, and getting it back is slow, above all on a virtual
+// machine.
 at::Tensor new_workspace(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type);
 
 }  // namespace mast_ext

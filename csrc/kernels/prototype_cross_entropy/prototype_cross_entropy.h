@@ -18,7 +18,7 @@
 #include "kernels/common/cuda_library.h"
 #include "kernels/common/dtype.h"
 #include "kernels/common/host_device.h"
-#include "kernels/common/views.h"
+#include "kernels/common/listed_views.h"
 
 namespace mast_ext::kernels {
 
@@ -26,8 +26,8 @@ struct PrototypeLogits {
   DType dtype;
   std::int64_t students, teachers;  // S and T views
   std::int64_t batch, prototypes;   // B, C
-  Views student;                    // [S, B, C]
-  Views teacher;                    // [T, B, C]
+  ListedViews<const void> student;  // [S, B, C]
+  ListedViews<const void> teacher;  // [T, B, C]
   const void* center;               // [C] in accum_t, or null
   double student_temperature, teacher_temperature;
 };
@@ -67,11 +67,11 @@ struct PrototypeCrossEntropy {
 struct PrototypeCrossEntropyBackward {
   PrototypeLogits logits;
   PrototypeShares shares;
-  const void* student_stats;  // [2, S, B]
-  const void* teacher_stats;  // [2, T, B]
-  const void* grad;           // [T, S, B]
-  void* grad_student;         // [S, B, C] dense, aligned to 64 bytes
-  bool large;                 // grad_student exceeds the caches
+  const void* student_stats;       // [2, S, B]
+  const void* teacher_stats;       // [2, T, B]
+  const void* grad;                // [T, S, B]
+  ListedViews<void> grad_student;  // [S, B, C], every view dense and aligned to 64 bytes
+  bool large;                      // grad_student exceeds the caches
 
   // Whether the CPU writes a float32 gradient by streaming stores: rows must be whole vectors.
   bool streaming() const { return large && logits.prototypes % 16 == 0; }

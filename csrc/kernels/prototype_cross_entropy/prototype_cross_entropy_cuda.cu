@@ -282,8 +282,7 @@ __device__ __forceinline__ void backward_chunk(const PrototypeCrossEntropyBackwa
     for (int i = 0; i < kColumns; ++i) {
       grad[i] += weight * exp2_fast((row[i] - shift) * scale);
     }
-    store_row(grad, static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + first,
-              columns);
+    store_row(grad, row_of<T>(p.grad_student, s, b) + first, columns);
   }
 }
 
@@ -307,17 +306,21 @@ __global__ void __launch_bounds__(kThreads, kMany            ? 2
   }
 }
 
-// Whether whole chunks of all rows can be read and written 16 bytes at a time.
-template <typename T>
-bool is_aligned(const PrototypeLogits& p, const void* grad_student) {
-  const auto strides = static_cast<std::uintptr_t>(p.student.view_stride | p.student.batch_stride |
-                                                   p.teacher.view_stride | p.teacher.batch_stride |
-                                                   (grad_student == nullptr ? 0 : p.prototypes));
-  const auto bits = reinterpret_cast<std::uintptr_t>(p.student.data) |
-                    reinterpret_cast<std::uintptr_t>(p.teacher.data) |
-                    reinterpret_cast<std::uintptr_t>(p.center) |
-                    reinterpret_cast<std::uintptr_t>(grad_student) | strides * sizeof(T);
+// Whether whole chunks of all rows can be read or written 16 bytes at a time.
+template <typename T, typename Void>
+bool is_aligned(const ListedViews<Void>& views, std::int64_t count) {
+  auto bits = static_cast<std::uintptr_t>(views.turn_stride) * sizeof(T);
+  for (std::int64_t v = 0; v < count && v < views.kMost; ++v) {
+    bits |= reinterpret_cast<std::uintptr_t>(views.data[v]) |
+            static_cast<std::uintptr_t>(views.batch_strides[v]) * sizeof(T);
+  }
   return bits % 16 == 0;
+}
+
+template <typename T>
+bool is_aligned(const PrototypeLogits& p) {
+  return is_aligned<T>(p.student, p.students) && is_aligned<T>(p.teacher, p.teachers) &&
+         reinterpret_cast<std::uintptr_t>(p.center) % 16 == 0;
 }
 
 }  // namespace
@@ -325,7 +328,7 @@ bool is_aligned(const PrototypeLogits& p, const void* grad_student) {
 int prototype_cross_entropy_cuda(const PrototypeCrossEntropy& p, cudaStream_t stream) {
   const PrototypeLogits& in = p.logits;
   return visit_cuda_dtype(in.dtype, [&]<typename T>() {
-    const bool aligned = is_aligned<T>(in, nullptr);
+    const bool aligned = is_aligned<T>(in);
     const auto run = [&]<int kTeachers>() {
       return launch(forward<T, kTeachers>, blocks(p.shares.count(), 1), kThreads, stream, p,
                     Inverses(in), aligned);
@@ -346,7 +349,7 @@ int prototype_cross_entropy_backward_cuda(const PrototypeCrossEntropyBackward& p
                                           cudaStream_t stream) {
   const PrototypeLogits& in = p.logits;
   return visit_cuda_dtype(in.dtype, [&]<typename T>() {
-    const bool aligned = is_aligned<T>(in, p.grad_student);
+    const bool aligned = is_aligned<T>(in) && is_aligned<T>(p.grad_student, in.students);
     const std::int64_t chunks = (in.prototypes + kChunk - 1) / kChunk;
     const auto run = [&]<int kTeachers, bool kMany>() {
       return launch(backward<T, kTeachers, kMany>, blocks(in.batch * chunks, kWarps), kThreads,

@@ -364,7 +364,7 @@ void grad_chunk(const PrototypeCrossEntropyBackward& p, std::int64_t b, std::int
     weights[t] = g * teacher_scales[t];
   }
   weight *= student_scale;
-  T* to = static_cast<T*>(p.grad_student) + (s * in.batch + b) * in.prototypes + chunk * kChunk;
+  T* to = row_of<T>(p.grad_student, s, b) + chunk * kChunk;
   const auto run = [&]<int kCount>() {
     if constexpr (std::is_same_v<T, A> && kSpecializes<A>) {
       if (p.streaming()) {

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from mast_ext import functional
 from mast_ext.compiling import copy_of_state, never_compiled
 from mast_ext.distributed import all_reduce_logsumexp, start_all_reduce, world_size
-from mast_ext.losses.common.inputs import require_option
+from mast_ext.losses.common.inputs import (
+    require_option,
+    shape_of_views,
+    stack_views,
+    views_in_one_dtype,
+)
 
 CenterMode = Literal["mean", "sinkhorn"]
 CenterUpdate = Literal["now", "deferred"]
@@ -97,8 +102,8 @@ class Center(nn.Module):
 
     def cross_entropy(
         self,
-        student: Tensor,
-        teacher: Tensor,
+        student: Tensor | Sequence[Tensor],
+        teacher: Tensor | Sequence[Tensor],
         *,
         student_temperature: float,
         teacher_temperature: float,
@@ -108,8 +113,8 @@ class Center(nn.Module):
         """Cross entropies of every student view with every centered teacher view.
 
         Args:
-            student: Logits ``[S, B, C]``.
-            teacher: Logits ``[T, B, C]``.
+            student: Logits ``[S, B, C]``, or a list of ``[B, C]``.
+            teacher: Logits ``[T, B, C]``, or a list.
             student_temperature: Divides the student's logits.
             teacher_temperature: Divides the teacher's, centered.
             update: Moves the center afterwards, by a mean from the same read of the teacher (not in
@@ -121,17 +126,15 @@ class Center(nn.Module):
             `mast_ext.functional.prototype_cross_entropy`.
 
         Raises:
-            ValueError: The logits have another width than the center.
+            ValueError: A shape does not fit, or the logits have another width than the center.
             RuntimeError: Another process died or is late.
         """
-        if teacher.shape[-1] != self.size[-1]:
+        teachers, batch, width = shape_of_views(teacher, "teacher")
+        if width != self.size[-1]:
             raise ValueError(
-                f"logits must have the width of the center, {self.size[-1]}, "
-                f"got {teacher.shape[-1]}"
+                f"logits must have the width of the center, {self.size[-1]}, got {width}"
             )
-        if student.dtype != teacher.dtype:  # one of them from autocast
-            dtype = torch.promote_types(student.dtype, teacher.dtype)
-            student, teacher = student.to(dtype), teacher.to(dtype)
+        student, teacher = views_in_one_dtype(student, teacher)  # some of them from autocast
         options: dict[str, Any] = {
             "student_temperature": student_temperature,
             "teacher_temperature": teacher_temperature,
@@ -139,20 +142,21 @@ class Center(nn.Module):
         }
         if self.mode == "sinkhorn":
             center = functional.sinkhorn_knopp(
-                teacher,
+                stack_views(teacher, "teacher"),
                 temperature=teacher_temperature,
                 merge=all_reduce_logsumexp if world_size() > 1 else None,
             )
             return functional.prototype_cross_entropy(student, teacher, **options, center=center)
         # A copy: the backward pass needs the center as it was before the update.
-        dtype = torch.promote_types(teacher.dtype, torch.float32)
+        like = teacher if isinstance(teacher, Tensor) else teacher[0]
+        dtype = torch.promote_types(like.dtype, torch.float32)
         center = copy_of_state(self.value.flatten().to(dtype))
         if not update:
             return functional.prototype_cross_entropy(student, teacher, **options, center=center)
         ce, mean = functional.prototype_cross_entropy_with_mean(
             student, teacher, **options, center=center
         )
-        self._move(mean, teacher.shape[0] * teacher.shape[1])
+        self._move(mean, teachers * batch)
         return ce
 
     @torch.no_grad()

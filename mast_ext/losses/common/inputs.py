@@ -107,8 +107,8 @@ def require_views(views: Tensor, name: str = "views") -> Tensor:
     return views
 
 
-def stack_views(views: Tensor | Sequence[Tensor], name: str) -> Tensor:
-    """Views ``[V, B, C]``: a list of ``[B, C]`` is stacked, a tensor taken as it is.
+def shape_of_views(views: Tensor | Sequence[Tensor], name: str) -> tuple[int, int, int]:
+    """``(V, B, C)`` of a tensor ``[V, B, C]``, or of a list of ``[B, C]``.
 
     Raises:
         ValueError: There is no view, or they are not of one shape.
@@ -118,11 +118,36 @@ def stack_views(views: Tensor | Sequence[Tensor], name: str) -> Tensor:
             raise ValueError(
                 f"{name} must have shape [V, B, C] with V >= 1, got {list(views.shape)}"
             )
-        return views
+        count, batch, width = views.shape
+        return count, batch, width
     shapes = [list(view.shape) for view in views]
     if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
         raise ValueError(f"{name} must hold views of one shape [B, C], at least one, got {shapes}")
-    return torch.stack(tuple(views))
+    return len(shapes), *views[0].shape
+
+
+def stack_views(views: Tensor | Sequence[Tensor], name: str) -> Tensor:
+    """Views ``[V, B, C]``: a list of ``[B, C]`` is stacked, a tensor taken as it is.
+
+    Raises:
+        ValueError: There is no view, or they are not of one shape.
+    """
+    shape_of_views(views, name)
+    return views if isinstance(views, Tensor) else torch.stack(tuple(views))
+
+
+def views_in_one_dtype(
+    *groups: Tensor | Sequence[Tensor],
+) -> tuple[Tensor | Sequence[Tensor], ...]:
+    """As `in_one_dtype`, of tensors and of lists of them."""
+    every = [x for group in groups for x in ([group] if isinstance(group, Tensor) else group)]
+    if all(x.dtype == every[0].dtype for x in every):
+        return groups
+    alike = iter(in_one_dtype(*every))
+    return tuple(
+        next(alike) if isinstance(group, Tensor) else [next(alike) for _ in group]
+        for group in groups
+    )
 
 
 def require_temperature(temperature: float, name: str = "temperature") -> float:
