@@ -7,13 +7,13 @@ and lightly compute in float32 for 16-bit logits too, as mixed precision has it.
 import functools
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
-import pytest
 import torch
-from harness import MODES, Workload
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload
 
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, MOMENTUM = 0.1, 0.04, 0.9
 
@@ -70,13 +70,15 @@ def from_zeros(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def lightly_rivals() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """lightly's DINOLoss, or its IBOTPatchLoss for tokens; nothing where it is not installed."""
+    """The DINOLoss of lightly, or its IBOTPatchLoss for tokens; nothing without lightly."""
     if importlib.util.find_spec("lightly") is None:
         return {}
     from lightly.loss import DINOLoss, IBOTPatchLoss
 
     @functools.cache
-    def module_of(tokens: bool, prototypes: int, device: torch.device, compiled: bool):
+    def module_of(
+        tokens: bool, prototypes: int, device: torch.device, compiled: bool
+    ) -> tuple[Any, Any]:
         module = (IBOTPatchLoss if tokens else DINOLoss)(output_dim=prototypes).to(device)
         return module, torch.compile(module, dynamic=False) if compiled else module
 
@@ -103,7 +105,7 @@ def least(teachers: int, students: int, batch: int, prototypes: int) -> tuple[in
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="prototype_cross_entropy",
     cases=[
         {"teachers": 2, "students": 2, "batch": 256, "prototypes": 4096},
         {"teachers": 2, "students": 10, "batch": 16, "prototypes": 65536},
@@ -119,9 +121,3 @@ WORKLOAD = Workload(
         **lightly_rivals(),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_prototype_cross_entropy(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

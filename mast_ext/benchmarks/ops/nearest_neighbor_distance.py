@@ -1,11 +1,10 @@
 """KoLeo: minus the mean logarithm of the distance to the nearest neighbor."""
 
-import pytest
 import torch
-from harness import MODES, Workload, lightly_rivals
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload, lightly_rivals
 
 
 def make_rows(rows: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -22,7 +21,7 @@ def least(rows: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="nearest_neighbor_distance",
     cases=[{"rows": 256, "dim": 384}, {"rows": 1024, "dim": 768}, {"rows": 4096, "dim": 384}],
     gpu_cases=({"rows": 16384, "dim": 768},),
     inputs=make_rows,
@@ -30,9 +29,3 @@ WORKLOAD = Workload(
     least=least,
     contestants={"mast_ext": koleo, **lightly_rivals("KoLeoLoss")},
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_nearest_neighbor_distance(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)
