@@ -18,6 +18,7 @@ from torch import Tensor
 from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import HiddenPlaces
 from mast_ext.augment.checks import check_integer
+from mast_ext.augment.kept import KEPT_GB, keep_decoded
 from mast_ext.augment.policies import ComposedPolicy, ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
 from mast_ext.augment.rendering import (
@@ -325,6 +326,7 @@ def build_loader(
     backend: str = "auto",
     photometric: str = "exact",
     device: str = "cpu",
+    keep_gb: float = KEPT_GB,
 ) -> ViewLoader:
     """Makes a loader of views.
 
@@ -346,6 +348,8 @@ def build_loader(
             another recipe, see `mast_ext.augment.dali`.
         device: Where views are rendered, ``"cpu"`` or (DALI) ``"gpu"``: on this process's current
             CUDA device, where their pixels stay.
+        keep_gb: Gigabytes of memory in which images that torchvision renders are kept once they
+            are decoded, if all together take no more.
 
     Raises:
         ValueError: A value is out of range or unknown, the backend cannot do what is asked for, or
@@ -361,7 +365,7 @@ def build_loader(
         check_integer(name, value, low)
     if rank >= world_size:
         raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
-    renderer = _renderer(source, policy, batch_size, workers, backend, photometric, device)
+    renderer = _renderer(source, policy, batch_size, workers, backend, photometric, device, keep_gb)
     return ViewLoader(
         source,
         policy,
@@ -433,12 +437,13 @@ def _renderer(
     backend: str,
     photometric: str,
     device: str,
+    keep_gb: float,
 ) -> Renderer:
     plain = (photometric, device) == ("exact", "cpu")
     if backend == "auto":
         backend = "torchvision" if plain else "dali"
     if backend == "torchvision" and plain:
-        return TorchvisionRenderer(source, policy, workers)
+        return TorchvisionRenderer(keep_decoded(source, keep_gb), policy, workers)
     if backend == "torchvision":
         raise ValueError(
             "backend torchvision renders on the CPU with exact photometry, got device "

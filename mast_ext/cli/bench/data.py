@@ -6,6 +6,7 @@ number of workers, in turn, round by round, so that a drift of the machine hits 
 
 import importlib.util
 import io
+import math
 import os
 import platform
 import statistics
@@ -160,7 +161,9 @@ class _Contestant:
 
 
 def _ours(source: Source, config: BenchConfig) -> list[_Contestant]:
-    options: list[dict[str, str]] = [{"backend": "torchvision"}]
+    options: list[dict[str, Any]] = [{"backend": "torchvision", "keep_gb": 0.0}]
+    if source.stacked is None:
+        options.append({"backend": "torchvision", "keep_gb": math.inf})
     if is_installed():
         devices = ["cpu", "gpu"] if torch.cuda.is_available() else ["cpu"]
         options += [
@@ -171,7 +174,7 @@ def _ours(source: Source, config: BenchConfig) -> list[_Contestant]:
     return [_our(source, config, option) for option in options]
 
 
-def _our(source: Source, config: BenchConfig, option: dict[str, str]) -> _Contestant:
+def _our(source: Source, config: BenchConfig, option: dict[str, Any]) -> _Contestant:
     policy = make_policy("composed", config.augment, views=config.views)
     workers = config.workers
     loader = build_loader(
@@ -180,7 +183,7 @@ def _our(source: Source, config: BenchConfig, option: dict[str, str]) -> _Contes
         batch_size=config.batch_size,
         drop_last=False,
         workers=workers,
-        **option,  # type: ignore[arg-type]
+        **option,
     )
 
     def run() -> None:
@@ -189,7 +192,10 @@ def _our(source: Source, config: BenchConfig, option: dict[str, str]) -> _Contes
         if last.images.is_cuda:
             torch.cuda.synchronize()
 
-    return _Contestant(f"mast-ext, {', '.join(option.values())}", run, lambda: None)
+    words = [value for value in option.values() if isinstance(value, str)]
+    if option.get("keep_gb"):
+        words.append("decoded images kept")
+    return _Contestant(f"mast-ext, {', '.join(words)}", run, lambda: None)
 
 
 def _peers(source: Source, config: BenchConfig) -> list[_Contestant]:

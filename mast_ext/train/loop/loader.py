@@ -42,6 +42,7 @@ def training_loader(config: PretrainConfig, networks: Networks, source: Source) 
         backend=config.data.backend,
         photometric=config.data.photometric,
         device=config.data.device,
+        keep_gb=config.data.keep_gb,
     )
 
 
