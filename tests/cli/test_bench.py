@@ -153,6 +153,7 @@ WRONG = [
     (["ops", "--rounds=1"], "rounds must be at least 3, got 1"),
     (["ops", "--plot=a.doc"], "--plot must end in .svg, .png, .pdf, got a.doc"),
     (["step", "--steps=1"], "--steps must be at least 2 and --warmup at least 0, got 1 and 5"),
+    (["step", "--clock=sun"], "--clock: expected one of 'wall', 'cpu'"),
     (["step", "--lr=1"], "there is no option --lr; did you mean --optimizer.lr?"),
 ]
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import seed_everything
 from rich.console import Console
@@ -26,7 +26,13 @@ from mast_ext.distributed import rank, world_size
 from mast_ext.methods import METHODS
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.evaluation.images import open_images
-from mast_ext.train.launch import launch, launched_rank, process_group, require_devices
+from mast_ext.train.launch import (
+    launch,
+    launched_rank,
+    process_group,
+    require_devices,
+    resolve_device,
+)
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.loggers import require_loggers
@@ -40,7 +46,7 @@ mast-ext bench step --method mast
 mast-ext bench step --recipe cifar10-resnet18 --method simclr --data.path DIR
 mast-ext bench step --config runs/mast-shapes-1/config.yaml --steps 100""",
     first={
-        "what is measured": ("steps", "warmup", "json", "report"),
+        "what is measured": ("steps", "warmup", "clock", "json", "report"),
         "settings, as of mast-ext pretrain": (
             *("recipe", "config", "method", "hard_views.views", "equimod.weight"),
             *("data.name", "data.path", "data.workers", "augment.size", "model.name"),
@@ -64,20 +70,23 @@ def main(arguments: Sequence[str]) -> int:
     if shows_help(parser, OVERVIEW, arguments, parser.method):
         return 0
     values = parse_training(parser, arguments)
+    cpu_time = values.clock == "cpu"
     config: PretrainConfig = build(
-        parser, values, PretrainConfig, "recipe", "steps", "warmup", "json", "report"
+        parser, values, PretrainConfig, "recipe", "steps", "warmup", "clock", "json", "report"
     )
     if values.steps < 2 or values.warmup < 0:
         raise UsageError(
             "--steps must be at least 2 and --warmup at least 0,"
             f" got {values.steps} and {values.warmup}"
         )
+    if cpu_time and resolve_device(config.train.accelerator).type != "cpu":
+        raise UsageError("--clock cpu is for training on the CPU: see --train.accelerator")
     if config.train.devices > 1 and launched_rank() is None:
         require_devices(config.train)
         return launch("mast_ext.cli.main", ["bench", "step", *arguments], config.train.devices)
     config = replace(config, train=replace(config.train, progress="off"))
     with process_group(config.train.accelerator):
-        steps, steps_per_epoch = measure(config, values.warmup + values.steps)
+        steps, steps_per_epoch = measure(config, values.warmup + values.steps, cpu_time)
         processes, first = world_size(), rank() == 0
     if not first:
         return 0
@@ -93,6 +102,13 @@ def make_parser() -> Parser:
     parser.add_argument("--steps", type=int, default=30, help="Steps that count.")
     parser.add_argument("--warmup", type=int, default=5, help="Steps before them.")
     parser.add_argument(
+        "--clock",
+        type=Literal["wall", "cpu"],
+        default="wall",
+        help="What is counted: time on the wall (of a GPU its own), or of the CPU in all threads"
+        " of the process, for a machine that does other work, too.",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="Print everything as JSON in place of a table."
     )
     parser.add_argument(
@@ -105,8 +121,13 @@ def make_parser() -> Parser:
     return parser
 
 
-def measure(config: PretrainConfig, steps: int) -> tuple[list[Step], int]:
+def measure(config: PretrainConfig, steps: int, cpu_time: bool) -> tuple[list[Step], int]:
     """Trains for so many steps; gives their times, and how many steps an epoch has.
+
+    Args:
+        config: Settings.
+        steps: How many.
+        cpu_time: See `StepTimes`.
 
     Raises:
         ValueError: A setting does not fit.
@@ -115,7 +136,7 @@ def measure(config: PretrainConfig, steps: int) -> tuple[list[Step], int]:
     source = open_images(config.data).train
     networks = build_networks(config)
     training = Training(config, networks, training_loader(config, networks, source), steps)
-    times = StepTimes()
+    times = StepTimes(cpu_time=cpu_time)
     with tempfile.TemporaryDirectory(prefix="mast-ext-bench-") as folder:
         run = RunDirectory(Path(folder))
         require_loggers(config, folder)
@@ -140,7 +161,7 @@ def report(
     title = f"A training step of {name}: {config.model.name}, {config.augment.size} px"
     rows = [_row(part, whole) for part in parts]
     rows.append(("sum", f"{1e3 * whole:.4g}", "100 %", ""))
-    notes = [*_notes(config, steps, parts, processes), f"command: `{command}`"]
+    notes = [*_notes(config, steps, parts, processes, values), f"command: `{command}`"]
     document = json.dumps(_document(config, steps, parts, processes, command), indent=1)
     if values.json:
         print(document)
@@ -162,7 +183,11 @@ def _row(part: PartTime, whole: float) -> tuple[str, ...]:
 
 
 def _notes(
-    config: PretrainConfig, steps: Sequence[Step], parts: Sequence[PartTime], processes: int
+    config: PretrainConfig,
+    steps: Sequence[Step],
+    parts: Sequence[PartTime],
+    processes: int,
+    values: Any,
 ) -> list[str]:
     """What the numbers are of, and what they say in one sentence."""
     whole = sum(part.seconds for part in parts)
@@ -170,12 +195,14 @@ def _notes(
     most = max(outside, key=lambda part: part.seconds)
     seconds = sorted(step.seconds for step in steps)
     median = statistics.median(seconds)
+    unit = "images per second of CPU time" if values.clock == "cpu" else "images/s"
+    batches = f"batches of {config.train.batch_size}"
     found = environment()
     where = found["gpu"] if found["gpu"] and config.train.accelerator != "cpu" else found["cpu"]
     return [
-        f"{config.train.batch_size / whole:.4g} images/s: batches of {config.train.batch_size}"
+        f"{config.train.batch_size / whole:.4g} {unit}: {batches}"
         f" by {processes} process{'es' if processes > 1 else ''}, medians of {len(steps)} steps",
-        f"steps by the clock: {1e3 * seconds[0]:.4g} to {1e3 * seconds[-1]:.4g} ms, the median"
+        f"a step: {1e3 * seconds[0]:.4g} to {1e3 * seconds[-1]:.4g} ms, the median"
         f" {1e3 * median:.4g} ms; its parts' medians add up to {100 * whole / median:.0f} % of it",
         f"outside of backbone and head: {100 * sum(p.seconds for p in outside) / whole:.1f} % of a"
         f" step, the most of it {most.name} with {100 * most.seconds / whole:.1f} %",

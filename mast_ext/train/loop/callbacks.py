@@ -28,7 +28,6 @@ from rich.text import Text
 
 from mast_ext.distributed import all_gather_numbers, world_size
 from mast_ext.train.loop.module import PretrainModule
-from mast_ext.train.loop.parts import part
 from mast_ext.train.loop.ranks import EmbeddingRanks
 from mast_ext.train.state.run_directory import named_failure, read_rows, write_text
 
@@ -116,8 +115,7 @@ class Metrics(Callback):
             "views_per_second": round(views / (now - self._since), 1),
         }
         if self.ranks is not None:
-            with part(trainer, "measure_ranks"):
-                metrics |= self.ranks.row(module, step, since=step - self.every, last=last)
+            metrics |= self.ranks.row(module, step, since=step - self.every, last=last)
         self._since, self._views = time.perf_counter(), 0
         if self.file is None:
             return
