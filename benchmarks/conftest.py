@@ -4,8 +4,6 @@
 """
 
 import json
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,10 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import SECONDS_PER_CONTESTANT, Case, Result, Workload, race, step_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from mast_ext import ops
+from mast_ext.benchmarks.environment import environment
+from mast_ext.benchmarks.harness import (
+    SECONDS_PER_CONTESTANT,
+    Case,
+    Result,
+    Workload,
+    race,
+    step_of,
+)
 
 # (operator, device, mode, case) and its contestants, in the order they ran.
 RACES: list[tuple[str, str, str, Case, list[Result]]] = []
@@ -58,40 +64,15 @@ def compare(
         rounds = request.config.getoption("--rounds")
         seconds = request.config.getoption("--seconds")
         results = race(workload, case, mode, device, rounds, seconds)
-        operator = workload.measured or Path(workload.file).stem.removeprefix("bench_")
-        RACES.append((operator, device, mode, case, results))
-        benchmark.group = f"{operator} {device} {mode}"
+        measured = workload.measured or workload.name
+        RACES.append((measured, device, mode, case, results))
+        benchmark.group = f"{measured} {device} {mode}"
         benchmark.extra_info |= {result.name: result.median for result in results}
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        inputs = workload.make_inputs(case, device, dtype)
+        inputs = workload.make_inputs(case, device, workload.dtype_on(device))
         step = step_of(next(iter(workload.contestants.values())), inputs, mode)
         benchmark.pedantic(step, rounds=rounds, warmup_rounds=1)
 
     return run
-
-
-def environment() -> dict[str, object]:
-    """What a number depends on."""
-    gpu = torch.cuda.is_available()
-    return {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if gpu else None,
-        "driver": getattr(torch._C, "_cuda_getDriverVersion", lambda: None)() if gpu else None,
-        "python": platform.python_version(),
-        "torch": f"{torch.__version__}, on the CPU {torch.backends.cpu.get_cpu_capability()}",
-        "mast_ext": ops.build_info(),
-    }
-
-
-def cpu_name() -> str:
-    """The processor's model, and how many of its cores are ours."""
-    model = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def row_of(case: Case, mode: str, results: list[Result]) -> str:
@@ -113,7 +94,7 @@ def table() -> str:
         f"* command: `{shlex.join(['pytest', *sys.argv[1:]])}`",
         "",
         "Medians of calls taken in turn; in brackets how many times slower than ours; then the "
-        "memory held beyond the inputs. How it is measured: benchmarks/harness.py.",
+        "memory held beyond the inputs. How it is measured: mast_ext/benchmarks/harness.py.",
     ]
     seen: tuple[str, str, tuple[str, ...]] | None = None
     for operator, device, mode, case, results in RACES:

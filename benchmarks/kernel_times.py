@@ -2,7 +2,7 @@
 
     python benchmarks/kernel_times.py [--operators ntxent ...] [--report FILE.md]
 
-A step is forward and backward of our contestant of every benchmark in ops/ (forward alone, where
+A step is forward and backward of our contestant of every workload (forward alone, where
 there is no gradient). PyTorch's profiler times the kernels, after a sweep over a buffer larger than
 the L2 cache. The least is what it takes to move the inputs, results and gradients once each way, or
 to do the matrix products that the operator is made of, at the rates that a copy and a product of
@@ -12,63 +12,22 @@ each step.
 """
 
 import argparse
-import importlib
 import json
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import L2_SWEEP_BYTES, Case, Workload, step_of
 from torch.profiler import ProfilerActivity, profile
 
-OPS = Path(__file__).parent / "ops"
+from mast_ext.benchmarks.harness import L2_SWEEP_BYTES, Case, Workload, step_of
+from mast_ext.benchmarks.ops import workloads
+from mast_ext.benchmarks.rates import measure_rates, seconds_of
+
 STEPS = 3  # in which the profiler looks
 SHOWN = 5  # kernels of a step in the table
-
-
-def workloads() -> dict[str, Workload]:
-    """By the name of their module, and of the variable where a module has several."""
-    sys.path.insert(0, str(OPS))
-    found = {}
-    for file in sorted(OPS.glob("bench_*.py")):
-        module = importlib.import_module(file.stem)
-        here = {name: value for name, value in vars(module).items() if isinstance(value, Workload)}
-        operator = file.stem.removeprefix("bench_")
-        for name, workload in here.items():
-            found[operator if len(here) == 1 else f"{operator}, {name.lower()}"] = workload
-    return found
-
-
-def seconds_of(step: Callable[[], object], device: str, calls: int = 10) -> tuple[float, float]:
-    """How long a call keeps the host, and how long it takes in all."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for _ in range(3):
-        step()
-    wait()
-    begin = time.perf_counter()
-    for _ in range(calls):
-        step()
-    host = time.perf_counter() - begin
-    wait()
-    return host / calls, (time.perf_counter() - begin) / calls
-
-
-def rates(device: str) -> dict[str, float]:
-    """Bytes and operations per second: of a copy, and of products of 16 and of 32 bits."""
-    size = 8192 if device == "cuda" else 256
-    source = torch.empty(1 << 31 if device == "cuda" else 1 << 20, dtype=torch.int8, device=device)
-    target = torch.empty_like(source)
-    matrix = torch.randn(size, size, device=device)
-    half = matrix.bfloat16()
-    return {
-        "copy": 2 * source.numel() / seconds_of(lambda: target.copy_(source), device)[1],
-        "bfloat16": 2 * size**3 / seconds_of(lambda: half @ half, device)[1],
-        "float32": 2 * size**3 / seconds_of(lambda: matrix @ matrix, device, 2)[1],
-    }
 
 
 def kernels_of(step: Callable[[], object], device: str) -> list[tuple[str, float, float]]:
@@ -160,19 +119,21 @@ def table(rate: dict[str, float], rows: list[dict[str, Any]], environment: dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--operators", nargs="*", help="names as in ops/bench_NAME.py")
+    parser.add_argument("--operators", nargs="*", help="names of workloads")
     parser.add_argument("--report", type=Path, help="FILE.md; FILE.json goes beside it")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--smallest", action="store_true", help="only the first of all cases")
     options = parser.parse_args()
     device = options.device
-    rate = rates(device)
+    found = measure_rates(device, [torch.bfloat16, torch.float32])
+    products = {str(dtype).removeprefix("torch."): x for dtype, x in found.products.items()}
+    rate = {"copy": found.copy, **products}
     environment = {"torch": torch.__version__, "python": sys.version.split()[0]}
     if device == "cuda":
         environment["gpu"] = torch.cuda.get_device_name()
     rows = []
     for name, workload in workloads().items():
-        if options.operators and name.split(",")[0] not in options.operators:
+        if options.operators and name not in options.operators:
             continue
         cases = workload.cases + list(workload.gpu_cases if device == "cuda" else ())
         for dtype in (torch.bfloat16, torch.float32):

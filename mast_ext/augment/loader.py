@@ -6,8 +6,10 @@ ahead; nothing random happens in them.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import HiddenPlaces
 from mast_ext.augment.checks import check_integer
+from mast_ext.augment.kept import KEPT_GB, keep_decoded
 from mast_ext.augment.policies import ComposedPolicy, ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
 from mast_ext.augment.rendering import (
@@ -186,24 +189,34 @@ class ViewLoader:
     def __iter__(self) -> Iterator[ViewBatch]:
         return self._batches(for_gpu=False)
 
-    def on(self, device: torch.device | str) -> Iterator[ViewBatch]:
+    def on(
+        self,
+        device: torch.device | str,
+        profile: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    ) -> Iterator[ViewBatch]:
         """The batches of an iteration on a device.
 
         To a GPU they are copied one ahead, on a stream of their own (see
         `mast_ext.augment.transfer`), as levels where the renderer has them, which are a quarter of
         the bytes; they are normalized there. `state_dict` counts a batch when its copy begins.
+
+        Args:
+            device: Where the batches are to be.
+            profile: Gives contexts to do parts of the work in, by what they are called:
+                ``"wait_for_views"`` and, to a GPU, ``"transfer_views"``.
         """
         device = torch.device(device)
         if device.type == "cpu":
-            yield from self
+            yield from _each_in(iter(self), profile, "wait_for_views")
             return
         recipe = self.policy.recipe
         mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1)
         std = torch.tensor(recipe.std, device=device).view(3, 1, 1)
         if self._stream is None or self._stream.device != device:
             self._stream = CopyStream(device)  # one for all epochs, whose memory it so uses again
-        for batch in copied_ahead(self._batches(for_gpu=True), self._stream):
-            yield batch.normalized(mean, std)
+        views = _each_in(self._batches(for_gpu=True), profile, "wait_for_views")
+        copies = (batch.normalized(mean, std) for batch in copied_ahead(views, self._stream))
+        yield from _each_in(copies, profile, "transfer_views")
 
     def _batches(self, *, for_gpu: bool) -> Iterator[ViewBatch]:
         start, self._resume_at = self._resume_at, 0
@@ -287,6 +300,18 @@ class ViewLoader:
         )
 
 
+def _each_in(
+    batches: Iterator[ViewBatch], profile: Callable[[str], AbstractContextManager[Any]], part: str
+) -> Iterator[ViewBatch]:
+    """The same batches, each of which comes about in a context of its own."""
+    while True:
+        with profile(part):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
 def build_loader(
     source: ImageSource,
     policy: ViewPolicy,
@@ -301,6 +326,7 @@ def build_loader(
     backend: str = "auto",
     photometric: str = "exact",
     device: str = "cpu",
+    keep_gb: float = KEPT_GB,
 ) -> ViewLoader:
     """Makes a loader of views.
 
@@ -322,6 +348,8 @@ def build_loader(
             another recipe, see `mast_ext.augment.dali`.
         device: Where views are rendered, ``"cpu"`` or (DALI) ``"gpu"``: on this process's current
             CUDA device, where their pixels stay.
+        keep_gb: Gigabytes of memory in which images that torchvision renders are kept once they
+            are decoded, if all together take no more.
 
     Raises:
         ValueError: A value is out of range or unknown, the backend cannot do what is asked for, or
@@ -337,7 +365,7 @@ def build_loader(
         check_integer(name, value, low)
     if rank >= world_size:
         raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
-    renderer = _renderer(source, policy, batch_size, workers, backend, photometric, device)
+    renderer = _renderer(source, policy, batch_size, workers, backend, photometric, device, keep_gb)
     return ViewLoader(
         source,
         policy,
@@ -409,12 +437,13 @@ def _renderer(
     backend: str,
     photometric: str,
     device: str,
+    keep_gb: float,
 ) -> Renderer:
     plain = (photometric, device) == ("exact", "cpu")
     if backend == "auto":
         backend = "torchvision" if plain else "dali"
     if backend == "torchvision" and plain:
-        return TorchvisionRenderer(source, policy, workers)
+        return TorchvisionRenderer(keep_decoded(source, keep_gb), policy, workers)
     if backend == "torchvision":
         raise ValueError(
             "backend torchvision renders on the CPU with exact photometry, got device "

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional
@@ -304,19 +305,20 @@ def _blur_weights(sigma: NDArray[np.float64], size: int) -> NDArray[np.float32]:
     total = 2 * half.sum(axis=1, keepdims=True) - half[:, :1]
     half = np.rint(half / total * 2.0**_WEIGHT_BITS)
     half[:, 0] = 2.0**_WEIGHT_BITS - 2 * half[:, 1:].sum(axis=1)  # a constant image stays as it is
-    kernel = np.zeros((len(sigma), reach + 2), np.float32)  # and a 0 for what is out of reach
-    kernel[:, :-1] = half * 2.0**-_WEIGHT_BITS
 
-    # The places outside the image at which reflections show pixel j again: ±j + whole periods.
-    output, pixel = np.arange(size)[:, None], np.arange(size)
-    period = max(2 * (size - 1), 1)
-    mirrored = 2 * pixel % period != 0  # the border pixels are their own mirror images
+    # Weights of pixels -reach to size - 1 + reach: the same kernel in every row, one pixel on.
+    line = np.zeros((len(sigma), 2 * (size - 1) + 2 * reach + 1), np.float32)
+    line[:, size - 1 + reach : size + 2 * reach] = half * 2.0**-_WEIGHT_BITS
+    line[:, size - 1 : size - 1 + reach] = line[:, size + reach : size + 2 * reach][:, ::-1]
+    unbounded = sliding_window_view(line, size + 2 * reach, axis=1)[:, ::-1]
+    # Then each place outside the image adds to the pixel that it shows. From one reflection to the
+    # next no pixel is shown twice.
+    step = max(size - 1, 1)
     weights = np.zeros((len(sigma), size, size), np.float32)
-    for turn in range(-(reach // period) - 1, reach // period + 2):
-        for place, shown in ((pixel, True), (-pixel, mirrored)):
-            away = np.where(shown, np.abs(place + turn * period - output), reach + 1)
-            if away.min() <= reach:
-                weights += kernel[:, np.minimum(away, reach + 1)]
+    for start in range(-reach // step * step, size + reach, step):
+        place = np.arange(max(start, -reach), min(start + step, size + reach))
+        shown = np.abs((place + step) % (2 * step) - step) if size > 1 else 0 * place
+        weights[:, :, shown] += unbounded[:, :, place + reach]
     return weights
 
 

@@ -24,7 +24,7 @@ usage: mast-ext <command> [options]
   report     a page of a run, finished or not, or one that compares several
   replay     the step that made a loss NaN once more, and where in the network it began
   export     the backbone of a run for timm, transformers, TorchScript or ONNX
-  bench      how fast views are made of images of yours, beside torchvision and lightly
+  bench      how fast views are made, where a step's time goes, operators beside rivals
   doctor     what is installed, what is fast, what is missing
 
 `mast-ext <command> --help` lists the options of a command, `mast-ext --version` says which

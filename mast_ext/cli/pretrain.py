@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
+
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help, value_of
 from mast_ext.cli.parser import (
@@ -63,19 +65,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.method = value_of("--method", arguments)
     if shows_help(parser, OVERVIEW, arguments, parser.method):
         return 0
-    values = parse_for_defaults(parser, arguments)
-    given = arguments
-    if values.recipe is not None:  # as the first of all files of settings: the others override it
-        arguments = [f"--config={recipe_file(values.recipe, values.method)}", *given]
-        values = parse_for_defaults(parser, arguments)
-    # The kind of data decides what is done to it unless options say otherwise.
-    parser.set_defaults({"augment": asdict(DEFAULT_AUGMENTATION[values.data.name])})
-    values = parse(parser, arguments)
+    values = parse_training(parser, arguments)
     resume = None if values.resume is None else Path(values.resume)
     if resume is None:
         config = build(parser, values, PretrainConfig, "resume", "recipe")
     else:
-        extra = options_in(given, but=["--resume"])
+        extra = options_in(arguments, but=["--resume"])
         if extra:
             raise UsageError(f"--resume takes the settings of the run: leave out {extra[0]}")
         config = load_config(resume)
@@ -83,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = config.train.devices
     if wanted > 1 and launched_rank() is None:
         require_devices(config.train)
-        return launch("mast_ext.cli.main", ["pretrain", *given], wanted)
+        return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)
     outcome = pretrain(config, resume=resume)
     if outcome is None:  # the first process speaks
         return 0
@@ -100,14 +95,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def make_parser() -> Parser:
     """All options of the command."""
-    parser = settings_parser(
-        "pretrain",
-        "Trains a backbone without labels, probes it, and writes a report.",
-        PretrainConfig,
+    parser = training_parser(
+        "pretrain", "Trains a backbone without labels, probes it, and writes a report."
     )
-    for action in parser._actions:
-        if action.dest == "method":  # any that is registered: no type says which
-            action.metavar = "{" + ",".join(sorted(METHODS)) + "}"
     parser.add_argument(
         "--resume",
         type=str | None,
@@ -115,6 +105,15 @@ def make_parser() -> Parser:
         metavar="PATH",
         help="Go on with an interrupted run: its directory, or a checkpoint in it.",
     )
+    return parser
+
+
+def training_parser(command: str, description: str) -> Parser:
+    """A parser of all settings of a run, and of the name of a recipe."""
+    parser = settings_parser(command, description, PretrainConfig)
+    for action in parser._actions:
+        if action.dest == "method":  # any that is registered: no type says which
+            action.metavar = "{" + ",".join(sorted(METHODS)) + "}"
     parser.add_argument(
         "--recipe",
         type=str | None,
@@ -123,6 +122,18 @@ def make_parser() -> Parser:
         help="Settings from papers, which others override; mast-ext recipes lists them.",
     )
     return parser
+
+
+def parse_training(parser: Parser, arguments: Sequence[str]) -> Namespace:
+    """Values of a command line of `training_parser`, with the defaults that depend on others."""
+    arguments = list(arguments)
+    values = parse_for_defaults(parser, arguments)
+    if values.recipe is not None:  # as the first of all files of settings: the others override it
+        arguments = [f"--config={recipe_file(values.recipe, values.method)}", *arguments]
+        values = parse_for_defaults(parser, arguments)
+    # The kind of data decides what is done to it unless options say otherwise.
+    parser.set_defaults({"augment": asdict(DEFAULT_AUGMENTATION[values.data.name])})
+    return parse(parser, arguments)
 
 
 def load_config(resume: Path) -> PretrainConfig:

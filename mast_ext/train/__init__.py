@@ -4,7 +4,7 @@
 ``recipes/``    settings from papers
 ``launch``      processes that train together, and on which device
 ``networks``    what is trained: backbone, method, hard views
-``loop/``       the training loop: views, step, metrics, when to save
+``loop/``       the training loop: views, step, metrics, when to save, what takes how long
 ``state/``      what is on disk: run directory, checkpoints, networks restored from them
 ``evaluation/`` features of labeled images, probes of them; ranks and views, which need no labels
 ``report/``     what a run has stored, as tables, figures and one HTML page

@@ -45,6 +45,8 @@ class DataConfig:
         photometric: ``exact`` changes colors as torchvision does; ``fused`` (of DALI) is another
             recipe, faster with DALI: contrast about the middle level, hue turned in YIQ.
         device: Where views are rendered; ``gpu`` decodes there, too.
+        keep_gb: Gigabytes of memory of each process in which training images are kept once they are
+            decoded, if all together take no more; 0 keeps none. Not those that DALI renders.
     """
 
     name: Literal["shapes", "folder", "shards", "cifar10", "cifar100"] = "shapes"
@@ -58,12 +60,13 @@ class DataConfig:
     backend: Literal["auto", "torchvision", "dali"] = "auto"
     photometric: Literal["exact", "fused"] = "exact"
     device: Literal["cpu", "gpu"] = "cpu"
+    keep_gb: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name != "shapes" and not self.path:
             raise ValueError(f"data.name {self.name} needs data.path, the folder with the images")
         _at_least(self, 1, "size")
-        _at_least(self, 0, "seed")
+        _at_least(self, 0, "seed", "keep_gb")
         for name, low in (("workers", 0), ("max_images", 1), ("max_test_images", 1)):
             if getattr(self, name) is not None:
                 _at_least(self, low, name)

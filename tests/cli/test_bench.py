@@ -1,15 +1,20 @@
-"""`mast-ext bench data`: a table of all renderers, on the screen and in a file."""
+"""`mast-ext bench`: tables on the screen and in files."""
 
 import importlib.util
+import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mast_ext
+from mast_ext.benchmarks.rates import Rates
+from mast_ext.cli.bench import ops
 
 QUICK = ["--images=8", "--batch-size=4", "--rounds=1", "--workers=1", "--augment.size=16"]
 
@@ -42,12 +47,114 @@ def test_table_of_all_renderers(folder, tmp_path):
     assert f"command: `mast-ext bench data {folder}" in text
 
 
+def test_where_a_step_spends_its_time(call, tiny, shapes, tmp_path):
+    options = ["--method=simclr", "--hard-views=4", "--steps=3", "--warmup=1", *tiny, *shapes]
+    status, out, err = call("bench", "step", *options, "--report=step.md")
+    assert (status, err) == (0, "")
+    assert "A training step of simclr+hard: resnet_small, 16 px" in out
+    assert list(tmp_path.iterdir()) and not (tmp_path / "runs").exists()
+    text = (tmp_path / "step.md").read_text()
+    found = json.loads((tmp_path / "step.json").read_text())
+    names = [part["name"] for part in found["parts"]]
+    assert names[:3] == ["views", "selection, networks", "selection, choice"]
+    for part in found["parts"]:
+        assert part["name"] in out and f"| {part['name']} | " in text
+    assert sum(part["share"] for part in found["parts"]) == pytest.approx(1)
+    assert found["images_per_second"] == pytest.approx(8e3 / found["sum_ms"])
+    assert [step["step"] for step in found["steps"]] == [2, 3, 4]
+    assert "command: `mast-ext bench step --method=simclr --hard_views.views=4" in text
+
+
+def test_a_step_as_json(call, tiny, shapes):
+    options = ["--recipe=cifar10-resnet18", "--data.name=shapes", *tiny, *shapes, "--steps=2"]
+    small = ["--model.timm_args={}", "--model.name=resnet_small"]
+    status, out, err = call("bench", "step", "--method=byol", *options, *small, "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["settings"]["method"] == "byol"
+    assert found["settings"]["optimizer"]["name"] != "adamw"  # the recipe's
+    assert {"teacher", "teacher's update"} <= {part["name"] for part in found["parts"]}
+
+
+@pytest.mark.distributed
+def test_a_step_of_two_processes(tiny, shapes):
+    options = ["--method=simclr", "--steps=2", *tiny, *shapes, "--train.devices=2", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mast_ext.cli.main", "bench", "step", *options],
+        env={**os.environ, "PYTHONPATH": str(Path(mast_ext.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["processes"] == 2
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The machine's rates without measuring them."""
+    found = Rates(copy=10e9, cached_copy=50e9, products={torch.float32: 100e9})
+    monkeypatch.setattr(ops, "measure_rates", lambda device, dtypes: found)
+    return ["--accelerator=cpu", "--rounds=3"]
+
+
+def test_operators_beside_their_rivals(call, quick, tmp_path):
+    names = ["ntxent", "negative_cosine_similarity"]
+    files = ["--report=ops.md", "--plot=roof.svg"]
+    status, out, _ = call("bench", "ops", *names, "--batch=32", "--dim=16", *quick, *files)
+    assert status == 0
+    text = (tmp_path / "ops.md").read_text()
+    found = json.loads((tmp_path / "ops.json").read_text())
+    assert [race["case"] for race in found["races"]] == [{"batch": 32, "dim": 16}] * 2
+    for name, race in zip(names, found["races"], strict=True):
+        title = f"{name} batch=32 dim=16, forward + backward"
+        assert title in out and f"## {title}" in text
+        assert [race["operator"], race["results"][0]["name"]] == [name, "mast_ext"]
+        for result in race["results"]:
+            assert result["name"] in out and len(result["milliseconds"]) == 3
+            assert not result["name"].startswith("torch.compile")
+    ours = next(line for line in text.splitlines() if line.startswith("| mast_ext |"))
+    ms, ratio, moved, products, share = ours.strip("| ").split(" | ")[1:]
+    seconds = statistics.median(found["races"][0]["results"][0]["milliseconds"]) / 1e3
+    elements, operations = 6 * 32 * 16, 5 * 64**2 * 16
+    assert ratio == "1" and float(ms) == pytest.approx(1e3 * seconds, rel=0.01)
+    assert float(moved) == pytest.approx(4 * elements / seconds / 1e9, rel=0.01)
+    assert float(products) == pytest.approx(operations / seconds / 1e9, rel=0.01)
+    least = max(4 * elements / 50e9, operations / 100e9)
+    assert float(share.removesuffix(" %")) == pytest.approx(100 * least / seconds, rel=0.01)
+    assert "<svg" in (tmp_path / "roof.svg").read_text()
+
+
+def test_all_operators_with_a_size(call, quick):
+    """Without names those that have the size; of each the first of its own for all others."""
+    status, out, _ = call("bench", "ops", "--tokens=32", "--images=2", *quick, "--json")
+    assert status == 0
+    (race,) = json.loads(out)["races"]
+    assert (race["operator"], race["case"]["tokens"]) == ("gram_difference", 32)
+
+
+def test_list_of_operators(call):
+    status, out, err = call("bench", "ops", "--list")
+    assert (status, err) == (0, "")
+    assert re.search(r"^ntxent +batch, dim$", out, re.MULTILINE)
+
+
 WRONG = [
     ([], "bench takes what to measure: mast-ext bench data"),
-    (["loss"], "bench takes what to measure: mast-ext bench data"),
+    (["loss"], "bench takes what to measure: mast-ext bench data, step or ops, got 'loss'"),
+    (["stepp"], "got 'stepp'; did you mean step?"),
     (["data"], r"bench data needs a folder of images \(or --name shapes\)"),
     (["data", "--views=0", "--name=shapes"], "views must be at least 1, got 0"),
     (["data", "x", "--speed=1"], "there is no option --speed"),
+    (["ops", "nt_xent"], r"there is no operator 'nt_xent'; did you mean ntxent\?"),
+    (["ops", "ntxent", "--tokens=2"], "ntxent has no size tokens: it has batch, dim"),
+    (["ops", "--tokens=2", "--batch=2"], "no operator has all of the sizes batch, tokens"),
+    (["ops", "--batch=0"], "batch must be at least 1, got 0"),
+    (["ops", "--rounds=1"], "rounds must be at least 3, got 1"),
+    (["ops", "--plot=a.doc"], "--plot must end in .svg, .png, .pdf, got a.doc"),
+    (["step", "--steps=1"], "--steps must be at least 2 and --warmup at least 0, got 1 and 5"),
+    (["step", "--clock=sun"], "--clock: expected one of 'wall', 'cpu'"),
+    (["step", "--lr=1"], "there is no option --lr; did you mean --optimizer.lr?"),
 ]
 
 
@@ -63,7 +170,14 @@ def test_missing_folder(call):
     assert (status, err) == (1, "mast-ext: image folder nowhere does not exist\n")
 
 
-def test_help(call):
-    for arguments in (["-h"], ["data", "--help"]):
-        status, out, err = call("bench", *arguments)
-        assert (status, err) == (0, "") and out.startswith("usage: mast-ext bench data")
+@pytest.mark.parametrize("subject", ["data", "step", "ops"])
+def test_help(call, subject):
+    status, out, err = call("bench", subject, "--help")
+    assert (status, err) == (0, "") and out.startswith(f"usage: mast-ext bench {subject}")
+
+
+def test_help_on_what_there_is(call):
+    status, out, err = call("bench", "-h")
+    assert (status, err) == (0, "")
+    for subject in ("data", "step", "ops"):
+        assert f"mast-ext bench {subject}" in out

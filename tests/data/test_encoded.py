@@ -88,7 +88,7 @@ def test_other_images_are_decoded_when_used(write, opened, shapes):
     assert source.sizes.tolist() == [list(shape) for shape in shapes]
     for i, array in enumerate(arrays):
         image = source.image(i)
-        assert image.is_contiguous() and image.dtype == torch.uint8
+        assert image.dtype == torch.uint8 and image.movedim(0, -1).is_contiguous()
         assert torch.equal(image, to_tensor(array))
 
 

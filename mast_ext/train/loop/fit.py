@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch import nn
@@ -87,6 +88,7 @@ def fit(
     resume: Path | None = None,
     console: Console,
     watching: Sequence[Callback] = (),
+    profiler: Profiler | None = None,
 ) -> PretrainModule:
     """Trains and writes the backbone's weights.
 
@@ -98,6 +100,7 @@ def fit(
         resume: A checkpoint to go on from.
         console: Where a progress bar is drawn.
         watching: Callbacks that look at the training and change nothing.
+        profiler: Is told when parts of a step begin and end.
 
     Raises:
         CheckpointError: The checkpoint is damaged, not ours, or of another run.
@@ -123,7 +126,7 @@ def fit(
         check_weights(checkpoint["state_dict"], module.state_dict(), resume)
     with _quiet_lightning(), open_loggers(config, run) as loggers:
         callbacks = [*_callbacks(training, run, console), *watching]
-        trainer = _trainer(config.train, run, callbacks, loggers, training.steps)
+        trainer = _trainer(config.train, run, callbacks, loggers, training.steps, profiler)
         stream = BatchStream(training.loader, trainer, config.train.accumulate)
         try:
             with signals_restored():
@@ -177,6 +180,7 @@ def _trainer(
     callbacks: list[Callback],
     loggers: list[Logger],
     total_steps: int,
+    profiler: Profiler | None,
 ) -> Trainer:
     trainer = Trainer(
         accelerator=train.accelerator,
@@ -186,6 +190,7 @@ def _trainer(
         max_epochs=-1,
         logger=loggers,
         callbacks=callbacks,
+        profiler=profiler,
         **_strategy(train),
         default_root_dir=run.path,
         deterministic=True,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 from lightning.pytorch import Trainer
 
@@ -10,6 +11,7 @@ from mast_ext.data import Source
 from mast_ext.distributed import rank, world_size
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.launch import resolve_device
+from mast_ext.train.loop.parts import part
 from mast_ext.train.networks import Networks
 
 
@@ -40,6 +42,7 @@ def training_loader(config: PretrainConfig, networks: Networks, source: Source) 
         backend=config.data.backend,
         photometric=config.data.photometric,
         device=config.data.device,
+        keep_gb=config.data.keep_gb,
     )
 
 
@@ -69,7 +72,8 @@ class BatchStream:
 
     def __iter__(self) -> Iterator[ViewBatch]:
         self.loader.load_state_dict(self.state_dict())
-        for batch in self.loader.on(self.trainer.strategy.root_device):
+        device = self.trainer.strategy.root_device
+        for batch in self.loader.on(device, partial(part, self.trainer)):
             yield from batch.split(self.parts) if self.parts > 1 else [batch]
 
     def state_dict(self) -> dict[str, int]:

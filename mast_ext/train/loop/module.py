@@ -28,6 +28,7 @@ from mast_ext.train.loop.optimizers import (
     parameter_groups,
     weight_decay_at,
 )
+from mast_ext.train.loop.parts import part
 from mast_ext.train.loop.readback import Readback, StepNumbers
 from mast_ext.train.networks import Networks
 
@@ -106,12 +107,16 @@ class PretrainModule(LightningModule):
         self.method.before_update()
         decay = weight_decay_at(step, self.optimizer_config, self.total_steps)
         optimizer.param_groups[0]["weight_decay"] = decay
-        self.gradient_norm = gradient_norm(self)
-        self._stop_if_not_finite(step)
-        if self.optimizer_config.clip > 0:
-            self.clip_gradients(optimizer, self.optimizer_config.clip, "norm")
-        optimizer.step()
-        self._update_teacher(step)
+        with part(self.trainer, "check_gradient"):
+            self.gradient_norm = gradient_norm(self)
+            self._stop_if_not_finite(step)
+            if self.optimizer_config.clip > 0:
+                self.clip_gradients(optimizer, self.optimizer_config.clip, "norm")
+        with part(self.trainer, "update_weights"):
+            optimizer.step()
+        if self.teacher is not None:
+            with part(self.trainer, "update_teacher"):
+                self._update_teacher(step)
         # Then Lightning moves the learning rate and calls the callbacks of `fit`.
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -122,11 +127,18 @@ class PretrainModule(LightningModule):
         selection: dict[str, Tensor] = {}
         if self.hard_views is not None:
             select = self.hard_views.options.selects(step, self.steps_per_epoch)
-            batch, selection = self.hard_views(batch, self.backbone, self.teacher, select=select)
+            with part(self.trainer, "select_views"):
+                batch, selection = self.hard_views(
+                    batch, self.backbone, self.teacher, select=select
+                )
         spec = self._gram_spec
         gram_teacher = None if spec is None or step < spec.start else self.gram_teacher
-        encoded = encode(self.method, self.backbone, self.teacher, batch, gram_teacher=gram_teacher)
-        terms = self.method(encoded, batch)
+        with part(self.trainer, "encode"):
+            encoded = encode(
+                self.method, self.backbone, self.teacher, batch, gram_teacher=gram_teacher
+            )
+        with part(self.trainer, "loss"):
+            terms = self.method(encoded, batch)
         loss, parts = terms["loss"], self.trainer.accumulate_grad_batches
         self._losses.append(loss.detach() / parts if parts > 1 else loss.detach())
         if world_size() > 1:

@@ -17,6 +17,7 @@ from mast_ext.methods.hard_views import evaluating
 from mast_ext.models import forward_views
 from mast_ext.train.evaluation.ranks import lidar, rankme
 from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.loop.parts import part
 
 IMAGES = 128
 """Images that are looked at, where a batch has as many."""
@@ -71,7 +72,8 @@ class EmbeddingRanks:
             last: Whether the run ends here.
         """
         if last or since <= 0 or step // self.every > since // self.every:
-            return self.measure(module)
+            with part(module.trainer, "measure_ranks"):
+                return self.measure(module)
         return dict.fromkeys(NAMES, math.nan)
 
     @torch.no_grad()

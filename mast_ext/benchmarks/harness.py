@@ -10,7 +10,7 @@
 * Without torch.compile where TORCHDYNAMO_DISABLE=1, which saves most of the time.
 * On a GPU: CUDA events around one call, after a sweep over a buffer larger than the L2 cache.
 * Memory: the most that is held beyond the inputs. On a GPU by the allocator; on the CPU by the peak
-  resident memory of a process of its own (peak_memory.py).
+  resident memory of a process of its own (`mast_ext.benchmarks.peak_memory`).
 """
 
 import importlib
@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class Workload:
     """An operator's inputs and the ways of computing one scalar loss from them.
 
     Attributes:
-        file: The module that defines it.
+        name: What the operator, or what of it is measured, is called.
         cases: Sizes, smallest first.
         gpu_cases: Sizes that only a GPU is asked for.
         inputs: Makes the tensors of a case; those of floating point get a gradient.
@@ -54,7 +53,7 @@ class Workload:
         graph: Whether ours can be captured into a CUDA graph: not if it seeds a generator.
     """
 
-    file: str
+    name: str
     cases: list[Case]
     inputs: Callable[..., tuple[Tensor, ...]]
     contestants: dict[str, Callable[..., Tensor]]
@@ -67,7 +66,22 @@ class Workload:
     graph: bool = True
 
     def tolerance_in(self, dtype: torch.dtype) -> float:
+        """How far contestants may differ in a dtype."""
         return max(self.tolerance, torch.finfo(dtype).eps if dtype.itemsize == 2 else 0)
+
+    def dtype_on(self, device: str) -> torch.dtype:
+        """The dtype that is measured on a device: that of most training there."""
+        return torch.bfloat16 if device == "cuda" else torch.float32
+
+    def least_work(self, case: Case, mode: str, dtype: torch.dtype) -> tuple[int, int] | None:
+        """Bytes that a step must move at least, and operations of its products; None if unknown.
+
+        Known of a whole step alone: a forward pass that a backward pass belongs to moves fewer.
+        """
+        if self.least is None or (self.backward and mode == MODES[0]):
+            return None
+        elements, operations = self.least(**case)
+        return elements * dtype.itemsize, operations
 
     def runs(self) -> list[tuple[str, Case]]:
         """What there is to measure: device and case."""
@@ -75,13 +89,14 @@ class Workload:
         return everywhere + [("cuda", case) for case in self.gpu_cases]
 
     def make_inputs(self, case: Case, device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The tensors of a case, the same ones each time."""
         torch.manual_seed(0)
         made = self.inputs(**case, dtype=dtype)
         return tuple(t.to(device).requires_grad_(t.is_floating_point()) for t in made)
 
 
 def lightly_rivals(loss: str) -> dict[str, Callable[..., Tensor]]:
-    """lightly's loss of that name, eager and compiled; nothing where lightly is not installed."""
+    """The loss of that name of lightly, eager and compiled; nothing where it is not installed."""
     if importlib.util.find_spec("lightly") is None:
         return {}
     module = getattr(importlib.import_module("lightly.loss"), loss)()
@@ -99,7 +114,12 @@ class Result:
 
     @property
     def median(self) -> float:
+        """Of the milliseconds."""
         return statistics.median(self.milliseconds)
+
+
+class DisagreementError(ValueError):
+    """Contestants do not agree on a result, so that their times are of no use."""
 
 
 def step_of(
@@ -149,13 +169,31 @@ def race(
     device: str,
     rounds: int,
     seconds: float = SECONDS_PER_CONTESTANT,
+    *,
+    compiled: bool = True,
+    memory: bool = True,
 ) -> list[Result]:
-    """Times all contestants of a case in turn. Raises AssertionError when they disagree."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    """Times all contestants of a case in turn.
+
+    Args:
+        workload: What is compared.
+        case: Its sizes.
+        mode: One of `MODES`.
+        device: ``"cpu"`` or ``"cuda"``.
+        rounds: Timed calls of each contestant.
+        seconds: For all calls of one; of slow ones fewer are timed, three at least.
+        compiled: Whether contestants of torch.compile take part.
+        memory: Whether memory is measured, which on the CPU takes a process for each contestant.
+
+    Raises:
+        DisagreementError: A contestant's result is not ours.
+    """
+    compiled = compiled and os.environ.get("TORCHDYNAMO_DISABLE") != "1"
+    dtype = workload.dtype_on(device)
     inputs = workload.make_inputs(case, device, dtype)
     steps, losses = {}, {}
     for name, function in (workload.contestants | workload.beside).items():
-        if name.startswith("torch.compile") and os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        if name.startswith("torch.compile") and not compiled:
             continue
         if isinstance(function, torch.nn.Module):
             function.to(device)
@@ -166,12 +204,12 @@ def race(
     if device == "cuda" and workload.graph:
         ours = next(iter(steps))
         steps[f"{ours}, CUDA graph"] = graphed(steps[ours])
-    ours_loss = next(iter(losses.values()))
+    ours, ours_loss = next(iter(losses.items()))
     for name, loss in losses.items():
-        assert abs(loss - ours_loss) <= workload.tolerance_in(dtype) * max(1.0, abs(ours_loss)), (
-            name,
-            losses,
-        )
+        if not abs(loss - ours_loss) <= workload.tolerance_in(dtype) * max(1.0, abs(ours_loss)):
+            raise DisagreementError(
+                f"{workload.name} of {case}: {name} gives {loss}, but {ours} gives {ours_loss}"
+            )
 
     clock = Clock(device)
     budget = {}
@@ -184,10 +222,10 @@ def race(
         for name, step in steps.items():
             if round_ < budget[name]:
                 times[name].append(clock(step))
-    return [
-        Result(name, times[name], peak_bytes(workload, case, mode, device, name, steps[name]))
-        for name in steps
-    ]
+    peaks: dict[str, int | None] = dict.fromkeys(steps)
+    if memory:
+        peaks = {n: peak_bytes(workload, case, mode, device, n, step) for n, step in steps.items()}
+    return [Result(name, times[name], peaks[name]) for name in steps]
 
 
 def graphed(step: Callable[[], object]) -> Callable[[], None]:
@@ -219,12 +257,8 @@ def peak_bytes(
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    script = Path(__file__).with_name("peak_memory.py")
-    index = str(workload.cases.index(case))
+    command = [sys.executable, "-m", "mast_ext.benchmarks.peak_memory", workload.name, name]
     child = subprocess.run(
-        [sys.executable, str(script), workload.file, name, index, mode],
-        capture_output=True,
-        text=True,
-        check=True,
+        [*command, json.dumps(case), mode], capture_output=True, text=True, check=True
     )
     return json.loads(child.stdout.splitlines()[-1])

@@ -1,10 +1,9 @@
 """BarlowTwinsLoss against lightly's and what one can do in plain torch."""
 
-import pytest
 import torch
-from harness import MODES, Workload, lightly_rivals
 from torch import Tensor
 
+from mast_ext.benchmarks.harness import Workload, lightly_rivals
 from mast_ext.losses import BarlowTwinsLoss
 
 
@@ -31,7 +30,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="cross_correlation_penalty",
     measured="BarlowTwinsLoss",
     cases=[
         {"batch": 256, "dim": 128},
@@ -48,9 +47,3 @@ WORKLOAD = Workload(
         **lightly_rivals("BarlowTwinsLoss"),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_cross_correlation_penalty(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

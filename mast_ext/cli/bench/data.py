@@ -6,6 +6,7 @@ number of workers, in turn, round by round, so that a drift of the machine hits 
 
 import importlib.util
 import io
+import math
 import os
 import platform
 import statistics
@@ -18,17 +19,16 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from mast_ext.augment import AugmentationRecipe, build_loader, make_policy
 from mast_ext.augment.dali import EncodedImages, is_installed
+from mast_ext.cli.bench.tables import print_notes, print_table, write_markdown
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import Parser, build, canonical, output_console, parse, settings_parser
 from mast_ext.data import Source, open_source
-from mast_ext.train.state.run_directory import write_text
 
 RIVAL = "torchvision v2 (PIL), DataLoader"
 """The contestant that the others are compared with."""
@@ -84,16 +84,11 @@ class Speed:
 
 def main(arguments: Sequence[str]) -> int:
     """Measures how fast views are made, and prints a table. Returns the exit status."""
-    if not arguments or arguments[0] != "data":
-        if arguments and arguments[0] in ("-h", "--help"):
-            print("usage: mast-ext bench data [options]")
-            return 0
-        raise UsageError("bench takes what to measure: mast-ext bench data [options]")
     parser = make_parser()
     if shows_help(parser, Overview(), arguments):
         return 0
-    values = parse(parser, canonical(arguments[1:]))
-    config: BenchConfig = build(parser, values, BenchConfig, "path", "out")
+    values = parse(parser, canonical(arguments))
+    config: BenchConfig = build(parser, values, BenchConfig, "path", "report")
     if config.name != "shapes" and values.path is None:
         raise UsageError("bench data needs a folder of images (or --name shapes)")
     began = time.perf_counter()
@@ -102,14 +97,14 @@ def main(arguments: Sequence[str]) -> int:
     )
     opening = time.perf_counter() - began
     speeds = measure(source, config, Console(stderr=True))
-    notes = _notes(source, config, opening)
+    notes, rows = _notes(source, config, opening), _rows(speeds)
     console = output_console()
-    console.print(_table(speeds))
-    for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    if values.out is not None:
-        command = " ".join(["mast-ext", "bench", *arguments])
-        write_text(Path(values.out), _markdown(speeds, [*notes, f"command: `{command}`"]))
+    print_table(console, HEADS, rows)
+    print_notes(console, notes)
+    if values.report is not None:
+        command = " ".join(["mast-ext", "bench", "data", *arguments])
+        notes.append(f"command: `{command}`")
+        write_markdown(Path(values.report), "How fast views are made", notes, HEADS, {"": rows})
     return 0
 
 
@@ -124,7 +119,11 @@ def make_parser() -> Parser:
         "path", nargs="?", type=str | None, default=None, help="The images: see data.path."
     )
     parser.add_argument(
-        "--out", type=str | None, default=None, help="Write the table to this Markdown file, too."
+        *("--report", "--out"),
+        type=str | None,
+        default=None,
+        metavar="FILE.md",
+        help="Write the table to this Markdown file, too.",
     )
     return parser
 
@@ -162,7 +161,9 @@ class _Contestant:
 
 
 def _ours(source: Source, config: BenchConfig) -> list[_Contestant]:
-    options: list[dict[str, str]] = [{"backend": "torchvision"}]
+    options: list[dict[str, Any]] = [{"backend": "torchvision", "keep_gb": 0.0}]
+    if source.stacked is None:
+        options.append({"backend": "torchvision", "keep_gb": math.inf})
     if is_installed():
         devices = ["cpu", "gpu"] if torch.cuda.is_available() else ["cpu"]
         options += [
@@ -173,7 +174,7 @@ def _ours(source: Source, config: BenchConfig) -> list[_Contestant]:
     return [_our(source, config, option) for option in options]
 
 
-def _our(source: Source, config: BenchConfig, option: dict[str, str]) -> _Contestant:
+def _our(source: Source, config: BenchConfig, option: dict[str, Any]) -> _Contestant:
     policy = make_policy("composed", config.augment, views=config.views)
     workers = config.workers
     loader = build_loader(
@@ -182,7 +183,7 @@ def _our(source: Source, config: BenchConfig, option: dict[str, str]) -> _Contes
         batch_size=config.batch_size,
         drop_last=False,
         workers=workers,
-        **option,  # type: ignore[arg-type]
+        **option,
     )
 
     def run() -> None:
@@ -191,7 +192,10 @@ def _our(source: Source, config: BenchConfig, option: dict[str, str]) -> _Contes
         if last.images.is_cuda:
             torch.cuda.synchronize()
 
-    return _Contestant(f"mast-ext, {', '.join(option.values())}", run, lambda: None)
+    words = [value for value in option.values() if isinstance(value, str)]
+    if option.get("keep_gb"):
+        words.append("decoded images kept")
+    return _Contestant(f"mast-ext, {', '.join(words)}", run, lambda: None)
 
 
 def _peers(source: Source, config: BenchConfig) -> list[_Contestant]:
@@ -303,22 +307,6 @@ def _rows(speeds: Sequence[Speed]) -> list[tuple[str, ...]]:
         )
         for speed in speeds
     ]
-
-
-def _table(speeds: Sequence[Speed]) -> Table:
-    table = Table()
-    for position, head in enumerate(HEADS):
-        table.add_column(head, justify="right" if position else "left", no_wrap=True)
-    for row in _rows(speeds):
-        table.add_row(*row)
-    return table
-
-
-def _markdown(speeds: Sequence[Speed], notes: Sequence[str]) -> str:
-    lines = ["# How fast views are made", "", *(f"* {note}" for note in notes), ""]
-    lines += [f"| {' | '.join(HEADS)} |", f"|---|{'---:|' * (len(HEADS) - 1)}"]
-    lines += [f"| {' | '.join(row)} |" for row in _rows(speeds)]
-    return "\n".join(lines) + "\n"
 
 
 def _notes(source: Source, config: BenchConfig, opening: float) -> list[str]:

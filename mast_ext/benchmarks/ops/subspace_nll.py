@@ -1,11 +1,10 @@
 """subspace_nll with one variance per dimension, every pair of views, against plain torch."""
 
-import pytest
 import torch
-from harness import MODES, Workload
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload
 
 
 def make_inputs(views, batch, dim, subspaces, dtype):
@@ -45,7 +44,7 @@ def least(views: int, batch: int, dim: int, subspaces: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="subspace_nll",
     cases=[
         {"views": 2, "batch": 256, "dim": 128, "subspaces": 5},
         {"views": 4, "batch": 1024, "dim": 512, "subspaces": 8},
@@ -61,9 +60,3 @@ WORKLOAD = Workload(
         "torch.compile": torch.compile(naive, dynamic=False),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_subspace_nll(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

@@ -10,10 +10,10 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 
-import pytest
 import torch
-from harness import MODES, Workload
 from torch import Tensor, nn
+
+from mast_ext.benchmarks.harness import Workload
 
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, MOMENTUM = 0.1, 0.04, 0.9
 
@@ -104,7 +104,7 @@ def least(teachers: int, students: int, batch: int, prototypes: int) -> tuple[in
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="prototype_cross_entropy",
     measured="DINOLoss, IBOTPatchLoss",
     cases=[
         {"teachers": 2, "students": 2, "batch": 256, "prototypes": 4096},
@@ -121,9 +121,3 @@ WORKLOAD = Workload(
         **lightly_rivals(),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_prototype_cross_entropy(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

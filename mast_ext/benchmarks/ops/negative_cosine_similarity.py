@@ -1,9 +1,8 @@
 """NegativeCosineSimilarity (SimSiam, BYOL) against lightly's."""
 
-import pytest
 import torch
-from harness import MODES, Workload, lightly_rivals
 
+from mast_ext.benchmarks.harness import Workload, lightly_rivals
 from mast_ext.losses import NegativeCosineSimilarity
 
 
@@ -17,7 +16,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="negative_cosine_similarity",
     measured="NegativeCosineSimilarity",
     cases=[{"batch": 256, "dim": 128}, {"batch": 256, "dim": 2048}, {"batch": 4096, "dim": 2048}],
     inputs=make_inputs,
@@ -27,9 +26,3 @@ WORKLOAD = Workload(
         **lightly_rivals("NegativeCosineSimilarity"),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_negative_cosine_similarity(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

@@ -2,14 +2,14 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
-from harness import Workload
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload
 from mast_ext.losses import NTXentLoss
 
 TEMPERATURE = 0.1
@@ -75,12 +75,12 @@ def make_views(views: int, batch: int, dim: int, dtype: torch.dtype) -> tuple[Te
     return ((torch.randn(batch, dim) + noise).to(dtype),)
 
 
-def make_predictions_and_targets(**sizes) -> tuple[Tensor, ...]:
+def make_predictions_and_targets(**sizes: Any) -> tuple[Tensor, ...]:
     return make_views(**sizes) + make_views(**sizes)
 
 
 NT_XENT = Workload(
-    file=__file__,
+    name="select_hard_pairs_nt_xent",
     backward=False,
     least=lambda views, batch, dim: (views * batch * dim, (views * batch) ** 2 * dim),
     cases=[{"views": 4, "batch": 256, "dim": 128}, {"views": 4, "batch": 1024, "dim": 128}],
@@ -94,7 +94,7 @@ NT_XENT = Workload(
     },
 )
 COSINE = Workload(
-    file=__file__,
+    name="select_hard_pairs_cosine",
     backward=False,
     least=lambda views, batch, dim: (2 * views * batch * dim, 0),
     cases=[{"views": 4, "batch": 256, "dim": 2048}, {"views": 4, "batch": 1024, "dim": 2048}],
@@ -106,13 +106,3 @@ COSINE = Workload(
         "torch.compile": torch.compile(cosine_pairs, dynamic=False),
     },
 )
-
-
-@pytest.mark.parametrize(("device", "case"), NT_XENT.runs(), ids=str)
-def bench_select_hard_pairs_nt_xent(compare, device, case):
-    compare(NT_XENT, device, case, "forward")
-
-
-@pytest.mark.parametrize(("device", "case"), COSINE.runs(), ids=str)
-def bench_select_hard_pairs_cosine(compare, device, case):
-    compare(COSINE, device, case, "forward")

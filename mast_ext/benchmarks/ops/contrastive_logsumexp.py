@@ -1,12 +1,11 @@
 """NT-Xent in every subspace (contrastive_logsumexp with masks) against plain torch."""
 
-import pytest
 import torch
 import torch.nn.functional as F
-from harness import MODES, Workload
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload
 
 TEMPERATURE = 0.1
 
@@ -42,7 +41,7 @@ def least(views: int, batch: int, dim: int, subspaces: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="contrastive_logsumexp",
     cases=[
         {"views": 2, "batch": 256, "dim": 128, "subspaces": 5},
         {"views": 2, "batch": 1024, "dim": 512, "subspaces": 8},
@@ -57,9 +56,3 @@ WORKLOAD = Workload(
         "torch.compile": torch.compile(loop, dynamic=False),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_contrastive_logsumexp(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

@@ -1,11 +1,10 @@
 """Three iterations of Sinkhorn-Knopp over samples and prototypes. Forward only."""
 
-import pytest
 import torch
-from harness import Workload
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload
 
 TEMPERATURE = 0.07
 
@@ -47,7 +46,7 @@ def least(rows: int, prototypes: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="sinkhorn_knopp",
     cases=[
         {"rows": 256, "prototypes": 4096},
         {"rows": 32, "prototypes": 65536},
@@ -64,8 +63,3 @@ WORKLOAD = Workload(
         "torch.compile(log domain)": torch.compile(log_domain, dynamic=False),
     },
 )
-
-
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_sinkhorn_knopp(compare, device, case):
-    compare(WORKLOAD, device, case, "forward")

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
-from harness import MODES, Workload, lightly_rivals
 from torch import Tensor
 
 from mast_ext import losses
+from mast_ext.benchmarks.harness import Workload, lightly_rivals
 
 
 def make_views(views: int, batch: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -32,7 +31,7 @@ def least(views: int, batch: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="sliced_characteristic_distance",
     measured="SIGReg",
     cases=[
         {"views": 2, "batch": 256, "dim": 128},
@@ -45,13 +44,7 @@ WORKLOAD = Workload(
     tolerance=5e-2,  # compiled code draws other directions; of 16-bit rows lightly's are 16-bit
     least=least,
     contestants={
-        name: Seeded(loss)
-        for name, loss in {"mast_ext": losses.SIGReg(), **lightly_rivals("SIGReg")}.items()
+        "mast_ext": Seeded(losses.SIGReg()),
+        **{name: Seeded(loss) for name, loss in lightly_rivals("SIGReg").items()},
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_sliced_characteristic_distance(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

@@ -1,10 +1,9 @@
 """KoLeoLoss, minus the mean logarithm of distances to nearest neighbors, against lightly's."""
 
-import pytest
 import torch
-from harness import MODES, Workload, lightly_rivals
 from torch import Tensor
 
+from mast_ext.benchmarks.harness import Workload, lightly_rivals
 from mast_ext.losses import KoLeoLoss
 
 
@@ -18,7 +17,7 @@ def least(rows: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="nearest_neighbor_distance",
     measured="KoLeoLoss",
     cases=[{"rows": 256, "dim": 384}, {"rows": 1024, "dim": 768}, {"rows": 4096, "dim": 384}],
     gpu_cases=({"rows": 16384, "dim": 768},),
@@ -27,9 +26,3 @@ WORKLOAD = Workload(
     least=least,
     contestants={"mast_ext": KoLeoLoss(), **lightly_rivals("KoLeoLoss")},
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_nearest_neighbor_distance(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

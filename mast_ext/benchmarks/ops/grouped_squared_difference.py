@@ -1,11 +1,10 @@
 """grouped_squared_difference against index_add and a matrix product of indicators."""
 
-import pytest
 import torch
-from harness import MODES, Workload
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload
 
 GROUPS = 32
 
@@ -40,7 +39,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="grouped_squared_difference",
     cases=[{"batch": 256, "dim": 256}, {"batch": 256, "dim": 2048}, {"batch": 4096, "dim": 512}],
     gpu_cases=({"batch": 65536, "dim": 256},),
     inputs=make_inputs,
@@ -53,9 +52,3 @@ WORKLOAD = Workload(
         "torch.compile(mask per pair)": torch.compile(gathered, dynamic=False),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_grouped_squared_difference(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

@@ -1,12 +1,11 @@
 """SigLIP's loss (sigmoid_contrast) against plain torch, as open_clip computes it."""
 
-import pytest
 import torch
 import torch.nn.functional as F
-from harness import MODES, Workload
 from torch import Tensor
 
 from mast_ext import functional, losses
+from mast_ext.benchmarks.harness import Workload
 
 SCALE, BIAS = 10.0, -10.0
 
@@ -31,7 +30,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="sigmoid_contrast",
     measured="SigLIPLoss",
     cases=[
         {"batch": 512, "dim": 512},
@@ -48,9 +47,3 @@ WORKLOAD = Workload(
         "torch.compile": torch.compile(eager, dynamic=False),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_sigmoid_contrast(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

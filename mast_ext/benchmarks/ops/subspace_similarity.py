@@ -1,12 +1,11 @@
 """subspace_similarity (cosine, every pair of views, every mask) against plain torch."""
 
-import pytest
 import torch
 import torch.nn.functional as F
-from harness import MODES, Workload
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload
 
 
 def make_inputs(views, batch, dim, subspaces, dtype):
@@ -43,7 +42,7 @@ def least(views: int, batch: int, dim: int, subspaces: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="subspace_similarity",
     cases=[
         {"views": 2, "batch": 256, "dim": 128, "subspaces": 5},
         {"views": 4, "batch": 256, "dim": 128, "subspaces": 5},
@@ -60,9 +59,3 @@ WORKLOAD = Workload(
         "torch.compile": torch.compile(naive, dynamic=False),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_subspace_similarity(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

@@ -3,11 +3,10 @@
 Beside it runs VICRegLoss, which does without masks and groups.
 """
 
-import pytest
 import torch
-from harness import MODES, Workload
 from torch import Tensor
 
+from mast_ext.benchmarks.harness import Workload
 from mast_ext.losses import AugmentationMasks, MASTLoss, VICRegLoss
 
 FREED = (0.25, 0.2, 0.15, 0.1, 0.05)
@@ -25,7 +24,9 @@ def masks_of(dim: int) -> AugmentationMasks:
 def make_inputs(batch, dim, dtype):
     x = torch.randn(batch, dim, dtype=dtype)
     changed = torch.rand(batch, len(FREED)) < 0.5
-    return x, (x + 0.5 * torch.randn(batch, dim)).to(dtype), masks_of(dim).logits.detach(), changed
+    logits = masks_of(dim).logits
+    assert logits is not None  # masks are learned
+    return x, (x + 0.5 * torch.randn(batch, dim)).to(dtype), logits.detach(), changed
 
 
 def mast(x: Tensor, y: Tensor, logits: Tensor, changed: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="mast",
     measured="MASTLoss",
     cases=[{"batch": 256, "dim": 256}, {"batch": 256, "dim": 2048}, {"batch": 1024, "dim": 2048}],
     inputs=make_inputs,
@@ -84,9 +85,3 @@ WORKLOAD = Workload(
     },
     beside={"VICRegLoss": vicreg},
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_mast(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

@@ -1,11 +1,10 @@
 """The mean NT-Xent over pairs of views, from sums that are there: against plain torch."""
 
-import pytest
 import torch
-from harness import MODES, Workload
 from torch import Tensor
 
 from mast_ext import functional, reference
+from mast_ext.benchmarks.harness import Workload
 
 
 def make_inputs(views: int, images: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -28,7 +27,7 @@ def least(views: int, images: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="view_pair_cross_entropy",
     cases=[
         {"views": 2, "images": 256},
         {"views": 2, "images": 4096},
@@ -43,9 +42,3 @@ WORKLOAD = Workload(
         "torch.compile": torch.compile(plain, dynamic=False),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_view_pair_cross_entropy(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

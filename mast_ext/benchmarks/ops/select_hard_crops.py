@@ -1,18 +1,22 @@
-"""The hardest tuple of crops: exact by sorting terms, against the score of every tuple. Half of the
-local crops are kept, so that 4 global and 16 local ones make 51,480 tuples. Forward only."""
+"""The hardest tuple of crops: exact by sorting terms, against the score of every tuple.
+
+Half of the local crops are kept, so that 4 global and 16 local ones make 51,480 tuples.
+Forward only.
+"""
 
 import functools
 import itertools
 
-import pytest
 import torch
-from harness import Workload
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload
 
 
-def make_losses(num_globals: int, local_crops: int, batch: int, dtype: torch.dtype):
+def make_losses(
+    num_globals: int, local_crops: int, batch: int, dtype: torch.dtype
+) -> tuple[Tensor]:
     return ((torch.randn(num_globals, num_globals + local_crops, batch) + 10).to(dtype),)
 
 
@@ -57,7 +61,7 @@ def topk_per_pair(ce: Tensor) -> Tensor:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="select_hard_crops",
     backward=False,
     cases=[
         {"num_globals": 4, "local_crops": 8, "batch": 64},
@@ -71,8 +75,3 @@ WORKLOAD = Workload(
         "enumeration": enumeration,
     },
 )
-
-
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_select_hard_crops(compare, device, case):
-    compare(WORKLOAD, device, case, "forward")

@@ -1,11 +1,10 @@
 """VICRegLoss, two views, against lightly's and what one can do in plain torch."""
 
-import pytest
 import torch
 import torch.nn.functional as F
-from harness import MODES, Workload, lightly_rivals
 from torch import Tensor
 
+from mast_ext.benchmarks.harness import Workload, lightly_rivals
 from mast_ext.losses import VICRegLoss
 
 
@@ -33,7 +32,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="variance_covariance",
     measured="VICRegLoss",
     cases=[
         {"batch": 256, "dim": 128},
@@ -50,9 +49,3 @@ WORKLOAD = Workload(
         **lightly_rivals("VICRegLoss"),
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_variance_covariance(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

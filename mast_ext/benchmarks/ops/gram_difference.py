@@ -1,12 +1,11 @@
 """Gram anchoring, whose teacher has no gradient, against the products in plain torch."""
 
-import pytest
 import torch
-from harness import MODES, Workload
 from torch import Tensor
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.benchmarks.harness import Workload
 
 
 def make_inputs(images, tokens, dim, dtype):
@@ -50,7 +49,7 @@ def least(images: int, tokens: int, dim: int) -> tuple[int, int]:
 
 
 WORKLOAD = Workload(
-    file=__file__,
+    name="gram_difference",
     cases=[
         {"images": 64, "tokens": 196, "dim": 384},
         {"images": 16, "tokens": 1024, "dim": 384},
@@ -73,9 +72,3 @@ WORKLOAD = Workload(
         "products without negatives": products_without_negatives,
     },
 )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("device", "case"), WORKLOAD.runs(), ids=str)
-def bench_gram_difference(compare, device, case, mode):
-    compare(WORKLOAD, device, case, mode)

@@ -1,0 +1,54 @@
+"""What was measured as a table, on the terminal and in a Markdown file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mast_ext.train.state.run_directory import write_text
+
+Rows = Sequence[Sequence[str]]
+
+
+def print_table(console: Console, heads: Sequence[str], rows: Rows, title: str = "") -> None:
+    """Prints a table, whose first column is of names and all others of numbers."""
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for position, head in enumerate(heads):
+        table.add_column(head, justify="right" if position else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    """Prints what the numbers depend on, one sentence a line."""
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def write_markdown(
+    path: Path,
+    title: str,
+    notes: Sequence[str],
+    heads: Sequence[str],
+    tables: Mapping[str, Rows],
+) -> None:
+    """Writes notes and tables, all with the same heads, as Markdown.
+
+    Args:
+        path: The file.
+        title: Of the page.
+        notes: One sentence each.
+        heads: Of the columns.
+        tables: Rows by the heading above them; "" for none.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    lines = [f"# {title}", "", *(f"* {note}" for note in notes)]
+    for heading, rows in tables.items():
+        lines += ["", f"## {heading}"] if heading else []
+        lines += ["", f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
