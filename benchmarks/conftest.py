@@ -58,7 +58,7 @@ def compare(
         rounds = request.config.getoption("--rounds")
         seconds = request.config.getoption("--seconds")
         results = race(workload, case, mode, device, rounds, seconds)
-        operator = Path(workload.file).stem.removeprefix("bench_")
+        operator = workload.measured or Path(workload.file).stem.removeprefix("bench_")
         RACES.append((operator, device, mode, case, results))
         benchmark.group = f"{operator} {device} {mode}"
         benchmark.extra_info |= {result.name: result.median for result in results}
@@ -79,7 +79,7 @@ def environment() -> dict[str, object]:
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "driver": getattr(torch._C, "_cuda_getDriverVersion", lambda: None)() if gpu else None,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": f"{torch.__version__}, on the CPU {torch.backends.cpu.get_cpu_capability()}",
         "mast_ext": ops.build_info(),
     }
 

@@ -50,6 +50,7 @@ class Workload:
         backward: Whether there is a backward pass.
         least: Of a case, the elements that a step must read or write at least, and the operations
             of its matrix products.
+        measured: The classes, where users call these and not the operator.
         graph: Whether ours can be captured into a CUDA graph: not if it seeds a generator.
     """
 
@@ -62,6 +63,7 @@ class Workload:
     tolerance: float = 1e-3
     backward: bool = True
     least: Callable[..., tuple[int, int]] | None = None
+    measured: str = ""
     graph: bool = True
 
     def tolerance_in(self, dtype: torch.dtype) -> float:

@@ -32,6 +32,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 WORKLOAD = Workload(
     file=__file__,
+    measured="BarlowTwinsLoss",
     cases=[
         {"batch": 256, "dim": 128},
         {"batch": 256, "dim": 2048},

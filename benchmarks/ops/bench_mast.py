@@ -73,6 +73,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 WORKLOAD = Workload(
     file=__file__,
+    measured="MASTLoss",
     cases=[{"batch": 256, "dim": 256}, {"batch": 256, "dim": 2048}, {"batch": 1024, "dim": 2048}],
     inputs=make_inputs,
     least=least,

@@ -18,6 +18,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 WORKLOAD = Workload(
     file=__file__,
+    measured="NegativeCosineSimilarity",
     cases=[{"batch": 256, "dim": 128}, {"batch": 256, "dim": 2048}, {"batch": 4096, "dim": 2048}],
     inputs=make_inputs,
     least=least,

@@ -29,6 +29,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 WORKLOAD = Workload(
     file=__file__,
+    measured="NTXentLoss",
     cases=[
         {"batch": 256, "dim": 128},
         {"batch": 1024, "dim": 128},

@@ -1,30 +1,71 @@
-"""DINO's and iBOT's loss, with the batch's center statistics, against lightly's and plain torch.
+"""DINOLoss of lists of views and IBOTPatchLoss of tokens, against lightly's and plain torch.
 
-Every call begins with a center of zeros and also computes the next one, as in training. Plain torch
-and lightly compute in float32 for 16-bit logits too, as mixed precision has it.
+As users call them: each view is a tensor of its own, and each call moves the center, which begins
+at zero. Plain torch and lightly compute in float32 for 16-bit logits too, as mixed precision has
+it.
 """
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 
 import pytest
 import torch
 from harness import MODES, Workload
-from torch import Tensor
-
-from mast_ext import functional
+from torch import Tensor, nn
 
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, MOMENTUM = 0.1, 0.04, 0.9
 
-Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Views = list[Tensor]
 
 
 def make_inputs(teachers, students, batch, prototypes, dtype):
-    """Student and teacher; the latter as the integers of its bits, which get no gradient."""
-    student = torch.randn(students, batch, prototypes, dtype=dtype)
-    teacher = torch.randn(teachers, batch, prototypes, dtype=dtype)
-    return student, teacher.view(torch.int32 if dtype == torch.float32 else torch.int16)
+    """Every view; the teacher's, first, as the integers of their bits, which get no gradient."""
+    views = [torch.randn(batch, prototypes, dtype=dtype) for _ in range(teachers + students)]
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    return *(view.view(bits) for view in views[:teachers]), *views[teachers:]
+
+
+def of_views(loss: Callable[[Views, Views], Tensor]) -> Callable[..., Tensor]:
+    """A function of what make_inputs() makes, from one of the teacher's and the student's views."""
+
+    def call(*tensors: Tensor) -> Tensor:
+        student = [t for t in tensors if t.is_floating_point()]
+        teacher = [t.view(student[0].dtype) for t in tensors[: -len(student)]]
+        return loss(teacher, student)
+
+    return call
+
+
+@functools.cache
+def module_of(library: str, name: str, prototypes: int, device: torch.device) -> nn.Module:
+    return getattr(importlib.import_module(library), name)(output_dim=prototypes).to(device)
+
+
+@functools.cache
+def mask_of(tokens: int, device: torch.device) -> Tensor:
+    return torch.ones(tokens, 1, 1, dtype=torch.bool, device=device)
+
+
+def loss_of(library: str, compiled: bool = False) -> Callable[..., Tensor]:
+    """Its DINOLoss; its IBOTPatchLoss, all tokens being masked, of one view each."""
+    compiles = functools.cache(lambda module: torch.compile(module, dynamic=False))
+
+    def loss(teacher: Views, student: Views) -> Tensor:
+        if library == "lightly.loss":
+            teacher, student = ([view.float() for view in views] for views in (teacher, student))
+        rows, prototypes = student[0].shape
+        name = "IBOTPatchLoss" if len(student) == 1 else "DINOLoss"
+        module = module_of(library, name, prototypes, student[0].device)
+        for center in module.buffers():
+            center.zero_()
+        function = compiles(module) if compiled else module
+        if name == "DINOLoss":
+            return function(teacher, student)
+        return function(teacher[0], student[0], mask_of(rows, student[0].device))
+
+    return of_views(loss)
 
 
 @functools.cache
@@ -36,64 +77,24 @@ def pair_weights(teachers: int, students: int, batch: int, device: torch.device)
     return pairs / pairs.sum()
 
 
-def fused(student: Tensor, teacher: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    loss, mean = functional.prototype_cross_entropy_with_mean(
-        student,
-        teacher,
-        student_temperature=STUDENT_TEMPERATURE,
-        teacher_temperature=TEACHER_TEMPERATURE,
-        center=center,
-        weights=pair_weights(len(teacher), *student.shape[:2], student.device),
-    )
-    return loss, torch.lerp(center, mean, 1 - MOMENTUM)
-
-
-def plain(student: Tensor, teacher: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    target = ((teacher.float() - center) / TEACHER_TEMPERATURE).softmax(-1)
-    log_probability = (student.float() / STUDENT_TEMPERATURE).log_softmax(-1)
+def plain(teacher: Views, student: Views) -> Tensor:
+    """Without a loop over pairs; with the center's next value, too."""
+    y, x = torch.stack(teacher).float(), torch.stack(student).float()
+    center = y.new_zeros(y.shape[-1])
+    target = ((y - center) / TEACHER_TEMPERATURE).softmax(-1)
+    log_probability = (x / STUDENT_TEMPERATURE).log_softmax(-1)
     ce = -torch.einsum("tbc,sbc->tsb", target, log_probability)
-    loss = (ce * pair_weights(*ce.shape, ce.device)).sum()
-    return loss, torch.lerp(center, teacher.float().mean((0, 1)), 1 - MOMENTUM)
+    center.lerp_(y.mean((0, 1)), 1 - MOMENTUM)
+    return (ce * pair_weights(*ce.shape, ce.device)).sum()
 
 
-@functools.cache
-def zeros(prototypes: int, device: torch.device) -> Tensor:
-    return torch.zeros(prototypes, device=device)
-
-
-def from_zeros(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
-    def call(student: Tensor, bits: Tensor) -> Tensor:
-        center = zeros(student.shape[2], student.device)
-        return loss(student, bits.view(student.dtype), center)[0]
-
-    return call
-
-
-def lightly_rivals() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """lightly's DINOLoss, or its IBOTPatchLoss for tokens; nothing where it is not installed."""
+def lightly_rivals() -> dict[str, Callable[..., Tensor]]:
+    """Nothing where it is not installed."""
     if importlib.util.find_spec("lightly") is None:
         return {}
-    from lightly.loss import DINOLoss, IBOTPatchLoss
-
-    @functools.cache
-    def module_of(tokens: bool, prototypes: int, device: torch.device, compiled: bool):
-        module = (IBOTPatchLoss if tokens else DINOLoss)(output_dim=prototypes).to(device)
-        return module, torch.compile(module, dynamic=False) if compiled else module
-
-    def call(student: Tensor, bits: Tensor, compiled: bool) -> Tensor:
-        tokens = len(student) == 1
-        module, function = module_of(tokens, student.shape[2], student.device, compiled)
-        for center in module.buffers():
-            center.zero_()
-        teacher, student = bits.view(student.dtype).float(), student.float()
-        if tokens:
-            mask = torch.ones(student.shape[1], 1, 1, dtype=torch.bool, device=student.device)
-            return function(teacher[0], student[0], mask)
-        return function(list(teacher), list(student))
-
     return {
-        "lightly": functools.partial(call, compiled=False),
-        "torch.compile(lightly)": functools.partial(call, compiled=True),
+        "lightly": loss_of("lightly.loss"),
+        "torch.compile(lightly)": loss_of("lightly.loss", compiled=True),
     }
 
 
@@ -104,6 +105,7 @@ def least(teachers: int, students: int, batch: int, prototypes: int) -> tuple[in
 
 WORKLOAD = Workload(
     file=__file__,
+    measured="DINOLoss, IBOTPatchLoss",
     cases=[
         {"teachers": 2, "students": 2, "batch": 256, "prototypes": 4096},
         {"teachers": 2, "students": 10, "batch": 16, "prototypes": 65536},
@@ -113,9 +115,9 @@ WORKLOAD = Workload(
     inputs=make_inputs,
     least=least,
     contestants={
-        "mast_ext": from_zeros(fused),
-        "eager": from_zeros(plain),
-        "torch.compile": from_zeros(torch.compile(plain, dynamic=False)),
+        "mast_ext": loss_of("mast_ext.losses"),
+        "eager": of_views(plain),
+        "torch.compile": of_views(torch.compile(plain, dynamic=False)),
         **lightly_rivals(),
     },
 )

@@ -32,6 +32,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 WORKLOAD = Workload(
     file=__file__,
+    measured="SigLIPLoss",
     cases=[
         {"batch": 512, "dim": 512},
         {"batch": 2048, "dim": 512},

@@ -33,6 +33,7 @@ def least(views: int, batch: int, dim: int) -> tuple[int, int]:
 
 WORKLOAD = Workload(
     file=__file__,
+    measured="SIGReg",
     cases=[
         {"views": 2, "batch": 256, "dim": 128},
         {"views": 8, "batch": 128, "dim": 512},

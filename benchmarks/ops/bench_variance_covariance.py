@@ -34,6 +34,7 @@ def least(batch: int, dim: int) -> tuple[int, int]:
 
 WORKLOAD = Workload(
     file=__file__,
+    measured="VICRegLoss",
     cases=[
         {"batch": 256, "dim": 128},
         {"batch": 256, "dim": 2048},

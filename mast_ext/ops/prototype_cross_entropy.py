@@ -30,7 +30,8 @@ def _like(tensors: list[Tensor]) -> list[Tensor]:
 @torch.library.register_fake("mast_ext::prototype_cross_entropy")
 def shapes(student, teacher, center, student_temperature, teacher_temperature, with_mean):
     """What the operator returns, without values."""
-    students, teachers, (batch, prototypes) = _views(student), _views(teacher), student[0].shape[-2:]
+    students, teachers = _views(student), _views(teacher)
+    batch, prototypes = student[0].shape[-2:]
     cross_entropy = student[0].new_empty(
         (teachers, students, batch), dtype=accumulation_dtype(student[0])
     )

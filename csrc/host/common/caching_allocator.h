@@ -23,8 +23,9 @@ at::Tensor new_result(const at::Tensor& like, at::IntArrayRef shape, at::ScalarT
 std::vector<at::Tensor> new_results(const at::Tensor& like, std::int64_t count,
                                     at::IntArrayRef shape);
 
-// The same as new_result() for a workspace, which is cached from 1 MB on: between two calls malloc may return such
-// memory to the system, and getting it back is slow, above all on a virtual machine.
+// The same as new_result() for a workspace, which is cached from 1 MB on: between two calls malloc
+// may return such memory to the system, and getting it back is slow, above all on a virtual
+// machine.
 at::Tensor new_workspace(const at::Tensor& like, at::IntArrayRef shape, at::ScalarType type);
 
 }  // namespace mast_ext

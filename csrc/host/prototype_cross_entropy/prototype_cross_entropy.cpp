@@ -162,8 +162,8 @@ struct PrototypeResults {
     const bool with_mean = teacher_mean.numel() > 0;
     partials = in.new_empty({in.batch(), layout.size(), shares.chunks});
     if (with_mean) {
-      column_sums = new_workspace(in.like(), {shares.groups, shares.columns()},
-                                  accumulation_type(in.like()));
+      column_sums =
+          new_workspace(in.like(), {shares.groups, shares.columns()}, accumulation_type(in.like()));
     }
     return {
         .logits = in.logits(),

@@ -9,7 +9,8 @@
 namespace mast_ext::kernels {
 
 // [B, D] tensors that lie anywhere, or one [V, B, D] tensor with any number of views; the last
-// dimension is dense. Kernels take the table itself, so that a GPU's need not be copied there first.
+// dimension is dense. Kernels take the table itself, so that a GPU's need not be copied there
+// first.
 template <typename Void>  // void or const void
 struct ListedViews {
   static constexpr int kMost = 32;  // tensors
