@@ -188,15 +188,17 @@ class ContrastiveCpuDriver {
   };
 
   // Tiles are large enough for the vendor library to reach full speed on all threads, and small
-  // enough to stay in the caches until the kernel has processed them. Small tiles also waste less
-  // work on the diagonal, where both halves of a tile are computed.
+  // enough to stay in the caches until the kernel has processed them. Of few rows in self-contrast
+  // they are smaller: of tiles on the diagonal both halves are computed, so that eight steps take
+  // 9/16 of the products that one would take.
   static constexpr std::int64_t kTileColumns = 2048;
   // Between rows of a tile: at a distance of a power of two they would share cache sets.
   static constexpr std::int64_t kPadding = 16;
   std::int64_t tile_rows() const {
     const int threads = at::get_num_threads();
-    if (threads <= 4) return in.dim() < 384 ? 512 : 256;
-    return threads <= 16 ? 1024 : 2048;
+    const std::int64_t most = threads > 16 ? 2048 : threads > 4 ? 1024 : in.dim() < 384 ? 512 : 256;
+    if (!in.self) return most;
+    return std::clamp(x.size(0) / 8, std::max<std::int64_t>(most / 4, 128), most);
   }
 
   static std::int64_t slices_of(std::int64_t rows) {
