@@ -3,7 +3,6 @@
 Written to be read: formulas as they stand in the docstrings there, materialising what they like.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -275,8 +274,8 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
 
 
 def prototype_cross_entropy(
-    student: Tensor | Sequence[Tensor],
-    teacher: Tensor | Sequence[Tensor],
+    student: Tensor | list[Tensor],
+    teacher: Tensor | list[Tensor],
     *,
     student_temperature: float,
     teacher_temperature: float,
@@ -295,8 +294,8 @@ def prototype_cross_entropy(
 
 
 def prototype_cross_entropy_with_mean(
-    student: Tensor | Sequence[Tensor],
-    teacher: Tensor | Sequence[Tensor],
+    student: Tensor | list[Tensor],
+    teacher: Tensor | list[Tensor],
     *,
     student_temperature: float,
     teacher_temperature: float,
@@ -316,8 +315,8 @@ def prototype_cross_entropy_with_mean(
     return cross_entropy, teacher.to(torch.promote_types(teacher.dtype, torch.float32)).mean((0, 1))
 
 
-def _stacked(views: Tensor | Sequence[Tensor]) -> Tensor:
-    return views if isinstance(views, Tensor) else torch.stack(list(views))
+def _stacked(views: Tensor | list[Tensor]) -> Tensor:
+    return views if isinstance(views, Tensor) else torch.stack(views)
 
 
 def prototype_column_logsumexp(
