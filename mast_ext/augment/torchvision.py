@@ -2,11 +2,14 @@
 
 Whole batches are rendered at once, in numpy, and the result is exact: pixels are integer levels
 between operations (as in torchvision's uint8 path) and filter weights are multiples of a power of
-two, so that all sums of resize and blur are exact in float32 and do not depend on the order of
-summation. Hence the same rows give the same bits whatever the batch, the thread count or the BLAS.
-numpy rather than torch, because a renderer works beside a training step: torch's operator threads
-would fight over the cores with the step's, and autocast or a lowered matmul precision would reach
-in here. Several batches are rendered in parallel by the loader's threads.
+two, so that all sums of resize and blur are exact and do not depend on the order of summation: in
+float32 those of 8 bits, in float64 those of 16. Hence the same rows give the same bits whatever the
+batch, the thread count or the BLAS. numpy rather than torch, because a renderer works beside a
+training step: torch's operator threads would fight over the cores with the step's, and autocast or
+a lowered matmul precision would reach in here. Several batches are rendered in parallel by the loader's threads.
+
+Images have any number of channels. Where torchvision has no contrast (neither gray nor RGB) each
+channel is changed about its own mean: bands of a satellite differ in their range.
 
 Images up to `DENSE_LIMIT` pixels a side are cropped, resized and flipped by two batched matrix
 products; larger ones by torchvision, one at a time.
@@ -24,7 +27,7 @@ from mast_ext.augment.parameters import COLUMN, COLUMNS, GROUPS
 from mast_ext.augment.recipe import AugmentationRecipe
 from mast_ext.augment.rendering import check_crops, empty, within
 
-Levels = NDArray[np.float32]  # [N, 3, S, S], integers in [0, 255]
+Levels = NDArray[np.floating]  # [N, C, S, S], integers in [0, 255] or, float64, in [0, 65535]
 Rows = NDArray[np.float32]  # [N, P]
 
 DENSE_LIMIT = 64
@@ -33,6 +36,12 @@ DENSE_LIMIT = 64
 _CHUNK_PIXELS = 1 << 16  # pixels worked on at a time: planes stay in the cache
 _BLOCK = 32  # output pixels of a filter computed by one product
 _WEIGHT_BITS, _FRACTION_BITS = 13, 3  # with the 8 bits of a level: the 24 of float32
+
+_TOP = {torch.uint8: 255, torch.uint16: 65535}
+_LEVELS: dict[torch.dtype, type[np.floating]] = {
+    torch.uint8: np.float32,
+    torch.uint16: np.float64,
+}
 
 
 def render(
@@ -45,25 +54,28 @@ def render(
     """Renders the views that the rows describe.
 
     Args:
-        images: uint8 RGB images, ``[B, 3, H, W]``, or a sequence of B tensors ``[3, H, W]``.
+        images: uint8 or uint16 images, ``[B, C, H, W]``, or a sequence of B tensors ``[C, H, W]``;
+            those of 3 channels are RGB.
         rows: Augmentation parameters, ``[V, B, P]`` float32.
         recipe: Size of the views, solarization threshold and normalization.
-        for_gpu: Leaves normalization to the GPU that the views are to be copied to.
+        for_gpu: Leaves normalization of 8 bits to the GPU that the views are to be copied to.
 
     Returns:
-        Normalized views, ``[V, B, 3, S, S]`` float32; those ``for_gpu`` are levels, uint8 in
-        page-locked memory.
+        Normalized views, ``[V, B, C, S, S]`` float32; those ``for_gpu`` are in page-locked memory,
+        and levels, uint8, if the images are of 8 bits.
 
     Raises:
-        ValueError: Shapes do not fit, or a crop box is empty or leaves its image.
-        TypeError: An image is not uint8.
+        ValueError: Shapes or channels do not fit, a crop box is empty or leaves its image, or
+            images without color are to change theirs.
+        TypeError: An image is neither uint8 nor uint16.
     """
     rows = torch.as_tensor(rows, dtype=torch.float32)
-    _check(images, rows)
+    dtype = _check(images, rows, recipe)
     views, batch = rows.shape[:2]
     parameters = rows.numpy()
-    shape = (views, batch, 3, recipe.size, recipe.size)
-    result = empty(shape, torch.uint8 if for_gpu else torch.float32, for_gpu=for_gpu)
+    shape = (views, batch, recipe.channels, recipe.size, recipe.size)
+    as_levels = for_gpu and dtype == torch.uint8
+    result = empty(shape, torch.uint8 if as_levels else torch.float32, for_gpu=for_gpu)
     out = result.numpy()
     chunk = max(1, _CHUNK_PIXELS // recipe.size**2)
     for members, stack in _same_size_groups(images):
@@ -71,25 +83,43 @@ def render(
             part = slice(start, start + chunk)
             for view in range(views):
                 chosen = parameters[view, members[part]]
-                levels = _geometry(stack[part], chosen, recipe.size)
-                _photometry(levels, chosen, recipe)
-                if not for_gpu:
-                    _normalize(levels, recipe)
+                levels = _geometry(stack[part], chosen, recipe.size, dtype)
+                _photometry(levels, chosen, recipe, _TOP[dtype])
+                if not as_levels:
+                    levels = _normalized(levels, recipe, _TOP[dtype])
                 out[view, members[part]] = levels
     return result
 
 
-def _check(images: Tensor | Sequence[Tensor], rows: Tensor) -> None:
+def _check(
+    images: Tensor | Sequence[Tensor], rows: Tensor, recipe: AugmentationRecipe
+) -> torch.dtype:
+    """The type of all images; raises what `render` does."""
     if rows.ndim != 3 or rows.shape[1:] != (len(images), len(COLUMNS)):
         expected = f"[V, {len(images)}, {len(COLUMNS)}] for {len(images)} images"
         raise ValueError(f"rows must have shape {expected}, got {list(rows.shape)}")
     # A stack is judged as one image of its kind.
-    for image in [images[0]] if isinstance(images, Tensor) and len(images) else images:
-        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(f"images must have shape [3, H, W], got {list(image.shape)}")
-        if image.dtype != torch.uint8:
-            raise TypeError(f"images must be uint8, got {image.dtype}")
+    each = [images[0]] if isinstance(images, Tensor) and len(images) else list(images)
+    for image in each:
+        if image.ndim != 3 or 0 in image.shape:
+            raise ValueError(f"images must have shape [C, H, W], got {list(image.shape)}")
+        if len(image) != recipe.channels:
+            raise ValueError(
+                f"images must have a channel for each of the {recipe.channels} numbers of mean and"
+                f" std, got shape {list(image.shape)}"
+            )
+        if image.dtype not in _TOP:
+            raise TypeError(f"images must be uint8 or uint16, got {image.dtype}")
+        if image.dtype != each[0].dtype:
+            raise TypeError(f"images must be of one type, got {each[0].dtype} and {image.dtype}")
+    if recipe.channels != 3:
+        for name, neutral in (("saturation", 1), ("hue", 0), ("grayscale", 0)):
+            if (rows[..., COLUMN[name]] != neutral).any():
+                raise ValueError(
+                    f"rows change {name}, and images of {recipe.channels} channels have no color"
+                )
     check_crops(rows)
+    return each[0].dtype if each else torch.uint8
 
 
 def _same_size_groups(
@@ -111,24 +141,28 @@ def _same_size_groups(
     return groups
 
 
-def _geometry(images: Tensor | list[Tensor], rows: Rows, size: int) -> Levels:
-    """Crop, antialiased bilinear resize and flip: levels ``[N, 3, S, S]``."""
+def _geometry(images: Tensor | list[Tensor], rows: Rows, size: int, dtype: torch.dtype) -> Levels:
+    """Crop, antialiased bilinear resize and flip: levels ``[N, C, S, S]``."""
     boxes, flipped = rows[:, GROUPS["crop"]], rows[:, COLUMN["flip"]] > 0.5
     if isinstance(images, Tensor) and max(images.shape[-2:]) <= DENSE_LIMIT:
         height, width = images.shape[-2:]
         y, x, h, w = boxes.T
         across = _resize_weights(x, w, width, size, flipped)
         down = _resize_weights(y, h, height, size, np.zeros_like(flipped))
-        return _filter(images.numpy().astype(np.float32), across, down)
+        return _filter(images.numpy().astype(_LEVELS[dtype]), across, down, _TOP[dtype])
 
-    levels = np.empty((len(rows), 3, size, size), np.float32)
+    levels = np.empty((len(rows), len(images[0]), size, size), _LEVELS[dtype])
     for image, box, flip, view in zip(images, boxes.tolist(), flipped, levels, strict=True):
         height, width = image.shape[-2:]
         scaled = np.multiply(box, (height, width, height, width))
         (y, x), (h, w) = within(scaled[:2], scaled[2:], np.array((height, width)))
         crop = functional.crop(image, int(y), int(x), int(h), int(w))
+        if dtype != torch.uint8:
+            crop = crop.float()  # keeps 16 bits, and rounds as the path for them would
         crop = functional.resize(crop, [size, size], antialias=True)
         view[:] = crop.numpy()[..., ::-1] if flip else crop.numpy()
+    if dtype != torch.uint8:
+        np.clip(np.rint(levels, out=levels), 0, _TOP[dtype], out=levels)
     return levels
 
 
@@ -163,26 +197,28 @@ def _resize_weights(
     return weights
 
 
-def _filter(levels: Levels, across: NDArray[np.float32], down: NDArray[np.float32]) -> Levels:
-    """Applies a filter along rows, then one along columns: new levels ``[N, 3, S, S]``.
+def _filter(
+    levels: Levels, across: NDArray[np.float32], down: NDArray[np.float32], top: int
+) -> Levels:
+    """Applies a filter along rows, then one along columns: new levels ``[N, C, S, S]``.
 
     Both are matrices ``[N, S, L]`` of multiples of ``2 ** -_WEIGHT_BITS``; between them levels keep
-    ``_FRACTION_BITS`` fractional bits. So every partial sum is exact in float32.
+    ``_FRACTION_BITS`` fractional bits. So every partial sum is exact in the levels' type.
     """
     count, channels, height, _ = levels.shape
-    rows = np.empty((count, channels, height, across.shape[1]), np.float32)
+    rows = np.empty((count, channels, height, across.shape[1]), levels.dtype)
     for block, used in _bands(across):
         weights = across[:, None, block, used].swapaxes(-1, -2)
         np.matmul(levels[..., used], weights, out=rows[..., block])
     rows *= 2.0**_FRACTION_BITS
     np.rint(rows, out=rows)
-    np.minimum(rows, 255 * 2**_FRACTION_BITS, out=rows)  # rounded weights may sum to over 1
+    np.minimum(rows, top * 2**_FRACTION_BITS, out=rows)  # rounded weights may sum to over 1
     rows *= 2.0**-_FRACTION_BITS
-    result = np.empty((count, channels, down.shape[1], across.shape[1]), np.float32)
+    result = np.empty((count, channels, down.shape[1], across.shape[1]), levels.dtype)
     for block, used in _bands(down):
         np.matmul(down[:, None, block, used], rows[:, :, used], out=result[:, :, block])
     np.rint(result, out=result)
-    return np.clip(result, 0, 255, out=result)
+    return np.clip(result, 0, top, out=result)
 
 
 def _bands(weights: NDArray[np.float32]) -> Iterator[tuple[slice, slice]]:
@@ -197,18 +233,19 @@ def _bands(weights: NDArray[np.float32]) -> Iterator[tuple[slice, slice]]:
         yield block, slice(used[0], used[-1] + 1)
 
 
-def _photometry(levels: Levels, rows: Rows, recipe: AugmentationRecipe) -> None:
-    """Jitter, gray, blur and solarize of ``levels`` ``[N, 3, S, S]``, in place."""
+def _photometry(levels: Levels, rows: Rows, recipe: AugmentationRecipe, top: int) -> None:
+    """Jitter, gray, blur and solarize of ``levels`` ``[N, C, S, S]``, in place."""
     applied = rows > 0.5
     jittered = applied[:, COLUMN["jitter"]]
     shifted = jittered & (rows[:, COLUMN["hue"]] != 0)
     blurred = applied[:, COLUMN["blur"]] & (rows[:, COLUMN["sigma"]] > 0)
+    threshold = recipe.solarize_threshold * top // 255
     operations: tuple[tuple[NDArray[np.bool_], Callable[[Levels, Rows], None]], ...] = (
-        (jittered, _jitter),
-        (shifted, _shift_hue),
+        (jittered, lambda part, rows: _jitter(part, rows, top)),
+        (shifted, lambda part, rows: _shift_hue(part, rows, top)),
         (applied[:, COLUMN["grayscale"]], _to_gray),
-        (blurred, _blur),
-        (applied[:, COLUMN["solarize"]], lambda part, _: _solarize(part, recipe)),
+        (blurred, lambda part, rows: _blur(part, rows, top)),
+        (applied[:, COLUMN["solarize"]], lambda part, _: _solarize(part, threshold, top)),
     )
     for chosen, operation in operations:
         at = chosen.nonzero()[0]
@@ -220,28 +257,31 @@ def _photometry(levels: Levels, rows: Rows, recipe: AugmentationRecipe) -> None:
             levels[at] = part
 
 
-def _jitter(levels: Levels, rows: Rows) -> None:
+def _jitter(levels: Levels, rows: Rows, top: int) -> None:
     """Brightness, contrast (about the mean gray) and saturation; truncated to levels each time."""
     brightness, contrast, saturation = (
         rows[:, COLUMN[name], None, None, None] for name in ("brightness", "contrast", "saturation")
     )
     levels *= brightness
-    np.minimum(levels, 255, out=levels)
+    np.minimum(levels, top, out=levels)
     np.floor(levels, out=levels)
 
     # A sum of integers in float64 is exact; the mean is rounded once.
-    mean = _gray(levels).mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64)
+    colored = levels.shape[1] == 3
+    gray = _gray(levels) if colored else levels
+    mean = gray.mean(axis=(2, 3), keepdims=True, dtype=np.float64)
     levels *= contrast
-    levels += (1 - contrast) * mean.astype(np.float32)
-    np.clip(levels, 0, 255, out=levels)
+    levels += (1 - contrast) * mean.astype(levels.dtype)
+    np.clip(levels, 0, top, out=levels)
     np.floor(levels, out=levels)
 
-    gray = _gray(levels)
-    gray *= 1 - saturation
-    levels *= saturation
-    levels += gray
-    np.clip(levels, 0, 255, out=levels)
-    np.floor(levels, out=levels)
+    if colored:
+        gray = _gray(levels)
+        gray *= 1 - saturation
+        levels *= saturation
+        levels += gray
+        np.clip(levels, 0, top, out=levels)
+        np.floor(levels, out=levels)
 
 
 def _gray(levels: Levels) -> Levels:
@@ -256,7 +296,7 @@ def _to_gray(levels: Levels, rows: Rows) -> None:
     levels[:] = _gray(levels)
 
 
-def _shift_hue(levels: Levels, rows: Rows) -> None:
+def _shift_hue(levels: Levels, rows: Rows, top_level: int) -> None:
     """Turns the hue of HSV by a fraction of a turn; value and chroma are kept."""
     red, green, blue = (levels[:, channel] for channel in range(3))
     top = np.maximum(np.maximum(red, green), blue)
@@ -268,8 +308,8 @@ def _shift_hue(levels: Levels, rows: Rows) -> None:
     np.copyto(hue, (blue - red) * per_chroma + 2, where=top == green)
     np.copyto(hue, (green - blue) * per_chroma, where=top == red)
     hue += 6 * rows[:, COLUMN["hue"], None, None]
-    # torchvision goes to [0, 1] and back with a factor just below 256.
-    to_levels = (256 - 1e-3) / 255
+    # torchvision goes to [0, 1] and back with a factor just below 256 (of 16 bits, 65536).
+    to_levels = (top_level + 1 - 1e-3) / top_level
     for channel, offset in enumerate((5.0, 3.0, 1.0)):
         sextant = hue + offset  # modulo 6
         turns = sextant * (1 / 6)
@@ -284,13 +324,13 @@ def _shift_hue(levels: Levels, rows: Rows) -> None:
         np.floor(missing, out=levels[:, channel])
 
 
-def _blur(levels: Levels, rows: Rows) -> None:
+def _blur(levels: Levels, rows: Rows, top: int) -> None:
     """Separable Gaussian of sigma pixels with window ``2 ceil(3 sigma) + 1``.
 
     The image is reflected without repeating its border (reflect-101), however large the window.
     """
     weights = _blur_weights(rows[:, COLUMN["sigma"]].astype(np.float64), levels.shape[-1])
-    levels[:] = _filter(levels, weights, weights)
+    levels[:] = _filter(levels, weights, weights, top)
 
 
 def _blur_weights(sigma: NDArray[np.float64], size: int) -> NDArray[np.float32]:
@@ -320,12 +360,15 @@ def _blur_weights(sigma: NDArray[np.float64], size: int) -> NDArray[np.float32]:
     return weights
 
 
-def _solarize(levels: Levels, recipe: AugmentationRecipe) -> None:
-    np.copyto(levels, 255 - levels, where=levels >= recipe.solarize_threshold)
+def _solarize(levels: Levels, threshold: int, top: int) -> None:
+    np.copyto(levels, top - levels, where=levels >= threshold)
 
 
-def _normalize(levels: Levels, recipe: AugmentationRecipe) -> None:
+def _normalized(levels: Levels, recipe: AugmentationRecipe, top: int) -> NDArray[np.float32]:
+    """The levels, changed in place if they are float32, as the network takes them."""
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (recipe.mean, recipe.std))
-    levels /= 255
-    levels -= mean
-    levels /= std
+    values = levels.astype(np.float32, copy=False)
+    values /= top
+    values -= mean
+    values /= std
+    return values

@@ -21,6 +21,7 @@ from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation.evaluate import Row, chance, evaluate
 from mast_ext.train.evaluation.images import Images, open_images
 from mast_ext.train.evaluation.views import hard_view_examples, pair_uncertainty
+from mast_ext.train.inputs import fitted
 from mast_ext.train.launch import process_group, resolve_device
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
@@ -76,7 +77,11 @@ def pretrain(
         device = resolve_device(config.train.accelerator)
         first = rank() == 0
         console = (console or Console(stderr=True)) if first else Console(quiet=True)
-        images = open_images(config.data)
+        images = open_images(config.data, console)
+        config, notes = fitted(config, images.train)
+        for note in notes:
+            _tell(console, note)
+        images = replace(images, notes=[*images.notes, *notes])
         trainings = plan(config, images.train)
         run, modules = _train_all(config, trainings, resume, console)
     return _report(config, images, run, trainings, modules, device, console) if first else None

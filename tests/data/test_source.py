@@ -7,7 +7,7 @@ from mast_ext.data import open_source
 REFUSED = [
     (
         {"name": "imagenet"},
-        "source must be one of shapes, folder, shards, cifar10, cifar100, got 'imagenet'",
+        "source must be one of shapes, folder, shards, huggingface, numpy, cifar10, cifar100, got 'imagenet'",
     ),
     ({"split": "val"}, "split must be train or test, got 'val'"),
     ({"on_bad_image": "ignore"}, "on_bad_image must be error or skip"),
