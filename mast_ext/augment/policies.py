@@ -209,8 +209,7 @@ class SharedPolicy(ViewPolicy):
                 raise ValueError(f"shared must map {name!r} to a Sharing, got {sharing!r}")
             if name in COLOR_CHANGES and recipe.channels != 3:
                 raise ValueError(
-                    f"shared names {name!r}, and images of {recipe.channels} channels have no"
-                    " colors: leave it out"
+                    f"shared names {name!r}, and images that are not RGB have none: leave it out"
                 )
             if not recipe.varies(name):
                 raise ValueError(f"shared names {name!r}, which the recipe does not change")

@@ -346,7 +346,7 @@ def check_array(shape: Sequence[int], dtype: np.dtype, *, first: str = "") -> No
         raise ValueError(f"its array {wanted}, got {got}")
     if 0 in shape:
         raise ValueError(f"its array {wanted}, got {got}, which has no pixels")
-    if len(shape) == 3 and shape[0] < min(shape[1:]):
+    if len(shape) == 3 and 2 * shape[0] <= min(shape[1:]):  # no image has such sides
         axis = 1 if first else 0
         raise ValueError(
             f"its array {wanted}, got {got}, whose channels seem to be first: numpy.moveaxis(array,"

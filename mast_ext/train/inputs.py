@@ -12,8 +12,8 @@ from mast_ext.train.config import PretrainConfig
 _MEASURED = 64  # images whose mean and standard deviation an error suggests
 
 
-def fitted(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, list[str]]:
-    """The settings for images as they are, and sentences on what of them is left out.
+def fitted(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, str]:
+    """The settings for images as they are, and a sentence on what of them is left out, if any.
 
     Images that are not RGB have no colors to change: what would change them is switched off.
 
@@ -23,14 +23,13 @@ def fitted(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, list
     require_channels(config.augment, source)
     changes = config.augment.color_changes
     if source.channels == 3 or not changes:
-        return config, []
+        return config, ""
     names = [f"augment.{name}" for name in changes]
-    listed = " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
     note = (
-        f"{listed} {'are' if len(names) > 1 else 'is'} not applied: the images have"
-        f" {_count(source.channels, 'channel')} and no color"
+        f"not applied, since images of {_count(source.channels, 'channel')} have no colors:"
+        f" {', '.join(names)}"
     )
-    return replace(config, augment=config.augment.without_color()), [note]
+    return replace(config, augment=config.augment.without_color()), note
 
 
 def require_channels(recipe: AugmentationRecipe, source: Source) -> None:
@@ -49,8 +48,8 @@ def require_channels(recipe: AugmentationRecipe, source: Source) -> None:
     )
 
 
-def _levels(source: Source) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of every channel of some images, of pixels in [0, 1]."""
+def _levels(source: Source) -> tuple[str, ...]:
+    """Mean and standard deviation of pixels in [0, 1] of some images, as options take them."""
     chosen = np.linspace(0, len(source) - 1, min(_MEASURED, len(source))).round().astype(int)
     sums = torch.zeros(2, source.channels, dtype=torch.float64)
     for index in chosen:
@@ -58,7 +57,7 @@ def _levels(source: Source) -> tuple[list[float], list[float]]:
         sums += torch.stack((pixels, pixels.square())).mean(-1)
     mean, square = sums / len(chosen)
     std = (square - mean.square()).clamp(min=0).sqrt().clamp(min=1e-3)
-    return [round(x, 4) for x in mean.tolist()], [round(x, 4) for x in std.tolist()]
+    return tuple("[" + ",".join(f"{x:.4f}" for x in each.tolist()) + "]" for each in (mean, std))
 
 
 def _count(number: int, noun: str) -> str:

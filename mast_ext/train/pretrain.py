@@ -78,11 +78,10 @@ def pretrain(
         first = rank() == 0
         console = (console or Console(stderr=True)) if first else Console(quiet=True)
         images = open_images(config.data, console)
-        config, notes = fitted(config, images.train)
-        for note in notes:
-            _tell(console, note)
-        images = replace(images, notes=[*images.notes, *notes])
+        config, left_out = fitted(config, images.train)
         trainings = plan(config, images.train)
+        if left_out:
+            _tell(console, left_out)
         run, modules = _train_all(config, trainings, resume, console)
     return _report(config, images, run, trainings, modules, device, console) if first else None
 
