@@ -96,8 +96,8 @@ def opened(file: ImageFile) -> Iterator[Encoded]:
     """The file as an image whose pixels are not read yet.
 
     Raises:
-        BadImageError: It cannot be read, or what is done with it fails.
-        ModuleNotFoundError: The package that reads this kind is missing; the message names it.
+        BadImageError: It cannot be read, or what is done with it fails; or the package that reads
+            this kind is missing.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -106,7 +106,7 @@ def opened(file: ImageFile) -> Iterator[Encoded]:
                 yield _Array(stream)
             else:
                 yield _picture(stream, stack)
-    except (MemoryError, ModuleNotFoundError):
+    except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise bad(file, error) from error
@@ -171,11 +171,8 @@ def _picture(stream: BinaryIO, stack: contextlib.ExitStack) -> "_Picture | _Tiff
             raise
         try:
             return _Tiff(stream)
-        except ModuleNotFoundError as missing:  # it may be damaged as well
-            raise ValueError(
-                "Pillow cannot read this TIFF file; if it has more than 4 channels, tifffile can:"
-                " pip install 'mast-ext[images]'"
-            ) from missing
+        except ModuleNotFoundError:
+            raise
         except Exception:
             raise error from None
     return _Tiff(stream) if _only_tifffile_keeps(image) else _Picture(image, stream)

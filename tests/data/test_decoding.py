@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mast_ext.data import BadImageError, FolderSource
+from mast_ext.data import BadImageError, FolderSource, SplitError
 
 
 def levels(*shape, dtype=np.uint16, seed=0):
@@ -196,12 +196,13 @@ def without_packages(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
 
-@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
-def test_package_that_is_missing_is_named(tmp_path, without_packages, on_bad_image):
+def test_package_that_is_missing_is_named(tmp_path, without_packages):
     (tmp_path / "a.png").write_bytes(png(levels(8, 8, 3)))
-    message = r"PNG in color of 16 bits needs imagecodecs, .*: pip install 'mast-ext\[images\]'"
-    with pytest.raises(ModuleNotFoundError, match=message):
-        FolderSource(tmp_path.parent, "train", on_bad_image=on_bad_image)
+    message = r"a\.png: PNG in .* needs imagecodecs, .*: pip install 'mast-ext\[images\]'"
+    with pytest.raises(BadImageError, match=message):
+        FolderSource(tmp_path.parent, "train")
+    with pytest.raises(SplitError, match=f"none of the 1 image files .*; the first: .*{message}"):
+        FolderSource(tmp_path.parent, "train", on_bad_image="skip")
 
 
 def tiff(samples, bits):
@@ -216,7 +217,5 @@ def tiff(samples, bits):
 @pytest.mark.parametrize("samples", [2, 13])
 def test_tiff_without_its_package(tmp_path, without_packages, samples):
     (tmp_path / "a.tif").write_bytes(tiff(samples, 8))
-    with pytest.raises(
-        (ModuleNotFoundError, BadImageError), match=r"tifffile.*pip install 'mast-ext\[images\]'"
-    ):
+    with pytest.raises(BadImageError, match=r"a\.tif: .*tifffile.*'mast-ext\[images\]'"):
         FolderSource(tmp_path.parent, "train")
