@@ -6,7 +6,8 @@ two, so that all sums of resize and blur are exact and do not depend on the orde
 float32 those of 8 bits, in float64 those of 16. Hence the same rows give the same bits whatever the
 batch, the thread count or the BLAS. numpy rather than torch, because a renderer works beside a
 training step: torch's operator threads would fight over the cores with the step's, and autocast or
-a lowered matmul precision would reach in here. Several batches are rendered in parallel by the loader's threads.
+a lowered matmul precision would reach in here. Several batches are rendered in parallel by the
+loader's threads.
 
 Images have any number of channels. Where torchvision has no contrast (neither gray nor RGB) each
 channel is changed about its own mean: bands of a satellite differ in their range.
@@ -16,6 +17,7 @@ products; larger ones by torchvision, one at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,19 +31,37 @@ from mast_ext.augment.rendering import check_crops, empty, within
 
 Levels = NDArray[np.floating]  # [N, C, S, S], integers in [0, 255] or, float64, in [0, 65535]
 Rows = NDArray[np.float32]  # [N, P]
+Weights = NDArray[np.floating]  # [N, S, L], of a filter along one axis
 
 DENSE_LIMIT = 64
 """Largest side of an image, in pixels, whose resize is a dense matrix product."""
 
 _CHUNK_PIXELS = 1 << 16  # pixels worked on at a time: planes stay in the cache
 _BLOCK = 32  # output pixels of a filter computed by one product
-_WEIGHT_BITS, _FRACTION_BITS = 13, 3  # with the 8 bits of a level: the 24 of float32
+
+
+class _Precision(NamedTuple):
+    """Of numbers in filters, so that every sum of them is exact.
+
+    Attributes:
+        levels: The type of levels and weights.
+        raw: Bits of a weight before all are made to sum to 1.
+        weight: Bits of a weight then.
+        fraction: Bits behind the point of a level between two filters.
+    """
+
+    levels: type[np.floating]
+    raw: int
+    weight: int
+    fraction: int
+
+
+_PRECISION = {
+    torch.uint8: _Precision(np.float32, 16, 13, 3),  # with the 8 bits of a level: the 24 of float32
+    torch.uint16: _Precision(np.float64, 30, 24, 8),  # with the 16 of a level: 48 of float64's 53
+}
 
 _TOP = {torch.uint8: 255, torch.uint16: 65535}
-_LEVELS: dict[torch.dtype, type[np.floating]] = {
-    torch.uint8: np.float32,
-    torch.uint16: np.float64,
-}
 
 
 def render(
@@ -84,7 +104,7 @@ def render(
             for view in range(views):
                 chosen = parameters[view, members[part]]
                 levels = _geometry(stack[part], chosen, recipe.size, dtype)
-                _photometry(levels, chosen, recipe, _TOP[dtype])
+                _photometry(levels, chosen, recipe, dtype)
                 if not as_levels:
                     levels = _normalized(levels, recipe, _TOP[dtype])
                 out[view, members[part]] = levels
@@ -147,11 +167,12 @@ def _geometry(images: Tensor | list[Tensor], rows: Rows, size: int, dtype: torch
     if isinstance(images, Tensor) and max(images.shape[-2:]) <= DENSE_LIMIT:
         height, width = images.shape[-2:]
         y, x, h, w = boxes.T
-        across = _resize_weights(x, w, width, size, flipped)
-        down = _resize_weights(y, h, height, size, np.zeros_like(flipped))
-        return _filter(images.numpy().astype(_LEVELS[dtype]), across, down, _TOP[dtype])
+        precision = _PRECISION[dtype]
+        across = _resize_weights(x, w, width, size, flipped, precision)
+        down = _resize_weights(y, h, height, size, np.zeros_like(flipped), precision)
+        return _filter(images.numpy().astype(precision.levels), across, down, dtype)
 
-    levels = np.empty((len(rows), len(images[0]), size, size), _LEVELS[dtype])
+    levels = np.empty((len(rows), len(images[0]), size, size), _PRECISION[dtype].levels)
     for image, box, flip, view in zip(images, boxes.tolist(), flipped, levels, strict=True):
         height, width = image.shape[-2:]
         scaled = np.multiply(box, (height, width, height, width))
@@ -167,21 +188,27 @@ def _geometry(images: Tensor | list[Tensor], rows: Rows, size: int, dtype: torch
 
 
 def _resize_weights(
-    start: Rows, extent: Rows, length: int, size: int, flipped: NDArray[np.bool_]
-) -> NDArray[np.float32]:
+    start: Rows,
+    extent: Rows,
+    length: int,
+    size: int,
+    flipped: NDArray[np.bool_],
+    precision: _Precision,
+) -> Weights:
     """Weights ``[N, S, L]`` with which output pixels take input pixels along one axis.
 
     The triangle filter of Pillow and torch: its half width is one input pixel when enlarging and
     one output pixel when shrinking, and it ends at the crop's border. Weights are multiples of
-    ``2 ** -_WEIGHT_BITS``.
+    ``2 ** -precision.weight``.
     """
     start, extent = (
         each[:, None, None] for each in within(start * length, extent * length, length)
     )
-    scale = extent / np.float32(size)
-    output = np.arange(size, dtype=np.float32)
+    kind = precision.levels
+    scale = extent.astype(kind) / kind(size)
+    output = np.arange(size, dtype=kind)
     output = np.where(flipped[:, None], size - 1 - output, output)[:, :, None]
-    position = np.arange(length, dtype=np.float32) - start
+    position = np.arange(length, dtype=kind) - start
     weights = (position + 0.5) - (output + 0.5) * scale
     np.abs(weights, out=weights)
     weights /= -np.maximum(scale, 1)
@@ -189,31 +216,30 @@ def _resize_weights(
     np.maximum(weights, 0, out=weights)
     weights *= (position >= 0) & (position < extent)
     # Integers before the sum, so that the sum has one value in any order of addition.
-    weights *= 65536.0
+    weights *= 2.0**precision.raw
     np.rint(weights, out=weights)
-    weights *= 2.0**_WEIGHT_BITS / weights.sum(axis=-1, keepdims=True)
+    weights *= 2.0**precision.weight / weights.sum(axis=-1, keepdims=True)
     np.rint(weights, out=weights)
-    weights *= 2.0**-_WEIGHT_BITS
+    weights *= 2.0**-precision.weight
     return weights
 
 
-def _filter(
-    levels: Levels, across: NDArray[np.float32], down: NDArray[np.float32], top: int
-) -> Levels:
+def _filter(levels: Levels, across: Weights, down: Weights, dtype: torch.dtype) -> Levels:
     """Applies a filter along rows, then one along columns: new levels ``[N, C, S, S]``.
 
-    Both are matrices ``[N, S, L]`` of multiples of ``2 ** -_WEIGHT_BITS``; between them levels keep
-    ``_FRACTION_BITS`` fractional bits. So every partial sum is exact in the levels' type.
+    Both are matrices ``[N, S, L]`` of multiples of ``2 ** -weight``; between them levels keep
+    ``fraction`` fractional bits (see `_Precision`). So every partial sum is exact.
     """
+    top, fraction = _TOP[dtype], _PRECISION[dtype].fraction
     count, channels, height, _ = levels.shape
     rows = np.empty((count, channels, height, across.shape[1]), levels.dtype)
     for block, used in _bands(across):
         weights = across[:, None, block, used].swapaxes(-1, -2)
         np.matmul(levels[..., used], weights, out=rows[..., block])
-    rows *= 2.0**_FRACTION_BITS
+    rows *= 2.0**fraction
     np.rint(rows, out=rows)
-    np.minimum(rows, top * 2**_FRACTION_BITS, out=rows)  # rounded weights may sum to over 1
-    rows *= 2.0**-_FRACTION_BITS
+    np.minimum(rows, top * 2**fraction, out=rows)  # rounded weights may sum to over 1
+    rows *= 2.0**-fraction
     result = np.empty((count, channels, down.shape[1], across.shape[1]), levels.dtype)
     for block, used in _bands(down):
         np.matmul(down[:, None, block, used], rows[:, :, used], out=result[:, :, block])
@@ -221,7 +247,7 @@ def _filter(
     return np.clip(result, 0, top, out=result)
 
 
-def _bands(weights: NDArray[np.float32]) -> Iterator[tuple[slice, slice]]:
+def _bands(weights: Weights) -> Iterator[tuple[slice, slice]]:
     """Blocks of output pixels and, for each, the input pixels it takes anything from.
 
     A filter's matrix is a band: leaving out the rest saves most of the work of a large one, and
@@ -233,18 +259,19 @@ def _bands(weights: NDArray[np.float32]) -> Iterator[tuple[slice, slice]]:
         yield block, slice(used[0], used[-1] + 1)
 
 
-def _photometry(levels: Levels, rows: Rows, recipe: AugmentationRecipe, top: int) -> None:
+def _photometry(levels: Levels, rows: Rows, recipe: AugmentationRecipe, dtype: torch.dtype) -> None:
     """Jitter, gray, blur and solarize of ``levels`` ``[N, C, S, S]``, in place."""
     applied = rows > 0.5
     jittered = applied[:, COLUMN["jitter"]]
     shifted = jittered & (rows[:, COLUMN["hue"]] != 0)
     blurred = applied[:, COLUMN["blur"]] & (rows[:, COLUMN["sigma"]] > 0)
+    top = _TOP[dtype]
     threshold = recipe.solarize_threshold * top // 255
     operations: tuple[tuple[NDArray[np.bool_], Callable[[Levels, Rows], None]], ...] = (
         (jittered, lambda part, rows: _jitter(part, rows, top)),
         (shifted, lambda part, rows: _shift_hue(part, rows, top)),
         (applied[:, COLUMN["grayscale"]], _to_gray),
-        (blurred, lambda part, rows: _blur(part, rows, top)),
+        (blurred, lambda part, rows: _blur(part, rows, dtype)),
         (applied[:, COLUMN["solarize"]], lambda part, _: _solarize(part, threshold, top)),
     )
     for chosen, operation in operations:
@@ -324,34 +351,37 @@ def _shift_hue(levels: Levels, rows: Rows, top_level: int) -> None:
         np.floor(missing, out=levels[:, channel])
 
 
-def _blur(levels: Levels, rows: Rows, top: int) -> None:
+def _blur(levels: Levels, rows: Rows, dtype: torch.dtype) -> None:
     """Separable Gaussian of sigma pixels with window ``2 ceil(3 sigma) + 1``.
 
     The image is reflected without repeating its border (reflect-101), however large the window.
     """
-    weights = _blur_weights(rows[:, COLUMN["sigma"]].astype(np.float64), levels.shape[-1])
-    levels[:] = _filter(levels, weights, weights, top)
+    sigma = rows[:, COLUMN["sigma"]].astype(np.float64)
+    weights = _blur_weights(sigma, levels.shape[-1], _PRECISION[dtype])
+    levels[:] = _filter(levels, weights, weights, dtype)
 
 
-def _blur_weights(sigma: NDArray[np.float64], size: int) -> NDArray[np.float32]:
-    """Matrices ``[N, S, S]`` of a blur along one axis, multiples of ``2 ** -_WEIGHT_BITS``."""
+def _blur_weights(sigma: NDArray[np.float64], size: int, precision: _Precision) -> Weights:
+    """Matrices ``[N, S, S]`` of a blur along one axis, multiples of ``2 ** -precision.weight``."""
     radius = np.ceil(3 * sigma)[:, None]
     reach = int(radius.max())
     distance = np.arange(reach + 1.0)
     # One half of the kernel; integers before the sum, whose value then depends on no padding.
-    half = np.rint(2.0**20 * np.exp(-0.5 * (distance / sigma[:, None]) ** 2))
+    half = np.rint(2.0 ** (precision.raw + 4) * np.exp(-0.5 * (distance / sigma[:, None]) ** 2))
     half *= distance <= radius
     total = 2 * half.sum(axis=1, keepdims=True) - half[:, :1]
-    half = np.rint(half / total * 2.0**_WEIGHT_BITS)
-    half[:, 0] = 2.0**_WEIGHT_BITS - 2 * half[:, 1:].sum(axis=1)  # a constant image stays as it is
-    kernel = np.zeros((len(sigma), reach + 2), np.float32)  # and a 0 for what is out of reach
-    kernel[:, :-1] = half * 2.0**-_WEIGHT_BITS
+    half = np.rint(half / total * 2.0**precision.weight)
+    half[:, 0] = 2.0**precision.weight - 2 * half[:, 1:].sum(
+        axis=1
+    )  # a constant image stays as it is
+    kernel = np.zeros((len(sigma), reach + 2), precision.levels)  # and a 0 beyond its reach
+    kernel[:, :-1] = half * 2.0**-precision.weight
 
     # The places outside the image at which reflections show pixel j again: ±j + whole periods.
     output, pixel = np.arange(size)[:, None], np.arange(size)
     period = max(2 * (size - 1), 1)
     mirrored = 2 * pixel % period != 0  # the border pixels are their own mirror images
-    weights = np.zeros((len(sigma), size, size), np.float32)
+    weights = np.zeros((len(sigma), size, size), precision.levels)
     for turn in range(-(reach // period) - 1, reach // period + 2):
         for place, shown in ((pixel, True), (-pixel, mirrored)):
             away = np.where(shown, np.abs(place + turn * period - output), reach + 1)
