@@ -6,10 +6,11 @@ header; small images of one size are decoded in the same go, and stay in memory;
 starts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,13 +25,11 @@ STACKED_LIMIT = 64
 
 _CHUNK = 64  # files that a thread takes at a time
 
-_THREADS = 4  # hide the latency of disks and networks; more fight over Python's lock
+_MOST_THREADS = 8
+_THREADS_OF_SMALL = 4  # hide the latency of disks; more would only fight over Python's lock
 
 Progress = Callable[[int, int], None]
 """Told, now and then, how many of how many files have been read."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class EncodedSource:
@@ -79,7 +78,7 @@ class EncodedSource:
 
         skip = on_bad_image == "skip"
         survey = _Survey(files, channels, bits, verify=skip)
-        found = _each(survey.read, len(files), skip, progress)
+        found = survey.read_all(skip, progress)
         headers = {i: each for i, each in enumerate(found) if isinstance(each, Header)}
         if not headers:
             raise SplitError(
@@ -93,7 +92,7 @@ class EncodedSource:
         if survey.mixed and len({header.size for header in headers.values()}) == 1:
             # Small images of one size: the first one did not tell how all are to be decoded.
             survey = _Survey(files, self.channels, self.bits, verify=False)
-            again = _each(survey.read, len(files), skip, progress)
+            again = survey.read_all(skip, progress)
             headers = {i: each for i, each in headers.items() if isinstance(again[i], Header)}
 
         good = list(headers)
@@ -168,7 +167,36 @@ class _Survey:
         self._first: Header | None = None
         self._lock = Lock()
 
-    def read(self, index: int) -> Header:
+    def read_all(self, skip: bool, progress: Progress | None) -> list[Header | BadImageError]:
+        """The headers of all files; errors of bad images among them if they are skipped."""
+        count = len(self._files)
+
+        def part(start: int) -> list[Header | BadImageError]:
+            found: list[Header | BadImageError] = []
+            for index in range(start, min(start + _CHUNK, count)):
+                try:
+                    found.append(self._read(index))
+                except BadImageError as error:
+                    if not skip:
+                        raise
+                    found.append(error)
+            return found
+
+        headers = part(0)
+        small = self.pixels is not None
+        threads = _THREADS_OF_SMALL if small else min(_MOST_THREADS, os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for more in pool.map(part, range(_CHUNK, count, _CHUNK)):
+                    if progress is not None:
+                        progress(len(headers), count)
+                    headers += more
+            except Exception:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return headers
+
+    def _read(self, index: int) -> Header:
         """The header of a file; errors as `opened`."""
         with opened(self._files[index]) as image:
             pixels = self._pixels_for(image.header)
@@ -220,36 +248,3 @@ def _channels(headers: dict[int, Header], files: Sequence[ImageFile], wanted: in
         f"images must have one number of channels: {files[first]} has {one} and {files[second]}"
         f" {other}"
     )
-
-
-def _each(
-    function: Callable[[int], R], count: int, skip: bool, progress: Progress | None
-) -> list[R | BadImageError]:
-    """The function of every index, by threads; errors of bad images among them if skipped."""
-
-    def part(start: int) -> list[R | BadImageError]:
-        found: list[R | BadImageError] = []
-        for index in range(start, min(start + _CHUNK, count)):
-            try:
-                found.append(function(index))
-            except BadImageError as error:
-                if not skip:
-                    raise
-                found.append(error)
-        return found
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            return list(_told(pool.map(part, range(0, count, _CHUNK)), count, progress))
-        except Exception:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _told(parts: Iterator[list[T]], count: int, progress: Progress | None) -> Iterator[T]:
-    done = 0
-    for part in parts:
-        yield from part
-        done += len(part)
-        if progress is not None:
-            progress(done, count)

@@ -180,6 +180,30 @@ def test_backbone_file_of_other_channels_is_refused_by_name(call, trained, scans
     )
 
 
+def test_run_on_a_table_of_hugging_face(call, tiny, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs datasets")
+    generator = np.random.default_rng(0)
+    kinds = {"photo": datasets.Image(), "animal": datasets.ClassLabel(names=["cat", "dog"])}
+    splits = {}
+    for split, count in (("train", 16), ("validation", 8)):
+        cells = []
+        for _ in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(generator.integers(0, 256, (20, 20, 3), np.uint8)).save(buffer, "png")
+            cells.append({"bytes": buffer.getvalue(), "path": None})
+        values = {"photo": cells, "animal": [i % 2 for i in range(count)]}
+        splits[split] = datasets.Dataset.from_dict(values, features=datasets.Features(kinds))
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "pets"))
+    data = ["--data.name=huggingface", "--data.path=pets", "--method=simclr", "--out=run"]
+    status, out, err = call("pretrain", *tiny, *data, "--data.label_column=animal")
+    assert status == 0 and "linear probe" in out, err
+    assert err.splitlines()[0].startswith("training simclr")  # and no bar of the package's
+    status, _, err = call("pretrain", "--resume", "run")
+    assert status == 0, err
+    status, _, err = call("pretrain", *tiny, *data[:3], "--data.image_column=animal")
+    assert status == 1 and err.count("\n") == 1 and "column animal of pets holds no encoded" in err
+
+
 @pytest.mark.parametrize("what", ["folder", "pattern"])
 def test_run_is_used_from_another_directory(call, tiny, request, tmp_path, monkeypatch, what):
     """Whose data's path was typed as seen from the first one."""
