@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +21,7 @@ from mast_ext.train.config import EvaluateConfig, PretrainConfig
 from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.evaluate import chance, evaluate
 from mast_ext.train.evaluation.images import open_images
-from mast_ext.train.inputs import require_channels
+from mast_ext.train.inputs import as_trained, counted, require_channels
 from mast_ext.train.launch import resolve_device
 from mast_ext.train.report.tables import results, tables
 from mast_ext.train.state.restore import Restored, restore_backbone, restore_checkpoint
@@ -64,12 +63,10 @@ def main(arguments: Sequence[str]) -> int:
     channels = config.augment.channels
     if restored.channels != channels:
         raise RunError(
-            f"{path} takes images of {restored.channels} channels, and augment.mean and augment.std"
-            f" have {channels} numbers: they need one for each channel"
+            f"{path} takes images of {counted(restored.channels, 'channel')}, and augment.mean and"
+            f" augment.std have {counted(channels, 'number')}: they need one for each channel"
         )
-    # Images that can become what the network takes do so, whatever they are by themselves.
-    data = replace(config.data, channels=config.data.channels or channels)
-    opened = open_images(data, Console(stderr=True))
+    opened = open_images(as_trained(config.data, config.augment), Console(stderr=True))
     require_channels(config.augment, opened.train)
     images = opened.labeled
     if images is None:

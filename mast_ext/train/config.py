@@ -94,7 +94,7 @@ DEFAULT_AUGMENTATION = {
     # Shapes are small and lie in a corner: smaller crops would often miss them. Hues change fully,
     # so that a method that is invariant to augmentations has to lose one of the factors.
     "shapes": AugmentationRecipe(crop_scale=(0.5, 1.0), hue=0.5),
-    **dict.fromkeys(set(SOURCES) - {"shapes"}, AugmentationRecipe()),
+    **{name: AugmentationRecipe() for name in SOURCES if name != "shapes"},
 }
 """Default augmentations by `DataConfig.name`."""
 

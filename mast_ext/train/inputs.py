@@ -7,7 +7,7 @@ import torch
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import Source
-from mast_ext.train.config import PretrainConfig
+from mast_ext.train.config import DataConfig, PretrainConfig
 
 _MEASURED = 64  # images whose mean and standard deviation an error suggests
 
@@ -26,10 +26,18 @@ def fitted(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, str]
         return config, ""
     names = [f"augment.{name}" for name in changes]
     note = (
-        f"not applied, since images of {_count(source.channels, 'channel')} have no colors:"
+        f"not applied, since images of {counted(source.channels, 'channel')} have no colors:"
         f" {', '.join(names)}"
     )
     return replace(config, augment=config.augment.without_color()), note
+
+
+def as_trained(data: DataConfig, recipe: AugmentationRecipe) -> DataConfig:
+    """The images for networks that were trained with the recipe.
+
+    Gray ones and RGB ones become what the networks take, whatever they are by themselves.
+    """
+    return replace(data, channels=data.channels or recipe.channels)
 
 
 def require_channels(recipe: AugmentationRecipe, source: Source) -> None:
@@ -42,8 +50,8 @@ def require_channels(recipe: AugmentationRecipe, source: Source) -> None:
         kind = "RGB" if recipe.channels == 3 else "gray"
         hint = f" (or --data.channels={recipe.channels}, to make them {kind})"
     raise ValueError(
-        f"augment.mean and augment.std have {_count(recipe.channels, 'number')}, and the images"
-        f" have {_count(source.channels, 'channel')}: set --augment.mean={mean}"
+        f"augment.mean and augment.std have {counted(recipe.channels, 'number')}, and the images"
+        f" have {counted(source.channels, 'channel')}: set --augment.mean={mean}"
         f" --augment.std={std}, as measured{hint}"
     )
 
@@ -60,5 +68,6 @@ def _levels(source: Source) -> tuple[str, ...]:
     return tuple("[" + ",".join(f"{x:.4f}" for x in each.tolist()) + "]" for each in (mean, std))
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -180,7 +180,7 @@ def test_backbone_file_of_other_channels_is_refused_by_name(call, trained, scans
     )
 
 
-def test_run_on_a_table_of_hugging_face(call, tiny, tmp_path):
+def test_run_on_a_table_of_hugging_face(call, tiny, tmp_path, capsys):
     datasets = pytest.importorskip("datasets", reason="needs datasets")
     generator = np.random.default_rng(0)
     kinds = {"photo": datasets.Image(), "animal": datasets.ClassLabel(names=["cat", "dog"])}
@@ -194,6 +194,7 @@ def test_run_on_a_table_of_hugging_face(call, tiny, tmp_path):
         values = {"photo": cells, "animal": [i % 2 for i in range(count)]}
         splits[split] = datasets.Dataset.from_dict(values, features=datasets.Features(kinds))
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "pets"))
+    capsys.readouterr()  # the bar of the package's that saved it
     data = ["--data.name=huggingface", "--data.path=pets", "--method=simclr", "--out=run"]
     status, out, err = call("pretrain", *tiny, *data, "--data.label_column=animal")
     assert status == 0 and "linear probe" in out, err
