@@ -87,7 +87,8 @@ class DaliRenderer:
 
     Raises:
         ModuleNotFoundError: DALI is not installed.
-        ValueError: A value is none of those that exist, or there is no GPU.
+        ValueError: A value is none of those that exist, there is no GPU, images have 16 bits, or
+            they are not RGB and ``photometric`` is ``"fused"``.
     """
 
     def __init__(
@@ -116,12 +117,23 @@ class DaliRenderer:
             raise ValueError(
                 "DALI on the GPU needs a GPU that torch can use; device cpu needs none"
             )
+        channels = policy.recipe.channels
+        if photometric == "fused" and channels != 3:
+            raise ValueError(
+                f"photometric fused turns colors, and the images have {channels}"
+                f" channel{'s' * (channels > 1)}: use exact"
+            )
+        if getattr(source, "bits", 8) != 8:  # an attribute of `mast_ext.data.Source`
+            raise ValueError(
+                "backend dali renders 8 bits, and the images have 16: use backend torchvision, or"
+                " open them with bits 8 (in the program: --data.bits 8)"
+            )
         self.source, self.policy = source, policy
         off: dict[str, Any] = dict.fromkeys(_GATES, 0.0)
         plain = replace(policy.recipe, **off)
         self._recipes = (*policy.recipes, *([plain] * policy.with_center))
         self._files: EncodedImages | None = None  # the source, if its images are decoded by DALI
-        if isinstance(source, EncodedImages) and source.stacked is None:
+        if isinstance(source, EncodedImages) and source.stacked is None and channels in (1, 3):
             self._files = source
         self._prefetch = prefetch
         self._photometric, self._gpu = photometric, device == "gpu"
@@ -171,10 +183,11 @@ class DaliRenderer:
         if self.source.stacked is not None:
             stack = self.source.stacked.numpy()[indices]  # see `_stack`
             images: Any = np.ascontiguousarray(stack.transpose(0, 2, 3, 1))
+            self._require_levels(images[0])
         elif self._files is not None:
             images = [self._file(self._files, int(index)) for index in indices]
         else:
-            images = [_pixels(self.source, int(index)) for index in indices]
+            images = [self._pixels(int(index)) for index in indices]
         sizes = self.source.sizes[indices]
         arguments = _arguments(plan.rows, sizes, self._recipes, self._photometric)
         return _Batch(indices, plan, images, arguments)
@@ -186,7 +199,21 @@ class DaliRenderer:
             if data is not None:
                 return data
             self._as_pixels.add(index)
-        return _bitmap(_pixels(self.source, index))
+        return _bitmap(self._pixels(index))
+
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
+        """Image ``index``, ``[H, W, C]``."""
+        pixels = np.ascontiguousarray(self.source.image(index).permute(1, 2, 0).numpy())
+        self._require_levels(pixels)
+        return pixels
+
+    def _require_levels(self, pixels: NDArray[Any]) -> None:
+        channels = self.policy.recipe.channels
+        if pixels.dtype != np.uint8 or pixels.shape[-1] != channels:
+            raise ValueError(
+                f"backend dali needs uint8 images of as many channels as mean and std have numbers,"
+                f" {channels}, got {pixels.dtype} of {pixels.shape[-1]}"
+            )
 
     def _start(self, batch: "_Batch") -> None:
         if self._running is not None:  # of an epoch that was left early
@@ -213,7 +240,7 @@ class DaliRenderer:
         return rendered
 
     def _views(self, batch: "_Batch") -> list[Tensor]:
-        """The views of a batch, each ``[B, 3, S, S]``; without a copy."""
+        """The views of a batch, each ``[B, C, S, S]``; without a copy."""
         if self._running is None or self._running[1] is not batch:  # another epoch came between
             self._start(batch)
         outputs = self._outputs()
@@ -273,7 +300,7 @@ class DaliRenderer:
         found = []
         for position, index in enumerate(batch.indices.tolist()):
             if self._files is not None and not self._decodes(batch.images[position], index):
-                batch.images[position] = _bitmap(_pixels(self.source, index))
+                batch.images[position] = _bitmap(self._pixels(index))
                 found.append(index)
         if not found:
             some = ", ".join(map(str, batch.indices[:8].tolist()))
@@ -285,7 +312,8 @@ class DaliRenderer:
         from mast_ext.augment.dali_graph import build_decoder
 
         if self._decoder is None:
-            self._decoder = build_decoder(gpu=self._gpu, **self._options(1))
+            channels = self.policy.recipe.channels
+            self._decoder = build_decoder(gpu=self._gpu, channels=channels, **self._options(1))
         try:
             self._decoder.feed_input("image", [data])
             self._decoder.schedule_run()
@@ -344,15 +372,10 @@ def _arguments(
     return arguments
 
 
-def _pixels(source: ImageSource, index: int) -> NDArray[np.uint8]:
-    """Image ``index``, ``[H, W, 3]``."""
-    return np.ascontiguousarray(source.image(index).permute(1, 2, 0).numpy())
-
-
 def _bitmap(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pixels as a file that loses nothing and takes no time to decode."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "bmp")
+    Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(buffer, "bmp")
     return np.frombuffer(buffer.getvalue(), np.uint8)
 
 

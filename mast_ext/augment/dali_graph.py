@@ -43,10 +43,11 @@ def input_names(recipe: AugmentationRecipe, photometric: str) -> tuple[str, ...]
     * the hue's shift is in sixths of a turn (``exact``) or in degrees (``fused``);
     * in fused mode, ``colored`` is whether there is jitter or gray, and gray is a saturation of 0.
     """
-    changes = {
+    jitter = _JITTER if recipe.channels == 3 else _JITTER[:2]
+    changes: dict[str, tuple[str, ...]] = {
         "crop": (),
         "flip": ("mirror",),
-        "color": ("jitter", *_JITTER),
+        "color": ("jitter", *jitter),
         "grayscale": ("grayscale",),
         "blur": ("blur", "sigma"),
         "solarize": ("solarize",),
@@ -68,7 +69,7 @@ def build_graph(
 ) -> tuple[Node, ...]:
     """Views of a batch of images.
 
-    The input ``image`` is ``[n]`` uint8 (an encoded file) or ``[H, W, 3]`` uint8.
+    The input ``image`` is ``[n]`` uint8 (an encoded file, gray or RGB) or ``[H, W, C]`` uint8.
 
     Args:
         recipes: What may be done to every view, its size and normalization.
@@ -77,14 +78,14 @@ def build_graph(
         gpu: Whether to decode (files: by ``mixed``) and render on the GPU.
 
     Returns:
-        For every view a batch of ``[3, S, S]`` float32; then, of files, the shapes ``[3]`` int64
+        For every view a batch of ``[C, S, S]`` float32; then, of files, the shapes ``[3]`` int64
         that they were decoded to.
     """
     image = fn.external_source(
         name="image", dtype=types.UINT8, ndim=1 if encoded else 3, layout="" if encoded else "HWC"
     )
     if encoded:
-        image = _decode(image, gpu)
+        image = _decode(image, gpu, recipes[0].channels)
     elif gpu:
         image = image.gpu()
     views = [
@@ -95,16 +96,17 @@ def build_graph(
 
 
 @pipeline_def
-def build_decoder(*, gpu: bool) -> Node:
-    """Pixels ``[H, W, 3]`` uint8 of the input ``image``, a batch of files."""
-    return _decode(fn.external_source(name="image", dtype=types.UINT8, ndim=1), gpu)
+def build_decoder(*, gpu: bool, channels: int) -> Node:
+    """Pixels ``[H, W, 1 or 3]`` uint8 of the input ``image``, a batch of files."""
+    return _decode(fn.external_source(name="image", dtype=types.UINT8, ndim=1), gpu, channels)
 
 
-def _decode(files: Node, gpu: bool) -> Node:
+def _decode(files: Node, gpu: bool, channels: int) -> Node:
     # Chroma as libjpeg's default has it: the decoders of the CPU know no other.
     options: dict[str, Any] = {"jpeg_fancy_upsampling": True} if gpu else {}
     device = "mixed" if gpu else "cpu"
-    return fn.decoders.image(files, device=device, output_type=types.RGB, **options)
+    colors = types.GRAY if channels == 1 else types.RGB
+    return fn.decoders.image(files, device=device, output_type=colors, **options)
 
 
 def _inputs(view: int, recipe: AugmentationRecipe, photometric: str) -> dict[str, Node]:
@@ -124,7 +126,7 @@ def _view(
     if "colored" in p:
         view = _fused_color(view, p)
     if "jitter" in p:
-        view = _jitter(view, p, gpu)
+        view = _jitter(view, p, gpu) if recipe.channels == 3 else _jitter_bands(view, p)
     if "grayscale" in p:
         view = _to_gray(view, p["grayscale"])
     if "blur" in p:
@@ -162,6 +164,16 @@ def _jitter(view: Node, p: dict[str, Node], gpu: bool) -> Node:
         view = _contrast(view, p["contrast"], gpu)
         view = _saturate(view, p["saturation"])
         view = fn.cast(_shift_hue(view, p["hue"]), dtype=types.UINT8)
+    return view
+
+
+def _jitter_bands(view: Node, p: dict[str, Node]) -> Node:
+    """Brightness, and contrast of each channel about its own mean, of images that are not RGB."""
+    if p["jitter"]:
+        view = fn.brightness_contrast(view, brightness=p["brightness"], brightness_shift=_DOWN)
+        mean = fn.reductions.mean(view, axes=[0, 1], keep_dims=True)
+        view = math.clamp(view * p["contrast"] + (1.0 - p["contrast"]) * mean, 0.0, 255.0)
+        view = fn.cast(math.floor(view), dtype=types.UINT8)
     return view
 
 

@@ -43,14 +43,14 @@ class ViewBatch:
     center view where there is one. V counts them all.
 
     Attributes:
-        images: Normalized full-size views (the center view is one), ``[V − L, B, 3, S, S]``
+        images: Normalized full-size views (the center view is one), ``[V − L, B, C, S, S]``
             float32; on the way to a GPU (see `ViewLoader.on`) perhaps their levels, uint8.
         parameters: Augmentation parameters, ``[V, B, P]`` float32.
         index: Sample indices in the source, ``[B]`` int64.
         labels: Class ids of every factor, each ``[B]`` int64.
         changed: By which of the policy's ``shared`` augmentations any two views of an image but the
             center one differ, ``[B, K]`` bool; None when the policy shares none.
-        local_images: Normalized local views, ``[L, B, 3, s, s]`` float32; None when there are
+        local_images: Normalized local views, ``[L, B, C, s, s]`` float32; None when there are
             none.
         masks: Patches to hide of the full-size views but the center one, bool ``[F, B, H, W]``;
             None when the policy masks none.
@@ -91,8 +91,8 @@ class ViewBatch:
         the same.
 
         Args:
-            mean: Mean of each channel, of pixels in ``[0, 1]``, ``[3, 1, 1]``.
-            std: Standard deviation of each channel, ``[3, 1, 1]``.
+            mean: Mean of each channel, of pixels in ``[0, 1]``, ``[C, 1, 1]``.
+            std: Standard deviation of each channel, ``[C, 1, 1]``.
         """
         top = torch.full_like(mean, 255)
 
@@ -210,8 +210,8 @@ class ViewLoader:
             yield from _each_in(iter(self), profile, "wait_for_views")
             return
         recipe = self.policy.recipe
-        mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1)
-        std = torch.tensor(recipe.std, device=device).view(3, 1, 1)
+        mean = torch.tensor(recipe.mean, device=device).view(-1, 1, 1)
+        std = torch.tensor(recipe.std, device=device).view(-1, 1, 1)
         if self._stream is None or self._stream.device != device:
             self._stream = CopyStream(device)  # one for all epochs, whose memory it so uses again
         views = _each_in(self._batches(for_gpu=True), profile, "wait_for_views")
@@ -331,7 +331,8 @@ def build_loader(
     """Makes a loader of views.
 
     Args:
-        source: Where the images come from.
+        source: Where the images come from. Of other than 3 channels: the recipe's ``mean`` and
+            ``std`` have as many numbers, and it changes no colors.
         policy: Which views are made of them.
         batch_size: Images in a batch of this rank, at least 1.
         seed: Seed of the order and of every augmentation.
@@ -382,8 +383,8 @@ def build_loader(
 def evaluation_images(
     source: ImageSource,
     size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     batch_size: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Plain center views of all images in order, for feature extraction.
@@ -396,12 +397,12 @@ def evaluation_images(
         batch_size: Images in a batch, at least 1; the last one may be smaller.
 
     Yields:
-        Normalized images ``[B, 3, size, size]`` float32 and their indices ``[B]`` int64.
+        Normalized images ``[B, C, size, size]`` float32 and their indices ``[B]`` int64.
     """
     from mast_ext.augment.torchvision import render
 
     check_integer("batch_size", batch_size, 1)
-    recipe = AugmentationRecipe(size=size, mean=mean, std=std)
+    recipe = AugmentationRecipe(size=size, mean=mean, std=std)  # whose size and norm alone count
     for start in range(0, len(source), batch_size):
         indices = np.arange(start, min(start + batch_size, len(source)))
         rows = torch.from_numpy(sampler.center_rows(source.sizes[indices]))[None]
@@ -421,7 +422,7 @@ def composed_views(
         seed: Seed of their parameters.
 
     Returns:
-        Normalized, ``[views, B, 3, S, S]`` float32.
+        Normalized, ``[views, B, C, S, S]`` float32.
     """
     from mast_ext.augment.torchvision import render
 

@@ -19,7 +19,7 @@ from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import BlockMasks, HiddenPlaces
 from mast_ext.augment.checks import check_integer, check_number
 from mast_ext.augment.parameters import COLUMN, SHAREABLE
-from mast_ext.augment.recipe import AugmentationRecipe
+from mast_ext.augment.recipe import COLOR_CHANGES, AugmentationRecipe
 
 _LOCAL = 1 << 20  # streams of local views, whose numbers so depend on no other view's
 _CHOICE = 1 << 33  # streams of what is shared lie above those of all views
@@ -55,6 +55,10 @@ class ViewPolicy(ABC):
         views: Full-size views of every image, at least 1 (default: ``recipe.views``).
         with_center: Append the plain center view (no augmentation) as the last view.
 
+    Raises:
+        ValueError: A value is out of range, or the recipe changes colors of images that are not
+            RGB.
+
     Attributes:
         local_views: How many of the views are local ones; they come behind the full-size views.
         local_recipe: What may be done to a local view, its size included.
@@ -69,6 +73,7 @@ class ViewPolicy(ABC):
     def __init__(
         self, recipe: AugmentationRecipe, *, views: int | None = None, with_center: bool = False
     ) -> None:
+        recipe.require_colors()
         self.recipe = recipe
         self.views = check_integer("views", recipe.views if views is None else views, 1)
         self.with_center = with_center
@@ -202,6 +207,10 @@ class SharedPolicy(ViewPolicy):
                 raise ValueError(f"shared must name {', '.join(SHAREABLE)}, got {name!r}")
             if not isinstance(sharing, Sharing):
                 raise ValueError(f"shared must map {name!r} to a Sharing, got {sharing!r}")
+            if name in COLOR_CHANGES and recipe.channels != 3:
+                raise ValueError(
+                    f"shared names {name!r}, and images that are not RGB have none: leave it out"
+                )
             if not recipe.varies(name):
                 raise ValueError(f"shared names {name!r}, which the recipe does not change")
         parts = [name for name in ("crop", "flip") if name in shared]

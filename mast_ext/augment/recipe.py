@@ -7,9 +7,12 @@ drawn (`sampler`), which views exist (`policies`) or how pixels are made (`torch
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mast_ext.augment.checks import check_integer, check_number, is_finite
+
+COLOR_CHANGES = ("saturation", "hue", "grayscale")
+"""Settings that only images of three channels (RGB) have a use for."""
 
 AUGMENTATIONS = ("crop", "flip", "color", "grayscale", "blur", "solarize")
 """Every augmentation the schema knows, in the order in which a renderer applies them."""
@@ -39,8 +42,10 @@ class AugmentationRecipe:
         blur: Probability of a Gaussian blur.
         blur_sigma: Range of the blur's standard deviation in pixels of the view, positive.
         solarize: Probability of solarization (pixels at or above the threshold are inverted).
-        solarize_threshold: Level from which pixels are inverted, an integer in ``[0, 255]``.
-        mean: Mean of each channel, of pixels in ``[0, 1]`` (default: ImageNet's).
+        solarize_threshold: Level from which pixels are inverted, an integer in ``[0, 255]``; of
+            images of 16 bits 257 times that.
+        mean: Mean of each channel, of pixels in ``[0, 1]`` (default: ImageNet's). So many channels
+            the images have.
         std: Standard deviation of each channel, positive (default: ImageNet's).
         views: How many views of this kind a composed policy makes, at least 1.
 
@@ -62,8 +67,8 @@ class AugmentationRecipe:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
     solarize_threshold: int = 128
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     views: int = 2
 
     def __post_init__(self) -> None:
@@ -80,10 +85,39 @@ class AugmentationRecipe:
         self._check_range("crop_ratio", math.inf)
         self._check_range("blur_sigma", math.inf)
         for name in ("mean", "std"):
-            values = self._numbers(name, 3)
+            values = self._numbers(name, None)
             if name == "std" and min(values) <= 0:
-                raise ValueError(f"std must be three positive numbers, got {values}")
+                raise ValueError(f"std must be positive numbers, got {values}")
             object.__setattr__(self, name, values)
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean and std must have a number for each channel, got {len(self.mean)} and"
+                f" {len(self.std)} numbers"
+            )
+
+    @property
+    def channels(self) -> int:
+        """How many channels the images have that it is for: as many as ``mean`` has numbers."""
+        return len(self.mean)
+
+    @property
+    def color_changes(self) -> tuple[str, ...]:
+        """Settings by which it changes colors: of `COLOR_CHANGES` those that are on."""
+        return tuple(name for name in COLOR_CHANGES if self.varies(name))
+
+    def without_color(self) -> "AugmentationRecipe":
+        """The recipe with those settings off, as images of other channels than RGB need it."""
+        return replace(self, saturation=0.0, hue=0.0, grayscale=0.0)
+
+    def require_colors(self) -> None:
+        """Raises a ValueError if it changes colors of images that are not RGB."""
+        if self.channels != 3 and self.color_changes:
+            settings = ", ".join(f"{name} {getattr(self, name):g}" for name in self.color_changes)
+            raise ValueError(
+                f"{settings} need images of 3 channels (RGB), got mean of {self.channels}"
+                f" channel{'s' * (self.channels > 1)}: set them to 0, or take"
+                " recipe.without_color()"
+            )
 
     @property
     def augmentations(self) -> tuple[str, ...]:
@@ -129,10 +163,15 @@ class AugmentationRecipe:
             )
         object.__setattr__(self, name, values)
 
-    def _numbers(self, name: str, count: int) -> tuple[float, ...]:
-        """The attribute as a tuple of floats; lists (as YAML gives them) are accepted."""
+    def _numbers(self, name: str, count: int | None) -> tuple[float, ...]:
+        """The attribute as a tuple of floats (how many, or any number but none).
+
+        Lists (as YAML gives them) are accepted.
+        """
         values = getattr(self, name)
         listed = isinstance(values, Sequence) and not isinstance(values, str)
-        if not listed or len(values) != count or not all(is_finite(v) for v in values):
-            raise ValueError(f"{name} must be {count} finite numbers, got {values!r}")
+        fits = listed and (len(values) == count if count else len(values) > 0)
+        if not fits or not all(is_finite(v) for v in values):
+            wanted = f"{count} finite numbers" if count else "a finite number for each channel"
+            raise ValueError(f"{name} must be {wanted}, got {values!r}")
         return tuple(float(v) for v in values)

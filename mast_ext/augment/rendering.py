@@ -30,7 +30,7 @@ class ImageSource(Protocol):
     Attributes:
         sizes: Height and width of every image, ``[N, 2]``.
         labels: Class ids of every factor, each ``[N]``; empty without labels.
-        stacked: All images, ``[N, 3, H, W]`` uint8, when they are in memory and of one size.
+        stacked: All images, ``[N, C, H, W]``, when they are in memory and of one size.
     """
 
     sizes: np.ndarray
@@ -40,7 +40,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Tensor:
-        """Image ``index``, ``[3, H, W]`` uint8 RGB."""
+        """Image ``index``, ``[C, H, W]`` uint8 or uint16; of 3 channels: RGB."""
         ...
 
 
@@ -51,9 +51,9 @@ class Rendered:
     Attributes:
         indices: Samples in the source, ``[B]`` int64.
         plan: How their views are made.
-        images: Normalized full-size views, the center view last, ``[V − L, B, 3, S, S]`` float32;
+        images: Normalized full-size views, the center view last, ``[V − L, B, C, S, S]`` float32;
             or their levels, uint8.
-        local_images: Normalized local views, ``[L, B, 3, s, s]`` float32, if there are any; or
+        local_images: Normalized local views, ``[L, B, C, s, s]`` float32, if there are any; or
             their levels.
     """
 
@@ -164,7 +164,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, *, for_gpu: bool) -> Tensor:
 
 
 def images_of(source: ImageSource, indices: Indices) -> Tensor | list[Tensor]:
-    """Images of a batch, each ``[3, H, W]`` uint8; stacked if the source has them so."""
+    """Images of a batch, each ``[C, H, W]``; stacked if the source has them so."""
     if source.stacked is not None:
         return source.stacked[torch.from_numpy(indices)]
     return [source.image(int(index)) for index in indices]

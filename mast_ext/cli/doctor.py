@@ -34,6 +34,13 @@ TRAINING = {
 }
 """What the training side needs: name of the package, name of its module."""
 
+OPTIONAL = {
+    "datasets": "data.name huggingface needs it: mast-ext[huggingface]",
+    "tifffile": "TIFF files of many channels or 16 bits in color need it: mast-ext[images]",
+    "imagecodecs": "PNG files in color of 16 bits need it: mast-ext[images]",
+}
+"""Packages for images of some kinds, and which need them."""
+
 INSTALL_TRAINING = "pip install 'mast-ext[train]'"
 USAGE = """\
 usage: mast-ext doctor [--train]
@@ -113,6 +120,10 @@ def examine(*, training: bool = False) -> Iterator[Finding]:
         fix = f"to train by mast-ext: {INSTALL_TRAINING}"
         yield _package(package, module, fix, "missing" if training else "absent")
     yield _dali()
+    for package, use in OPTIONAL.items():
+        found = _package(package, package, "", "absent")
+        there = found.state == "ok"
+        yield found if there else Finding("ok", package, f"not installed; {use}")
 
 
 def require_training_packages() -> None:

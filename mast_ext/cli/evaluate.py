@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import (
     Parser,
@@ -19,6 +21,7 @@ from mast_ext.train.config import EvaluateConfig, PretrainConfig
 from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.evaluate import chance, evaluate
 from mast_ext.train.evaluation.images import open_images
+from mast_ext.train.inputs import as_trained, counted, require_channels
 from mast_ext.train.launch import resolve_device
 from mast_ext.train.report.tables import results, tables
 from mast_ext.train.state.restore import Restored, restore_backbone, restore_checkpoint
@@ -56,11 +59,18 @@ def main(arguments: Sequence[str]) -> int:
     values = parse(parser, arguments)
     config: EvaluateConfig = build(parser, values, EvaluateConfig, "path", "json")
 
-    opened = open_images(config.data)
+    restored = _restore(path, run_config)
+    channels = config.augment.channels
+    if restored.channels != channels:
+        raise RunError(
+            f"{path} takes images of {counted(restored.channels, 'channel')}, and augment.mean and"
+            f" augment.std have {counted(channels, 'number')}: they need one for each channel"
+        )
+    opened = open_images(as_trained(config.data, config.augment), Console(stderr=True))
+    require_channels(config.augment, opened.train)
     images = opened.labeled
     if images is None:
         raise RunError(f"nothing to evaluate by: {opened.why_not}")
-    restored = _restore(path, run_config)
     device = resolve_device(config.accelerator)
     rows = []
     for name, backbone, method in (

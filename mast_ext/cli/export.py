@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         f"backbone: {path}",
         f"read it by {reading}",
         f"images are {images.size} pixels wide, (value / 255 - mean) / std of mean"
-        f" {list(images.mean)} and std {list(images.std)}",
+        f" {list(images.mean)} and std {list(images.std)} (of 16 bits, value / 65535)",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mast_ext.data.encoded import spread
+from mast_ext.data.splits import spread
 
 SIZE = 32
 _PIXELS = 3 * SIZE * SIZE
@@ -80,6 +80,7 @@ class CIFARSource:
         }
         self.classes = {factor: _names(folder, layout, name, factor) for factor in _FACTORS[name]}
         self.skipped: list[str] = []
+        self.channels, self.bits = 3, 8
 
     def __len__(self) -> int:
         return len(self.sizes)

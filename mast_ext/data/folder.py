@@ -1,22 +1,17 @@
 """Image files under a folder, with their classes when sub-folders name them."""
 
 import os
-import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mast_ext.data.encoded import SUFFIXES, UNREAD_SUFFIXES, EncodedSource, SplitError, is_image
-
-TEST_FRACTION = 0.1
-"""Share of the images that is the test split of a folder which has no split of its own."""
-
-SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
-"""Names of the folders of each split."""
+from mast_ext.data.encoded import EncodedSource, Progress
+from mast_ext.data.files import ARRAY_SUFFIXES, SUFFIXES, UNREAD_SUFFIXES
+from mast_ext.data.splits import SPLIT_FOLDERS, SplitError, share
 
 
 class FolderSource(EncodedSource):
@@ -25,6 +20,8 @@ class FolderSource(EncodedSource):
     ``DIR/train`` beside ``DIR/test`` or ``DIR/val``, each with one folder per class or with files
     only; ``DIR/<class>/``; or files directly under ``DIR``. In the last two a tenth of each class
     (chosen by a hash of the names) is the test split. Names that start with a dot are ignored.
+    Where there are no image files, ``.npy`` files are the images: each an array ``[H, W]`` or
+    ``[H, W, C]`` of uint8 or uint16.
 
     Args:
         path: The folder.
@@ -32,6 +29,10 @@ class FolderSource(EncodedSource):
         on_bad_image: ``"error"`` raises for a file that cannot be decoded (a large image whose
             header is sound: when it is first used); ``"skip"`` leaves such files out.
         max_images: Keep at most this many, spread evenly over the sorted files.
+        channels: Of the images, 1 or 3 for pictures that are gray or in color; by default their
+            own, 3 where some are gray.
+        bits: Likewise, 8 or 16; by default 16 if all files have them, else 8.
+        progress: Called with how many of how many files have been read.
 
     Attributes:
         files: Paths of the images, in order.
@@ -42,7 +43,7 @@ class FolderSource(EncodedSource):
     Raises:
         FileNotFoundError: The folder, or the split in it, does not exist.
         SplitError: The split has no images, or classes that the training split has not.
-        ValueError: The layout is ambiguous.
+        ValueError: The layout is ambiguous, or images have different numbers of channels.
         BadImageError: A file cannot be decoded and ``on_bad_image`` is ``"error"``.
     """
 
@@ -55,6 +56,9 @@ class FolderSource(EncodedSource):
         *,
         on_bad_image: Literal["error", "skip"] = "error",
         max_images: int | None = None,
+        channels: int | None = None,
+        bits: int | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.unread: Counter[str] = Counter()
         paths, ids, names = _select(Path(path), split, self.unread)
@@ -65,6 +69,9 @@ class FolderSource(EncodedSource):
             where=f"under {path}",
             on_bad_image=on_bad_image,
             max_images=max_images,
+            channels=channels,
+            bits=bits,
+            progress=progress,
         )
 
 
@@ -78,44 +85,55 @@ def _select(
     if not root.is_dir():
         reason = "is not a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(f"image folder {root} {reason}")
-    if not (root / "train").is_dir():
-        files = _list(root, unread if split == "train" else Counter())
-        paths, names = _split(files, root, split), list(files)
-        where = f"the {split} split of {root}"
+    for suffixes in (SUFFIXES, ARRAY_SUFFIXES):
+        paths, names, where = _files(root, split, suffixes, unread)
+        flat = [path for members in paths.values() for path in members]
+        if flat:
+            break
     else:
-        folders = [root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()]
-        if not folders:
-            wanted = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
-            raise FileNotFoundError(f"image folder {root} has train/ but no {wanted}")
-        paths = _list(folders[0], unread)
-        names = list(paths if split == "train" else _list(root / "train", Counter()))
-        where = str(folders[0])
-        unknown = [name or "files without a class" for name in paths if name not in names]
-        if unknown:
-            raise SplitError(f"{where} has classes that train/ has not: {', '.join(unknown)}")
-    flat = [path for members in paths.values() for path in members]
-    if not flat:
         others = f", but {unread.total()} of other kinds ({', '.join(unread)})" if unread else ""
-        raise SplitError(f"no images ({', '.join(SUFFIXES)}) in {where}{others}")
+        kinds = ", ".join((*SUFFIXES, *ARRAY_SUFFIXES))
+        raise SplitError(f"no images ({kinds}) in {where}{others}")
     ids = [names.index(name) for name, members in paths.items() for _ in members]
     return flat, np.array(ids, np.int64), [] if names == [""] else names
 
 
-def _list(folder: Path, unread: Counter[str]) -> dict[str, list[Path]]:
+def _files(
+    root: Path, split: str, suffixes: Sequence[str], unread: Counter[str]
+) -> tuple[dict[str, list[Path]], list[str], str]:
+    """Files of a split by class, the classes of the training split, and where it was looked."""
+    if not (root / "train").is_dir():
+        files = _list(root, suffixes, unread if split == "train" else Counter())
+        return _split(files, root, split), list(files), f"the {split} split of {root}"
+    folders = [root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()]
+    if not folders:
+        wanted = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
+        raise FileNotFoundError(f"image folder {root} has train/ but no {wanted}")
+    paths = _list(folders[0], suffixes, unread)
+    names = list(paths if split == "train" else _list(root / "train", suffixes, Counter()))
+    unknown = [name or "files without a class" for name in paths if name not in names]
+    if unknown:
+        raise SplitError(f"{folders[0]} has classes that train/ has not: {', '.join(unknown)}")
+    return paths, names, str(folders[0])
+
+
+def _list(folder: Path, suffixes: Sequence[str], unread: Counter[str]) -> dict[str, list[Path]]:
     """Sorted image files of every class under a folder; the class is "" for loose files.
 
     Counts pictures of other kinds in ``unread``.
     """
+    unread.clear()
     loose: list[Path] = []
     classes: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            files = sorted(_walk(entry, unread))
-            if files:
-                classes[entry.name] = files
-        elif _counts(entry.name, unread):
+            # In the order of their parts, as paths are compared, which is slower.
+            names = sorted(_walk(entry, suffixes, unread), key=lambda name: name.split(os.sep))
+            if names:
+                classes[entry.name] = [Path(name) for name in names]
+        elif _counts(entry.name, suffixes, unread):
             loose.append(entry)
     if loose and classes:
         raise ValueError(
@@ -127,28 +145,25 @@ def _list(folder: Path, unread: Counter[str]) -> dict[str, list[Path]]:
 
 def _split(files: dict[str, list[Path]], root: Path, split: str) -> dict[str, list[Path]]:
     """A tenth of each class as the test split, the rest as train; by a hash of the names."""
-
-    def rank(path: Path) -> tuple[int, Path]:
-        return zlib.crc32(os.fsencode(path.relative_to(root).as_posix())), path
-
+    start = len(os.fsencode(root / "x")) - 1  # of the names in the root
     chosen = {}
     for name, members in files.items():
-        count = max(round(TEST_FRACTION * len(members)), 1) if len(members) > 1 else 0
-        test = set(sorted(members, key=rank)[:count])
-        chosen[name] = [path for path in members if (path in test) == (split == "test")]
+        kept = share([os.fsencode(path)[start:] for path in members], split)
+        chosen[name] = [members[i] for i in kept]
     return chosen
 
 
-def _walk(folder: Path, unread: Counter[str]) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: Sequence[str], unread: Counter[str]) -> Iterator[str]:
     """Image files at any depth under a folder. Counts pictures of other kinds."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]  # not to be entered
-        yield from (Path(parent, name) for name in names if _counts(name, unread))
+        start = os.path.join(parent, "")
+        yield from (start + name for name in names if _counts(name, suffixes, unread))
 
 
-def _counts(name: str, unread: Counter[str]) -> bool:
+def _counts(name: str, suffixes: Sequence[str], unread: Counter[str]) -> bool:
     """Whether a file of this name counts as an image. Counts it if it is of another kind."""
     ending = os.path.splitext(name)[1].lower()
     if ending in UNREAD_SUFFIXES and not name.startswith("."):
         unread[ending] += 1
-    return is_image(name)
+    return ending in suffixes and not name.startswith(".")

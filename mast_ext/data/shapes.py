@@ -75,6 +75,7 @@ class ShapesSource:
         self.labels = {name: draw.classes(len(names)) for name, names in CLASSES.items()}
         self.sizes = np.full((count, 2), size, np.int32)
         self.skipped: list[str] = []
+        self.channels, self.bits = 3, 8
         self.stacked: torch.Tensor | None = torch.from_numpy(_render(self.labels, draw, size))
 
     def __len__(self) -> int:

@@ -8,7 +8,6 @@ Nothing is cached in files.
 import glob
 import json
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,8 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mast_ext.data.encoded import SUFFIXES, BadImageError, EncodedSource, Member, SplitError
-from mast_ext.data.folder import SPLIT_FOLDERS, TEST_FRACTION
+from mast_ext.data.decoding import BadImageError
+from mast_ext.data.encoded import EncodedSource, Progress
+from mast_ext.data.files import SUFFIXES, Member
+from mast_ext.data.splits import SPLIT_FOLDERS, SplitError, share
 
 LABEL_FIELDS = ("label", "class", "cls")
 """Fields of a ``.json`` member that hold the label; the first that is there counts."""
@@ -45,6 +46,9 @@ class ShardsSource(EncodedSource):
         on_bad_image: ``"error"`` raises for a sample that cannot be used; ``"skip"`` leaves such
             samples out, and archives that cannot be read.
         max_images: Keep at most this many, spread evenly over the samples.
+        channels: As of a `FolderSource`.
+        bits: As of a `FolderSource`.
+        progress: As of a `FolderSource`.
 
     Attributes:
         files: Where the images are, in the order of the sorted archives.
@@ -67,6 +71,9 @@ class ShardsSource(EncodedSource):
         *,
         on_bad_image: Literal["error", "skip"] = "error",
         max_images: int | None = None,
+        channels: int | None = None,
+        bits: int | None = None,
+        progress: Progress | None = None,
     ) -> None:
         skip = on_bad_image == "skip"
         archives, own = _archives(Path(path), split)
@@ -77,7 +84,8 @@ class ShardsSource(EncodedSource):
             train, _ = _samples(_archives(Path(path), "train")[0], skip=True)
             names = _class_names(train)
         if not own:
-            samples = _share(samples, split)
+            keys = [sample.key.encode("utf-8", "surrogateescape") for sample in samples]
+            samples = [samples[i] for i in share(keys, split)]
             if not samples:
                 raise SplitError(f"no samples in the {split} split of {path}")
 
@@ -106,6 +114,9 @@ class ShardsSource(EncodedSource):
             where=f"in {path}",
             on_bad_image=on_bad_image,
             max_images=max_images,
+            channels=channels,
+            bits=bits,
+            progress=progress,
         )
         self.skipped = unusable + self.skipped
 
@@ -268,14 +279,3 @@ def _class_names(samples: Sequence["_Sample"]) -> dict[str, int]:
 
 def _class_id(label: Label | None, names: Mapping[str, int]) -> int:
     return names[label] if isinstance(label, str) else int(label or 0)
-
-
-def _share(samples: Sequence["_Sample"], split: str) -> list["_Sample"]:
-    """A tenth of the samples as the test split, the rest as train; by a hash of the keys."""
-
-    def rank(i: int) -> tuple[int, int]:
-        return zlib.crc32(samples[i].key.encode("utf-8", "surrogateescape")), i
-
-    count = max(round(TEST_FRACTION * len(samples)), 1) if len(samples) > 1 else 0
-    test = set(sorted(range(len(samples)), key=rank)[:count])
-    return [sample for i, sample in enumerate(samples) if (i in test) == (split == "test")]

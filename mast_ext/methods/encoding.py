@@ -28,7 +28,7 @@ def encode(
 
     Args:
         method: Says which views it wants.
-        backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``.
+        backbone: Images ``[N, C, S, S]`` to features ``[N, F]``.
         teacher: Images to the teacher's embeddings ``[N, D]``; of a method that hides patches an
             `EMATeacher` of the backbone and a head.
         batch: The views.
@@ -76,7 +76,7 @@ def encode(
 
 @torch.no_grad()
 def _patches_of(teacher: EMATeacher, images: Tensor) -> Tensor:
-    """All patches of views ``[V, B, 3, S, S]`` in a teacher's backbone, ``[V · B, N, F]``."""
+    """All patches of views ``[V, B, C, S, S]`` in a teacher's backbone, ``[V · B, N, F]``."""
     return forward_patches(teacher.module, images.flatten(0, 1))[1].flatten(1, 2)
 
 

@@ -138,7 +138,7 @@ class HardSelection(ABC):
 
         Args:
             batch: Views as `policy` arranges them, the plain one (if any) last.
-            backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``.
+            backbone: Images ``[N, C, S, S]`` to features ``[N, F]``.
             teacher: Images to the teacher's embeddings; None for a method without one.
             select: Whether to select; otherwise the first views are taken, those of a plain step.
 
@@ -174,7 +174,7 @@ class HardSelection(ABC):
 
 
 def scaled_down(views: Tensor, side: int) -> Tensor:
-    """Views ``[V, B, 3, S, S]`` at another size, ``[V, B, 3, side, side]``."""
+    """Views ``[V, B, C, S, S]`` at another size, ``[V, B, C, side, side]``."""
     small = interpolate(views.flatten(0, 1), (side, side), mode="bilinear", antialias=True)
     return small.unflatten(0, views.shape[:2])
 

@@ -1,6 +1,6 @@
 """Backbones: timm models without a classifier, with a stem for small images.
 
-A backbone maps images ``[B, 3, S, S]`` to pooled features ``[B, F]``. What it is stands in a
+A backbone maps images ``[B, C, S, S]`` to pooled features ``[B, F]``. What it is stands in a
 `BackboneSpec`, which travels in the weights file, so that a file alone is enough to rebuild it.
 """
 
@@ -89,6 +89,11 @@ class BackboneSpec:
         own = {name: value for name, value in self.timm_args.items() if name != _FILE}
         object.__setattr__(self, "timm_args", own)
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images that the backbone takes."""
+        return int(self.timm_args.get("in_chans", 3))
+
     def create(self) -> nn.Module:
         """The backbone with random weights; errors as `create_backbone`."""
         return create_backbone(self.name, self.small_images, **self.timm_args)[0]
@@ -110,7 +115,8 @@ def create_backbone(
             ``checkpoint_path`` is another name of ``weights``.
 
     Returns:
-        The module, images ``[B, 3, S, S]`` to features ``[B, F]``, and ``F``.
+        The module, images ``[B, C, S, S]`` (``C`` is ``in_chans``, by default 3) to features
+        ``[B, F]``, and ``F``.
 
     Raises:
         ValueError: Unknown name, arguments that the model does not take or that leave it without
@@ -158,7 +164,7 @@ def to_channels_last(backbone: nn.Module) -> nn.Module:
 
 
 def forward_views(network: nn.Module, views: Tensor) -> Tensor:
-    """``[V, B, 3, S, S]`` to ``[V, B, F]``, as one batch: batch norm sees all views together."""
+    """``[V, B, C, S, S]`` to ``[V, B, F]``, as one batch: batch norm sees all views together."""
     images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     return _call(network, images).unflatten(0, views.shape[:2])
 
@@ -242,7 +248,8 @@ def _use_small_stem(backbone: nn.Module, name: str, stride: int) -> None:
         first: Any = resnet.conv1[0]
         first.stride = (stride, stride)
     else:
-        stem = nn.Conv2d(3, resnet.conv1.out_channels, 3, stride, padding=1, bias=False)
+        channels = resnet.conv1.in_channels, resnet.conv1.out_channels
+        stem = nn.Conv2d(*channels, 3, stride, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         resnet.conv1 = stem
     resnet.maxpool = nn.Identity()

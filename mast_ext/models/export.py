@@ -25,7 +25,9 @@ _FILE = f"{_MARK}.json"  # and in files of other formats
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What a backbone takes: images ``[B, C, size, size]``, of ``(value / 255 - mean) / std``.
+    """What a backbone takes: images ``[B, C, size, size]`` of ``(level - mean) / std``.
+
+    A level lies in ``[0, 1]``: it is a value of 8 bits over 255, or one of 16 bits over 65535.
 
     Attributes:
         size: Pixels of a side.

@@ -43,7 +43,8 @@ def patch_layout(backbone: nn.Module, size: int) -> PatchLayout:
     training = backbone.training
     try:
         with torch.no_grad():
-            found = network.eval().forward_features(torch.zeros(1, 3, size, size))
+            images = torch.zeros(1, _channels(backbone), size, size)
+            found = network.eval().forward_features(images)
     except (AssertionError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{kind} gives no patches of {size} pixel images ({error})") from error
     finally:
@@ -56,7 +57,13 @@ def patch_layout(backbone: nn.Module, size: int) -> PatchLayout:
             f"{kind} has no patches that can be hidden: a VisionTransformer or a network with a"
             f" feature map [N, {network.num_features}, H, W] is needed, got {list(found.shape)}"
         )
-    return PatchLayout((found.shape[2], found.shape[3]), 3)
+    return PatchLayout((found.shape[2], found.shape[3]), _channels(backbone))
+
+
+def _channels(backbone: nn.Module) -> int:
+    """Channels of the images that a network takes: those of its first convolution."""
+    first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
+    return 3 if first is None else first.in_channels
 
 
 def forward_patches(
@@ -69,7 +76,7 @@ def forward_patches(
 
     Args:
         backbone: One that `patch_layout` takes.
-        images: ``[N, 3, S, S]``.
+        images: ``[N, C, S, S]``.
         hidden: Patches that the backbone is not to see, bool ``[N, H, W]``; None hides none.
         token: What stands for a hidden patch, ``[token_dim]``.
 

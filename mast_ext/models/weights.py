@@ -109,12 +109,27 @@ def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     if shapes:
         stem = any(shape.startswith("conv1.") for shape in shapes)
         hint = " (small_images changes the stem: set it to what the weights have)" if stem else ""
+        hint = _other_channels(expected, found) or hint
         return _some(shapes) + hint
     if missing := [name for name in expected if name not in found]:
         return f"it has no {_some(missing)}"
     if unknown := [name for name in found if name not in expected]:
         return f"there is no place for {_some(unknown)}"
     return ""
+
+
+def _other_channels(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """A hint, if all that differs is the number of channels of the images."""
+    differing = [
+        (value.shape, found[name].shape)
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    (ours, theirs), *others = differing
+    alike = len(ours) == len(theirs) == 4 and (ours[0], *ours[2:]) == (theirs[0], *theirs[2:])
+    if others or not alike:
+        return ""
+    return f" (the weights take images of {theirs[1]} channels, the backbone of {ours[1]})"
 
 
 def _some(items: list[str]) -> str:

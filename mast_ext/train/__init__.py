@@ -4,6 +4,8 @@
 ``recipes/``    settings from papers
 ``launch``      processes that train together, and on which device
 ``networks``    what is trained: backbone, method, hard views
+``inputs``      what images ask of the settings: channels, no changes of color without colors
+``waiting``     a line on the terminal while something takes long
 ``loop/``       the training loop: views, step, metrics, when to save, what takes how long
 ``state/``      what is on disk: run directory, checkpoints, networks restored from them
 ``evaluation/`` features of labeled images, probes of them; ranks and views, which need no labels

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mast_ext.augment import AugmentationRecipe
+from mast_ext.data import SOURCES
 from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
 from mast_ext.train.suggestions import did_you_mean, similar
 
@@ -27,11 +28,19 @@ class DataConfig:
 
     Attributes:
         name: Kind. ``shapes`` are procedural, with ground-truth factors; ``folder`` holds image
-            files, ``shards`` WebDataset's tar archives; ``cifar10`` and ``cifar100`` are as
-            published, unpacked.
+            files, ``shards`` WebDataset's tar archives, ``huggingface`` a table of the package
+            datasets, ``numpy`` arrays; ``cifar10`` and ``cifar100`` are as published, unpacked.
         path: Where the images are. Of a folder: ``DIR/train/<class>/…`` with ``test/`` or ``val/``,
             ``DIR/<class>/…``, or ``DIR/…`` without labels. Of shards: ``DIR/train/*.tar`` with
-            ``test/`` or ``val/``, or ``DIR/*.tar``; or a pattern of archives.
+            ``test/`` or ``val/``, or ``DIR/*.tar``; or a pattern of archives. Of huggingface: what
+            ``save_to_disk`` wrote, or Parquet files, a folder or a pattern of them. Of numpy: a
+            ``.npz`` or ``.npy`` file, or a folder of ``.npy`` files.
+        image_column: The images' column (huggingface) or array (numpy: ``images`` by default,
+            beside ``train_`` and ``test_``).
+        label_column: That of the labels (numpy: ``labels``).
+        channels: Of the images, by default their own. 3 makes gray ones RGB, 1 the reverse.
+        bits: Of a channel, 8 or 16. By default 16 if all images have them, else 8, which is the
+            upper half of 16.
         size: Side of the images that ``shapes`` renders, in pixels.
         seed: Seed of the images that ``shapes`` renders.
         max_images: Use at most this many training images.
@@ -49,8 +58,14 @@ class DataConfig:
             decoded, if all together take no more; 0 keeps none. Not those that DALI renders.
     """
 
-    name: Literal["shapes", "folder", "shards", "cifar10", "cifar100"] = "shapes"
+    name: Literal["shapes", "folder", "shards", "huggingface", "numpy", "cifar10", "cifar100"] = (
+        "shapes"
+    )
     path: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    channels: int | None = None
+    bits: int | None = None
     size: int = 32
     seed: int = 0
     max_images: int | None = None
@@ -67,7 +82,13 @@ class DataConfig:
             raise ValueError(f"data.name {self.name} needs data.path, the folder with the images")
         _at_least(self, 1, "size")
         _at_least(self, 0, "seed", "keep_gb")
-        for name, low in (("workers", 0), ("max_images", 1), ("max_test_images", 1)):
+        if self.bits not in (None, 8, 16):
+            raise ValueError(f"data.bits must be 8 or 16, got {self.bits}")
+        for name in ("image_column", "label_column"):
+            if getattr(self, name) is not None and self.name not in ("huggingface", "numpy"):
+                raise ValueError(f"data.{name} is for data.name huggingface or numpy alone")
+        lows = {"workers": 0, "max_images": 1, "max_test_images": 1, "channels": 1}
+        for name, low in lows.items():
             if getattr(self, name) is not None:
                 _at_least(self, low, name)
 
@@ -76,7 +97,7 @@ DEFAULT_AUGMENTATION = {
     # Shapes are small and lie in a corner: smaller crops would often miss them. Hues change fully,
     # so that a method that is invariant to augmentations has to lose one of the factors.
     "shapes": AugmentationRecipe(crop_scale=(0.5, 1.0), hue=0.5),
-    **dict.fromkeys(("folder", "shards", "cifar10", "cifar100"), AugmentationRecipe()),
+    **{name: AugmentationRecipe() for name in SOURCES if name != "shapes"},
 }
 """Default augmentations by `DataConfig.name`."""
 

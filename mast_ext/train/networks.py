@@ -17,7 +17,7 @@ class Networks:
     """What is trained.
 
     Attributes:
-        backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``.
+        backbone: Images ``[N, C, S, S]`` to features ``[N, F]``.
         spec: What the backbone is.
         method: Heads and loss on its features.
         hard_views: Chooses the views to train on; None takes those that there are.
@@ -57,9 +57,6 @@ def build_networks(config: PretrainConfig) -> Networks:
     """
     seed_everything(config.seed, workers=True, verbose=False)
     spec = backbone_spec(config)
-    channels = spec.timm_args.get("in_chans", 3)
-    if channels != 3:
-        raise ValueError(f"model.timm_args: in_chans must be 3, images are RGB, got {channels}")
     backbone, num_features = create_backbone(
         spec.name, spec.small_images, weights=config.model.weights, **spec.timm_args
     )
@@ -87,7 +84,7 @@ def _require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: in
     """
     try:
         with torch.no_grad():
-            features = backbone.eval()(torch.zeros(1, 3, size, size))
+            features = backbone.eval()(torch.zeros(1, spec.channels, size, size))
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f"{option}: {spec.name} does not take images of {size} pixels ({error}); vision"
@@ -103,9 +100,22 @@ def _require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: in
 
 
 def backbone_spec(config: PretrainConfig) -> BackboneSpec:
-    """The backbone of the settings, with the stem decided."""
-    model = config.model
+    """The backbone of the settings, with the stem and the images' channels decided.
+
+    Raises:
+        ValueError: ``in_chans`` is given, and images have another number of channels.
+    """
+    model, channels = config.model, config.augment.channels
+    arguments = dict(model.timm_args)
+    if arguments.setdefault("in_chans", channels) != channels:
+        raise ValueError(
+            f"model.timm_args: in_chans is {arguments['in_chans']}, and augment.mean has"
+            f" {channels} number{'s' * (channels > 1)}, one for each channel of the images:"
+            " leave in_chans out"
+        )
+    if "in_chans" not in model.timm_args and channels == 3:
+        del arguments["in_chans"]  # timm's default
     small = model.small_images
     if small is None:
         small = is_resnet(model.name) and config.augment.size <= 64
-    return BackboneSpec(model.name, small, dict(model.timm_args))
+    return BackboneSpec(model.name, small, arguments)

@@ -21,6 +21,7 @@ from mast_ext.train.errors import CheckpointError, Interrupted
 from mast_ext.train.evaluation.evaluate import Row, chance, evaluate
 from mast_ext.train.evaluation.images import Images, open_images
 from mast_ext.train.evaluation.views import hard_view_examples, pair_uncertainty
+from mast_ext.train.inputs import as_trained, fitted
 from mast_ext.train.launch import process_group, resolve_device
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
@@ -76,8 +77,12 @@ def pretrain(
         device = resolve_device(config.train.accelerator)
         first = rank() == 0
         console = (console or Console(stderr=True)) if first else Console(quiet=True)
-        images = open_images(config.data)
+        data = config.data if resume is None else as_trained(config.data, config.augment)
+        images = open_images(data, console)
+        config, left_out = fitted(config, images.train)
         trainings = plan(config, images.train)
+        if left_out:
+            _tell(console, left_out)
         run, modules = _train_all(config, trainings, resume, console)
     return _report(config, images, run, trainings, modules, device, console) if first else None
 

@@ -23,6 +23,7 @@ from mast_ext.methods import Method
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.images import open_images
+from mast_ext.train.inputs import as_trained, require_channels
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.module import PretrainModule
@@ -97,8 +98,10 @@ def replay(
         )
     # A logger would begin a run of its own, on a server even.
     config = replace(config, train=replace(config.train, logger="csv"))
+    source = open_images(as_trained(config.data, config.augment), console).train
+    require_channels(config.augment, source)
     networks = build_networks(config)
-    loader = training_loader(config, networks, open_images(config.data).train)
+    loader = training_loader(config, networks, source)
     training = Training(config, networks, loader, stored["steps"])
     seed_everything(config.seed, workers=True, verbose=False)  # as before training began
     watch = _Watch(stored["step"])

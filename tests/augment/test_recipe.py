@@ -34,8 +34,10 @@ BAD_VALUES = [
     ("blur_sigma", (0.0, 2.0), "blur_sigma must be"),
     ("solarize_threshold", 256, "solarize_threshold must be an integer in \\[0, 255\\]"),
     ("solarize_threshold", 0.5, "solarize_threshold must be an integer"),
-    ("mean", (0.5, 0.5), "mean must be 3 finite numbers"),
-    ("std", (0.5, 0.5, 0.0), "std must be three positive numbers"),
+    ("mean", (0.5, 0.5), "a number for each channel, got 2 and 3 numbers"),
+    ("mean", (), "mean must be a finite number for each channel"),
+    ("mean", (0.5, math.nan, 0.5), "mean must be a finite number for each channel"),
+    ("std", (0.5, 0.5, 0.0), "std must be positive numbers"),
 ]
 
 

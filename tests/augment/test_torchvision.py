@@ -216,8 +216,9 @@ def test_empty_batch(images):
 IMAGE = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 REFUSED = [  # images, changes to the neutral row
     (IMAGE.repeat(2, 1, 1, 1), {}, ValueError, r"\[V, 2, 14\] for 2 images, got \[1, 1, 14\]"),
-    (IMAGE[:, :1], {}, ValueError, r"\[3, H, W\]"),
-    (IMAGE.float(), {}, TypeError, "must be uint8, got torch.float32"),
+    (IMAGE[:, :1], {}, ValueError, r"for each of the 3 numbers of mean and std, got shape \[1, 8"),
+    ([IMAGE[0, 0]], {}, ValueError, r"\[C, H, W\]"),
+    (IMAGE.float(), {}, TypeError, "must be uint8 or uint16, got torch.float32"),
     (IMAGE, {"h": 0}, ValueError, "non-empty"),
     (IMAGE, {"y": 0.5}, ValueError, "inside the"),
     (IMAGE, {"x": -0.5}, ValueError, "view 0 of"),

@@ -33,6 +33,7 @@ def test_reports_what_is_there(call):
         "gpu",
         "dali",
         *doctor.TRAINING,
+        *doctor.OPTIONAL,
     } <= found.keys()
 
 

@@ -130,7 +130,7 @@ WRONG = [
     *(
         (["pretrain", f"--model.timm_args={arguments}", *SMALL], 1, message)
         for arguments, message in (
-            ("{in_chans: 1}", "model.timm_args: in_chans must be 3, images are RGB, got 1"),
+            ("{in_chans: 1}", "model.timm_args: in_chans is 1, and augment.mean has 3 numbers"),
             ("{global_pool: ''}", "model.timm_args: resnet_small must give a vector of features"),
             ("{features_only: true}", "with {'features_only': True} gives no pooled features"),
             ("{act_layer: nope}", "cannot build 'resnet_small' with {'act_layer': 'nope'}: KeyE"),
@@ -145,6 +145,19 @@ WRONG = [
     (["pretrain", "--data.name=folder"], 1, "data.name folder needs data.path"),
     (["pretrain", "--data.name=folder", "--data.path=none"], 1, "image folder none does not exist"),
     (["pretrain", "--data.name=folder", "--data.path=empty"], 1, "no images"),
+    (["pretrain", "--data.name=numpy"], 1, "data.name numpy needs data.path"),
+    (["pretrain", "--data.name=numpy", "--data.path=none"], 1, "no folder or file of arrays at no"),
+    (["pretrain", "--data.name=numpy", "--data.path=file"], 1, "cannot read file: "),
+    (["pretrain", "--data.bits=12"], 1, "data.bits must be 8 or 16, got 12"),
+    (["pretrain", "--data.channels=0"], 1, "channels must be at least 1, got 0"),
+    (["pretrain", "--data.channels=1", *SMALL], 1, "images of shapes have 3 channels of 8 bits"),
+    (["pretrain", "--data.image_column=x"], 1, "data.image_column is for data.name huggingface or"),
+    (
+        ["pretrain", "--augment.mean=[0.5]", "--augment.std=[0.2]", *SMALL],
+        1,
+        "augment.mean and augment.std have 1 number, and the images have 3 channels: set --aug",
+    ),
+    (["pretrain", "--augment.mean=[0.5]"], 1, "a number for each channel, got 1 and 3 numbers"),
     (["pretrain", "--data.name=folder", "--data.path=bad"], 1, "bad/1.png: the file is empty"),
     (["pretrain", "--out=file/run", *SMALL], 1, "cannot make the run directory file/run"),
     (["pretrain", "--out=full", *SMALL], 1, "full exists and is not empty"),

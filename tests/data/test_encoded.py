@@ -172,20 +172,37 @@ def ramp(dtype):
     return np.arange(1 << 16, dtype=dtype).reshape(256, 256)
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("a.png", encode(ramp(np.uint16))),
-        ("a.tiff", encode(ramp(np.uint16), "tiff")),
-        ("a.tiff", encode(ramp(np.int32), "tiff")),
-        ("a.ppm", b"P5 256 256 65535\n" + ramp(">u2").tobytes()),
-    ],
-    ids=["png", "tiff", "tiff of 32 bits", "ppm"],
-)
-def test_gray_of_16_bits_keeps_the_upper_eight(write, opened, name, data):
-    write({name: data})
+DEEP = {
+    "png": ("a.png", encode(ramp(np.uint16))),
+    "tiff": ("a.tiff", encode(ramp(np.uint16), "tiff")),
+    "tiff of 32 bits": ("a.tiff", encode(ramp(np.int32), "tiff")),
+    "ppm": ("a.ppm", b"P5 256 256 65535\n" + ramp(">u2").tobytes()),
+}
+
+
+@pytest.mark.parametrize("kind_of_file", DEEP)
+def test_gray_of_16_bits_keeps_them(write, opened, kind_of_file):
+    write(dict([DEEP[kind_of_file]]))
+    source = opened()
+    assert (source.channels, source.bits, source.reduced) == (1, 16, 0)
+    assert np.array_equal(source.image(0).numpy(), ramp(np.uint16)[None])
+    upper = opened(channels=3, bits=8)
     expected = torch.arange(256, dtype=torch.uint8)[:, None].expand(3, 256, 256)
-    assert torch.equal(opened().image(0), expected)
+    assert torch.equal(upper.image(0), expected)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (80, 80)], ids=["in memory", "decoded when used"])
+def test_mixed_depths_have_8_bits_unless_16_are_asked_for(write, opened, size):
+    deep = np.random.default_rng(0).integers(0, 1 << 16, size, dtype=np.uint16)
+    plain = pixels(*size)[..., 0]
+    write({"a.png": encode(deep), "b.png": encode(plain)})
+    source = opened()
+    assert (source.bits, source.reduced) == (8, 1)
+    assert np.array_equal(source.image(0)[0].numpy(), deep >> 8)
+    source = opened(bits=16)
+    assert (source.bits, source.reduced) == (16, 0)
+    assert np.array_equal(source.image(0)[0].numpy(), deep)
+    assert np.array_equal(source.image(1)[0].numpy(), plain.astype(np.uint16) * 257)
 
 
 @pytest.mark.parametrize(
@@ -201,16 +218,61 @@ def test_pixels_of_no_known_range_are_refused(write, opened, array):
     assert "a.tiff" in skipped
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])
-def test_every_color_mode_becomes_rgb(write, opened, mode):
+MODES = {"L": 1, "LA": 1, "1": 1, "I;16": 1, "RGB": 3, "RGBA": 3, "P": 3, "CMYK": 3}
+"""Channels of the modes of Pillow's. Transparency is none."""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_are_gray_or_rgb(write, opened, mode):
     image = Image.fromarray(pixels())
     image = image.convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
     suffix = "jpg" if mode == "CMYK" else "png"
     write({f"a.{suffix}": encode(image, suffix)})
-    found = opened().image(0)
-    assert found.shape == (3, 8, 8)
+    source = opened()
+    assert source.channels == MODES[mode] and source.image(0).shape == (MODES[mode], 8, 8)
     if mode == "P":
-        assert torch.equal(found, to_tensor(np.asarray(image.convert("RGB"))))
+        assert torch.equal(source.image(0), to_tensor(np.asarray(image.convert("RGB"))))
+    elif MODES[mode] == 1 and mode != "I;16":
+        assert np.array_equal(source.image(0)[0].numpy(), np.asarray(image.convert("L")))
+    assert opened(channels=3).image(0).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (80, 80)], ids=["in memory", "decoded when used"])
+def test_gray_among_colors_becomes_rgb_and_all_become_gray_if_asked(write, opened, size):
+    """Whichever comes first."""
+    color, gray = pixels(*size), pixels(*size)[..., 1]
+    write({"a.png": encode(gray), "b.png": encode(color), "c.png": encode(gray)})
+    source = opened()
+    assert source.channels == 3
+    for i, expected in enumerate((np.stack([gray] * 3, -1), color)):
+        assert torch.equal(source.image(i), to_tensor(expected))
+    source = opened(channels=1)
+    assert np.array_equal(source.image(0)[0].numpy(), gray)
+    luma = np.asarray(Image.fromarray(color).convert("L"))
+    assert np.array_equal(source.image(1)[0].numpy(), luma)
+
+
+def test_every_file_is_opened_once(write, opened, monkeypatch):
+    """Small ones for their header and their pixels together."""
+    from mast_ext.data import encoded
+
+    write({f"{i}.png": encode(pixels(seed=i)) for i in range(9)})
+    count, original = [0], encoded.opened
+
+    def counted(file):
+        count[0] += 1
+        return original(file)
+
+    monkeypatch.setattr(encoded, "opened", counted)
+    source = opened()
+    assert source.stacked is not None and count == [9]
+
+
+def test_progress_is_told(write, opened):
+    write({f"{i:03}.png": encode(pixels(seed=i)) for i in range(130)})
+    told = []
+    opened(progress=lambda done, count: told.append((done, count)))
+    assert told == [(64, 130), (128, 130)]
 
 
 BAD_FILES = {
@@ -261,5 +323,6 @@ def test_png_damaged_after_its_header(write, opened):
 
 def test_all_files_bad(write, opened):
     write({f"{i}.png": b"" for i in range(3)})
-    with pytest.raises(ValueError, match="none of the 3 image files .* can be decoded"):
+    message = r"none of the 3 image files .* can be decoded; the first: .*0\.png.*is empty"
+    with pytest.raises(ValueError, match=message):
         opened(on_bad_image="skip")

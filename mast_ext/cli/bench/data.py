@@ -93,7 +93,13 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("bench data needs a folder of images (or --name shapes)")
     began = time.perf_counter()
     source = open_source(
-        config.name, "train", path=values.path, size=config.augment.size, max_images=config.images
+        config.name,
+        "train",
+        path=values.path,
+        size=config.augment.size,
+        max_images=config.images,
+        channels=3,  # what the rivals render
+        bits=8,
     )
     opening = time.perf_counter() - began
     speeds = measure(source, config, Console(stderr=True))

@@ -87,7 +87,7 @@ def extract_features(
     """Features of the plain center views of all images, on the CPU.
 
     Args:
-        backbone: Images ``[N, 3, S, S]`` to features ``[N, F]``; put into evaluation mode.
+        backbone: Images ``[N, C, S, S]`` to features ``[N, F]``; put into evaluation mode.
         source: The images.
         recipe: Gives the views' size and normalization.
         batch_size: Images per step.

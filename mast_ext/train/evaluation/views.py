@@ -22,6 +22,9 @@ IMAGES = 8
 SIDE = 96
 """Pixels on a side of a view that is shown, at most."""
 
+DARK = 0.25
+"""Views that are nowhere as bright as this are brightened to be shown."""
+
 BATCHES = 4
 """Batches whose pairs' uncertainty is measured."""
 
@@ -84,7 +87,7 @@ def chosen_views(
 ) -> HardViewExamples:
     """The first ``views`` views of a batch's first images; chosen are those in ``chosen``."""
     images = batch.images[:views, :IMAGES].float().cpu()
-    pixels = (images * _channels(recipe.std) + _channels(recipe.mean)).clamp(0, 1)
+    pixels = shown((images * _channels(recipe.std) + _channels(recipe.mean)).clamp(0, 1))
     if recipe.size > SIDE:
         small = F.interpolate(
             pixels.flatten(0, 1), size=(SIDE, SIDE), mode="bilinear", antialias=True
@@ -131,5 +134,20 @@ def pair_uncertainty(module: PretrainModule, loader: ViewLoader) -> PairUncertai
     )
 
 
-def _channels(values: tuple[float, float, float]) -> Tensor:
+def shown(pixels: Tensor) -> Tensor:
+    """Pixels ``[..., C, S, S]`` in [0, 1] as RGB ``[..., 3, S, S]`` for people to look at.
+
+    Of more than three channels the first three are red, green and blue; one or two are gray. What
+    is not RGB, or is as dark as images are that use 12 of 16 bits, is brightened: the brightest
+    pixel of a channel becomes white.
+    """
+    channels = pixels.shape[-3]
+    colors = pixels[..., :3, :, :] if channels >= 3 else pixels[..., :1, :, :]
+    if channels != 3 or colors.max() < DARK:
+        others = [axis for axis in range(colors.ndim) if axis != colors.ndim - 3]
+        colors = colors / colors.amax(others, keepdim=True).clamp(min=1e-6)
+    return colors.expand(*colors.shape[:-3], 3, *colors.shape[-2:])
+
+
+def _channels(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values)[:, None, None]

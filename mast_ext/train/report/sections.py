@@ -331,6 +331,12 @@ def _hard_views(runs: Sequence[RunRecord]) -> Section:
                 "Views of one image in each row; those that the trained networks find hardest to"
                 " match are framed. IoU: how much of the image their crops share."
             )
+            channels = len(run.settings.get("augment", {}).get("mean", ()))
+            if channels > 3:
+                caption += (
+                    f" Of the images' {channels} channels the first three are shown, as red, green"
+                    " and blue."
+                )
             count, views = examples.chosen.shape
             alt = f"{count} rows of {views} augmented views, two framed in each row."
             pictures.append(Picture(draw_chosen_views(examples), _of(runs, run, caption), alt))

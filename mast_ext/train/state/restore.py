@@ -21,6 +21,7 @@ class Restored:
         name: The method they were trained with, or the file's name.
         backbone: The trained backbone.
         untrained: The same architecture as training began with it.
+        channels: Of the images that it takes.
         method: The trained heads, when they were stored.
         start: What tables call ``untrained``.
     """
@@ -28,6 +29,7 @@ class Restored:
     name: str
     backbone: nn.Module
     untrained: nn.Module
+    channels: int
     method: Method | None = None
     start: str = "untrained"
 
@@ -49,7 +51,10 @@ def restore_checkpoint(path: Path, config: PretrainConfig) -> Restored:
     check_weights(weights, both.state_dict(), path)
     both.load_state_dict(weights)
     untrained = build_networks(config).backbone
-    return Restored(name, networks.backbone, untrained, networks.method, config.model.start)
+    channels = networks.spec.channels
+    return Restored(
+        name, networks.backbone, untrained, channels, networks.method, config.model.start
+    )
 
 
 def restore_backbone(path: Path) -> Restored:
@@ -62,4 +67,4 @@ def restore_backbone(path: Path) -> Restored:
     backbone, spec = load_backbone(path)
     # The file names no seed: that of a run by default, so that every evaluation gives the same.
     seed_everything(PretrainConfig().seed, workers=True, verbose=False)
-    return Restored(path.name, backbone, spec.create())
+    return Restored(path.name, backbone, spec.create(), spec.channels)
