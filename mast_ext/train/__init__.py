@@ -6,7 +6,8 @@
 ``networks``    what is trained: backbone, method, hard views
 ``loop/``       the training loop: views, step, metrics, when to save
 ``state/``      what is on disk: run directory, checkpoints, networks restored from them
-``evaluation/`` features of labeled images, probes of them; ranks and views, which need no labels
+``evaluation/`` features of labeled images, probes of them, fine-tuning; what needs no labels: what
+                features know of augmentations, ranks, views
 ``report/``     what a run has stored, as tables, figures and one HTML page
 ``replay``      a step that was not finite once more, to see where that began
 ``pretrain``    the program: train, train the baseline, measure, report
