@@ -303,12 +303,10 @@ class FinetuneConfig:
     @property
     def shares(self) -> tuple[float, ...]:
         """Those of ``labels``, each once."""
-        labels = self.labels
-        if isinstance(labels, str):
-            labels = tuple(float(share) for share in labels.split(","))
-        elif not isinstance(labels, Sequence):
-            labels = (labels,)
-        return tuple(dict.fromkeys(labels))
+        if isinstance(self.labels, str):
+            return tuple(dict.fromkeys(float(share) for share in self.labels.split(",")))
+        listed = self.labels if isinstance(self.labels, (list, tuple)) else (self.labels,)
+        return tuple(dict.fromkeys(listed))
 
 
 @dataclass(frozen=True)
