@@ -133,6 +133,28 @@ class AugmentationRecipe:
         }
         return tuple(name for name in AUGMENTATIONS if on[name])
 
+    def only(self, *names: str) -> "AugmentationRecipe":
+        """The recipe with some of its augmentations, and without all others.
+
+        Args:
+            *names: Which stay; without any, views are the images' central squares.
+
+        Raises:
+            ValueError: There is no augmentation of one of these names.
+        """
+        if unknown := sorted(set(names) - set(AUGMENTATIONS)):
+            raise ValueError(f"augmentations are {', '.join(AUGMENTATIONS)}, got {unknown[0]!r}")
+        kept = set(names)
+        return replace(
+            self,
+            crop_scale=self.crop_scale if "crop" in kept else (1.0, 1.0),
+            flip=self.flip if "flip" in kept else 0.0,
+            jitter=self.jitter if "color" in kept else 0.0,
+            grayscale=self.grayscale if "grayscale" in kept else 0.0,
+            blur=self.blur if "blur" in kept else 0.0,
+            solarize=self.solarize if "solarize" in kept else 0.0,
+        )
+
     def varies(self, name: str) -> bool:
         """Whether views differ by ``name``.
 

@@ -1,11 +1,16 @@
-"""``mast-ext evaluate``: k-NN and linear probes of a run, a checkpoint or a backbone file."""
+"""``mast-ext evaluate``: what a trained backbone has learned, on these or on other images."""
 
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import (
     Parser,
@@ -17,78 +22,99 @@ from mast_ext.cli.parser import (
     settings_parser,
 )
 from mast_ext.cli.pretrain import load_config
-from mast_ext.train.config import EvaluateConfig, PretrainConfig
-from mast_ext.train.errors import RunError
-from mast_ext.train.evaluation.evaluate import chance, evaluate
+from mast_ext.models import ImageFormat
+from mast_ext.train.config import EvaluateConfig, PretrainConfig, WeightsConfig
+from mast_ext.train.errors import CheckpointError, RunError
 from mast_ext.train.evaluation.images import open_images
+from mast_ext.train.evaluation.measure import measure
 from mast_ext.train.inputs import as_trained, counted, require_channels
 from mast_ext.train.launch import resolve_device
 from mast_ext.train.report.tables import results, tables
-from mast_ext.train.state.restore import Restored, restore_backbone, restore_checkpoint
+from mast_ext.train.state.restore import (
+    Restored,
+    restore_backbone,
+    restore_checkpoint,
+    restore_timm,
+    restore_weights,
+)
 from mast_ext.train.state.run_directory import RunDirectory, write_text
 
 OVERVIEW = Overview(
     examples="""\
 mast-ext evaluate runs/simclr-folder-1
+mast-ext evaluate runs/simclr-folder-1 --measure probes,finetune
 mast-ext evaluate runs/simclr-folder-1 --data.name folder --data.path DIR
-mast-ext evaluate backbone.safetensors --data.name cifar10 --data.path DIR""",
+mast-ext evaluate resnet50.pth --model.name resnet50 --data.name folder ...""",
     first={
-        "what is evaluated": ("path",),
+        "what is evaluated": ("path", "model.name"),
         "images (by default those of the run)": (
             *("data.name", "data.path", "data.max_images", "data.max_test_images"),
             "augment.size",
         ),
-        "measurement": ("evaluation.neighbors", "evaluation.batch_size", "accelerator"),
+        "measurement": (
+            *("measure", "finetune.labels", "finetune.epochs", "evaluation.neighbors"),
+            *("reference", "accelerator"),
+        ),
         "settings and results": ("json", "config", "print_config"),
     },
     more="""\
-more: --help GROUP  one group: data, augment, evaluation
+more: --help GROUP  one group: data, augment, evaluation, finetune, model
       --help all    everything""",
 )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Probes frozen features, and prints tables. Returns the exit status."""
+    """Measures, and prints tables. Returns the exit status."""
     parser, arguments = make_parser(), canonical(arguments)
     if shows_help(parser, OVERVIEW, arguments):
         return 0
-    path = Path(parse_for_defaults(parser, arguments).path)
-    run_config = None if path.suffix == ".safetensors" else load_config(path)
-    if run_config is not None:
-        parser.set_defaults(_defaults(run_config))
+    values = parse_for_defaults(parser, arguments)
+    path, weights = Path(values.path), WeightsConfig(**values.model)
+    run_config, restored = _open(path, weights)
+    parser.set_defaults(
+        _defaults_of_run(parser, arguments, run_config)
+        if run_config is not None
+        else _defaults_of_images(restored.images if restored else None)
+    )
     values = parse(parser, arguments)
     config: EvaluateConfig = build(parser, values, EvaluateConfig, "path", "json")
 
-    restored = _restore(path, run_config)
+    if run_config is not None:
+        checkpoint = RunDirectory.open(path).last if path.is_dir() else path
+        restored = restore_checkpoint(checkpoint, run_config)
+    assert restored is not None
     channels = config.augment.channels
-    if restored.channels != channels:
+    if restored.spec.channels != channels:
         raise RunError(
-            f"{path} takes images of {counted(restored.channels, 'channel')}, and augment.mean and"
-            f" augment.std have {counted(channels, 'number')}: they need one for each channel"
+            f"{path} takes images of {counted(restored.spec.channels, 'channel')}, and"
+            f" augment.mean and augment.std have {counted(channels, 'number')}: they need one for"
+            " each channel"
         )
-    opened = open_images(as_trained(config.data, config.augment), Console(stderr=True))
-    require_channels(config.augment, opened.train)
-    images = opened.labeled
-    if images is None:
-        raise RunError(f"nothing to evaluate by: {opened.why_not}")
-    device = resolve_device(config.accelerator)
-    rows = []
-    for name, backbone, method in (
-        (restored.name, restored.backbone, restored.method),
-        (restored.start, restored.untrained, None),
-    ):
-        rows += evaluate(
-            name, backbone, images, config.augment, config.evaluation, method=method, device=device
-        )
-    rows.append(chance(images))
+    images = open_images(
+        as_trained(config.data, config.augment),
+        Console(stderr=True),
+        unlabeled_test="augmentations" in config.measured,
+    )
+    require_channels(config.augment, images.train)
+    with _Progress() as progress:
+        device = resolve_device(config.accelerator)
+        rows, notes = measure(restored, images, config, device, progress.update)
     console = output_console()
-    for note in opened.notes:
+    notes = [*images.notes, *notes]
+    for note in notes:
         console.print(note, highlight=False, markup=False)
-    for table in tables(rows):
+    unbalanced = images.labeled.unbalanced() if images.labeled else []
+    for table in tables(rows, unbalanced=unbalanced):
         console.print(table)
     if values.json is not None:
         subspaces = restored.method.subspaces() if restored.method else None
-        write_text(Path(values.json), json.dumps(results(rows, subspaces), indent=2) + "\n")
+        found = {
+            "path": values.path,
+            "settings": config.to_dict(),
+            "notes": notes,
+            **results(rows, subspaces),
+        }
+        write_text(Path(values.json), json.dumps(found, indent=2) + "\n")
     return 0
 
 
@@ -96,13 +122,14 @@ def make_parser() -> Parser:
     """All options of the command."""
     parser = settings_parser(
         "evaluate",
-        "k-NN and linear probes of frozen features, beside the network before training.",
+        "Probes, fine-tuning, and what features know of how views were made.",
         EvaluateConfig,
     )
     parser.usage = "mast-ext evaluate PATH [options]"
     parser.add_argument(
         "path",
-        help="A run directory, a checkpoint in one, or a backbone.safetensors.",
+        help="A run directory, a checkpoint in one, a backbone.safetensors, a folder as timm or"
+        " mast-ext export write them, or, with --model.name, a file of a timm model's weights.",
     )
     parser.add_argument(
         "--json", type=str | None, default=None, help="Write the numbers to this file, too."
@@ -110,16 +137,86 @@ def make_parser() -> Parser:
     return parser
 
 
-def _restore(path: Path, config: PretrainConfig | None) -> Restored:
-    if config is None:
-        return restore_backbone(path)
-    checkpoint = RunDirectory.open(path).last if path.is_dir() else path
-    return restore_checkpoint(checkpoint, config)
+def _open(path: Path, weights: WeightsConfig) -> tuple[PretrainConfig | None, Restored | None]:
+    """The settings of a run, or the networks of what is none."""
+    if weights.name is not None:
+        if path.is_dir():
+            raise UsageError(
+                f"--model.name says of which network a file of weights is, and {path} is a folder,"
+                " which says so itself: leave it out"
+            )
+        return None, restore_weights(path, weights)
+    if (
+        path.is_dir()
+        and (path / "config.json").is_file()
+        and not RunDirectory(path).config.exists()
+    ):
+        return None, restore_timm(path)
+    hint = "; if it holds the weights of a timm model, --model.name says of which"
+    if path.suffix == ".safetensors":
+        try:
+            return None, restore_backbone(path)
+        except ValueError as error:
+            raise ValueError(f"{error}{hint}") from error
+    try:
+        return load_config(path), None
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{hint if path.is_file() else ''}") from error
 
 
-def _defaults(config: PretrainConfig) -> dict[str, object]:
-    """The sections that an evaluation shares with the run, as dotted names."""
-    sections = {name: config.to_dict()[name] for name in ("data", "augment", "evaluation")}
-    return {
-        f"{s}.{name}": value for s, values in sections.items() for name, value in values.items()
+def _defaults_of_run(
+    parser: Parser, arguments: Sequence[str], config: PretrainConfig
+) -> dict[str, object]:
+    """The sections that an evaluation shares with the run, as dotted names.
+
+    Where the images are others, neither their place nor how many are used is the run's.
+    """
+    values = config.to_dict()
+    sections = {name: values[name] for name in ("data", "augment", "evaluation")}
+    defaults = {
+        f"{section}.{name}": value
+        for section, settings in sections.items()
+        for name, value in settings.items()
     }
+    names = ("path", "max_images", "max_test_images")
+    own = {f"data.{name}": parser.get_default(f"data.{name}") for name in names}
+    parser.set_defaults(defaults)
+    data = parse_for_defaults(parser, arguments).data
+    same = data.name == config.data.name and _place(data.path) == _place(values["data"]["path"])
+    return {} if same else own
+
+
+def _place(path: str | None) -> str | None:
+    return None if path is None else os.path.realpath(path)
+
+
+def _defaults_of_images(images: ImageFormat | None) -> dict[str, Any]:
+    return {} if images is None else {f"augment.{k}": v for k, v in asdict(images).items()}
+
+
+class _Progress:
+    """A bar for every training, on standard error if that is a terminal."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", visible=False)
+
+    def update(self, what: str, done: int, steps: int) -> None:
+        self.bar.update(self.task, description=what, completed=done, total=steps, visible=True)
+
+    def __enter__(self) -> "_Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mast_ext.cli.parser import Parser, output_console
 from mast_ext.cli.pretrain import load_config
-from mast_ext.models.export import FORMATS, ImageFormat, export_backbone
-from mast_ext.train.networks import backbone_spec
+from mast_ext.models.export import FORMATS, export_backbone
+from mast_ext.train.networks import backbone_spec, image_format
 from mast_ext.train.pretrain import run_of_checkpoint
 from mast_ext.train.state.restore import restore_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory
@@ -21,8 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     config = load_config(run)
     checkpoint = RunDirectory.open(run).last if run.is_dir() else run
     restored = restore_checkpoint(checkpoint, config)
-    augment = config.augment
-    images = ImageFormat(augment.size, tuple(augment.mean), tuple(augment.std))
+    images = image_format(config.augment)
     folder = run if run.is_dir() else run_of_checkpoint(run)
     path = Path(values.out or folder / f"backbone-{kind}{SUFFIXES.get(kind, '')}").absolute()
     reading = export_backbone(restored.backbone, backbone_spec(config), images, path, kind)

@@ -150,7 +150,9 @@ def _entry(action: argparse.Action) -> list[str]:
     what = re.split(r"[.;:]\s", (action.help or "").rstrip("."), maxsplit=1)[0].replace("``", "")
     if str(action.metavar).startswith("{"):
         what += ": " + str(action.metavar).strip("{}").replace(",", ", ")
-    if isinstance(action.default, (str, int, float)) and action.default != argparse.SUPPRESS:
+    if isinstance(action.default, bool):
+        what += f" [{str(action.default).lower()}]"
+    elif isinstance(action.default, (str, int, float)) and action.default != argparse.SUPPRESS:
         default = action.default if isinstance(action.default, str) else f"{action.default:g}"
         what += f" [{default}]"
     name = action.option_strings[-1] if action.option_strings else action.dest.upper()

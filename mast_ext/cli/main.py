@@ -20,7 +20,7 @@ usage: mast-ext <command> [options]
 
   pretrain   train a backbone without labels, probe it, write a report
   recipes    settings from papers: a list, or one of them
-  evaluate   k-NN and linear probes of a run, a checkpoint or a backbone file
+  evaluate   what a backbone has learned: probes, fine-tuning, on these or other images
   report     a page of a run, finished or not, or one that compares several
   replay     the step that made a loss NaN once more, and where in the network it began
   export     the backbone of a run for timm, transformers, TorchScript or ONNX

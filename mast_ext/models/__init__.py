@@ -6,11 +6,14 @@ from mast_ext.models.backbones import (
     forward_views,
     is_resnet,
     load_backbone,
+    load_timm_folder,
     save_backbone,
+    stored_image_format,
     to_channels_last,
 )
 from mast_ext.models.ema import BatchNormMode, EMATeacher, cosine_momentum
 from mast_ext.models.heads import PairUncertainty, Projector
+from mast_ext.models.images import ImageFormat
 from mast_ext.models.patches import PatchLayout, forward_patches, patch_layout
 from mast_ext.models.prototypes import DINOHead, NormalizedLinear
 from mast_ext.models.sync_batch_norm import sync_batch_norm
@@ -21,6 +24,7 @@ __all__ = [
     "BatchNormMode",
     "DINOHead",
     "EMATeacher",
+    "ImageFormat",
     "NormalizedLinear",
     "PairUncertainty",
     "PatchLayout",
@@ -31,9 +35,11 @@ __all__ = [
     "forward_views",
     "is_resnet",
     "load_backbone",
+    "load_timm_folder",
     "load_weights",
     "patch_layout",
     "save_backbone",
+    "stored_image_format",
     "sync_batch_norm",
     "to_channels_last",
 ]

@@ -20,6 +20,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mast_ext.models.images import ImageFormat
 from mast_ext.models.weights import FORMAT, load_weights, put_weights, read_safetensors
 
 _FILE = "checkpoint_path"  # timm's argument for weights to start from
@@ -204,10 +205,21 @@ def _interpolation(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     return moved.flatten(1).T.contiguous()
 
 
-def save_backbone(backbone: nn.Module, spec: BackboneSpec, path: Path) -> None:
-    """Writes the weights and the spec to a safetensors file, in one step (never half a file)."""
+def save_backbone(
+    backbone: nn.Module, spec: BackboneSpec, path: Path, images: ImageFormat | None = None
+) -> None:
+    """Writes the weights and the spec to a safetensors file, in one step (never half a file).
+
+    Args:
+        backbone: What the spec describes.
+        spec: See `BackboneSpec`.
+        path: The file.
+        images: What it was trained on, to be stored, too.
+    """
     tensors = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
     metadata = {"format": FORMAT, "backbone": json.dumps(dataclasses.asdict(spec))}
+    if images is not None:
+        metadata["images"] = json.dumps(dataclasses.asdict(images))
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(save(tensors, metadata=metadata))
@@ -235,6 +247,57 @@ def load_backbone(path: Path) -> tuple[nn.Module, BackboneSpec]:
     backbone = spec.create()
     put_weights(backbone, tensors, path)
     return backbone, spec
+
+
+def stored_image_format(path: Path) -> ImageFormat | None:
+    """The images that a file of `save_backbone` is for; None if it does not say.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, or what it says is damaged.
+    """
+    _, metadata = read_safetensors(path)
+    if "images" not in metadata:
+        return None
+    try:
+        return ImageFormat.parse(json.loads(metadata["images"]))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} does not say which images it takes: {error}") from error
+
+
+def load_timm_folder(path: Path) -> tuple[nn.Module, BackboneSpec, ImageFormat]:
+    """A backbone from a folder as timm writes them for its hub, and as `export_backbone` does.
+
+    Args:
+        path: A folder with ``config.json`` (timm's: ``architecture``, ``pretrained_cfg`` and
+            perhaps ``model_args``) and weights, ``model.safetensors`` or ``pytorch_model.bin``.
+
+    Returns:
+        The backbone without its classifier, what it is, and which images it takes.
+
+    Raises:
+        FileNotFoundError: One of the files is missing.
+        ValueError: They are not timm's, or do not fit each other.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} holds no backbone of timm: it has no config.json")
+    try:
+        config = json.loads(file.read_bytes())
+        spec = BackboneSpec(config["architecture"], False, config.get("model_args", {}))
+        images = config["pretrained_cfg"]
+        images = {"size": images["input_size"][-1], "mean": images["mean"], "std": images["std"]}
+        found = ImageFormat.parse(images)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file} does not describe a backbone of timm ({type(error).__name__}: {error})"
+        ) from error
+    weights = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
+    if not (present := [each for each in weights if each.is_file()]):
+        raise FileNotFoundError(f"{path} has no weights: model.safetensors or pytorch_model.bin")
+    backbone = spec.create()
+    load_weights(backbone, present[0])
+    return backbone, spec, found
 
 
 def _use_small_stem(backbone: nn.Module, name: str, stride: int) -> None:

@@ -6,7 +6,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mast_ext.models.backbones import PRESETS, BackboneSpec
+from mast_ext.models.images import ImageFormat
 
-_IMAGES = 3  # that features are compared on; not one, which a network may squeeze away
 _OPSET = 18
 _MARK = "mast_ext"  # the key in config.json under which stands what was exported
 _FILE = f"{_MARK}.json"  # and in files of other formats
-
-
-@dataclass(frozen=True)
-class ImageFormat:
-    """What a backbone takes: images ``[B, C, size, size]`` of ``(level - mean) / std``.
-
-    A level lies in ``[0, 1]``: it is a value of 8 bits over 255, or one of 16 bits over 65535.
-
-    Attributes:
-        size: Pixels of a side.
-        mean: Of every channel, in ``[0, 1]``.
-        std: Likewise.
-    """
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def example(self) -> Tensor:
-        """Made-up images."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(_IMAGES, len(self.mean), self.size, self.size, generator=generator)
 
 
 def export_backbone(

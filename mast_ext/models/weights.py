@@ -56,6 +56,11 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
     outer = tuple(f"{name}." for name in classifiers)
     tensors = {name: value for name, value in found.items() if not name.startswith(outer)}
+    # Files of before PyTorch 0.4.1 (of torchvision, too) lack how many batches a batch norm has
+    # seen, which only one without momentum uses.
+    for name, value in backbone.state_dict().items():
+        if name.endswith(".num_batches_tracked"):
+            tensors.setdefault(name, value)
     spec = metadata.get("backbone")
     put_weights(backbone, tensors, path, f"; it is of the backbone {spec}" if spec else "")
 

@@ -8,7 +8,8 @@
 ``waiting``     a line on the terminal while something takes long
 ``loop/``       the training loop: views, step, metrics, when to save, what takes how long
 ``state/``      what is on disk: run directory, checkpoints, networks restored from them
-``evaluation/`` features of labeled images, probes of them; ranks and views, which need no labels
+``evaluation/`` features of labeled images, probes of them, fine-tuning; what needs no labels: what
+                features know of augmentations, ranks, views
 ``report/``     what a run has stored, as tables, figures and one HTML page
 ``replay``      a step that was not finite once more, to see where that began
 ``pretrain``    the program: train, train the baseline, measure, report

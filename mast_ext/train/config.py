@@ -7,6 +7,7 @@ describe a `PretrainConfig`.
 import dataclasses
 import glob
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -80,6 +81,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.name != "shapes" and not self.path:
             raise ValueError(f"data.name {self.name} needs data.path, the folder with the images")
+        if self.name == "shapes" and self.path:
+            raise ValueError(
+                f"data.path is {self.path}, but data.name is shapes, which are made up: say"
+                " --data.name folder (or shards, cifar10, cifar100)"
+            )
         _at_least(self, 1, "size")
         _at_least(self, 0, "seed", "keep_gb")
         if self.bits not in (None, 8, 16):
@@ -233,8 +239,7 @@ class TrainConfig:
     @property
     def loggers(self) -> tuple[str, ...]:
         """Those of ``logger``, each once."""
-        names = self.logger.split(",") if isinstance(self.logger, str) else self.logger
-        return tuple(dict.fromkeys(name.strip() for name in names))
+        return _listed(self.logger)
 
     def share_of_batch(self, processes: int) -> int:
         """Images per step of each of several processes.
@@ -273,18 +278,115 @@ class EvaluationConfig:
         _at_least(self, 1, "batch_size")
 
 
+MEASUREMENTS = ("probes", "finetune", "augmentations")
+"""What `EvaluateConfig.measure` may name."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning of the backbone with a new linear classifier.
+
+    Attributes:
+        labels: Shares of the labels, with a training for each, as ``0.01,0.1,1``. Every class keeps
+            its share, one image at least.
+        epochs: Passes over the labeled images. By default 20, or as many as make 500 steps.
+        batch_size: Images per step, or all labeled ones if they are fewer.
+        lr: Learning rate of the backbone per 256 images. By default VICReg's on ImageNet: 0.03
+            with up to 1 % of the labels, 0.01 with more.
+        head_lr: Learning rate of the classifier per 256 images. By default VICReg's: 0.08 with up
+            to 1 % of the labels, 0.1 with more.
+        seed: Seed of which images are labeled, of their order and crops, and of the classifier.
+        precision: Number format. ``bf16-mixed`` is PyTorch's autocast.
+    """
+
+    labels: tuple[float, ...] | float | str = "0.01,0.1,1"
+    epochs: float | None = None
+    batch_size: int = 256
+    lr: float | None = None
+    head_lr: float | None = None
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+
+    def __post_init__(self) -> None:
+        try:
+            valid = bool(self.shares) and all(0 < share <= 1 for share in self.shares)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(
+                "finetune.labels must be one or more shares in (0, 1], as 0.01,0.1,1, got"
+                f" {self.labels!r}"
+            )
+        for name in ("epochs", "lr", "head_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"finetune.{name} must be positive and finite, got {value}")
+        _at_least(self, 2, "batch_size")
+        _at_least(self, 0, "seed")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Those of ``labels``, each once."""
+        if isinstance(self.labels, str):
+            return tuple(dict.fromkeys(float(share) for share in self.labels.split(",")))
+        listed = self.labels if isinstance(self.labels, (list, tuple)) else (self.labels,)
+        return tuple(dict.fromkeys(listed))
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Which network a file of weights belongs to that does not say so itself.
+
+    Attributes:
+        name: A timm model. ResNets of torchvision have timm's names.
+        small_images: For ResNets: a 3x3 stem without max-pool.
+        timm_args: Further arguments of ``timm.create_model``.
+    """
+
+    name: str | None = None
+    small_images: bool = False
+    timm_args: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Settings of an evaluation apart from training. Those of a run are its defaults.
 
     Attributes:
-        accelerator: Where features are computed.
+        measure: What is measured, one or more of ``probes``, ``finetune``, ``augmentations``, as
+            ``probes,finetune``. Probes are k-NN and a linear classifier on frozen features; of
+            ``augmentations``, which need no labels, is measured what features know.
+        reference: Whether the network before training is measured, too.
+        accelerator: Where to compute.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentationRecipe = field(default_factory=AugmentationRecipe)
+    model: WeightsConfig = field(default_factory=WeightsConfig)
+    measure: tuple[str, ...] | str = "probes"
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    reference: bool = True
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.measured or not set(self.measured) <= set(MEASUREMENTS):
+            hint = did_you_mean(
+                name for each in self.measured for name in similar(each, MEASUREMENTS)
+            )
+            raise ValueError(
+                f"measure must be one or more of {', '.join(MEASUREMENTS)}, got"
+                f" {self.measure!r}{hint}"
+            )
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Those of ``measure``, each once."""
+        return _listed(self.measure)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as YAML and JSON hold them."""
+        return _plain(dataclasses.asdict(self))
 
 
 # Whose options are settings: the methods that `mast_ext.methods` registers.
@@ -387,6 +489,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _listed(names: Sequence[str] | str) -> tuple[str, ...]:
+    """Several names, each once, of which a string has them separated by commas."""
+    parts = names.split(",") if isinstance(names, str) else names
+    return tuple(dict.fromkeys(name.strip() for name in parts))
 
 
 def _at_least(config: Any, low: int, *names: str) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from mast_ext.augment import AugmentationRecipe, ViewLoader, ViewPolicy
 from mast_ext.methods import METHODS, EquiMod, HardSelection, Method, hard_selection
-from mast_ext.models import BackboneSpec, create_backbone, is_resnet
+from mast_ext.models import BackboneSpec, ImageFormat, create_backbone, is_resnet
 from mast_ext.train.config import PretrainConfig
 
 
@@ -61,23 +61,23 @@ def build_networks(config: PretrainConfig) -> Networks:
         spec.name, spec.small_images, weights=config.model.weights, **spec.timm_args
     )
     recipe = config.augment
-    _require_size(backbone, spec, "augment.size", recipe.size)
+    require_size(backbone, spec, "augment.size", recipe.size)
     options = config.options(config.method)
     method = METHODS[config.method].create(backbone, num_features, recipe, options)
     local = method.policy(recipe).local_recipe
     if method.local_views and local is not None:
-        _require_size(backbone, spec, f"{config.method}.local_size", local.size)
+        require_size(backbone, spec, f"{config.method}.local_size", local.size)
     if config.equimod.weight > 0:
         method = EquiMod(method, num_features, recipe, config.equimod)
     hard_views = None
     if config.hard_views.views:
         hard_views = hard_selection(method, recipe, config.hard_views)
         for size in hard_views.sizes:
-            _require_size(backbone, spec, "hard_views.size", size)
+            require_size(backbone, spec, "hard_views.size", size)
     return Networks(backbone, spec, method, hard_views)
 
 
-def _require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: int) -> None:
+def require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: int) -> None:
     """Raises a ValueError unless the backbone makes vectors of images of this side.
 
     Transformers may not take them; arguments of timm may ask for other outputs.
@@ -97,6 +97,11 @@ def _require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: in
             f"model.timm_args: {spec.name} must give a vector of features for each image, got"
             f" {list(features.shape)} for one image"
         )
+
+
+def image_format(recipe: AugmentationRecipe) -> ImageFormat:
+    """The images that a backbone takes which is trained on these views."""
+    return ImageFormat(recipe.size, tuple(recipe.mean), tuple(recipe.std))
 
 
 def backbone_spec(config: PretrainConfig) -> BackboneSpec:

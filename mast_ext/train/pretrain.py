@@ -27,7 +27,7 @@ from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.loggers import require_loggers
 from mast_ext.train.loop.module import PretrainModule
-from mast_ext.train.networks import Networks, build_networks
+from mast_ext.train.networks import Networks, build_networks, image_format
 from mast_ext.train.report.html import PAGE, keep_foreign, write_report
 from mast_ext.train.report.record import Measurements, save_measurements
 from mast_ext.train.state.checkpoint import read_checkpoint
@@ -238,7 +238,8 @@ def _save_settings(run: RunDirectory, config: PretrainConfig, networks: Networks
     """Writes the settings, and before them the weights that they say to start from."""
     if config.model.weights:
         with named_failure(run.start):
-            save_backbone(networks.backbone, networks.spec, run.start)
+            images = image_format(config.augment)
+            save_backbone(networks.backbone, networks.spec, run.start, images)
     run.save_config(config.to_dict())
 
 

@@ -85,8 +85,10 @@ def _called(name: str, known: Collection[str]) -> list[str]:
     """The setting of a name, ours or another program's, or those of this name in their groups."""
     if name in known:
         return [name]
-    name = _OURS.get(name, name)
-    return sorted(each for each in known if name in (each, each.rpartition(".")[2]))
+    for meant in (_OURS.get(name, name), name):
+        if found := sorted(each for each in known if meant in (each, each.rpartition(".")[2])):
+            return found
+    return []
 
 
 def _plain(name: str) -> str:

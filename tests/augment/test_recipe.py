@@ -78,3 +78,19 @@ def test_factor_range_is_torchvisions():
     assert recipe.factor_range("brightness") == (0.0, 2.5)
     assert recipe.factor_range("contrast") == (0.6, 1.4)
     assert recipe.factor_range("hue") == (-0.1, 0.1)
+
+
+@pytest.mark.parametrize("names", [(), ("crop", "flip"), ("color",), AUGMENTATIONS])
+def test_only_some_augmentations(names):
+    recipe = AugmentationRecipe(blur=0.5, solarize=0.1, hue=0.3, size=48, mean=(0, 0, 0.1))
+    found = recipe.only(*names)
+    assert found.augmentations == names
+    assert (found.size, found.mean) == (48, (0, 0, 0.1))
+    if "color" in names:
+        assert found.hue == 0.3
+    assert recipe.only(*AUGMENTATIONS) == recipe
+
+
+def test_only_what_there_is():
+    with pytest.raises(ValueError, match="augmentations are crop, flip, .*, got 'hue'"):
+        AugmentationRecipe().only("crop", "hue")

@@ -55,6 +55,17 @@ def trained(tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A run of SimCLR whose backbone timm can build, and its export for timm, to be read only."""
+    run = tmp_path_factory.mktemp("exported") / "run"
+    options = ["--method=simclr", "--baseline=none", "--model.small_images=false"]
+    options += ["--augment.mean=[0.5,0.4,0.3]", "--augment.std=[0.2,0.2,0.3]", f"--out={run}"]
+    assert main(["pretrain", *TINY, *SHAPES, *options]) == 0
+    assert main(["export", str(run), "--format=timm"]) == 0
+    return run
+
+
 SIX_STEPS = [*TINY, *SHAPES, "--train.epochs=2", "--train.checkpoint_every=2"]
 
 

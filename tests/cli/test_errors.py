@@ -143,6 +143,7 @@ WRONG = [
     ),
     (["pretrain", "--data.max_images=24"], 1, "24 training images, fewer than one batch"),
     (["pretrain", "--data.name=folder"], 1, "data.name folder needs data.path"),
+    (["pretrain", "--data.path=photos"], 1, "data.name is shapes, which are made up: say --data.n"),
     (["pretrain", "--data.name=folder", "--data.path=none"], 1, "image folder none does not exist"),
     (["pretrain", "--data.name=folder", "--data.path=empty"], 1, "no images"),
     (["pretrain", "--data.name=numpy"], 1, "data.name numpy needs data.path"),

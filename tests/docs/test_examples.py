@@ -69,3 +69,17 @@ def test_the_loss_does_not_depend_on_the_number_of_processes():
     alone, together = found
     assert len(alone) == 2
     assert together == pytest.approx(alone, abs=2e-4)
+
+
+@pytest.mark.slow
+def test_walkthrough(tmp_path):
+    """It checks itself what it says, and ends with an error if something does not hold."""
+    output = output_of(EXAMPLES / "walkthrough.py", "--out", tmp_path / "walkthrough")
+    for said in (
+        "no step is missing, none was done twice",
+        "both runs end with the same weights, bit for bit",
+        "timm's model gives the features of the run",
+        "mast-ext replay ends with status 0",
+    ):
+        assert f"✓ {said}" in output
+    assert "Traceback" not in output

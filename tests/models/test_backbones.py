@@ -4,15 +4,20 @@ import json
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 
 from mast_ext.models import (
     BackboneSpec,
+    ImageFormat,
     create_backbone,
     forward_views,
     is_resnet,
     load_backbone,
+    load_timm_folder,
     save_backbone,
+    stored_image_format,
 )
 
 TINY = {"channels": (8, 8, 8, 16), "layers": (1, 1, 1, 1)}
@@ -74,6 +79,84 @@ def test_file_rebuilds_the_backbone(tmp_path):
     assert torch.equal(restored.eval()(images), backbone(images))
     assert found.create()(images).shape == (2, 16)
     assert [p.name for p in tmp_path.iterdir()] == ["backbone.safetensors"]
+
+
+IMAGES = ImageFormat(48, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+
+
+def test_file_says_which_images_it_takes(tmp_path):
+    spec = BackboneSpec("resnet18", False, {"channels": [8, 8, 8, 16]})
+    path = tmp_path / "backbone.safetensors"
+    save_backbone(spec.create(), spec, path)
+    assert stored_image_format(path) is None
+    save_backbone(spec.create(), spec, path, IMAGES)
+    assert stored_image_format(path) == IMAGES
+    assert load_backbone(path)[1] == spec
+
+
+ODD_FORMATS = ["3", "[", "{}", '{"size": 0, "mean": [1], "std": [1]}']
+ODD_FORMATS += ['{"size": 8, "mean": [1, 2], "std": [1]}', '{"size": 8, "mean": [1], "std": [0]}']
+
+
+@pytest.mark.parametrize("text", ODD_FORMATS)
+def test_damaged_format_of_images(tmp_path, text):
+    path = tmp_path / "odd.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={"images": text})
+    with pytest.raises(ValueError, match=r"odd\.safetensors does not say which images it takes"):
+        stored_image_format(path)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_folder_of_timm(tmp_path, weights):
+    """As timm writes it for its hub, with a classifier, which is left out."""
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18", channels=(8, 8, 8, 16), num_classes=5)
+    arguments = {"channels": (8, 8, 8, 16)}
+    save_for_hf(network, tmp_path, model_args=arguments, safe_serialization=weights[0] == "m")
+    assert (tmp_path / weights).exists()
+    backbone, spec, images = load_timm_folder(tmp_path)
+    assert (spec.name, spec.small_images) == ("resnet18", False)
+    assert images == ImageFormat(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    x = torch.randn(2, 3, 32, 32)
+    network.reset_classifier(0)
+    assert torch.equal(backbone.eval()(x), network.eval()(x))
+
+
+ODD_FOLDERS = [
+    ({"config.json": '{"model_type": "vit"}'}, ValueError, "config.json does not describe a backb"),
+    ({"config.json": "["}, ValueError, "config.json does not describe a backbone of timm"),
+    ({"config.json": "[3]"}, ValueError, "config.json does not describe a backbone of timm"),
+    ({}, FileNotFoundError, "holds no backbone of timm: it has no config.json"),
+    ({"config.json": "GOOD"}, FileNotFoundError, "has no weights: model.safetensors or pytorch_"),
+    ({"config.json": "GOOD", "model.safetensors": "x"}, ValueError, "is not a safetensors file"),
+]
+GOOD = {
+    "architecture": "resnet18",
+    "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0, 0, 0], "std": [1, 1, 1]},
+}
+
+
+@pytest.mark.parametrize(("files", "error", "message"), ODD_FOLDERS)
+def test_folders_that_are_not_timms(tmp_path, files, error, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(json.dumps(GOOD) if text == "GOOD" else text)
+    with pytest.raises(error, match=message):
+        load_timm_folder(tmp_path)
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["now", "before PyTorch 0.4.1"])
+def test_weights_of_torchvision(tmp_path, counts):
+    """Its ResNets have timm's names; old files have no counts of batch norm."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18()
+    network(torch.randn(4, 3, 32, 32))  # moves batch norm
+    weights = network.state_dict()
+    kept = {n: w for n, w in weights.items() if counts or "num_batches_tracked" not in n}
+    torch.save(kept, tmp_path / "weights.pth")
+    backbone, _ = create_backbone("resnet18", weights=tmp_path / "weights.pth")
+    network.fc = torch.nn.Identity()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(backbone.eval()(x), network.eval()(x))
 
 
 def test_file_loads_into_plain_timm(tmp_path):

@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
-from mast_ext.models import export
+from mast_ext.models import ImageFormat, export
 from mast_ext.models.backbones import BackboneSpec
-from mast_ext.models.export import ImageFormat, export_backbone
+from mast_ext.models.export import export_backbone
 
 NARROW = {"channels": (8, 8, 8, 16), "stem_width": 4}
 IMAGES = ImageFormat(32, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))

@@ -2,11 +2,13 @@ import pytest
 import torch
 
 from mast_ext.train.evaluation.probes import (
-    STRENGTHS,
+    accuracies,
     knn_accuracy,
+    knn_predictions,
     linear_accuracy,
-    majority_accuracy,
+    majority_predictions,
 )
+from mast_ext.train.evaluation.ridge import STRENGTHS
 
 
 def clusters(count, classes=3, dim=6, noise=0.1, seed=0):
@@ -46,9 +48,13 @@ def test_knn_agrees_with_a_loop():
             for i in order[:k]:
                 votes[labels[i]] += torch.exp(cosine[i] / 0.07)
             right[k] += int(votes.argmax() == expected)
-    found = knn_accuracy(train, test, {"f": labels}, {"f": truth}, neighbors=tuple(right), chunk=16)
-    assert {k: round(scores["f"] * 40) for k, scores in found.items()} == right
-    assert 0.3 < found[7]["f"] < 1  # the clusters overlap, so the case decides something
+    found = knn_predictions(train, test, {"f": labels}, neighbors=tuple(right), chunk=16)
+    assert {k: int((said["f"] == truth).sum()) for k, said in found.items()} == right
+    assert 12 < right[7] < 40  # the clusters overlap, so the case decides something
+    expected = {k: {"f": count / 40} for k, count in right.items()}
+    assert (
+        knn_accuracy(train, test, {"f": labels}, {"f": truth}, neighbors=tuple(right)) == expected
+    )
 
 
 def test_knn_with_more_neighbors_than_images():
@@ -113,4 +119,4 @@ def test_too_few_images():
 def test_majority():
     labels = {"f": torch.tensor([1, 1, 0]), "g": torch.tensor([2, 0, 2])}
     truth = {"f": torch.tensor([1, 0, 0, 0]), "g": torch.tensor([2, 2, 2, 2])}
-    assert majority_accuracy(labels, truth) == {"f": 0.25, "g": 1.0}
+    assert accuracies(majority_predictions(labels, 4), truth) == {"f": 0.25, "g": 1.0}

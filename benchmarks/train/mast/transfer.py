@@ -6,8 +6,7 @@
 trains (or finds) the runs of `cifar.py` and probes their frozen backbones: linear probes of every
 factor of `shapes`; of which quarter of all images an image's mean hue lies in; and, from the
 features of two views, how well a ridge regression says by how much each augmentation parameter
-differs: R² on test images, ``1 − Σ (predicted − difference)² / Σ (difference − mean)²``. (Of the
-hue, which is an angle, the sine of the difference.)
+differs (`mast_ext.train.evaluation.augmentations`).
 """
 
 import argparse
@@ -16,23 +15,14 @@ import numpy as np
 import torch
 from cifar import features, runs_on_images
 from runs import mean_and_spread, write_table
-from torch import Tensor, nn
+from torch import Tensor
 
-from mast_ext.augment import (
-    COLUMNS,
-    AugmentationParameters,
-    AugmentationRecipe,
-    ComposedPolicy,
-    build_loader,
-)
+from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import Source, open_source
-from mast_ext.models import forward_views, load_backbone, to_channels_last
-from mast_ext.train.config import DEFAULT_AUGMENTATION
+from mast_ext.models import load_backbone
+from mast_ext.train.config import DEFAULT_AUGMENTATION, EvaluationConfig
+from mast_ext.train.evaluation.evaluate import evaluate_augmentations
 from mast_ext.train.evaluation.probes import linear_accuracy
-
-FACTORS = ("shape", "hue", "size", "position", "rotation", "texture")
-REGRESSED = ("y", "x", "h", "w", "brightness", "contrast", "saturation", "hue")
-SEED, BATCH, PENALTY = 99, 500, 1e-3
 
 
 def images_of(source: Source) -> Tensor:
@@ -48,37 +38,6 @@ def mean_hue(images: Tensor) -> np.ndarray:
 def quarters(angles: np.ndarray, of: np.ndarray) -> Tensor:
     """Which quarter of ``of`` each angle lies in."""
     return torch.from_numpy(np.searchsorted(np.quantile(of, (0.25, 0.5, 0.75)), angles)).long()
-
-
-@torch.inference_mode()
-def pairs(backbone: nn.Module, source: Source, recipe: AugmentationRecipe) -> tuple[Tensor, Tensor]:
-    """Features of two views of every image, ``[N, 2 F]``, and the parameters' differences."""
-    backbone = to_channels_last(backbone).eval()
-    loader = build_loader(
-        source, ComposedPolicy(recipe), batch_size=BATCH, seed=SEED, shuffle=False, drop_last=False
-    )
-    found, differences = [], []
-    for batch in loader:
-        found.append(torch.cat(tuple(forward_views(backbone, batch.images)), dim=1))
-        parameters = AugmentationParameters(batch.parameters)
-        rows, shifts = parameters.standardized(recipe), parameters.column("hue")
-        difference = rows[0] - rows[1]
-        difference[:, COLUMNS.index("hue")] = (2 * np.pi * (shifts[0] - shifts[1])).sin()
-        differences.append(difference)
-    columns = [COLUMNS.index(name) for name in REGRESSED]
-    return torch.cat(found).double(), torch.cat(differences)[:, columns].double()
-
-
-def explained(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """R² of ridge regression, by parameter."""
-    (x, target), (x_test, truth) = train, test
-    mean, std = x.mean(0), x.std(0).clamp_min(1e-9)
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    gram = x.T @ x + PENALTY * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    weights = torch.linalg.solve(gram, x.T @ (target - target.mean(0)))
-    error = (x_test @ weights + target.mean(0) - truth).square().sum(0)
-    r2 = 1 - error / (truth - truth.mean(0)).square().sum(0)
-    return dict(zip(REGRESSED, r2.tolist(), strict=True))
 
 
 def main() -> None:
@@ -113,10 +72,12 @@ def main() -> None:
             scores = linear_accuracy(*of_shapes, *factors.values())
             of_images = [features(backbone, each, recipe) for each in images.values()]
             scores["mean hue"] = linear_accuracy(*of_images, *hues.values())["hue"]
-            r2 = explained(*(pairs(backbone, source, varied) for source in natural.values()))
-            scores |= {f"Δ {name}": value for name, value in r2.items()}
+            (row,) = evaluate_augmentations(
+                name, backbone, natural["train"], natural["test"], varied, EvaluationConfig()
+            )
+            scores |= {f"Δ {name}": r2 for name, r2 in row.augmentations.items()}
             found.setdefault(name, []).append(scores)
-    columns = [*FACTORS, "mean hue", *(f"Δ {name}" for name in REGRESSED)]
+    columns = list(found["untrained"][0])
     rows = [
         [name, *(mean_and_spread([seed[column] for seed in seeds]) for column in columns)]
         for name, seeds in found.items()
@@ -126,7 +87,8 @@ def main() -> None:
         [
             "Linear probes: accuracy in % of every factor of `shapes`, and of the quarter that an"
             " image's mean hue lies in.",
-            "Δ: R² in % of the difference of two views' augmentation parameters.",
+            "Δ: R² in % of the difference of two views' augmentation parameters, y to w the crop's"
+            " place and size; of the hue, an angle, of the difference's sine.",
             f"Mean ± standard deviation over seeds {values.seeds}; probes of {values.images}"
             f" training and {values.test_images} test images.",
         ],

@@ -1,28 +1,39 @@
-"""Measures what a frozen backbone has learned: k-NN and linear probes of every labeled factor.
+"""Measures what a backbone has learned.
 
-Rows are representations (backbone features, the embedding, its subspaces), columns are factors.
+Rows are representations (backbone features, the embedding, its subspaces), columns are factors that
+images are labeled with, or parameters of augmentations.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from mast_ext.augment import AugmentationRecipe, evaluation_images
+from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import Source
 from mast_ext.methods import Method
-from mast_ext.models import to_channels_last
 from mast_ext.train.config import EvaluationConfig
-from mast_ext.train.evaluation.probes import knn_accuracy, linear_accuracy, majority_accuracy
+from mast_ext.train.evaluation.augmentations import explained, view_pairs
+from mast_ext.train.evaluation.features import Features, extract_features
+from mast_ext.train.evaluation.images import LabeledImages
+from mast_ext.train.evaluation.probes import (
+    knn_predictions,
+    linear_predictions,
+    majority_predictions,
+)
 from mast_ext.train.evaluation.ranks import rankme
+from mast_ext.train.evaluation.scores import accuracy, mean_class_accuracy
 
 LINEAR = "linear probe"
+
+Scores = Mapping[str, Mapping[str, float]]
+"""By protocol and factor."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Accuracies of one representation.
+    """What was measured of one representation.
 
     Attributes:
         model: What was trained: a method's name, ``untrained`` or ``starting weights``, or
@@ -32,78 +43,17 @@ class Row:
         rankme: Its RankMe on the training images (see `mast_ext.train.evaluation.ranks`), with
             four digits behind the point; None where it is not measured, as of subspaces.
         dimensions: How many dimensions it has, where its rank is measured.
+        mean_class: Mean accuracy of classes in [0, 1] by protocol and factor.
+        augmentations: R² of the differences of views by augmentation parameter, see `explained`.
     """
 
     model: str
     part: str
-    scores: Mapping[str, Mapping[str, float]]
+    scores: Scores = field(default_factory=dict)
     rankme: float | None = None
     dimensions: int | None = None
-
-
-@dataclass(frozen=True)
-class Features:
-    """Representations of the images of one source, in its order.
-
-    Attributes:
-        backbone: Pooled features, ``[N, F]`` float32.
-        embedding: The projector's output, ``[N, D]`` float32, when there is a projector.
-    """
-
-    backbone: Tensor
-    embedding: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LabeledImages:
-    """Training and test images with the same labeled factors.
-
-    Attributes:
-        train: Images that probes learn from.
-        test: Images that they are judged by.
-    """
-
-    train: Source
-    test: Source
-    train_labels: dict[str, Tensor] = field(init=False)
-    test_labels: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        for split, source in (("train", self.train), ("test", self.test)):
-            labels = {name: torch.from_numpy(ids).long() for name, ids in source.labels.items()}
-            object.__setattr__(self, f"{split}_labels", labels)
-
-
-@torch.inference_mode()
-def extract_features(
-    backbone: nn.Module,
-    source: Source,
-    recipe: AugmentationRecipe,
-    *,
-    batch_size: int = 512,
-    method: Method | None = None,
-    device: torch.device | str = "cpu",
-) -> Features:
-    """Features of the plain center views of all images, on the CPU.
-
-    Args:
-        backbone: Images ``[N, C, S, S]`` to features ``[N, F]``; put into evaluation mode.
-        source: The images.
-        recipe: Gives the views' size and normalization.
-        batch_size: Images per step.
-        method: Its projector gives the embedding, too.
-        device: Where to compute.
-    """
-    backbone = to_channels_last(backbone.to(device)).eval()
-    if method is not None:
-        method = method.to(device).eval()
-    features, embeddings = [], []
-    for images, _ in evaluation_images(source, recipe.size, recipe.mean, recipe.std, batch_size):
-        pooled = backbone(images.to(device, memory_format=torch.channels_last))
-        features.append(pooled.float().cpu())
-        if method is not None:
-            embeddings.append(method.embed(pooled).float().cpu())
-    return Features(torch.cat(features), torch.cat(embeddings) if embeddings else None)
+    mean_class: Scores = field(default_factory=dict)
+    augmentations: Mapping[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -115,8 +65,9 @@ def evaluate(
     *,
     method: Method | None = None,
     device: torch.device | str = "cpu",
+    workers: int = 0,
 ) -> list[Row]:
-    """Rows for the backbone's features and, given a method, its embedding and its subspaces.
+    """Probes: rows for the backbone's features and, given a method, its embedding and subspaces.
 
     A subspace is probed on its dimensions alone (`Subspaces.dimensions`). Scaling all dimensions by
     a mask instead would tell little: a linear probe undoes any scale that is not zero.
@@ -129,24 +80,108 @@ def evaluate(
             batch_size=config.batch_size,
             method=method,
             device=device,
+            workers=workers,
         )
         for source in (images.train, images.test)
     )
-    labels = (images.train_labels, images.test_labels)
-    rows = [_row(name, "backbone", train.backbone, test.backbone, labels, config)]
-    if method is not None and train.embedding is not None and test.embedding is not None:
-        rows.append(_row(name, "embedding", train.embedding, test.embedding, labels, config))
-        subspaces = method.subspaces()
-        for subspace, dims in ({} if subspaces is None else subspaces.dimensions()).items():
-            scores = linear_accuracy(train.embedding[:, dims], test.embedding[:, dims], *labels)
-            rows.append(Row(name, f"subspace {subspace}", {LINEAR: scores}))
+    rows = []
+    for part, (x, x_test) in _parts(method, train, test).items():
+        predictions = {LINEAR: linear_predictions(x, x_test, images.train_labels)}
+        rank: dict = {}
+        if not part.startswith("subspace"):
+            nearest = knn_predictions(
+                x,
+                x_test,
+                images.train_labels,
+                neighbors=config.neighbors,
+                temperature=config.temperature,
+            )
+            predictions |= {f"k-NN {k}": found for k, found in nearest.items()}
+            rank = {"rankme": round(rankme(x), 4), "dimensions": x.shape[1]}
+        rows.append(replace(scored(name, part, predictions, images.test_labels), **rank))
     return rows
 
 
-def chance(images: LabeledImages) -> Row:
-    """What saying the most frequent class gives."""
-    scores = majority_accuracy(images.train_labels, images.test_labels)
-    return Row("chance", "", {LINEAR: scores})
+def evaluate_augmentations(
+    name: str,
+    backbone: nn.Module,
+    train: Source,
+    test: Source,
+    recipe: AugmentationRecipe,
+    config: EvaluationConfig,
+    *,
+    method: Method | None = None,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> list[Row]:
+    """What representations know of how views were made: rows as `evaluate` has them."""
+    pairs, pairs_test = (
+        view_pairs(
+            backbone,
+            source,
+            recipe,
+            batch_size=config.batch_size,
+            method=method,
+            device=device,
+            workers=workers,
+        )
+        for source in (train, test)
+    )
+    targets = (pairs.differences, pairs_test.differences)
+    found = (pairs.first, pairs.second, pairs_test.first, pairs_test.second)
+    return [
+        Row(name, part, augmentations=explained((a, b), (a_test, b_test), *targets))
+        for part, (a, b, a_test, b_test) in _parts(method, *found).items()
+    ]
+
+
+def chance(images: LabeledImages, protocols: Sequence[str] = (LINEAR,)) -> Row:
+    """What saying the most frequent class gives, by whatever protocol."""
+    said = majority_predictions(images.train_labels, len(images.test))
+    return scored("chance", "", dict.fromkeys(protocols, said), images.test_labels)
+
+
+def scored(
+    model: str,
+    part: str,
+    predictions: Mapping[str, Mapping[str, Tensor]],
+    labels: Mapping[str, Tensor],
+) -> Row:
+    """A row of accuracies.
+
+    Args:
+        model: See `Row`.
+        part: Likewise.
+        predictions: Class ids of the test images, ``[M]``, by protocol and factor.
+        labels: The true ones by factor.
+    """
+    both = (
+        {
+            protocol: {factor: measure(said[factor], labels[factor]) for factor in said}
+            for protocol, said in predictions.items()
+        }
+        for measure in (accuracy, mean_class_accuracy)
+    )
+    scores, mean_class = both
+    return Row(model, part, scores, mean_class=mean_class)
+
+
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """One row for each representation, with all that several rows say of it."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        before = found.setdefault((row.model, row.part), row)
+        if before is not row:
+            found[row.model, row.part] = Row(
+                row.model,
+                row.part,
+                {**before.scores, **row.scores},
+                row.rankme if before.rankme is None else before.rankme,
+                row.dimensions if before.dimensions is None else before.dimensions,
+                {**before.mean_class, **row.mean_class},
+                {**before.augmentations, **row.augmentations},
+            )
+    return list(found.values())
 
 
 def protocols(rows: Sequence[Row]) -> list[str]:
@@ -154,21 +189,14 @@ def protocols(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.scores))
 
 
-def _row(
-    model: str,
-    part: str,
-    train: Tensor,
-    test: Tensor,
-    labels: tuple[dict[str, Tensor], dict[str, Tensor]],
-    config: EvaluationConfig,
-) -> Row:
-    knn = knn_accuracy(
-        train,
-        test,
-        *labels,
-        neighbors=config.neighbors,
-        temperature=config.temperature,
-    )
-    scores = {f"k-NN {k}": by_factor for k, by_factor in knn.items()}
-    scores = {LINEAR: linear_accuracy(train, test, *labels), **scores}
-    return Row(model, part, scores, round(rankme(train), 4), train.shape[1])
+def _parts(method: Method | None, *found: Features) -> dict[str, tuple[Tensor, ...]]:
+    """The representations by name, each of all that was found, in its order."""
+    parts = {"backbone": tuple(each.backbone for each in found)}
+    embeddings = [each.embedding for each in found if each.embedding is not None]
+    if method is None or len(embeddings) < len(found):
+        return parts
+    parts["embedding"] = tuple(embeddings)
+    subspaces = method.subspaces()
+    for name, dims in ({} if subspaces is None else subspaces.dimensions()).items():
+        parts[f"subspace {name}"] = tuple(each[:, dims] for each in embeddings)
+    return parts

@@ -1,20 +1,46 @@
 """The images of a run: what is trained on, and what is probed by when there are labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from mast_ext.data import FolderSource, Source, SplitError, open_source
 from mast_ext.data.encoded import EncodedSource
 from mast_ext.train.config import DataConfig
-from mast_ext.train.evaluation.evaluate import LabeledImages
-from mast_ext.train.evaluation.probes import FEWEST_IMAGES
+from mast_ext.train.evaluation.ridge import FEWEST_IMAGES
+from mast_ext.train.evaluation.scores import is_unbalanced
 from mast_ext.train.waiting import told_while_waiting
 
 _LISTED = 20  # names in a note
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Training and test images with the same labeled factors.
+
+    Attributes:
+        train: Images that probes learn from.
+        test: Images that they are judged by.
+    """
+
+    train: Source
+    test: Source
+    train_labels: dict[str, Tensor] = field(init=False)
+    test_labels: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for split, source in (("train", self.train), ("test", self.test)):
+            labels = {name: torch.from_numpy(ids).long() for name, ids in source.labels.items()}
+            object.__setattr__(self, f"{split}_labels", labels)
+
+    def unbalanced(self) -> list[str]:
+        """Factors of which some class has at least twice as many test images as another."""
+        return [name for name, labels in self.test_labels.items() if is_unbalanced(labels)]
 
 
 @dataclass(frozen=True)
@@ -26,15 +52,19 @@ class Images:
         labeled: Both splits, for probes, when they have labels.
         notes: What to know of them.
         why_not: Why ``labeled`` is None.
+        test: The test split, where it was opened.
     """
 
     train: Source
     labeled: LabeledImages | None
     notes: list[str]
     why_not: str = ""
+    test: Source | None = None
 
 
-def open_images(data: DataConfig, console: Console | None = None) -> Images:
+def open_images(
+    data: DataConfig, console: Console | None = None, *, unlabeled_test: bool = False
+) -> Images:
     """Opens the splits that a run needs.
 
     Training needs neither labels nor test images: without them there are no probes.
@@ -42,6 +72,7 @@ def open_images(data: DataConfig, console: Console | None = None) -> Images:
     Args:
         data: Where they are. Test images have the channels and bits of those to train on.
         console: Where a line says what is going on while it takes long, if it is a terminal.
+        unlabeled_test: Whether test images are of use that probes are not.
 
     Raises:
         ValueError: The images cannot be used.
@@ -88,21 +119,30 @@ def open_images(data: DataConfig, console: Console | None = None) -> Images:
         return source
 
     train = split("train", data.max_images, data.channels, data.bits)
-    if not train.labels:
-        return Images(train, None, notes, "the images have no labels")
-    if len(train) < FEWEST_IMAGES:
-        return Images(train, None, notes, f"there are only {len(train)} training images")
-    if all(len(np.unique(ids)) == 1 for ids in train.labels.values()):
-        return Images(train, None, notes, "all training images are of one class")
-    try:
-        test = split("test", data.max_test_images, train.channels, train.bits)
-    except (FileNotFoundError, SplitError) as error:
-        return Images(train, None, notes, str(error))
-    if not test.labels:
-        return Images(train, None, notes, "the test images have no labels")
+    why_not, test = _why_not_probed(train), None
+    if not why_not or unlabeled_test:
+        try:
+            test = split("test", data.max_test_images, train.channels, train.bits)
+        except (FileNotFoundError, SplitError) as error:
+            why_not = str(error)
+    if test is not None and not (test.labels or why_not):
+        why_not = "the test images have no labels"
+    if test is None or why_not:
+        return Images(train, None, notes, why_not, test)
     for factor in train.labels:
         notes += _absent(train, test, factor)
-    return Images(train, LabeledImages(train, test), notes)
+    return Images(train, LabeledImages(train, test), notes, test=test)
+
+
+def _why_not_probed(train: Source) -> str:
+    """Why nothing can be learned from the training images' labels; empty if something can."""
+    if not train.labels:
+        return "the images have no labels"
+    if len(train) < FEWEST_IMAGES:
+        return f"there are only {len(train)} training images"
+    if all(len(np.unique(ids)) == 1 for ids in train.labels.values()):
+        return "all training images are of one class"
+    return ""
 
 
 def _absent(train: Source, test: Source, factor: str) -> list[str]:

@@ -10,24 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-STRENGTHS = tuple(10.0**exponent for exponent in range(-6, 3))
-"""Ridge penalties that are tried, in units of the Gram matrix's mean eigenvalue."""
+from mast_ext.train.evaluation.ridge import ridge_predictions
+from mast_ext.train.evaluation.scores import accuracy
 
-FEWEST_IMAGES = 5
-"""Training images that a linear probe needs: each fifth one chooses the penalty."""
+Labels = Mapping[str, Tensor]
+"""Class ids of every factor, ``[N]`` int64."""
 
 
-def knn_accuracy(
+def knn_predictions(
     train: Tensor,
     test: Tensor,
-    train_labels: Mapping[str, Tensor],
-    test_labels: Mapping[str, Tensor],
+    train_labels: Labels,
     *,
     neighbors: Sequence[int] = (20, 200),
     temperature: float = 0.07,
     chunk: int = 1024,
-) -> dict[int, dict[str, float]]:
-    """Accuracy of k-NN by cosine, neighbors weighted ``exp(cos / temperature)``.
+) -> dict[int, dict[str, Tensor]]:
+    """Classes by k-NN by cosine, neighbors weighted ``exp(cos / temperature)``.
 
     The protocol of Wu et al. 2018 (instance discrimination), without its memory bank.
 
@@ -35,105 +34,79 @@ def knn_accuracy(
         train: Features of the labeled images, ``[N, F]``.
         test: Features of the images to classify, ``[M, F]``.
         train_labels: Class ids of every factor, ``[N]`` int64.
-        test_labels: Class ids of every factor, ``[M]`` int64.
         neighbors: Numbers of neighbors; more than ``N`` means all ``N``.
         temperature: Temperature of the weights.
         chunk: Test images per step; bounds the memory to ``chunk * N`` numbers.
 
     Returns:
-        Accuracy by number of neighbors and factor.
+        Class ids ``[M]`` by number of neighbors and factor.
     """
     train, test = normalize(train.float(), dim=1), normalize(test.float(), dim=1)
     largest = min(max(neighbors), len(train))
-    right = {k: dict.fromkeys(train_labels, 0) for k in neighbors}
-    for start in range(0, len(test), chunk):
-        similarity, nearest = (test[start : start + chunk] @ train.T).topk(largest)
+    found: dict[int, dict[str, list[Tensor]]] = {
+        k: {factor: [] for factor in train_labels} for k in neighbors
+    }
+    for part in test.split(chunk):
+        similarity, nearest = (part @ train.T).topk(largest)
         weights = ((similarity - 1) / temperature).exp()
         for factor, labels in train_labels.items():
-            truth, said = test_labels[factor][start : start + chunk], labels[nearest]
+            said = labels[nearest]
             none = weights.new_zeros(len(said), int(labels.max()) + 1)
             for k in neighbors:
                 votes = none.scatter_add(1, said[:, :k], weights[:, :k])
-                right[k][factor] += int((votes.argmax(1) == truth).sum())
-    return {k: {f: n / len(test) for f, n in counts.items()} for k, counts in right.items()}
+                found[k][factor].append(votes.argmax(1))
+    return {k: {f: torch.cat(parts) for f, parts in each.items()} for k, each in found.items()}
 
 
-def linear_accuracy(
-    train: Tensor,
-    test: Tensor,
-    train_labels: Mapping[str, Tensor],
-    test_labels: Mapping[str, Tensor],
-) -> dict[str, float]:
-    """Accuracy of a linear classifier: ridge regression onto one-hot classes, in closed form.
-
-    Features are standardized. The penalty is chosen for every factor on each fifth training image,
-    then all of them are used.
+def linear_predictions(train: Tensor, test: Tensor, train_labels: Labels) -> dict[str, Tensor]:
+    """Classes by a linear classifier: ridge regression onto one-hot classes, in closed form.
 
     Args:
         train: Features of the training images, ``[N, F]``, at least 5.
         test: Features of the test images, ``[M, F]``.
         train_labels: Class ids of every factor, ``[N]`` int64.
-        test_labels: Class ids of every factor, ``[M]`` int64.
 
     Returns:
-        Accuracy by factor.
+        Class ids ``[M]`` by factor.
 
     Raises:
         ValueError: Fewer than 5 training images.
     """
-    if len(train) < FEWEST_IMAGES:
-        raise ValueError(f"a linear probe needs {FEWEST_IMAGES} training images, got {len(train)}")
-    mean, std = train.double().mean(0), train.double().std(0)
-    scale = torch.where(std > 1e-9, 1 / std, torch.zeros_like(std))
-    x, x_test = ((part.double() - mean) * scale for part in (train, test))
+
+    def score(factor: str, predicted: Tensor, rows: Tensor) -> float:
+        return accuracy(predicted.argmax(1), train_labels[factor][rows])
+
     targets = {name: one_hot(labels).double() for name, labels in train_labels.items()}
-    held_out = torch.arange(len(x)) % 5 == 4
-
-    chosen, best = dict.fromkeys(targets, STRENGTHS[0]), dict.fromkeys(targets, -1.0)
-    ridge = _Ridge(x[~held_out])
-    for name, target in targets.items():
-        ridge.fit(target[~held_out])
-        for strength in STRENGTHS:
-            predicted = ridge.predict(x[held_out], strength)
-            score = _accuracy(predicted, train_labels[name][held_out])
-            if score > best[name]:
-                chosen[name], best[name] = strength, score
-
-    ridge, result = _Ridge(x), {}
-    for name, target in targets.items():
-        ridge.fit(target)
-        result[name] = _accuracy(ridge.predict(x_test, chosen[name]), test_labels[name])
-    return result
+    found = ridge_predictions(train, test, targets, score)
+    return {name: predicted.argmax(1) for name, predicted in found.items()}
 
 
-def majority_accuracy(
-    train_labels: Mapping[str, Tensor], test_labels: Mapping[str, Tensor]
+def majority_predictions(train_labels: Labels, count: int) -> dict[str, Tensor]:
+    """The most frequent training class for each of ``count`` images, which is chance."""
+    return {name: labels.bincount().argmax().repeat(count) for name, labels in train_labels.items()}
+
+
+def knn_accuracy(
+    train: Tensor,
+    test: Tensor,
+    train_labels: Labels,
+    test_labels: Labels,
+    *,
+    neighbors: Sequence[int] = (20, 200),
+    temperature: float = 0.07,
+) -> dict[int, dict[str, float]]:
+    """Accuracy of `knn_predictions` by number of neighbors and factor."""
+    found = knn_predictions(train, test, train_labels, neighbors=neighbors, temperature=temperature)
+    return {k: accuracies(predicted, test_labels) for k, predicted in found.items()}
+
+
+def linear_accuracy(
+    train: Tensor, test: Tensor, train_labels: Labels, test_labels: Labels
 ) -> dict[str, float]:
-    """Accuracy of always saying the most frequent training class: what chance gives."""
-    return {
-        name: float((test_labels[name] == labels.bincount().argmax()).double().mean())
-        for name, labels in train_labels.items()
-    }
+    """Accuracy of `linear_predictions` by factor."""
+    return accuracies(linear_predictions(train, test, train_labels), test_labels)
 
 
-class _Ridge:
-    """Ridge regression with intercept for many penalties from one eigendecomposition."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.mean = x.mean(0)
-        self.x = x - self.mean
-        self.values, self.vectors = torch.linalg.eigh(self.x.T @ self.x)
-        # With no variance at all every penalty gives the majority class.
-        self.unit = self.values.mean().clamp(min=1e-30)
-
-    def fit(self, targets: Tensor) -> None:
-        self.intercept = targets.mean(0)
-        self.moments = self.vectors.T @ (self.x.T @ (targets - self.intercept))
-
-    def predict(self, x: Tensor, strength: float) -> Tensor:
-        shrunk = self.moments / (self.values.clamp(min=0) + strength * self.unit)[:, None]
-        return (x - self.mean) @ (self.vectors @ shrunk) + self.intercept
-
-
-def _accuracy(scores: Tensor, labels: Tensor) -> float:
-    return float((scores.argmax(1) == labels).double().mean())
+def accuracies(predicted: Labels, labels: Labels) -> dict[str, float]:
+    """Accuracy by factor."""
+    return {name: accuracy(predicted[name], labels[name]) for name in predicted}

@@ -31,7 +31,7 @@ from mast_ext.train.loop.loader import BatchStream
 from mast_ext.train.loop.loggers import open_loggers
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.loop.ranks import EmbeddingRanks
-from mast_ext.train.networks import Networks
+from mast_ext.train.networks import Networks, image_format
 from mast_ext.train.state.checkpoint import (
     AtomicCheckpointIO,
     check_belongs,
@@ -139,7 +139,8 @@ def fit(
             raise RunError(_name_unused_weights(module)) from error
     if rank() == 0:
         with named_failure(run.backbone):
-            save_backbone(module.backbone, networks.spec, run.backbone)
+            images = image_format(config.augment)
+            save_backbone(module.backbone, networks.spec, run.backbone, images)
         with named_failure(run.nonfinite_batch):  # of a step that was finite when it was repeated
             run.nonfinite_batch.unlink(missing_ok=True)
     return module

@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
+import torch
 from lightning.pytorch import Trainer
 
 from mast_ext.augment import ViewBatch, ViewLoader, build_loader
 from mast_ext.data import Source
 from mast_ext.distributed import rank, world_size
-from mast_ext.train.config import PretrainConfig
+from mast_ext.train.config import DataConfig, PretrainConfig
 from mast_ext.train.launch import resolve_device
 from mast_ext.train.loop.parts import part
 from mast_ext.train.networks import Networks
@@ -27,10 +28,7 @@ def training_loader(config: PretrainConfig, networks: Networks, source: Source) 
             f"{source.name} has {len(source)} training images, fewer than one batch:"
             f" set train.batch_size to {len(source)} or less"
         )
-    workers = config.data.workers
-    if workers is None:
-        on_gpu = resolve_device(config.train.accelerator).type == "cuda"
-        workers = rendering_threads() if on_gpu else 0
+    workers = rendering_workers(config.data, resolve_device(config.train.accelerator))
     return build_loader(
         source,
         networks.policy(config.augment),
@@ -44,6 +42,13 @@ def training_loader(config: PretrainConfig, networks: Networks, source: Source) 
         device=config.data.device,
         keep_gb=config.data.keep_gb,
     )
+
+
+def rendering_workers(data: DataConfig, device: torch.device) -> int:
+    """Threads that render ahead: as the settings say, or by default on a GPU alone."""
+    if data.workers is not None:
+        return data.workers
+    return rendering_threads() if device.type == "cuda" else 0
 
 
 def rendering_threads() -> int:

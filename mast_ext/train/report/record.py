@@ -215,7 +215,11 @@ def _read_measurements(
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         rows = [
-            Row(r["model"], r["part"], r["accuracy"], r.get("rankme"), r.get("dimensions"))
+            Row(
+                *(r["model"], r["part"], r["accuracy"]),
+                *(r.get("rankme"), r.get("dimensions")),
+                r.get("mean_class_accuracy", {}),
+            )
             for r in values["rows"]
         ]
         found = Measurements(rows, values.get("notes", ()))
