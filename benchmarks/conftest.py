@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=SECONDS_PER_CONTESTANT,
         help="for all calls of a contestant; of slow ones fewer are timed, three at least",
     )
+    parser.addoption("--no-memory", action="store_true", help="no processes that measure memory")
     parser.addoption("--smallest", action="store_true", help="only the first of all cases")
 
 
@@ -63,7 +64,8 @@ def compare(
             pytest.skip("needs a GPU and a CUDA build")
         rounds = request.config.getoption("--rounds")
         seconds = request.config.getoption("--seconds")
-        results = race(workload, case, mode, device, rounds, seconds)
+        memory = not request.config.getoption("--no-memory")
+        results = race(workload, case, mode, device, rounds, seconds, memory=memory)
         measured = workload.measured or workload.name
         RACES.append((measured, device, mode, case, results))
         benchmark.group = f"{measured} {device} {mode}"

@@ -84,7 +84,7 @@ class DataConfig:
         if self.name == "shapes" and self.path:
             raise ValueError(
                 f"data.path is {self.path}, but data.name is shapes, which are made up: say"
-                " --data.name folder (or shards, cifar10, cifar100)"
+                " --data.name folder (or what else they are: --help data)"
             )
         _at_least(self, 1, "size")
         _at_least(self, 0, "seed", "keep_gb")

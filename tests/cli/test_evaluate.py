@@ -165,7 +165,7 @@ WRONG = [
     (["gray.pth", "--model.name=resnet18"], "conv1.weight must have shape [64, 3, 7, 7], got [64,"),
     (
         ["gray.pth", "--model.name=resnet18", "--model.timm_args={in_chans: 1}"],
-        "gray.pth: in_chans must be 3, images are RGB, got 1",
+        "gray.pth takes images of 1 channel, and augment.mean and augment.std have 3 numbers",
     ),
     (["config"], "config/config.json does not describe a backbone of timm"),
     (["empty"], "empty is not a run directory"),

@@ -158,7 +158,8 @@ def test_hard_views_can_be_spelled(call, options):
 )
 def test_automatic_baseline(options, on_shapes, data):
     parser = make_parser()
-    values = parser.parse_args([*options, f"--data.name={data}", "--data.path=x"])
+    path = [] if data == "shapes" else ["--data.path=x"]
+    values = parser.parse_args([*options, f"--data.name={data}", *path])
     found = baseline_of(build(parser, values, PretrainConfig, "resume", "recipe"))
     expected = on_shapes if data == "shapes" else None
     plain = [(each.method, each.equimod.weight, each.hard_views.views) for each in found]
