@@ -18,7 +18,7 @@ from mast_ext.methods import METHODS
 from mast_ext.models import save_backbone
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.errors import CheckpointError, Interrupted
-from mast_ext.train.evaluation.evaluate import Row, chance, evaluate
+from mast_ext.train.evaluation.evaluate import Row, chance, evaluate, protocols
 from mast_ext.train.evaluation.images import Images, open_images
 from mast_ext.train.evaluation.views import hard_view_examples, pair_uncertainty
 from mast_ext.train.inputs import as_trained, fitted
@@ -161,7 +161,7 @@ def _report(
         for training, module in zip(trainings, modules, strict=True):
             rows += measure(training.name, module.backbone, method=module.method)
         rows += measure(config.model.start, build_networks(config).backbone)
-        rows.append(chance(images.labeled))
+        rows.append(chance(images.labeled, protocols(rows)))
     module, loader = modules[0], trainings[0].loader
     measured = Measurements(
         rows,
