@@ -123,8 +123,8 @@ def test_a_step_that_training_got_past_is_no_longer_told(train_tiny, tiny, tmp_p
 def test_images_that_come_so(train_tiny, tiny, tmp_path, monkeypatch):
     original = ViewLoader.on
 
-    def spoiled(loader, device):
-        for batch in original(loader, device):
+    def spoiled(loader, *arguments):
+        for batch in original(loader, *arguments):
             batch.images[0, 0] = float("inf")
             yield batch
 
