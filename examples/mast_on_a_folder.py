@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    source = open_source("folder", "train", path=options.data)
+    source = open_source("folder", "train", path=options.data, channels=3, bits=8)
     recipe = AugmentationRecipe(size=options.size, hue=0.5)
     policy = SharedPolicy(recipe, shared={"hue": Sharing(probability=0.5)})
     loader = build_loader(source, policy, batch_size=options.batch_size, workers=1)

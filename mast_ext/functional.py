@@ -887,6 +887,9 @@ def _listed(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     if 1 < len(views) <= ops.prototype_cross_entropy.MOST_LISTED:
         return views
     shapes = [list(view.shape) for view in views]
+    dtypes = {view.dtype for view in views}
+    if len(dtypes) > 1:  # which torch.stack would make one
+        raise TypeError(f"{name} must hold views of one dtype, got {sorted(map(str, dtypes))}")
     if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
         raise ValueError(f"{name} must hold views of one shape [B, C], at least one, got {shapes}")
     return [views[0].unsqueeze(0) if len(views) == 1 else torch.stack(views)]

@@ -1,5 +1,7 @@
 """Images that stay in memory once they are decoded."""
 
+from weakref import WeakValueDictionary
+
 import numpy as np
 from torch import Tensor
 
@@ -43,8 +45,13 @@ class KeptImages:
         return image
 
 
+_SHARED: WeakValueDictionary[tuple[int, int], KeptImages] = WeakValueDictionary()
+
+
 def keep_decoded(source: ImageSource, gigabytes: float) -> ImageSource:
     """The source, with images kept that are not in memory already.
+
+    All who ask for the same source and budget share what is kept, as a run and its baseline do.
 
     Args:
         source: Where the images come from.
@@ -57,4 +64,12 @@ def keep_decoded(source: ImageSource, gigabytes: float) -> ImageSource:
         raise ValueError(f"keep_gb must be at least 0, got {gigabytes}")
     if source.stacked is not None or gigabytes == 0:
         return source
-    return KeptImages(source, int(min(gigabytes, 1e9) * 1e9))
+    most = int(min(gigabytes, 1e9) * 1e9)
+    key = (
+        id(source),
+        most,
+    )  # no other source has the number while the one that has it is referred to
+    kept = _SHARED.get(key)
+    if kept is None:
+        kept = _SHARED[key] = KeptImages(source, most)
+    return kept

@@ -258,7 +258,8 @@ def peak_bytes(
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     command = [sys.executable, "-m", "mast_ext.benchmarks.peak_memory", workload.name, name]
-    child = subprocess.run(
-        [*command, json.dumps(case), mode], capture_output=True, text=True, check=True
-    )
+    child = subprocess.run([*command, json.dumps(case), mode], capture_output=True, text=True)
+    if child.returncode != 0:
+        said = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
+        raise RuntimeError(f"memory of {name} in {workload.name} was not measured: {said[-1]}")
     return json.loads(child.stdout.splitlines()[-1])

@@ -111,11 +111,12 @@ class AugmentationMasks(nn.Module):
         self.groups = 2 ** len(self.freeing)
         # Bit f of a group says whether its pairs differ by the f-th augmentation that frees.
         bits = torch.tensor([2**f for f in range(len(self.freeing))], dtype=torch.int64)
+        kept = [1 - self.freed[k] for k in self.freeing]
         for name, buffer in (
             ("bits", bits),
             ("freeing_index", torch.tensor(self.freeing, dtype=torch.int64)),
             # Their bits as integers, which `module.half()` leaves alone.
-            ("kept", torch.tensor([1 - self.freed[k] for k in self.freeing]).view(torch.int32)),
+            ("kept", torch.tensor(kept, dtype=torch.float32).view(torch.int32)),
             ("blocks", torch.ones(len(self.freeing), dim)),
         ):
             self.register_buffer(name, buffer, persistent=False)

@@ -207,3 +207,13 @@ def test_rejects_arguments(arguments, message):
 def test_rejects_what_is_no_choice_of_augmentations(changed, error, message):
     with pytest.raises(error, match=message):
         make().group(changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_budgets_do_not_depend_on_the_default_dtype(dtype):
+    try:
+        torch.set_default_dtype(dtype)
+        masks = AugmentationMasks((0.25, 0.0, 0.5), 16).float()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(masks.freed_share(), torch.tensor([0.25, 0.0, 0.5]), rtol=0, atol=1e-5)

@@ -113,7 +113,7 @@ def main() -> None:
     values, runs = runs_on_images(parser)
     recipe = DEFAULT_AUGMENTATION["folder"]
     sources = [
-        open_source("folder", split, path=values.path, max_images=most)
+        open_source("folder", split, path=values.path, max_images=most, channels=3, bits=8)
         for split, most in (("train", values.images), ("test", values.test_images))
     ]
     tasks = ["class", *TASKS]

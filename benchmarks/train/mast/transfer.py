@@ -47,7 +47,7 @@ def main() -> None:
     varied = AugmentationRecipe(size=32, hue=values.hue)
     counts = {"train": values.images, "test": values.test_images}
     natural = {
-        split: open_source("folder", split, path=values.path, max_images=most)
+        split: open_source("folder", split, path=values.path, max_images=most, channels=3, bits=8)
         for split, most in counts.items()
     }
     shapes = {

@@ -312,6 +312,11 @@ std::tuple<Tensor, Tensor, Tensors> prototype_cross_entropy_with_grad(
 Tensors prototype_cross_entropy_with_grad_backward(const Tensor& grad,
                                                    at::TensorList grad_student) {
   check_shape(grad, "grad", {});
+  TORCH_CHECK_VALUE(!grad_student.empty(), "grad_student must hold one view at least");
+  for (const Tensor& view : grad_student) {
+    check_shape(view, "grad_student", grad_student[0].sizes());
+    check_like(view, "grad_student", grad_student[0], "its first view");
+  }
   Tensors results = new_results(grad_student[0], static_cast<std::int64_t>(grad_student.size()),
                                 grad_student[0].sizes());
   for (std::size_t i = 0; i < results.size(); ++i) at::mul_out(results[i], grad_student[i], grad);

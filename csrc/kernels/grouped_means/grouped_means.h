@@ -50,7 +50,7 @@ struct MeanSlope {
 
   MAST_EXT_HD MeanSlope(const GroupedMeansBackward& p, std::int64_t d) {
     const A compared = static_cast<const A*>(p.compared)[d];
-    share = static_cast<const A*>(p.grad)[d] / (compared > 1 ? compared : A{1});
+    share = static_cast<const A*>(p.grad)[d] / (compared < 1 ? A{1} : compared);
     level = compared >= 1 ? static_cast<const A*>(p.means)[d] : A{0};
   }
 };

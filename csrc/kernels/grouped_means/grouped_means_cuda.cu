@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) divide(GroupedMeans p) {
   const float pairs = (compared[0] + compared[1]) + (compared[2] + compared[3]);
   const float total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
   static_cast<float*>(p.compared)[d] = pairs;
-  static_cast<float*>(p.means)[d] = total / fmaxf(pairs, 1);
+  static_cast<float*>(p.means)[d] = total / (pairs < 1 ? 1 : pairs);
 }
 
 __global__ void __launch_bounds__(kThreads) write_grads(GroupedMeansBackward p) {

@@ -100,6 +100,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"--plot must end in .{', .'.join(KINDS)}, got {values.plot}")
     config: OpsConfig = build(parser, values, OpsConfig, *others)
     chosen = choose(values.operators, sizes)
+    if values.plot is not None and not any(_is_drawn(each, config.mode) for each in chosen):
+        raise UsageError("--plot draws whole steps whose least work is known: none was chosen")
     device = resolve_device(config.accelerator).type
     console = Console(stderr=True)
     dtype = next(iter(chosen)).dtype_on(device)
@@ -196,6 +198,11 @@ def choose(names: Sequence[str], sizes: Collection[str]) -> list[Workload]:
     if not found:
         raise UsageError(f"no operator has all of the sizes {', '.join(sizes)}")
     return found
+
+
+def _is_drawn(workload: Workload, mode: str) -> bool:
+    """Whether what it must do at least is known in one of the modes."""
+    return workload.least is not None and not (workload.backward and mode == "forward")
 
 
 def measure(

@@ -88,6 +88,7 @@ def view_pairs(
         shuffle=False,
         drop_last=False,
         workers=workers,
+        keep_gb=0.0,  # each is seen once
     )
     rows: list[Tensor] = []
 

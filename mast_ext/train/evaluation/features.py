@@ -51,6 +51,7 @@ def center_views(
         shuffle=False,
         drop_last=False,
         workers=workers,
+        keep_gb=0.0,  # each is seen once
     )
     for batch in loader.on(device):
         yield batch.images[0].contiguous(memory_format=torch.channels_last)

@@ -64,6 +64,7 @@ def finetune(
     batch_size: int = 512,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    keep_gb: float = 0.0,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Finetuned:
     """Trains a copy of the backbone and a linear classifier on its features.
@@ -81,6 +82,7 @@ def finetune(
         batch_size: Images per step when the test images are classified.
         device: Where to compute.
         workers: Threads that render training images ahead.
+        keep_gb: See `build_loader`, of training images.
         progress: Is told how many steps are done, and of how many.
 
     Raises:
@@ -95,6 +97,7 @@ def finetune(
         batch_size=min(config.batch_size, len(chosen)),
         seed=config.seed,
         workers=workers,
+        keep_gb=keep_gb,
     )
     epochs = EPOCHS if config.epochs is None else config.epochs
     steps = max(1, round(epochs * len(loader)))

@@ -88,6 +88,7 @@ def measure(
                 config.finetune,
                 share,
                 batch_size=config.evaluation.batch_size,
+                keep_gb=config.data.keep_gb,
                 progress=partial(progress, f"{name} {what}"),
                 **where,
             )

@@ -38,7 +38,9 @@ def ridge_predictions(
         ValueError: Fewer than 5 training examples.
     """
     if len(train) < FEWEST_IMAGES:
-        raise ValueError(f"a linear probe needs {FEWEST_IMAGES} training images, got {len(train)}")
+        raise ValueError(
+            f"ridge regression needs {FEWEST_IMAGES} training images, got {len(train)}"
+        )
     mean, std = train.double().mean(0), train.double().std(0)
     scale = torch.where(std > 1e-9, 1 / std, torch.zeros_like(std))
     x, x_test = ((part.double() - mean) * scale for part in (train, test))

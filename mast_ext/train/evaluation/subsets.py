@@ -21,6 +21,7 @@ class Subset:
     def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
         self.source, self.indices = source, indices
         self.name, self.classes, self.skipped = source.name, source.classes, source.skipped
+        self.channels, self.bits = source.channels, source.bits
         self.sizes = source.sizes[indices]
         self.labels = {name: ids[indices] for name, ids in source.labels.items()}
         stacked = source.stacked
@@ -30,7 +31,7 @@ class Subset:
         return len(self.indices)
 
     def image(self, index: int) -> Tensor:
-        """Image ``index`` of the subset, ``[3, H, W]`` uint8 RGB."""
+        """Image ``index`` of the subset, ``[C, H, W]`` uint8 or uint16."""
         return self.source.image(int(self.indices[index]))
 
 
