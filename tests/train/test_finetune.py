@@ -24,6 +24,8 @@ class Colors:
     name = "folder"
     skipped = ()
 
+    channels, bits = 3, 8
+
     def __init__(self, count, seed, factors=("class",)):
         generator = np.random.default_rng(seed)
         labels = {"class": np.arange(count) % 2, "green": np.arange(count) // 2 % 2}
