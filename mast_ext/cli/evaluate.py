@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from mast_ext.train.config import EvaluateConfig, PretrainConfig, WeightsConfig
 from mast_ext.train.errors import CheckpointError, RunError
 from mast_ext.train.evaluation.images import open_images
 from mast_ext.train.evaluation.measure import measure
-from mast_ext.train.inputs import as_trained, counted, require_channels
+from mast_ext.train.inputs import as_trained, counted, fitted_recipe
 from mast_ext.train.launch import resolve_device
 from mast_ext.train.report.tables import results, tables
 from mast_ext.train.state.restore import (
@@ -95,11 +95,14 @@ def main(arguments: Sequence[str]) -> int:
         Console(stderr=True),
         unlabeled_test="augmentations" in config.measured,
     )
-    require_channels(config.augment, images.train)
+    recipe, left_out = fitted_recipe(config.augment, images.train)
+    config = replace(config, augment=recipe)
     with _Progress() as progress:
         device = resolve_device(config.accelerator)
         rows, notes = measure(restored, images, config, device, progress.update)
     console = output_console()
+    if left_out and "augmentations" in config.measured:  # nothing else changes colors
+        notes = [left_out, *notes]
     notes = [*images.notes, *notes]
     for note in notes:
         console.print(note, highlight=False, markup=False)
@@ -169,7 +172,8 @@ def _defaults_of_run(
 ) -> dict[str, object]:
     """The sections that an evaluation shares with the run, as dotted names.
 
-    Where the images are others, neither their place nor how many are used is the run's.
+    Where the images are others, the run says neither where and how they are stored nor how many
+    are used.
     """
     values = config.to_dict()
     sections = {name: values[name] for name in ("data", "augment", "evaluation")}
@@ -178,7 +182,7 @@ def _defaults_of_run(
         for section, settings in sections.items()
         for name, value in settings.items()
     }
-    names = ("path", "max_images", "max_test_images")
+    names = ("path", "image_column", "label_column", "bits", "max_images", "max_test_images")
     own = {f"data.{name}": parser.get_default(f"data.{name}") for name in names}
     parser.set_defaults(defaults)
     data = parse_for_defaults(parser, arguments).data

@@ -86,7 +86,7 @@ class CIFARSource:
         return len(self.sizes)
 
     def image(self, index: int) -> torch.Tensor:
-        """Image ``index``, ``[3, 32, 32]`` uint8."""
+        """Image ``index``, ``[C, 32, 32]`` uint8."""
         assert self.stacked is not None
         return self.stacked[index]
 

@@ -82,7 +82,7 @@ class ShapesSource:
         return len(self.sizes)
 
     def image(self, index: int) -> torch.Tensor:
-        """Image ``index``, ``[3, H, W]`` uint8."""
+        """Image ``index``, ``[C, H, W]`` uint8."""
         assert self.stacked is not None
         return self.stacked[index]
 

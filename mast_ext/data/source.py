@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mast_ext.data.arrays import NumpySource
 from mast_ext.data.cifar import CIFARSource
-from mast_ext.data.encoded import Progress
+from mast_ext.data.decoding import convert
+from mast_ext.data.encoded import Progress, to_tensor
 from mast_ext.data.folder import FolderSource
 from mast_ext.data.huggingface import HuggingFaceSource
 from mast_ext.data.shapes import ShapesSource
@@ -88,7 +89,8 @@ def open_source(
         label_column: That of the labels.
         channels: Of the images, 1 or 3: gray ones become RGB, or RGB ones gray. By default they
             keep their own; where some are gray and others in color all are RGB.
-        bits: Of a channel, 8 or 16. By default 16 if all images have them, else 8.
+        bits: Of a channel, 8 or 16. By default 16 if all images have them, else 8. Those of
+            ``"shapes"`` and CIFAR have 8.
         progress: Called with how many of how many files have been read.
 
     Raises:
@@ -105,17 +107,20 @@ def open_source(
         raise ValueError(f"max_images must be at least 1, got {max_images}")
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {name!r}")
-    own = channels in (None, 3) and bits in (None, 8)
-    if name in ("shapes", "cifar10", "cifar100") and not own:
+    possible = channels in (None, 1, 3) and bits in (None, 8)
+    if name in ("shapes", "cifar10", "cifar100") and not possible:
         raise ValueError(
-            f"images of {name} have 3 channels of 8 bits, got channels {channels} and bits {bits}"
+            f"images of {name} have 3 channels (or 1, made gray) of 8 bits, got channels {channels}"
+            f" and bits {bits}"
         )
     if name == "shapes":
-        return ShapesSource(split, size=size, seed=seed, max_images=max_images)
+        shapes = ShapesSource(split, size=size, seed=seed, max_images=max_images)
+        return _gray(shapes) if channels == 1 else shapes
     if path is None:
-        raise ValueError(f"source {name!r} needs a path: the folder with the images")
+        raise ValueError(f"source {name!r} needs a path: the folder or file with the images")
     if name in ("cifar10", "cifar100"):
-        return CIFARSource(name, path, split, max_images=max_images)
+        cifar = CIFARSource(name, path, split, max_images=max_images)
+        return _gray(cifar) if channels == 1 else cifar
     kept: dict[str, Any] = {"max_images": max_images, "channels": channels, "bits": bits}
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     if name == "numpy":
@@ -124,3 +129,12 @@ def open_source(
     if name == "huggingface":
         return HuggingFaceSource(path, split, **kept, **columns)
     return (FolderSource if name == "folder" else ShardsSource)(path, split, **kept)
+
+
+def _gray(source: ShapesSource | CIFARSource) -> Source:
+    """The source with its RGB images, which are in memory, made gray."""
+    assert source.stacked is not None
+    images = source.stacked.movedim(1, -1).numpy()
+    source.stacked = to_tensor(np.stack([convert(image, 1, 8) for image in images]))
+    source.channels = 1
+    return source

@@ -46,7 +46,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
         ValueError: The file has no weights, or not those of this backbone.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no weights to start from at {path}")
+        raise FileNotFoundError(f"there is no file of weights at {path}")
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         found, metadata = read_safetensors(path)

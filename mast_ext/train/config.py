@@ -80,7 +80,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.name != "shapes" and not self.path:
-            raise ValueError(f"data.name {self.name} needs data.path, the folder with the images")
+            raise ValueError(
+                f"data.name {self.name} needs data.path, the folder or file with the images"
+            )
         if self.name == "shapes" and self.path:
             raise ValueError(
                 f"data.path is {self.path}, but data.name is shapes, which are made up: say"

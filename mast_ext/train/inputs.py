@@ -15,21 +15,30 @@ _MEASURED = 64  # images whose mean and standard deviation an error suggests
 def fitted(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, str]:
     """The settings for images as they are, and a sentence on what of them is left out, if any.
 
+    See `fitted_recipe`.
+    """
+    recipe, note = fitted_recipe(config.augment, source)
+    return replace(config, augment=recipe), note
+
+
+def fitted_recipe(recipe: AugmentationRecipe, source: Source) -> tuple[AugmentationRecipe, str]:
+    """The recipe for images as they are, and a sentence on what of it is left out, if any.
+
     Images that are not RGB have no colors to change: what would change them is switched off.
 
     Raises:
         ValueError: ``augment.mean`` does not have a number for each channel of the images.
     """
-    require_channels(config.augment, source)
-    changes = config.augment.color_changes
+    require_channels(recipe, source)
+    changes = recipe.color_changes
     if source.channels == 3 or not changes:
-        return config, ""
+        return recipe, ""
     names = [f"augment.{name}" for name in changes]
     note = (
         f"not applied, since images of {counted(source.channels, 'channel')} have no colors:"
         f" {', '.join(names)}"
     )
-    return replace(config, augment=config.augment.without_color()), note
+    return recipe.without_color(), note
 
 
 def as_trained(data: DataConfig, recipe: AugmentationRecipe) -> DataConfig:

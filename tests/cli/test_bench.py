@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import mast_ext
 from mast_ext.benchmarks.rates import Rates
 from mast_ext.cli.bench import ops
+from mast_ext.cli.bench.data import _Pictures
+from mast_ext.data import open_source
 
 QUICK = ["--images=8", "--batch-size=4", "--rounds=1", "--workers=1", "--augment.size=16"]
 
@@ -74,6 +77,47 @@ def test_a_step_as_json(call, tiny, shapes):
     assert found["settings"]["method"] == "byol"
     assert found["settings"]["optimizer"]["name"] != "adamw"  # the recipe's
     assert {"teacher", "teacher's update"} <= {part["name"] for part in found["parts"]}
+
+
+def test_a_step_on_gray_images(call, tiny, tmp_path):
+    """As pretrain fits the settings to them."""
+    np.save(tmp_path / "gray.npy", np.arange(24 * 256, dtype=np.uint8).reshape(24, 16, 16))
+    options = ["--method=simclr", "--data.name=numpy", "--data.path=gray.npy", *tiny, "--steps=2"]
+    status, out, err = call("bench", "step", *options)
+    assert (status, out) == (1, "") and "set --augment.mean=[" in err
+    options += ["--augment.mean=[0.5]", "--augment.std=[0.2]", "--json"]
+    status, out, err = call("bench", "step", *options)
+    assert status == 0
+    left_out = "augment.saturation, augment.hue, augment.grayscale"
+    assert err == f"not applied, since images of 1 channel have no colors: {left_out}\n"
+    assert json.loads(out)["settings"]["augment"]["hue"] == 0
+
+
+@pytest.mark.parametrize(
+    ("logger", "kept"),
+    [("wandb", "csv"), ("csv", ["csv"]), ("tensorboard,mlflow", ["tensorboard"])],
+)
+def test_a_step_begins_no_run_on_a_server(call, tiny, shapes, logger, kept):
+    options = [*tiny, *shapes, "--method=simclr", "--steps=2", "--warmup=0", "--json"]
+    status, out, err = call("bench", "step", *options, f"--train.logger={logger}")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["settings"]["train"]["logger"] == kept
+
+
+def test_files_that_pillow_cannot_read(tmp_path):
+    """Are decoded as ours are for the rivals, too."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), np.uint8)
+    (tmp_path / "train").mkdir()
+    for i in range(2):
+        np.save(tmp_path / f"train/{i}.npy", pixels[i])
+    source = open_source("folder", "train", path=tmp_path, channels=3, bits=8)
+    assert np.array_equal([_Pictures(source, np.asarray)[i] for i in range(2)], pixels)
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "numpy"])
+def test_every_kind_of_images_can_be_named(call, kind):
+    status, _, err = call("bench", "data", "nowhere", f"--name={kind}")
+    assert status == 1 and "nowhere" in err and "expected one of" not in err
 
 
 @pytest.mark.distributed
@@ -143,7 +187,7 @@ WRONG = [
     ([], "bench takes what to measure: mast-ext bench data"),
     (["loss"], "bench takes what to measure: mast-ext bench data, step or ops, got 'loss'"),
     (["stepp"], "got 'stepp'; did you mean step?"),
-    (["data"], r"bench data needs a folder of images \(or --name shapes\)"),
+    (["data"], r"needs PATH, the folder or file with the images \(or --name shapes\)"),
     (["data", "--views=0", "--name=shapes"], "views must be at least 1, got 0"),
     (["data", "x", "--speed=1"], "there is no option --speed"),
     (["ops", "nt_xent"], r"there is no operator 'nt_xent'; did you mean ntxent\?"),

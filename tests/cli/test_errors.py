@@ -120,7 +120,7 @@ WRONG = [
     (["pretrain", "--method=simclr", "--hard-views=4", "--augment.views=3"], 1, "on two views"),
     (["pretrain", "--method=byol", "--byol.momentum=2", *SMALL], 1, "momentum must lie in [0, 1]"),
     (["pretrain", "--model.name=resnt18", *SMALL], 1, "did you mean resnet18"),
-    (["pretrain", "--model.weights=none.pt", *SMALL], 1, "no weights to start from at none.pt"),
+    (["pretrain", "--model.weights=none.pt", *SMALL], 1, "there is no file of weights at none.pt"),
     (["pretrain", "--model.weights=file", *SMALL], 1, "file is damaged or holds more than weights"),
     (
         ["pretrain", "--model.weights=a", "--model.timm_args={checkpoint_path: b}"],
@@ -142,7 +142,7 @@ WRONG = [
         "augment.size: vit_tiny_patch16_224 does not take images of 32 pixels",
     ),
     (["pretrain", "--data.max_images=24"], 1, "24 training images, fewer than one batch"),
-    (["pretrain", "--data.name=folder"], 1, "data.name folder needs data.path"),
+    (["pretrain", "--data.name=folder"], 1, "folder needs data.path, the folder or file with"),
     (["pretrain", "--data.path=photos"], 1, "data.name is shapes, which are made up: say --data.n"),
     (["pretrain", "--data.name=folder", "--data.path=none"], 1, "image folder none does not exist"),
     (["pretrain", "--data.name=folder", "--data.path=empty"], 1, "no images"),
@@ -151,7 +151,8 @@ WRONG = [
     (["pretrain", "--data.name=numpy", "--data.path=file"], 1, "cannot read file: "),
     (["pretrain", "--data.bits=12"], 1, "data.bits must be 8 or 16, got 12"),
     (["pretrain", "--data.channels=0"], 1, "channels must be at least 1, got 0"),
-    (["pretrain", "--data.channels=1", *SMALL], 1, "images of shapes have 3 channels of 8 bits"),
+    (["pretrain", "--data.channels=2", *SMALL], 1, "images of shapes have 3 channels (or 1, made"),
+    (["pretrain", "--data.channels=1", *SMALL], 1, "the images have 1 channel: set --augment.mean"),
     (["pretrain", "--data.image_column=x"], 1, "data.image_column is for data.name huggingface or"),
     (
         ["pretrain", "--augment.mean=[0.5]", "--augment.std=[0.2]", *SMALL],

@@ -1,6 +1,7 @@
 """What is measured after training, of runs and of what comes from elsewhere."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 import torchvision
 import yaml
 from PIL import Image
+
+from mast_ext.models import BackboneSpec, ImageFormat, save_backbone
 
 FEW = ["--finetune.epochs=2", "--finetune.batch_size=8"]
 
@@ -117,6 +120,49 @@ def test_other_images(exported, measured, tmp_path):
     assert found["settings"]["data"]["max_images"] == 20
 
 
+def test_how_images_are_stored_is_not_inherited_by_others(exported, measured, tmp_path):
+    """Of a run on arrays of 16 bits, whose columns folders do not have."""
+    run = tmp_path / "run"
+    shutil.copytree(exported, run)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["data"] |= {"name": "numpy", "path": "arrays.npz", "channels": 3, "bits": 16}
+    settings["data"] |= {"image_column": "x", "label_column": "y"}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    data = folder_of(tmp_path / "other", train__cat=9, train__dog=9, test__cat=4, test__dog=4)
+    found = measured(run, *data)[1]["settings"]["data"]
+    assert [found[name] for name in ("image_column", "label_column", "bits")] == [None] * 3
+    assert found["channels"] == 3
+
+
+def gray_backbone(path):
+    """A file of a network that takes gray images of 32 pixels."""
+    spec = BackboneSpec("resnet18", True, {"in_chans": 1})
+    save_backbone(spec.create(), spec, path, ImageFormat(32, (0.5,), (0.3,)))
+    return path
+
+
+def test_augmentations_of_gray_images(measured, tmp_path):
+    """Which have no colors to change."""
+    path = gray_backbone(tmp_path / "gray.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 32, 32), np.uint8)
+    np.savez(tmp_path / "gray.npz", train_images=pixels[:20], test_images=pixels[20:])
+    data = ["--data.name=numpy", "--data.path=gray.npz", "--reference=false"]
+    out, found = measured(path, *data, "--measure=augmentations")
+    (note,) = found["notes"]
+    assert note.startswith("not applied, since images of 1 channel have no colors: augment.sat")
+    assert "not applied" in out and found["settings"]["augment"]["hue"] == 0
+    (row,) = found["rows"]
+    assert "brightness" in row["augmentation_r2"] and "hue" not in row["augmentation_r2"]
+
+
+def test_a_network_of_gray_images_is_measured_on_shapes(measured, shapes, tmp_path):
+    path = gray_backbone(tmp_path / "gray.safetensors")
+    options = [*shapes, "--reference=false", "--evaluation.neighbors=[5]"]
+    _, found = measured(path, *options)
+    assert found["rows"][0]["accuracy"]["k-NN 5"]
+    assert not any("not applied" in note for note in found["notes"])  # probes change no colors
+
+
 def test_balanced_classes_have_one_table(exported, measured, tmp_path):
     data = folder_of(tmp_path / "other", train__cat=9, train__dog=9, test__cat=4, test__dog=4)
     out, _ = measured(exported, *data)
@@ -161,6 +207,7 @@ WRONG = [
     (["foreign.safetensors"], "--model.name says of which"),
     (["weights.pth"], "--model.name says of which"),
     (["weights.pth", "--model.name=resnet50"], "do not fit the backbone: "),
+    (["nothere.pth", "--model.name=resnet18"], "there is no file of weights at nothere.pth"),
     (["weights.pth", "--model.name=resnt18"], "did you mean resnet18"),
     (["gray.pth", "--model.name=resnet18"], "conv1.weight must have shape [64, 3, 7, 7], got [64,"),
     (

@@ -324,7 +324,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch, kind):
 
 
 def test_names_missing_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no weights to start from at .*nowhere\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file of weights at .*nowhere\.pt"):
         create_backbone("resnet18", weights=tmp_path / "nowhere.pt")
 
 

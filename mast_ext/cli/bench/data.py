@@ -4,6 +4,7 @@ Every contestant makes the same number of views of the same images with the same
 number of workers, in turn, round by round, so that a drift of the machine hits all of them.
 """
 
+import contextlib
 import importlib.util
 import io
 import math
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -29,6 +30,7 @@ from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import Parser, build, canonical, output_console, parse, settings_parser
 from mast_ext.data import Source, open_source
+from mast_ext.data.source import Name
 
 RIVAL = "torchvision v2 (PIL), DataLoader"
 """The contestant that the others are compared with."""
@@ -48,7 +50,7 @@ class BenchConfig:
         workers: Threads (of DALI, or of ours) or processes (of a DataLoader).
     """
 
-    name: Literal["shapes", "folder", "shards", "cifar10", "cifar100"] = "folder"
+    name: Name = "folder"
     augment: AugmentationRecipe = field(default_factory=AugmentationRecipe)
     views: int = 2
     batch_size: int = 128
@@ -90,7 +92,9 @@ def main(arguments: Sequence[str]) -> int:
     values = parse(parser, canonical(arguments))
     config: BenchConfig = build(parser, values, BenchConfig, "path", "report")
     if config.name != "shapes" and values.path is None:
-        raise UsageError("bench data needs a folder of images (or --name shapes)")
+        raise UsageError(
+            "bench data needs PATH, the folder or file with the images (or --name shapes)"
+        )
     began = time.perf_counter()
     source = open_source(
         config.name,
@@ -122,7 +126,11 @@ def make_parser() -> Parser:
         BenchConfig,
     )
     parser.add_argument(
-        "path", nargs="?", type=str | None, default=None, help="The images: see data.path."
+        "path",
+        nargs="?",
+        type=str | None,
+        default=None,
+        help="The folder or file with the images: see data.path.",
     )
     parser.add_argument(
         *("--report", "--out"),
@@ -236,7 +244,10 @@ def _peer(
 
 
 class _Pictures(Dataset):
-    """Pictures as a folder's data set has them: decoded by Pillow each time, where in files."""
+    """Pictures as a folder's data set has them: decoded by Pillow each time, where in files.
+
+    Files that Pillow cannot read are decoded as ours are.
+    """
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Any]) -> None:
         self.source, self.transform = source, transform
@@ -245,10 +256,14 @@ class _Pictures(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Any:
+        return self.transform(self._picture(index))
+
+    def _picture(self, index: int) -> Image.Image:
         if isinstance(self.source, EncodedImages):
-            with Image.open(io.BytesIO(self.source.encoded(index).tobytes())) as image:
-                return self.transform(image.convert("RGB"))
-        return self.transform(Image.fromarray(self.source.image(index).permute(1, 2, 0).numpy()))
+            data = io.BytesIO(self.source.encoded(index).tobytes())
+            with contextlib.suppress(OSError, ValueError), Image.open(data) as image:
+                return image.convert("RGB")
+        return Image.fromarray(self.source.image(index).permute(1, 2, 0).numpy())
 
 
 class _Repeated:

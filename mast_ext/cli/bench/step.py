@@ -26,6 +26,7 @@ from mast_ext.distributed import rank, world_size
 from mast_ext.methods import METHODS
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.evaluation.images import open_images
+from mast_ext.train.inputs import fitted
 from mast_ext.train.launch import (
     launch,
     launched_rank,
@@ -84,10 +85,15 @@ def main(arguments: Sequence[str]) -> int:
     if config.train.devices > 1 and launched_rank() is None:
         require_devices(config.train)
         return launch("mast_ext.cli.main", ["bench", "step", *arguments], config.train.devices)
-    config = replace(config, train=replace(config.train, progress="off"))
+    # Of the other loggers each would begin a run of its own, on a server even.
+    loggers = tuple(name for name in config.train.loggers if name in ("csv", "tensorboard"))
+    train = replace(config.train, progress="off", logger=loggers or "csv")
+    config = replace(config, train=train)
     with process_group(config.train.accelerator):
-        steps, steps_per_epoch = measure(config, values.warmup + values.steps, cpu_time)
         processes, first = world_size(), rank() == 0
+        console = Console(stderr=True) if first else Console(quiet=True)
+        count = values.warmup + values.steps
+        config, steps, steps_per_epoch = measure(config, count, cpu_time, console)
     if not first:
         return 0
     command = " ".join(["mast-ext", "bench", "step", *arguments])
@@ -121,19 +127,28 @@ def make_parser() -> Parser:
     return parser
 
 
-def measure(config: PretrainConfig, steps: int, cpu_time: bool) -> tuple[list[Step], int]:
-    """Trains for so many steps; gives their times, and how many steps an epoch has.
+def measure(
+    config: PretrainConfig, steps: int, cpu_time: bool, console: Console
+) -> tuple[PretrainConfig, list[Step], int]:
+    """Trains for so many steps.
 
     Args:
         config: Settings.
         steps: How many.
         cpu_time: See `StepTimes`.
+        console: Where it is said what goes on while images are opened, and what is not applied.
+
+    Returns:
+        The settings that fit the images, the times of the steps, and how many an epoch has.
 
     Raises:
         ValueError: A setting does not fit.
         RunError: Training fails.
     """
-    source = open_images(config.data).train
+    source = open_images(config.data, console).train
+    config, left_out = fitted(config, source)
+    if left_out:
+        console.print(left_out, highlight=False, markup=False)
     networks = build_networks(config)
     training = Training(config, networks, training_loader(config, networks, source), steps)
     times = StepTimes(cpu_time=cpu_time)
@@ -142,9 +157,9 @@ def measure(config: PretrainConfig, steps: int, cpu_time: bool) -> tuple[list[St
         require_loggers(config, folder)
         run.make_missing()
         seed_everything(config.seed, workers=True, verbose=False)
-        console = Console(quiet=True)
-        fit(training, run, console=console, watching=[times], profiler=times.profiler)
-    return times.steps(), len(training.loader)
+        quiet = Console(quiet=True)
+        fit(training, run, console=quiet, watching=[times], profiler=times.profiler)
+    return config, times.steps(), len(training.loader)
 
 
 def report(
