@@ -23,7 +23,6 @@ class Colors:
 
     name = "folder"
     skipped = ()
-
     channels, bits = 3, 8
 
     def __init__(self, count, seed, factors=("class",)):
