@@ -54,7 +54,8 @@ void define(torch::Library& m) {
       "Tensor compared)");
   m.def(
       "grouped_means_backward(Tensor grad_means, Tensor group_weights, Tensor sums, Tensor counts, "
-      "Tensor means, Tensor compared, bool[3] wanted) -> (Tensor grad_group_weights, Tensor grad_sums, "
+      "Tensor means, Tensor compared, bool[3] wanted) -> (Tensor grad_group_weights, Tensor "
+      "grad_sums, "
       "Tensor grad_counts)");
   m.def(
       "weighted_terms(Tensor first, Tensor? second, Tensor? third, float[] scales, "
