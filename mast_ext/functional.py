@@ -506,7 +506,8 @@ def weighted_terms(
 
     Returns:
         ``total``, a scalar, which is differentiable once in the terms; and ``terms [1 to 3]``,
-        without gradient. In the dtype of ``first``; sums are carried in float64.
+        without gradient. In the dtype of ``first``; sums are carried in float64 (on a GPU of eight
+        numbers at a time).
 
     Raises:
         ValueError: A term has no scale or weight, or a device does not fit.

@@ -45,6 +45,8 @@ class KeptImages:
         return image
 
 
+# By the source's id and the budget. An entry goes when nobody uses it; as long as it is there it
+# refers to its source, so that no other one can have the id.
 _SHARED: WeakValueDictionary[tuple[int, int], KeptImages] = WeakValueDictionary()
 
 
@@ -65,11 +67,7 @@ def keep_decoded(source: ImageSource, gigabytes: float) -> ImageSource:
     if source.stacked is not None or gigabytes == 0:
         return source
     most = int(min(gigabytes, 1e9) * 1e9)
-    key = (
-        id(source),
-        most,
-    )  # no other source has the number while the one that has it is referred to
-    kept = _SHARED.get(key)
+    kept = _SHARED.get((id(source), most))
     if kept is None:
-        kept = _SHARED[key] = KeptImages(source, most)
+        kept = _SHARED[id(source), most] = KeptImages(source, most)
     return kept

@@ -372,9 +372,8 @@ def _blur_weights(sigma: NDArray[np.float64], size: int, precision: _Precision) 
     half *= distance <= radius
     total = 2 * half.sum(axis=1, keepdims=True) - half[:, :1]
     half = np.rint(half / total * 2.0**precision.weight)
-    half[:, 0] = 2.0**precision.weight - 2 * half[:, 1:].sum(
-        axis=1
-    )  # a constant image stays as it is
+    # What is left to one, so that a constant image stays as it is.
+    half[:, 0] = 2.0**precision.weight - 2 * half[:, 1:].sum(axis=1)
 
     # Weights of pixels -reach to size - 1 + reach: the same kernel in every row, one pixel on.
     line = np.zeros((len(sigma), 2 * (size - 1) + 2 * reach + 1), precision.levels)

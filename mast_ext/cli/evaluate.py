@@ -187,7 +187,7 @@ def _defaults_of_run(
     parser.set_defaults(defaults)
     data = parse_for_defaults(parser, arguments).data
     same = data.name == config.data.name and _place(data.path) == _place(values["data"]["path"])
-    return {} if same else own
+    return defaults if same else defaults | own
 
 
 def _place(path: str | None) -> str | None:

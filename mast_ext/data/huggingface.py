@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mast_ext.data.encoded import EncodedSource, Progress
-from mast_ext.data.files import Cell
+from mast_ext.data.files import Cell, open_stream
 from mast_ext.data.labels import class_ids, class_names, numbered
 from mast_ext.data.splits import Split, SplitError, share
 
@@ -143,7 +143,7 @@ def _failures(path: str | Path) -> Iterator[None]:
         raise ValueError(f"cannot read {path}: {error}") from error
     except Exception as error:  # packages raise errors of their own
         behind = error.__cause__ or error
-        raise ValueError(f"cannot read {path}: {behind or type(behind).__name__}") from error
+        raise ValueError(f"cannot read {path}: {str(behind) or type(behind).__name__}") from error
 
 
 @contextlib.contextmanager
@@ -255,8 +255,11 @@ def _label_columns(
 def _cell(table: Table, column: str, row: int, path: str | Path) -> Cell:
     def read() -> bytes:
         stored = table[row][column]
-        if stored is None:
+        if stored is None or not (stored["bytes"] or stored["path"]):
             raise ValueError("the cell is empty")
-        return stored["bytes"] or Path(stored["path"]).read_bytes()
+        if stored["bytes"]:
+            return stored["bytes"]
+        with open_stream(Path(stored["path"])) as file:
+            return file.read()
 
     return Cell(f"row {row} of {path}", read)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mast_ext.data.decoding import BadImageError
 from mast_ext.data.encoded import EncodedSource, Progress
 from mast_ext.data.files import SUFFIXES, Member
+from mast_ext.data.labels import numbered
 from mast_ext.data.splits import SPLIT_FOLDERS, SplitError, share
 
 LABEL_FIELDS = ("label", "class", "cls")
@@ -106,7 +107,7 @@ class ShardsSource(EncodedSource):
         if labeled:
             ids = np.array([_class_id(sample.label, names) for sample in good], np.int64)
             labels = {"class": ids}
-            classes = {"class": list(names) or [str(i) for i in range(ids.max() + 1)]}
+            classes = {"class": numbered(list(names), ids)}
         super().__init__(
             [sample.images[0] for sample in good],
             labels,

@@ -64,6 +64,17 @@ def test_threads_share_what_is_kept():
     assert len(source.source.decoded) == 6
 
 
+def test_loaders_of_one_source_share_what_is_kept():
+    source = Photographs()
+    policy = ComposedPolicy(RECIPE)
+    loaders = [build_loader(source, policy, batch_size=3, keep_gb=BYTES / 1e9) for _ in range(2)]
+    for loader in loaders:
+        list(loader)
+    assert sorted(source.decoded) == list(range(6))
+    others = keep_decoded(Photographs(), BYTES / 1e9)
+    assert others is not keep_decoded(source, BYTES / 1e9)
+
+
 def test_images_in_memory_and_a_budget_of_nothing_stay_as_they_are():
     source = Photographs()
     assert keep_decoded(source, 0) is source

@@ -1,6 +1,7 @@
 """Images of Hugging Face's `datasets`."""
 
 import io
+import os
 import sys
 
 import numpy as np
@@ -228,3 +229,24 @@ def test_package_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'mast-ext\[huggingface\]'"):
         open_source("huggingface", "train", path=tmp_path)
+
+
+def test_cells_may_name_files(datasets, tmp_path):
+    """As long as these are regular: a pipe would be waited for."""
+    names = [str(tmp_path / name) for name in ("a.png", "pipe")]
+    (tmp_path / "a.png").write_bytes(png(pixels(1)))
+    os.mkfifo(names[1])
+    cells = [{"bytes": None, "path": name} for name in (*names, None)]
+    kinds = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"image": kinds, "id": datasets.Value("int64")})
+    for count, message in ((1, None), (2, "not a regular file"), (3, "the cell is empty")):
+        file = tmp_path / f"{count}.parquet"
+        rows = [cells[0], *cells[count - 1 : count]]
+        table = datasets.Dataset.from_dict({"image": rows, "id": [0, 1]}, features=features)
+        table.to_parquet(str(file))
+        if message is None:
+            check(HuggingFaceSource(file, "train"), [pixels(1)])
+            continue
+        with pytest.raises(BadImageError, match=message):
+            for split in ("train", "test"):
+                HuggingFaceSource(file, split)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mast_ext.data import open_source
-from mast_ext.train.evaluation.subsets import Subset, labeled_share, spread
+from mast_ext.train.evaluation.subsets import Subset, labeled_share
 
 LABELS = {"class": np.repeat([0, 1, 2, 5], [200, 100, 40, 3])}
 
@@ -58,8 +58,3 @@ def test_a_subset_is_a_source():
         assert torch.equal(part.image(own), source.image(index))
         assert torch.equal(part.stacked[own], source.image(index))
         assert all(part.labels[name][own] == ids[index] for name, ids in source.labels.items())
-
-
-def test_spread():
-    assert spread(5, 9).tolist() == [0, 1, 2, 3, 4]
-    assert spread(10, 4).tolist() == [0, 2, 5, 7]

@@ -20,7 +20,7 @@ from mast_ext.benchmarks.harness import MODES, Case, Result, Workload, race
 from mast_ext.benchmarks.ops import workloads
 from mast_ext.benchmarks.rates import Rates, measure_rates
 from mast_ext.benchmarks.roofline import KINDS, Point, draw
-from mast_ext.cli.bench.tables import print_notes, print_table, write_markdown
+from mast_ext.cli.bench.tables import add_outputs, print_notes, print_table, write_markdown
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import Parser, build, canonical, output_console, parse, settings_parser
@@ -150,16 +150,7 @@ def make_parser() -> Parser:
             metavar="N",
             help="Size in place of the operator's own.",
         )
-    parser.add_argument(
-        "--json", action="store_true", help="Print everything as JSON in place of a table."
-    )
-    parser.add_argument(
-        "--report",
-        type=str | None,
-        default=None,
-        metavar="FILE.md",
-        help="Write the table to this Markdown file, too, and FILE.json beside it.",
-    )
+    add_outputs(parser)
     parser.add_argument(
         "--plot",
         type=str | None,

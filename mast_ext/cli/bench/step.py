@@ -17,13 +17,13 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from mast_ext.benchmarks.environment import environment
-from mast_ext.cli.bench.tables import print_notes, print_table, write_markdown
+from mast_ext.cli.bench.tables import add_outputs, print_notes, print_table, write_markdown
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help, value_of
 from mast_ext.cli.parser import Parser, build, canonical, output_console
+from mast_ext.cli.pretrain import OVERVIEW as PRETRAIN
 from mast_ext.cli.pretrain import parse_training, training_parser
 from mast_ext.distributed import rank, world_size
-from mast_ext.methods import METHODS
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.evaluation.images import open_images
 from mast_ext.train.inputs import fitted
@@ -54,11 +54,8 @@ mast-ext bench step --config runs/mast-shapes-1/config.yaml --steps 100""",
             *("train.batch_size", "train.accelerator", "train.precision"),
         ),
     },
-    apart=(*METHODS, "equimod", "hard_views"),
-    more="""\
-more: --method NAME --help  options of a method, and those that all methods have
-      --help GROUP          one group: augment, optimizer, hard_views, ...
-      --help all            everything""",
+    apart=PRETRAIN.apart,
+    more=PRETRAIN.more,
 )
 
 HEADS = ("part of a step", "ms", "share", "")
@@ -114,16 +111,7 @@ def make_parser() -> Parser:
         help="What is counted: time on the wall (of a GPU its own), or of the CPU in all threads"
         " of the process, for a machine that does other work, too.",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="Print everything as JSON in place of a table."
-    )
-    parser.add_argument(
-        "--report",
-        type=str | None,
-        default=None,
-        metavar="FILE.md",
-        help="Write the table to this Markdown file, too, and FILE.json beside it.",
-    )
+    add_outputs(parser)
     return parser
 
 

@@ -6,9 +6,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mast_ext.cli.parser import Parser
 from mast_ext.train.state.run_directory import write_text
 
 Rows = Sequence[Sequence[str]]
+
+
+def add_outputs(parser: Parser) -> None:
+    """Adds the options that say where numbers go: ``--json`` and ``--report``."""
+    parser.add_argument(
+        "--json", action="store_true", help="Print everything as JSON in place of a table."
+    )
+    parser.add_argument(
+        "--report",
+        type=str | None,
+        default=None,
+        metavar="FILE.md",
+        help="Write the table to this Markdown file, too, and FILE.json beside it.",
+    )
 
 
 def print_table(console: Console, heads: Sequence[str], rows: Rows, title: str = "") -> None:

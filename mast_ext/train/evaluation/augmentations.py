@@ -18,11 +18,12 @@ from mast_ext.augment import (
     build_loader,
 )
 from mast_ext.data import Source
+from mast_ext.data.splits import spread
 from mast_ext.methods import Method
 from mast_ext.train.evaluation.features import Features, embed_all
 from mast_ext.train.evaluation.ridge import ridge_predictions
 from mast_ext.train.evaluation.scores import r2
-from mast_ext.train.evaluation.subsets import Subset, spread
+from mast_ext.train.evaluation.subsets import Subset
 
 SEED = 99
 """Of the views, which are the same for every network."""

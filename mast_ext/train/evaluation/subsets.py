@@ -1,4 +1,4 @@
-"""Some images of a source: those whose labels are used, or as many as are enough."""
+"""Some images of a source, such as those whose labels are used."""
 
 from collections.abc import Mapping
 
@@ -77,8 +77,3 @@ def labeled_share(
         order = np.random.default_rng([seed, each]).permutation(len(members))
         chosen.append(members[order[: max(1, round(share * len(members)))]])
     return np.sort(np.concatenate(chosen))
-
-
-def spread(count: int, most: int) -> NDArray[np.int64]:
-    """Indices of at most ``most`` of ``count`` images, evenly spread over them."""
-    return np.arange(count) if count <= most else np.arange(most) * count // most
