@@ -1,7 +1,7 @@
 """Whether MAST's uncertainty knows ambiguous pairs: rank correlations on `shapes`.
 
     mast-ext pretrain --mast.uncertainty true --baseline none --out runs/uncertain
-    python benchmarks/train/mast/uncertainty.py runs/uncertain
+    python benchmarks/train/mast_uncertainty.py runs/uncertain
 
 Two views of every test image are drawn as in the last epoch. Spearman's correlation of the pair's
 log-variance with how far apart the network puts its views; with the overlap of their crops; with

@@ -1,6 +1,6 @@
 """Two other ways to keep what augmentations destroy, as methods of the program.
 
-    python benchmarks/train/mast/rivals.py pretrain --method looc ...
+    python benchmarks/train/rivals.py pretrain --method looc ...
 
 is `mast-ext pretrain` with them added. They are here to be compared with, small and on VICReg:
 
@@ -13,6 +13,7 @@ is `mast-ext pretrain` with them added. They are here to be compared with, small
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -126,7 +127,12 @@ class AugSelf(VICReg):
         return {"loss": found["loss"] + self.weight * error, "prediction": error.detach()}
 
 
-if __name__ == "__main__":
+def program(arguments: Sequence[str] | None = None) -> int:
+    """``mast-ext`` with these methods; returns the exit status."""
     from mast_ext.cli.main import main  # after `register`: the program's settings list all methods
 
-    sys.exit(main())
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(program())

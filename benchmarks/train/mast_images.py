@@ -1,6 +1,6 @@
 """MAST against VICReg and SimCLR on natural images: of the class, and of what augmentations vary.
 
-    python benchmarks/train/mast/cifar.py --path DIR --report benchmarks/results/mast-cifar10.md
+    python benchmarks/train/mast_images.py --path DIR --report benchmarks/results/mast-cifar10.md
 
 trains every variant with every seed through the program on a folder with train/ and test/, with as
 many image forwards each and hue changes of ``--hue`` for all. Linear probes and 20-NN of frozen
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mast_variants import VARIANTS
 from runs import add_arguments, mean_and_spread, train_all, write_table
 from torch import Tensor
 from torchvision.transforms import functional as transforms
@@ -96,6 +97,7 @@ def runs_on_images(
 ) -> tuple[argparse.Namespace, dict[tuple[str, int], Path]]:
     """The arguments of a benchmark on a folder of images, and its runs, trained or found."""
     add_arguments(parser, epochs=12, runs="runs/mast-cifar10")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--path", required=True, help="The folder with train/ and test/.")
     parser.add_argument("--hue", type=float, default=0.5, help="Strength of the hue change.")
     parser.add_argument("--train-images", type=int, default=20000, help="What runs train on.")
@@ -105,7 +107,8 @@ def runs_on_images(
 
     data = ["--data.name=folder", f"--data.path={values.path}", f"--augment.hue={values.hue:g}"]
     data.append(f"--data.max_images={values.train_images}")
-    return values, train_all(values, data)
+    variants = {name: VARIANTS[name] for name in values.variants}
+    return values, train_all(variants, values, data)
 
 
 def main() -> None:

@@ -7,36 +7,31 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-UNMASKED = "{hue: {}, geometry: {start: 0.3333333333333333}}"  # the same views, nothing freed
 
-VARIANTS: dict[str, list[str]] = {
-    "VICReg": ["--method=vicreg"],
-    "SimCLR": ["--method=simclr"],
-    "MAST": ["--method=mast"],
-    "MAST, fixed masks": ["--method=mast", "--mast.masks=blocks"],
-    "MAST without masks": ["--method=mast", f"--mast.shared={UNMASKED}"],
-    "MAST with uncertainty": ["--method=mast", "--mast.uncertainty=true"],
-    "separate heads (LooC)": ["--method=looc"],
-    "VICReg + AugSelf": ["--method=augself"],
-    "VICReg + EquiMod": ["--method=vicreg", "--equimod.weight=1"],
-}
-"""What is trained, by its name in the tables: MAST's changes, and other ways to the same end."""
+@dataclass(frozen=True)
+class Variant:
+    """What is trained, of several that are compared.
 
-# Views of an image that go through the network, where they are not two: EquiMod's plain one is the
-# third. Such runs are shorter by as much, so that all have as many image forwards.
-VIEWS = {"VICReg + EquiMod": 3}
+    Attributes:
+        options: Of ``mast-ext pretrain``.
+        length: Epochs of a run, relative to those that were asked for: below 1 where more views of
+            an image go through the network, so that all have as many image forwards.
+    """
+
+    options: tuple[str, ...]
+    length: float = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, epochs: float, runs: str) -> None:
     """What `train_all` reads, with these defaults."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--epochs", type=float, default=epochs)
     parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")
     parser.add_argument("--threads", type=int, help="Threads of each; by default torch decides.")
@@ -45,16 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser, *, epochs: float, runs: str) 
 
 
 def train_all(
-    values: argparse.Namespace, options: Sequence[str] = ()
+    variants: Mapping[str, Variant], values: argparse.Namespace, options: Sequence[str] = ()
 ) -> dict[tuple[str, int], Path]:
     """The run directory of every variant and seed; an interrupted run goes on where it stopped."""
-    todo = [(variant, seed) for seed in values.seeds for variant in values.variants]
+    todo = [(name, seed) for seed in values.seeds for name in variants]
+
+    def train(each: tuple[str, int]) -> Path:
+        name, seed = each
+        return _train(name, variants[name], seed, values, options)
+
     with ThreadPoolExecutor(values.jobs) as pool:
-        runs = pool.map(lambda each: _train(each[0], each[1], values, options), todo)
-        return dict(zip(todo, runs, strict=True))
+        return dict(zip(todo, pool.map(train, todo), strict=True))
 
 
-def _train(variant: str, seed: int, values: argparse.Namespace, options: Sequence[str]) -> Path:
+def _train(
+    variant: str, what: Variant, seed: int, values: argparse.Namespace, options: Sequence[str]
+) -> Path:
     name = f"{variant}-{seed}-{values.epochs:g}".replace(" ", "_").replace(",", "")
     run = values.runs / name
     if (run / "report" / "results.json").exists():
@@ -63,16 +64,17 @@ def _train(variant: str, seed: int, values: argparse.Namespace, options: Sequenc
     if run.exists():
         command += ["--resume", str(run)]
     else:
-        command += [*VARIANTS[variant], *options, f"--seed={seed}", "--baseline=none"]
-        command += [
-            f"--train.epochs={values.epochs * 2 / VIEWS.get(variant, 2):g}",
-            "--train.logger=csv",
-        ]
-        command += [f"--out={run}"]
+        command += [f"--seed={seed}", f"--train.epochs={values.epochs * what.length:g}"]
+        command += ["--baseline=none", "--train.logger=csv", f"--out={run}"]
+        command += [*options, *what.options]
     threads = {} if values.threads is None else {"OMP_NUM_THREADS": str(values.threads)}
     values.runs.mkdir(parents=True, exist_ok=True)
-    with (values.runs / f"{name}.log").open("a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=os.environ | threads)
+    path = values.runs / f"{name}.log"
+    with path.open("a") as log:
+        ended = subprocess.run(command, stdout=log, stderr=log, env=os.environ | threads)
+    if ended.returncode:
+        last = "\n".join(path.read_text().splitlines()[-5:])
+        sys.exit(f"{shlex.join(command)} failed; {path} ends with\n{last}")
     print(f"{variant}, seed {seed}: done", file=sys.stderr, flush=True)
     return run
 
@@ -83,22 +85,32 @@ def write_table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     values: argparse.Namespace,
+    *,
+    append: bool = False,
 ) -> None:
-    """Prints a table in Markdown, and writes it where the arguments say."""
+    """Prints a table in Markdown, and writes it where the arguments say, or appends it there."""
     lines = [
         f"# {title}",
         "",
         *notes,
         "",
-        f"* torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}",
-        f"* command: `python {shlex.join(sys.argv)}`",
-        "",
+        *([] if append else _circumstances()),
         *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)),
     ]
     text = "\n".join(lines)
     print(text)
     if values.report is not None:
-        values.report.write_text(text + "\n")
+        with values.report.open("a" if append else "w") as file:
+            file.write(f"\n{text}\n" if append else f"{text}\n")
+
+
+def _circumstances() -> list[str]:
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return [
+        f"* {versions}, {platform.machine()}",
+        f"* command: `python {shlex.join(sys.argv)}`",
+        "",
+    ]
 
 
 def mean_and_spread(accuracies: Sequence[float]) -> str:

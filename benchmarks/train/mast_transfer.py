@@ -1,10 +1,10 @@
 """What features of natural images are good for elsewhere, and what they know of augmentations.
 
-    python benchmarks/train/mast/cifar.py --path DIR
-    python benchmarks/train/mast/transfer.py --path DIR --report benchmarks/results/mast-transfer.md
+    python benchmarks/train/mast_images.py --path DIR
+    python benchmarks/train/mast_transfer.py --path DIR --report benchmarks/results/mast-transfer.md
 
-trains (or finds) the runs of `cifar.py` and probes their frozen backbones: linear probes of every
-factor of `shapes`; of which quarter of all images an image's mean hue lies in; and, from the
+trains (or finds) the runs of `mast_images.py` and probes their frozen backbones: linear probes of
+every factor of `shapes`; of which quarter of all images an image's mean hue lies in; and, from the
 features of two views, how well a ridge regression says by how much each augmentation parameter
 differs (`mast_ext.train.evaluation.augmentations`).
 """
@@ -13,7 +13,7 @@ import argparse
 
 import numpy as np
 import torch
-from cifar import features, runs_on_images
+from mast_images import features, runs_on_images
 from runs import mean_and_spread, write_table
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """MAST against VICReg and SimCLR on `shapes`: linear probes of every factor over seeds.
 
-    python benchmarks/train/mast/table.py --report benchmarks/results/mast-shapes.md
+    python benchmarks/train/mast_shapes.py --report benchmarks/results/mast-shapes.md
 
 trains every variant with every seed through the program (`mast_ext.train`), with as many image
 forwards each, and writes a table of mean ± standard deviation. Runs that are there already (in
@@ -10,6 +10,7 @@ forwards each, and writes a table of mean ± standard deviation. Runs that are t
 import argparse
 import json
 
+from mast_variants import VARIANTS
 from runs import add_arguments, mean_and_spread, train_all, write_table
 
 FACTORS = ("shape", "hue", "size", "position", "rotation", "texture")
@@ -20,13 +21,15 @@ REFERENCES = ("untrained", "chance")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, epochs=16, runs="runs/mast-shapes")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--data-seed", type=int, default=0, help="Seed of the images.")
     values = parser.parse_args()
 
     data = [f"--data.seed={values.data_seed}"]
+    variants = {name: VARIANTS[name] for name in values.variants}
     runs = {
         key: json.loads((run / "report" / "results.json").read_text())["rows"]
-        for key, run in train_all(values, data).items()
+        for key, run in train_all(variants, values, data).items()
     }
     rows = []
     for variant in (*values.variants, None):  # the references come from the first variant's runs

@@ -1,0 +1,277 @@
+"""What something around a method gains on images, against the plain method, paired by seed.
+
+Two plain runs are compared with: one of equal epochs, and one of equal image forwards, which is the
+program's ``--baseline`` and lies in the directory of the run that it is equal to. Runs of a seed
+have the same initial weights, images and order. The learning rate is that of the plain method, see
+`tuned_rates`; the test images are looked at once, by the probes at a run's end.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rivals import program
+from runs import Variant, add_arguments, mean_and_spread, train_all, write_table
+
+from mast_ext.cli.pretrain import load_config
+from mast_ext.train.networks import build_networks
+
+PLAIN = "plain"
+EQUAL = "plain, forwards of"
+PROBES = {"linear": "linear probe", "20-NN": "k-NN 20", "200-NN": "k-NN 200"}
+RATES = (4e-3, 8e-3)  # where `tuned_rates` begins
+HELD_OUT = 10  # one image in so many of a class
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What goes around a method.
+
+    Attributes:
+        options: Of ``mast-ext pretrain``.
+        against_forwards: Whether a plain run of as many image forwards is trained beside it.
+    """
+
+    options: tuple[str, ...]
+    against_forwards: bool = False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured of one training.
+
+    Attributes:
+        accuracy: By protocol, see `PROBES`.
+        explained: R² of every augmentation parameter's difference.
+        logged: Means over the run's rows of ``metrics.csv``.
+    """
+
+    accuracy: dict[str, float]
+    explained: dict[str, float]
+    logged: dict[str, float]
+
+
+def main(
+    title: str, treatments: Mapping[str, Treatment], methods: Sequence[str], runs: str, about: str
+) -> None:
+    """Trains what is missing, and writes the tables."""
+    parser = argparse.ArgumentParser(description=about)
+    add_arguments(parser, epochs=4, runs=runs)
+    parser.add_argument("--path", type=Path, required=True, help="The folder of images.")
+    parser.add_argument("--methods", nargs="+", default=list(methods))
+    parser.add_argument("--treatments", nargs="+", choices=treatments, default=list(treatments))
+    parser.add_argument("--width", type=int, default=1, help="Of the network, times resnet_small.")
+    values = parser.parse_args()
+    values.runs /= f"width-{values.width}"
+
+    data = ["--data.name=folder", f"--data.path={values.path}", *network(values.width)]
+    rates = tuned_rates(values)
+    chosen = {PLAIN: Treatment(())} | {name: treatments[name] for name in values.treatments}
+    variants = {
+        f"{method} {name}": Variant(
+            (
+                f"--method={method}",
+                f"--optimizer.lr={rates[method]:g}",
+                *treatment.options,
+                *([f"--baseline={method}"] if treatment.against_forwards else []),
+            )
+        )
+        for method in values.methods
+        for name, treatment in chosen.items()
+    }
+    trained = train_all(variants, values, data)
+    found: dict[tuple[str, str], list[Scores]] = {}
+    for method in values.methods:
+        for name, treatment in chosen.items():
+            for seed in values.seeds:
+                run = trained[f"{method} {name}", seed]
+                found.setdefault((method, name), []).append(scores_of(run, run, 0))
+                if treatment.against_forwards:
+                    equal = scores_of(run, run / "baseline", 1)
+                    found.setdefault((method, f"{EQUAL} {name}"), []).append(equal)
+    write_table(
+        title,
+        [
+            f"Accuracy in %, mean ± standard deviation over seeds {values.seeds}.",
+            f"Plain runs of {values.epochs:g} epochs; others have as many, and beside them are"
+            " plain runs of as many image forwards.",
+            "Learning rates, of the plain method on a tenth of the training images: "
+            + ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
+            + ".",
+            "Δ: difference of the linear probe to the plain run of the same seed, and to the one of"
+            " as many forwards: mean ± standard error, and p of a paired t-test.",
+            "IoU: overlap of the crops of pairs that were trained on, and of all pairs.",
+            "s/step: median seconds of a step beside the plain one's.",
+        ],
+        ["", "", *PROBES, "Δ plain", "Δ forwards", "IoU", "s/step"],
+        list(accuracy_rows(found)),
+        values,
+    )
+    explained = list(found[values.methods[0], PLAIN][0].explained)
+    write_table(
+        f"{title}: what features know of augmentations",
+        ["R² in % of the difference of two views' augmentation parameters."],
+        ["", "", *explained],
+        [
+            [
+                *key,
+                *(mean_and_spread([seed.explained[name] for seed in seeds]) for name in explained),
+            ]
+            for key, seeds in found.items()
+        ],
+        values,
+        append=True,
+    )
+
+
+def network(width: int) -> list[str]:
+    """Options of `resnet_small`, so many times as wide."""
+    if width == 1:
+        return []
+    channels = [width * channels for channels in (16, 32, 64, 128)]
+    return [f"--model.timm_args={{channels: {channels}, stem_width: {8 * width}}}"]
+
+
+def accuracy_rows(found: Mapping[tuple[str, str], Sequence[Scores]]) -> Iterator[list[str]]:
+    for (method, name), seeds in found.items():
+        linear = [seed.accuracy["linear"] for seed in seeds]
+        cells = [mean_and_spread([seed.accuracy[probe] for seed in seeds]) for probe in PROBES]
+        plain = found[method, PLAIN]
+        equal = found.get((method, f"{EQUAL} {name}"))
+        for other in (None if name == PLAIN else plain, equal):
+            cells.append("" if other is None else difference(linear, other))
+        cells += [
+            "" if key not in seeds[0].logged else f"{mean_of(seeds, key):.3f}"
+            for key in ("hard_views/iou", "hard_views/iou_random")
+        ]
+        cells[-2:] = [" / ".join(cell for cell in cells[-2:] if cell)]
+        rate = mean_of(seeds, "seconds") / mean_of(plain, "seconds")
+        yield [method, name, *cells, f"{rate:.2f}×"]
+
+
+def mean_of(seeds: Sequence[Scores], key: str) -> float:
+    return statistics.mean(seed.logged[key] for seed in seeds)
+
+
+def difference(accuracies: Sequence[float], other: Sequence[Scores]) -> str:
+    """Of paired accuracies, in points."""
+    pairs = zip(accuracies, other, strict=True)
+    points = [100 * (mine - its.accuracy["linear"]) for mine, its in pairs]
+    mean = statistics.mean(points)
+    if len(points) == 1:
+        return f"{mean:+.1f}"
+    error = statistics.stdev(points) / math.sqrt(len(points))
+    return f"{mean:+.1f} ± {error:.1f} (p {paired_p(points):.2g})"
+
+
+def paired_p(points: Sequence[float]) -> float:
+    """Two-sided p of Student's t-test that the mean of the differences is 0."""
+    spread = statistics.stdev(points)
+    if spread == 0:
+        return 1.0 if points[0] == 0 else 0.0
+    freedom = len(points) - 1
+    t = abs(statistics.mean(points)) / (spread / math.sqrt(len(points)))
+    # With x = √freedom tan θ the density's integral is that of cosᶠ⁻¹ θ.
+    angles = np.linspace(math.atan(t / math.sqrt(freedom)), math.pi / 2, 10_001)
+    whole = np.linspace(0, math.pi / 2, 10_001)
+    tail, all_ = (np.trapezoid(np.cos(each) ** (freedom - 1), each) for each in (angles, whole))
+    return float(tail / all_)
+
+
+def scores_of(run: Path, training: Path, position: int) -> Scores:
+    """Of the method's training in a run, or of the baseline's, the second in its report."""
+    rows = json.loads((run / "report" / "results.json").read_text())["rows"]
+    accuracy = [row for row in rows if row["part"] == "backbone"][position]["accuracy"]
+    explained = training / "augmentations.json"
+    if not explained.exists():
+        partial = explained.with_suffix(".partial")
+        arguments = ["evaluate", str(training), "--measure=augmentations"]
+        with redirect_stdout(io.StringIO()):
+            failed = program([*arguments, "--reference=false", f"--json={partial}"])
+        if failed:  # it has said why
+            sys.exit(failed)
+        partial.rename(explained)
+    (measured,) = (
+        row for row in json.loads(explained.read_text())["rows"] if row["part"] == "backbone"
+    )
+    logged: dict[str, list[float]] = {}
+    with (training / "metrics.csv").open() as file:
+        for line in csv.DictReader(file):
+            for key, text in line.items():
+                if text and math.isfinite(value := float(text)):
+                    logged.setdefault(key, []).append(value)
+    means = {key: statistics.mean(column) for key, column in logged.items()}
+    config = load_config(training)
+    views = build_networks(config).policy(config.augment).num_views()
+    means["seconds"] = (
+        config.train.batch_size * views / statistics.median(logged["views_per_second"])
+    )
+    return Scores(
+        {name: accuracy[protocol]["class"] for name, protocol in PROBES.items()},
+        measured["augmentation_r2"],
+        means,
+    )
+
+
+def tuned_rates(values: argparse.Namespace) -> dict[str, float]:
+    """The best learning rate of every plain method, by a linear probe of held-out training images.
+
+    Of `RATES`, doubled or halved while that is better, so that the best is never the grid's end;
+    one seed that no table has.
+    """
+    tuning = copy(values)
+    tuning.runs, tuning.seeds = values.runs / "tuning", [1000]
+    folder = held_out(values.path, tuning.runs / "images")
+    data = ["--data.name=folder", f"--data.path={folder}", *network(values.width)]
+    scores: dict[str, dict[float, float]] = {method: {} for method in values.methods}
+    while missing := {
+        f"{method} {rate:g}": (method, rate)
+        for method in values.methods
+        for rate in next_rates(scores[method])
+    }:
+        variants = {
+            name: Variant((f"--method={method}", f"--optimizer.lr={rate:g}"))
+            for name, (method, rate) in missing.items()
+        }
+        for (name, _), run in train_all(variants, tuning, data).items():
+            method, rate = missing[name]
+            rows = json.loads((run / "report" / "results.json").read_text())["rows"]
+            scores[method][rate] = rows[0]["accuracy"][PROBES["linear"]]["class"]
+    return {method: max(found, key=found.__getitem__) for method, found in scores.items()}
+
+
+def next_rates(scores: Mapping[float, float]) -> list[float]:
+    """What to try after these rates' scores; nothing when the best lies between others."""
+    if not scores:
+        return list(RATES)
+    best = max(scores, key=scores.__getitem__)
+    ends = {min(scores): best / 2, max(scores): best * 2}
+    return [ends[best]] if best in ends else []
+
+
+def held_out(path: Path, folder: Path) -> Path:
+    """A folder of links to the training images alone, of which every tenth is a test image."""
+    if folder.exists():
+        return folder
+    made = folder.with_suffix(".partial")
+    for kind in sorted(each for each in (path / "train").iterdir() if each.is_dir()):
+        for split in ("train", "test"):
+            (made / split / kind.name).mkdir(parents=True, exist_ok=True)
+        for position, image in enumerate(sorted(kind.iterdir())):
+            split = "test" if position % HELD_OUT == 0 else "train"
+            link = made / split / kind.name / image.name
+            if not link.is_symlink():
+                os.symlink(image.resolve(), link)
+    made.rename(folder)
+    return folder

@@ -1,0 +1,105 @@
+"""The tables of hard views and EquiMod: their statistics, and one made as a user makes it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def gains(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "train"))
+    import gains
+
+    return gains
+
+
+def folder_of_images(path, *, classes=2, train=20, test=10):
+    numbers = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for kind in range(classes):
+            (path / split / f"class{kind}").mkdir(parents=True)
+            for i in range(count):
+                pixels = numbers.integers(0, 256, (16, 16, 3), np.uint8)
+                Image.fromarray(pixels).save(path / split / f"class{kind}" / f"{i:03}.png")
+    return path
+
+
+def mean_and_error(t, count):
+    """Differences with this t statistic."""
+    spread = np.linspace(-1, 1, count)
+    error = spread.std(ddof=1) / count**0.5
+    return list(spread + t * error)
+
+
+@pytest.mark.parametrize(
+    ("count", "t", "p"),  # from tables of Student's distribution
+    [(2, 12.706, 0.05), (3, 4.303, 0.05), (5, 2.776, 0.05), (5, 4.604, 0.01), (11, 1.372, 0.2)],
+)
+def test_p_is_students(gains, count, t, p):
+    points = mean_and_error(t, count)
+    assert gains.paired_p(points) == pytest.approx(p, rel=1e-3)
+    assert gains.paired_p([-each for each in points]) == pytest.approx(p, rel=1e-3)
+
+
+def test_p_of_equal_differences(gains):
+    assert gains.paired_p([0.0, 0.0]) == 1
+    assert gains.paired_p([0.5, 0.5]) == 0
+
+
+def test_rates_are_tried_until_the_best_lies_between_others(gains):
+    assert gains.next_rates({}) == list(gains.RATES)
+    assert gains.next_rates({4e-3: 0.3, 8e-3: 0.4}) == [1.6e-2]
+    assert gains.next_rates({4e-3: 0.4, 8e-3: 0.3}) == [2e-3]
+    assert gains.next_rates({4e-3: 0.3, 8e-3: 0.4, 1.6e-2: 0.2}) == []
+
+
+def test_held_out_images_are_training_images_once(gains, tmp_path):
+    images = folder_of_images(tmp_path / "images")
+    folder = gains.held_out(images, tmp_path / "made")
+    found = {
+        split: {each.resolve() for each in (folder / split).rglob("*.png")}
+        for split in ("train", "test")
+    }
+    assert not found["train"] & found["test"]
+    assert found["train"] | found["test"] == set((images / "train").rglob("*.png"))
+    assert len(found["test"]) == 4  # of each class every tenth
+    assert gains.held_out(images, folder) == folder
+
+
+@pytest.mark.slow
+def test_a_table_is_made_and_an_interrupted_call_goes_on(tmp_path):
+    """Two seeds, all columns; a second call trains nothing."""
+    images = folder_of_images(tmp_path / "images", train=80)  # a batch is 128
+    report = tmp_path / "table.md"
+    command = [sys.executable, "benchmarks/train/equimod.py", "--path", str(images)]
+    command += ["--methods", "simclr", "--seeds", "0", "1", "--jobs", "2", "--epochs", "1"]
+    command += ["--treatments", "EquiMod", "--runs", str(tmp_path / "runs")]
+    command += ["--report", str(report)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    text = report.read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| simclr")]
+    assert len(rows) == 2 * 3
+    plain, treated, equal = (row.split(" | ") for row in rows[:3])
+    assert plain[1] == "plain"
+    assert treated[1] == "EquiMod"
+    assert equal[1] == "plain, forwards of EquiMod"
+    assert re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d \(p \S+\)", treated[6])
+    assert plain[5].strip() == ""
+    assert "crop" not in rows[3]
+
+    times = {
+        each: each.stat().st_mtime_ns for each in (tmp_path / "runs").rglob("*") if each.is_file()
+    }
+    report.unlink()
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert report.read_text() == text
+    assert times == {
+        each: each.stat().st_mtime_ns for each in (tmp_path / "runs").rglob("*") if each.is_file()
+    }
