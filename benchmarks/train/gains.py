@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from rivals import program
-from runs import Variant, add_arguments, mean_and_spread, train_all, write_table
+from runs import Variant, add_arguments, mean_and_spread, network, train_all, write_table
 
 from mast_ext.cli.pretrain import load_config
 from mast_ext.train.networks import build_networks
@@ -71,9 +71,7 @@ def main(
     parser.add_argument("--path", type=Path, required=True, help="The folder of images.")
     parser.add_argument("--methods", nargs="+", default=list(methods))
     parser.add_argument("--treatments", nargs="+", choices=treatments, default=list(treatments))
-    parser.add_argument("--width", type=int, default=1, help="Of the network, times resnet_small.")
     values = parser.parse_args()
-    values.runs /= f"width-{values.width}"
 
     data = ["--data.name=folder", f"--data.path={values.path}", *network(values.width)]
     rates = tuned_rates(values)
@@ -133,14 +131,6 @@ def main(
         values,
         append=True,
     )
-
-
-def network(width: int) -> list[str]:
-    """Options of `resnet_small`, so many times as wide."""
-    if width == 1:
-        return []
-    channels = [width * channels for channels in (16, 32, 64, 128)]
-    return [f"--model.timm_args={{channels: {channels}, stem_width: {8 * width}}}"]
 
 
 def accuracy_rows(found: Mapping[tuple[str, str], Sequence[Scores]]) -> Iterator[list[str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mast_variants import VARIANTS
-from runs import add_arguments, mean_and_spread, train_all, write_table
+from runs import add_arguments, mean_and_spread, network, train_all, write_table
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
@@ -106,7 +106,7 @@ def runs_on_images(
     values = parser.parse_args()
 
     data = ["--data.name=folder", f"--data.path={values.path}", f"--augment.hue={values.hue:g}"]
-    data.append(f"--data.max_images={values.train_images}")
+    data += [f"--data.max_images={values.train_images}", *network(values.width)]
     variants = {name: VARIANTS[name] for name in values.variants}
     return values, train_all(variants, values, data)
 
@@ -138,7 +138,8 @@ def main() -> None:
         [
             f"Accuracy in %, mean ± standard deviation over seeds {values.seeds}.",
             f"Every run has the image forwards of {values.epochs:g} epochs of two views of"
-            f" {values.train_images} images, with hue changes of up to {values.hue:g} turns.",
+            f" {values.train_images} images, with hue changes of up to {values.hue:g} turns,"
+            f" of a network {values.width} times as wide as resnet_small.",
             f"Probes: {values.images} training and {values.test_images} test images.",
         ],
         ["", "", *tasks],

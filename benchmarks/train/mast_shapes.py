@@ -11,7 +11,7 @@ import argparse
 import json
 
 from mast_variants import VARIANTS
-from runs import add_arguments, mean_and_spread, train_all, write_table
+from runs import add_arguments, mean_and_spread, network, train_all, write_table
 
 FACTORS = ("shape", "hue", "size", "position", "rotation", "texture")
 LINEAR = "linear probe"
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--data-seed", type=int, default=0, help="Seed of the images.")
     values = parser.parse_args()
 
-    data = [f"--data.seed={values.data_seed}"]
+    data = [f"--data.seed={values.data_seed}", *network(values.width)]
     variants = {name: VARIANTS[name] for name in values.variants}
     runs = {
         key: json.loads((run / "report" / "results.json").read_text())["rows"]

@@ -35,8 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser, *, epochs: float, runs: str) 
     parser.add_argument("--epochs", type=float, default=epochs)
     parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")
     parser.add_argument("--threads", type=int, help="Threads of each; by default torch decides.")
+    parser.add_argument("--width", type=int, default=1, help="Of the network, times resnet_small.")
     parser.add_argument("--runs", type=Path, default=Path(runs), help="Where the runs are.")
     parser.add_argument("--report", type=Path, help="Write the table to this file, too.")
+
+
+def network(width: int) -> list[str]:
+    """Options for a `resnet_small` that is so many times as wide."""
+    if width == 1:
+        return []
+    channels = [width * channels for channels in (16, 32, 64, 128)]
+    return [f"--model.timm_args={{channels: {channels}, stem_width: {8 * width}}}"]
 
 
 def train_all(
@@ -57,6 +66,7 @@ def _train(
     variant: str, what: Variant, seed: int, values: argparse.Namespace, options: Sequence[str]
 ) -> Path:
     name = f"{variant}-{seed}-{values.epochs:g}".replace(" ", "_").replace(",", "")
+    name += "" if values.width == 1 else f"-width{values.width}"
     run = values.runs / name
     if (run / "report" / "results.json").exists():
         return run
