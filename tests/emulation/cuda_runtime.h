@@ -13,6 +13,7 @@
 //   EMULATE_LAST_WARP_FIRST   the last warp runs first
 //   EMULATE_EARLY_COPIES      asynchronous copies complete at their start, not when waited for
 //   EMULATE_SKIP_BARRIER      "file:line" of a __syncthreads() that does nothing
+//   EMULATE_RECORD            a file to which launches are written, which do not run then
 #pragma once
 
 #include <cmath>

@@ -1,14 +1,17 @@
 // The emulated GPU: launches, thread blocks, barriers, collectives, asynchronous copies and tensor
 // cores. See cuda_runtime.h.
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 #include <link.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstdarg>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <span>
 #include <string>
@@ -40,6 +43,7 @@ constexpr std::byte kPoison{0xff};            // NaN in every floating-point for
 struct Options {
   bool last_warp_first = std::getenv("EMULATE_LAST_WARP_FIRST") != nullptr;
   bool early_copies = std::getenv("EMULATE_EARLY_COPIES") != nullptr;
+  const char* record = std::getenv("EMULATE_RECORD");
   std::string_view skipped_file;
   unsigned skipped_line = 0;
 
@@ -362,6 +366,18 @@ cudaError_t allow_dynamic_shared_memory(Kernel kernel, std::size_t bytes) {
 // For tests that count them (count_launches.py).
 extern "C" long emulated_launches() { return launches; }
 
+// Appends a launch to a file: the kernel by its place in this library, for `nm`.
+static void record(const char* path, Kernel kernel, dim3 grid, dim3 block_shape,
+                   std::size_t dynamic_bytes) {
+  Dl_info library;
+  dladdr(kernel.address, &library);
+  const auto place = static_cast<const std::byte*>(kernel.address) -
+                     static_cast<const std::byte*>(library.dli_fbase);
+  std::ofstream(path, std::ios::app)
+      << place << ' ' << grid.x << ' ' << grid.y << ' ' << grid.z << ' '
+      << block_shape.x * block_shape.y * block_shape.z << ' ' << dynamic_bytes << '\n';
+}
+
 void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
          const std::function<void()>& thread) {
   ++launches;
@@ -373,6 +389,9 @@ void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
   blockDim = block_shape;
   check_shape(grid, block_shape);
   check_shared_memory(memory, dynamic_bytes);
+  if (options.record != nullptr && failure.empty()) {
+    return record(options.record, kernel, grid, block_shape, dynamic_bytes);
+  }
   fixed_memory = static_memory();
   poison(fixed_memory);
   poison(dynamic_memory);
