@@ -317,7 +317,7 @@ def main() -> None:
     values.report.write_text(text)
     found: list[dict[str, Any]] = [asdict(row) for *_, rows in steps for row in rows]
     lines = ",\n".join(json.dumps(row) for row in found)
-    values.report.with_suffix(".json").write_text(f"[\n{lines}\n]\n")
+    values.report.with_suffix(".json").write_text(f'{{"launches": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":
