@@ -6,9 +6,9 @@
 The emulator (tests/emulation) says what our contestant of every workload launches, at the sizes of
 a GPU too, since launches are written down and not run. The compiler's report of a CUDA build says
 what a kernel needs: registers and shared memory. From both follows how many thread blocks are in
-flight at once; from `Workload.least` and published rates, the least that a step could take and
-what bounds it. That is a floor, not a forecast: how near a step comes to it is measured
-(benchmarks/kernel_times.py), and stands beside it where it was.
+flight at once; from launches, `Workload.least` and published rates, how long a step may take and
+what takes most of it. Measured times (benchmarks/kernel_times.py) stand beside it where there are
+any, and the table says how far they are from that.
 
 FILE.json has what tests/emulation/test_gpu_model.py compares with.
 """
@@ -295,7 +295,8 @@ def markdown(steps: Sequence[Step]) -> Iterator[str]:
         "*Least*: microseconds in which a step's inputs, results and gradients could be moved once,"
         " or its products be done, by published rates, whichever is longer. *Expected* of our"
         f" kernels: {1e6 * LAUNCH_SECONDS:g} us for each launch and {OVER_MEMORY:g} times the least"
-        f" to move or {OVER_PRODUCTS:g} times that of products, and which of these is most."
+        f" to move or {OVER_PRODUCTS:g} times that of products, whichever is longer; and what of"
+        " these three is most."
         " *Measured*: all kernels of the step on an H100, PyTorch's included (gpu-h100-kernels.md,"
         f" which names their version). Of {len(off)} steps, with the launches they had, half were"
         f" within a factor of {statistics.median(off):.2f} of what is expected, nine of ten within"

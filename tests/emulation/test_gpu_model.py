@@ -41,6 +41,18 @@ def test_blocks_of_a_processor(gpu_model, threads, registers, shared, blocks):
     assert tuple(found) == blocks
 
 
+def test_what_takes_most_of_a_step(gpu_model):
+    h100 = gpu_model.CHIPS[0]
+    byte, operation = 2 / h100.bandwidth, 3.5 / h100.products
+    for least, most, seconds in (
+        ((10**6, 10**6), "launches", 4 * 2.5e-6 + 10**6 * byte),
+        ((10**9, 10**9), "memory", 4 * 2.5e-6 + 10**9 * byte),
+        ((10**6, 10**12), "products", 4 * 2.5e-6 + 10**12 * operation),
+    ):
+        found = gpu_model.expected(h100, 4, least)
+        assert found == (pytest.approx(seconds), most)
+
+
 def test_names(gpu_model):
     name = "void mast_ext::kernels::(anonymous namespace)::tiles<c10::Half, 64>(Work<(bool)1>, int)"
     other = name.replace("(anonymous namespace)", "_GLOBAL__N__1a_5_tiles_cu_2b")
