@@ -1,6 +1,7 @@
 // The emulated GPU: launches, thread blocks, barriers, collectives, asynchronous copies and tensor
 // cores. See cuda_runtime.h.
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 #include <link.h>
 #include <ucontext.h>
 
@@ -362,6 +363,28 @@ cudaError_t allow_dynamic_shared_memory(Kernel kernel, std::size_t bytes) {
 // For tests that count them (count_launches.py).
 extern "C" long emulated_launches() { return launches; }
 
+namespace {
+
+// Appends a line to `path`: the kernel's address within this library, blocks, threads, and bytes of
+// dynamic shared memory.
+void record(const char* path, Kernel kernel, dim3 grid, dim3 block_shape,
+            std::size_t dynamic_bytes) {
+  Dl_info library;
+  std::FILE* const file = std::fopen(path, "a");
+  if (file == nullptr || dladdr(kernel.address, &library) == 0) {
+    failure = "EMULATE_RECORD: cannot write to " + std::string(path);
+    last_error = cudaErrorInvalidValue;
+  } else {
+    const auto count = [](dim3 shape) { return std::size_t{shape.x} * shape.y * shape.z; };
+    const auto begin = static_cast<const char*>(library.dli_fbase);
+    const auto offset = static_cast<const char*>(kernel.address) - begin;
+    std::fprintf(file, "%tx %zu %zu %zu\n", offset, count(grid), count(block_shape), dynamic_bytes);
+  }
+  if (file != nullptr) std::fclose(file);
+}
+
+}  // namespace
+
 void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
          const std::function<void()>& thread) {
   ++launches;
@@ -373,6 +396,9 @@ void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
   blockDim = block_shape;
   check_shape(grid, block_shape);
   check_shared_memory(memory, dynamic_bytes);
+  if (const char* path = std::getenv("EMULATE_RECORD"); path != nullptr && failure.empty()) {
+    return record(path, kernel, grid, block_shape, dynamic_bytes);
+  }
   fixed_memory = static_memory();
   poison(fixed_memory);
   poison(dynamic_memory);
