@@ -13,7 +13,8 @@
 //   EMULATE_LAST_WARP_FIRST   the last warp runs first
 //   EMULATE_EARLY_COPIES      asynchronous copies complete at their start, not when waited for
 //   EMULATE_SKIP_BARRIER      "file:line" of a __syncthreads() that does nothing
-//   EMULATE_RECORD            a file to which launches are written, which do not run then
+//   EMULATE_RECORD            a file to which launches are appended; no kernel runs, so that
+//                             results are what their memory held (benchmarks/gpu_model)
 #pragma once
 
 #include <cmath>

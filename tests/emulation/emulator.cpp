@@ -7,11 +7,9 @@
 
 #include <algorithm>
 #include <cstdarg>
-#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <span>
 #include <string>
@@ -43,7 +41,6 @@ constexpr std::byte kPoison{0xff};            // NaN in every floating-point for
 struct Options {
   bool last_warp_first = std::getenv("EMULATE_LAST_WARP_FIRST") != nullptr;
   bool early_copies = std::getenv("EMULATE_EARLY_COPIES") != nullptr;
-  const char* record = std::getenv("EMULATE_RECORD");
   std::string_view skipped_file;
   unsigned skipped_line = 0;
 
@@ -366,17 +363,27 @@ cudaError_t allow_dynamic_shared_memory(Kernel kernel, std::size_t bytes) {
 // For tests that count them (count_launches.py).
 extern "C" long emulated_launches() { return launches; }
 
-// Appends a launch to a file: the kernel by its place in this library, for `nm`.
-static void record(const char* path, Kernel kernel, dim3 grid, dim3 block_shape,
-                   std::size_t dynamic_bytes) {
+namespace {
+
+// Appends a line to `path`: the kernel's address within this library, blocks, threads, and bytes of
+// dynamic shared memory.
+void record(const char* path, Kernel kernel, dim3 grid, dim3 block_shape,
+            std::size_t dynamic_bytes) {
   Dl_info library;
-  dladdr(kernel.address, &library);
-  const auto place = static_cast<const std::byte*>(kernel.address) -
-                     static_cast<const std::byte*>(library.dli_fbase);
-  std::ofstream(path, std::ios::app)
-      << place << ' ' << grid.x << ' ' << grid.y << ' ' << grid.z << ' '
-      << block_shape.x * block_shape.y * block_shape.z << ' ' << dynamic_bytes << '\n';
+  std::FILE* const file = std::fopen(path, "a");
+  if (file == nullptr || dladdr(kernel.address, &library) == 0) {
+    failure = "EMULATE_RECORD: cannot write to " + std::string(path);
+    last_error = cudaErrorInvalidValue;
+  } else {
+    const auto count = [](dim3 shape) { return std::size_t{shape.x} * shape.y * shape.z; };
+    const auto begin = static_cast<const char*>(library.dli_fbase);
+    const auto offset = static_cast<const char*>(kernel.address) - begin;
+    std::fprintf(file, "%tx %zu %zu %zu\n", offset, count(grid), count(block_shape), dynamic_bytes);
+  }
+  if (file != nullptr) std::fclose(file);
 }
+
+}  // namespace
 
 void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
          const std::function<void()>& thread) {
@@ -389,8 +396,8 @@ void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
   blockDim = block_shape;
   check_shape(grid, block_shape);
   check_shared_memory(memory, dynamic_bytes);
-  if (options.record != nullptr && failure.empty()) {
-    return record(options.record, kernel, grid, block_shape, dynamic_bytes);
+  if (const char* path = std::getenv("EMULATE_RECORD"); path != nullptr && failure.empty()) {
+    return record(path, kernel, grid, block_shape, dynamic_bytes);
   }
   fixed_memory = static_memory();
   poison(fixed_memory);

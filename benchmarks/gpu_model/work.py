@@ -1,0 +1,155 @@
+"""What the kernels that take most of a step must move and compute, as formulas of the sizes.
+
+Kernels that are not here have no prediction: they are small, and take about a launch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Case = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of all launches of a kernel in a step.
+
+    Attributes:
+        moved: Bytes that global memory must give or take, each once.
+        tensor: Multiply-adds on tensor cores.
+        simple: Multiply-adds in float32 elsewhere.
+        special: Exponentials, logarithms and reciprocals.
+    """
+
+    moved: float = 0
+    tensor: float = 0
+    simple: float = 0
+    special: float = 0
+
+
+def _rows(case: Case) -> int:
+    """Of a contrastive loss, of all views."""
+    return case.get("views", 2) * case["batch"]
+
+
+def _masks(case: Case) -> int:
+    return case.get("subspaces", 1)
+
+
+def _products(size: int) -> int:
+    """For one of float32: of the pairs of its three parts of bfloat16 the six that matter."""
+    return 6 if size == 4 else 1
+
+
+def _forward_tiles(case: Case, size: int) -> Work:
+    # A tile serves its rows and its columns: half of the products. An exponential for each.
+    pairs = _masks(case) * _rows(case) ** 2 / 2
+    moved = _rows(case) * case["dim"] * size
+    return Work(moved, pairs * case["dim"] * _products(size), special=pairs)
+
+
+def _fused_backward(case: Case, size: int) -> Work:
+    # Every product again, and the weights' product with the rows.
+    pairs = _masks(case) * _rows(case) ** 2
+    moved = 2 * _rows(case) * case["dim"] * size
+    return Work(moved, 2 * pairs * case["dim"] * _products(size), special=pairs)
+
+
+def _tile_weights(case: Case, size: int) -> Work:
+    # Every product again; the weights are written.
+    pairs = _masks(case) * _rows(case) ** 2
+    return Work(pairs * size, pairs * case["dim"] * _products(size), special=pairs)
+
+
+def _sigmoid_tiles(case: Case, size: int) -> Work:
+    pairs = case["batch"] ** 2
+    return Work(pairs * size, pairs * case["dim"] * _products(size), special=3 * pairs)
+
+
+def _search(case: Case, size: int) -> Work:
+    # A tile serves its rows and its columns. float32 is two parts of float16 here, of which three
+    # pairs matter.
+    elements = case["rows"] * case["dim"]
+    return Work(elements * size, case["rows"] / 2 * elements * (3 if size == 4 else 1))
+
+
+def _pairs(case: Case) -> int:
+    """Of views, one with itself included."""
+    views = case.get("views", 2)
+    return views * (views + 1) // 2
+
+
+def _elements(case: Case) -> int:
+    """Of all views."""
+    return case.get("views", 2) * case["batch"] * case["dim"]
+
+
+def _sums_of_products(case: Case, size: int) -> Work:
+    # Each product of two elements is made, and added with the weight of each mask.
+    of_pairs = _pairs(case) * case["batch"] * case["dim"]
+    return Work(_elements(case) * size, simple=of_pairs * (1 + _masks(case)))
+
+
+def _grads_of_products(case: Case, size: int) -> Work:
+    # For each pair, the coefficients of all masks are summed, which serves both elements.
+    of_pairs = _pairs(case) * case["batch"] * case["dim"]
+    return Work(2 * _elements(case) * size, simple=of_pairs * (2 + _masks(case)))
+
+
+def _sums_of_likelihoods(case: Case, size: int) -> Work:
+    # Log-variances, too; two exponentials, a logarithm and a reciprocal for each pair.
+    of_pairs = _pairs(case) * case["batch"] * case["dim"]
+    moved = 2 * _elements(case) * size
+    return Work(moved, simple=of_pairs * (8 + _masks(case)), special=4 * of_pairs)
+
+
+def _grads_of_likelihoods(case: Case, size: int) -> Work:
+    of_pairs = _pairs(case) * case["batch"] * case["dim"]
+    moved = 4 * _elements(case) * size
+    return Work(moved, simple=of_pairs * (12 + _masks(case)), special=4 * of_pairs)
+
+
+def _moves(elements: Callable[[Case], int]) -> Callable[[Case, int], Work]:
+    """A kernel that is bound by the elements of the inputs' type that it moves."""
+    return lambda case, size: Work(elements(case) * size)
+
+
+def _logits(case: Case) -> int:
+    return case["batch"] * case["prototypes"]
+
+
+# By operator and kernel, without namespaces and arguments.
+WORK: dict[tuple[str, str], Callable[[Case, int], Work]] = {
+    ("ntxent", "forward_tiles"): _forward_tiles,
+    ("ntxent", "fused_backward"): _fused_backward,
+    ("ntxent", "tile_weights"): _tile_weights,
+    ("contrastive_logsumexp", "forward_tiles"): _forward_tiles,
+    ("contrastive_logsumexp", "fused_backward"): _fused_backward,
+    ("contrastive_logsumexp", "tile_weights"): _tile_weights,
+    ("select_hard_pairs_nt_xent", "forward_tiles"): _forward_tiles,
+    ("sigmoid_contrast", "sigmoid_tiles"): _sigmoid_tiles,
+    ("nearest_neighbor_distance", "search"): _search,
+    # Rows and those of the neighbors read, gradients written.
+    ("nearest_neighbor_distance", "backward"): _moves(lambda c: 3 * c["rows"] * c["dim"]),
+    ("subspace_similarity", "sum_pairs"): _sums_of_products,
+    ("subspace_similarity", "grads"): _grads_of_products,
+    ("subspace_nll", "sum_pairs"): _sums_of_likelihoods,
+    ("subspace_nll", "grads"): _grads_of_likelihoods,
+    ("negative_cosine_similarity", "sum_pairs_unmasked"): _moves(_elements),
+    ("negative_cosine_similarity", "grads"): _moves(lambda c: 2 * _elements(c)),
+    ("select_hard_pairs_cosine", "select_of_few"): _moves(_elements),
+    ("prototype_cross_entropy", "forward"): _moves(
+        lambda c: (c["teachers"] + c["students"]) * _logits(c)
+    ),
+    ("prototype_cross_entropy", "backward"): _moves(
+        lambda c: (c["teachers"] + 2 * c["students"]) * _logits(c)
+    ),
+    # x and y read; gradients written besides.
+    ("grouped_squared_difference", "add_sorted_rows"): _moves(_elements),
+    ("grouped_squared_difference", "write_grads"): _moves(lambda c: 2 * _elements(c)),
+    # Both views read.
+    ("variance_covariance", "moments"): _moves(_elements),
+    ("cross_correlation_penalty", "moments"): _moves(_elements),
+    # The views and the gradient of the products read, gradients written.
+    ("variance_covariance", "combine"): _moves(lambda c: 3 * _elements(c)),
+    ("cross_correlation_penalty", "combine"): _moves(lambda c: 3 * _elements(c)),
+}
