@@ -16,6 +16,8 @@ TREATMENTS = {
     "EquiMod with hard views": Treatment((EQUIMOD, "--hard_views.views=4")),
 }
 
+METHODS = ("simclr", "byol")
+
 if __name__ == "__main__":
     assert __doc__
-    main("EquiMod", TREATMENTS, ("simclr", "byol"), "runs/equimod", __doc__.splitlines()[0])
+    main("EquiMod", TREATMENTS, METHODS, "runs/equimod", __doc__.splitlines()[0])

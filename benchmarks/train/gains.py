@@ -21,11 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rivals import program
 from runs import Variant, add_arguments, mean_and_spread, network, train_all, write_table
-
-from mast_ext.cli.pretrain import load_config
-from mast_ext.train.networks import build_networks
 
 PLAIN = "plain"
 EQUAL = "plain, forwards of"
@@ -41,10 +37,12 @@ class Treatment:
     Attributes:
         options: Of ``mast-ext pretrain``.
         against_forwards: Whether a plain run of as many image forwards is trained beside it.
+        unfit: Methods that do not take these options.
     """
 
     options: tuple[str, ...]
     against_forwards: bool = False
+    unfit: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,13 @@ def main(
         )
         for method in values.methods
         for name, treatment in chosen.items()
+        if method not in treatment.unfit
     }
     trained = train_all(variants, values, data)
     found: dict[tuple[str, str], list[Scores]] = {}
     for method in values.methods:
         for name, treatment in chosen.items():
-            for seed in values.seeds:
+            for seed in values.seeds if method not in treatment.unfit else ():
                 run = trained[f"{method} {name}", seed]
                 found.setdefault((method, name), []).append(scores_of(run, run, 0))
                 if treatment.against_forwards:
@@ -181,6 +180,12 @@ def paired_p(points: Sequence[float]) -> float:
 
 def scores_of(run: Path, training: Path, position: int) -> Scores:
     """Of the method's training in a run, or of the baseline's, the second in its report."""
+    # Here, since it registers methods, and they have to be there before settings are read.
+    from rivals import program
+
+    from mast_ext.cli.pretrain import load_config
+    from mast_ext.train.networks import build_networks
+
     rows = json.loads((run / "report" / "results.json").read_text())["rows"]
     accuracy = [row for row in rows if row["part"] == "backbone"][position]["accuracy"]
     explained = training / "augmentations.json"

@@ -18,7 +18,9 @@ TREATMENTS = {
     "8 views": Treatment(("--hard_views.views=8",)),
     "4 views at every 3rd step": Treatment((HARD, "--hard_views.every=3")),
     "4 views, frozen": Treatment((HARD, "--hard_views.mode=frozen")),
-    "4 views, a quarter of the images": Treatment((HARD, "--hard_views.fraction=0.25")),
+    "4 views, a quarter of the images": Treatment(
+        (HARD, "--hard_views.fraction=0.25"), unfit=("dino",)
+    ),
     "4 views from the middle on": Treatment((HARD, "--hard_views.warmup=2")),
     "crops from 0.4": Treatment(("--augment.crop_scale=[0.4,1.0]",)),
     "4 views, crops from 0.4": Treatment((HARD, "--augment.crop_scale=[0.4,1.0]")),

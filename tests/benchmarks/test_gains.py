@@ -1,5 +1,6 @@
 """The tables of hard views and EquiMod: their statistics, and one made as a user makes it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -103,3 +104,35 @@ def test_a_table_is_made_and_an_interrupted_call_goes_on(tmp_path):
     assert times == {
         each: each.stat().st_mtime_ns for each in (tmp_path / "runs").rglob("*") if each.is_file()
     }
+
+
+BUILD_ALL = """
+import equimod, hard_views
+from mast_ext.cli.parser import build
+from mast_ext.cli.pretrain import make_parser, parse_training
+from mast_ext.train.config import PretrainConfig
+from mast_ext.train.networks import build_networks
+
+for script in (equimod, hard_views):
+    for method in script.METHODS:
+        for treatment in script.TREATMENTS.values():
+            if method not in treatment.unfit:
+                options = ["--data.name=folder", "--data.path=DIR", *treatment.options]
+                options.append(f"--method={method}")
+                parser = make_parser()
+                values = parse_training(parser, options)
+                networks = build_networks(build(parser, values, PretrainConfig, "resume", "recipe"))
+                print(networks.name)
+"""
+
+
+@pytest.mark.slow
+def test_every_treatment_fits_its_methods():
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD_ALL],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "benchmarks" / "train")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 2 * 2 + 6 * 8 - 1
