@@ -3,31 +3,41 @@
 Two plain runs are compared with: one of equal epochs, and one of equal image forwards, which is the
 program's ``--baseline`` and lies in the directory of the run that it is equal to. Runs of a seed
 have the same initial weights, images and order. The learning rate is that of the plain method, see
-`tuned_rates`; the test images are looked at once, by the probes at a run's end.
+`tuned_rates`. Nothing is chosen by the test images: they are for the probes at a run's end, and for
+what features know of augmentations.
 """
 
 import argparse
 import csv
-import io
 import json
 import math
 import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from runs import Variant, add_arguments, mean_and_spread, network, train_all, write_table
+from runs import (
+    Variant,
+    add_arguments,
+    mean_and_spread,
+    network,
+    program,
+    train_all,
+    write_table,
+)
+
+from mast_ext.train.config import DEFAULT_AUGMENTATION
 
 PLAIN = "plain"
 EQUAL = "plain, forwards of"
 PROBES = {"linear": "linear probe", "20-NN": "k-NN 20", "200-NN": "k-NN 200"}
 RATES = (4e-3, 8e-3)  # where `tuned_rates` begins
 HELD_OUT = 10  # one image in so many of a class
+AUGMENTATIONS = "augmentations.json"  # of a training: what its features know of augmentations
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,13 @@ def main(
         for name, treatment in chosen.items()
         if method not in treatment.unfit
     }
-    trained = train_all(variants, values, data)
+
+    def measure(variant: str, run: Path) -> None:
+        for each in (run, run / "baseline"):
+            if each.exists():
+                measure_augmentations(each, values.threads)
+
+    trained = train_all(variants, values, data, measure)
     found: dict[tuple[str, str], list[Scores]] = {}
     for method in values.methods:
         for name, treatment in chosen.items():
@@ -103,11 +119,13 @@ def main(
             f"Accuracy in %, mean ± standard deviation over seeds {values.seeds}.",
             f"Plain runs of {values.epochs:g} epochs; others have as many, and beside them are"
             " plain runs of as many image forwards.",
-            "Learning rates, of the plain method on a tenth of the training images: "
+            "Learning rates, chosen for the plain method by a tenth of the training images, after"
+            f" training on the others for {values.epochs:g} epochs: "
             + ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
             + ".",
             "Δ: difference of the linear probe to the plain run of the same seed, and to the one of"
-            " as many forwards: mean ± standard error, and p of a paired t-test.",
+            " as many forwards: mean ± standard error, and p of a paired t-test, not corrected for"
+            " how many there are.",
             "IoU: overlap of the crops of pairs that were trained on, and of all pairs.",
             "s/step: median seconds of a step beside the plain one's.",
         ],
@@ -180,26 +198,16 @@ def paired_p(points: Sequence[float]) -> float:
 
 def scores_of(run: Path, training: Path, position: int) -> Scores:
     """Of the method's training in a run, or of the baseline's, the second in its report."""
-    # Here, since it registers methods, and they have to be there before settings are read.
-    from rivals import program
+    # Here, since it registers methods, whose settings every run's file has.
+    import rivals  # noqa: F401
 
     from mast_ext.cli.pretrain import load_config
     from mast_ext.train.networks import build_networks
 
     rows = json.loads((run / "report" / "results.json").read_text())["rows"]
     accuracy = [row for row in rows if row["part"] == "backbone"][position]["accuracy"]
-    explained = training / "augmentations.json"
-    if not explained.exists():
-        partial = explained.with_suffix(".partial")
-        arguments = ["evaluate", str(training), "--measure=augmentations"]
-        with redirect_stdout(io.StringIO()):
-            failed = program([*arguments, "--reference=false", f"--json={partial}"])
-        if failed:  # it has said why
-            sys.exit(failed)
-        partial.rename(explained)
-    (measured,) = (
-        row for row in json.loads(explained.read_text())["rows"] if row["part"] == "backbone"
-    )
+    rows = json.loads((training / AUGMENTATIONS).read_text())["rows"]
+    (measured,) = (row for row in rows if row["part"] == "backbone")
     logged: dict[str, list[float]] = {}
     with (training / "metrics.csv").open() as file:
         for line in csv.DictReader(file):
@@ -217,6 +225,19 @@ def scores_of(run: Path, training: Path, position: int) -> Scores:
         measured["augmentation_r2"],
         means,
     )
+
+
+def measure_augmentations(training: Path, threads: int | None) -> None:
+    """Writes `AUGMENTATIONS` of a training, on the same views whatever it was trained on."""
+    measured = training / AUGMENTATIONS
+    if measured.exists():
+        return
+    partial = measured.with_suffix(".partial")
+    low, high = DEFAULT_AUGMENTATION["folder"].crop_scale
+    arguments = ["evaluate", str(training), "--measure=augmentations", "--reference=false"]
+    arguments += [f"--augment.crop_scale=[{low}, {high}]", f"--json={partial}"]
+    program(arguments, threads, training / "augmentations.log")
+    partial.rename(measured)
 
 
 def tuned_rates(values: argparse.Namespace) -> dict[str, float]:
@@ -257,8 +278,14 @@ def next_rates(scores: Mapping[float, float]) -> list[float]:
 
 def held_out(path: Path, folder: Path) -> Path:
     """A folder of links to the training images alone, of which every tenth is a test image."""
+    of = folder.with_name(f"{folder.name}-of")  # a link that says whose
     if folder.exists():
+        if of.readlink() != path.resolve():
+            sys.exit(f"{folder} has images of {of.readlink()}: choose another --runs")
         return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    of.unlink(missing_ok=True)
+    of.symlink_to(path.resolve())
     made = folder.with_suffix(".partial")
     for kind in sorted(each for each in (path / "train").iterdir() if each.is_dir()):
         for split in ("train", "test"):

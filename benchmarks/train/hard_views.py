@@ -21,7 +21,7 @@ TREATMENTS = {
     "4 views, a quarter of the images": Treatment(
         (HARD, "--hard_views.fraction=0.25"), unfit=("dino",)
     ),
-    "4 views from the middle on": Treatment((HARD, "--hard_views.warmup=2")),
+    "4 views after 2 epochs": Treatment((HARD, "--hard_views.warmup=2")),
     "crops from 0.4": Treatment(("--augment.crop_scale=[0.4,1.0]",)),
     "4 views, crops from 0.4": Treatment((HARD, "--augment.crop_scale=[0.4,1.0]")),
 }

@@ -1,13 +1,14 @@
 """Runs of the program, of several variants with several seeds each; what is there stays."""
 
 import argparse
+import json
 import os
 import platform
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, epochs: float, runs: str) 
     parser.add_argument("--width", type=int, default=1, help="Of the network, times resnet_small.")
     parser.add_argument("--runs", type=Path, default=Path(runs), help="Where the runs are.")
     parser.add_argument("--report", type=Path, help="Write the table to this file, too.")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        help="Of every run besides, as --option=--data.workers=1; any number of times.",
+    )
 
 
 def network(width: int) -> list[str]:
@@ -49,14 +56,22 @@ def network(width: int) -> list[str]:
 
 
 def train_all(
-    variants: Mapping[str, Variant], values: argparse.Namespace, options: Sequence[str] = ()
+    variants: Mapping[str, Variant],
+    values: argparse.Namespace,
+    options: Sequence[str] = (),
+    then: Callable[[str, Path], None] = lambda variant, run: None,
 ) -> dict[tuple[str, int], Path]:
-    """The run directory of every variant and seed; an interrupted run goes on where it stopped."""
+    """The run directory of every variant and seed; an interrupted run goes on where it stopped.
+
+    `then` is called for every run at its end, with the variant, as many at the same time as train.
+    """
     todo = [(name, seed) for seed in values.seeds for name in variants]
 
     def train(each: tuple[str, int]) -> Path:
         name, seed = each
-        return _train(name, variants[name], seed, values, options)
+        run = _train(name, variants[name], seed, values, options)
+        then(name, run)
+        return run
 
     with ThreadPoolExecutor(values.jobs) as pool:
         return dict(zip(todo, pool.map(train, todo), strict=True))
@@ -68,25 +83,43 @@ def _train(
     name = f"{variant}-{seed}-{values.epochs:g}".replace(" ", "_").replace(",", "")
     name += "" if values.width == 1 else f"-width{values.width}"
     run = values.runs / name
+    chosen = [f"--seed={seed}", f"--train.epochs={values.epochs * what.length:g}"]
+    chosen += ["--baseline=none", "--train.logger=csv"]
+    chosen += [*values.option, *options, *what.options]
+    values.runs.mkdir(parents=True, exist_ok=True)
+    _refuse_others(run, chosen)
     if (run / "report" / "results.json").exists():
         return run
-    command = [sys.executable, str(Path(__file__).with_name("rivals.py")), "pretrain"]
-    if run.exists():
-        command += ["--resume", str(run)]
-    else:
-        command += [f"--seed={seed}", f"--train.epochs={values.epochs * what.length:g}"]
-        command += ["--baseline=none", "--train.logger=csv", f"--out={run}"]
-        command += [*options, *what.options]
-    threads = {} if values.threads is None else {"OMP_NUM_THREADS": str(values.threads)}
-    values.runs.mkdir(parents=True, exist_ok=True)
-    path = values.runs / f"{name}.log"
-    with path.open("a") as log:
-        ended = subprocess.run(command, stdout=log, stderr=log, env=os.environ | threads)
-    if ended.returncode:
-        last = "\n".join(path.read_text().splitlines()[-5:])
-        sys.exit(f"{shlex.join(command)} failed; {path} ends with\n{last}")
+    program(
+        ["pretrain", *(["--resume", str(run)] if run.exists() else [*chosen, f"--out={run}"])],
+        values.threads,
+        values.runs / f"{name}.log",
+    )
     print(f"{variant}, seed {seed}: done", file=sys.stderr, flush=True)
     return run
+
+
+def _refuse_others(run: Path, options: Sequence[str]) -> None:
+    """Ends the script if a run is of other options than these; else keeps them beside it."""
+    file = run.with_name(f"{run.name}.options.json")
+    if not file.exists():
+        if run.exists():
+            sys.exit(f"{run} is there without {file.name}: it is not known with which options")
+        file.write_text(json.dumps(options, indent=1) + "\n")
+    elif (before := json.loads(file.read_text())) != options:
+        others = ", ".join(sorted(set(before) ^ set(options)))
+        sys.exit(f"{run} was trained with other options ({others}): choose another --runs")
+
+
+def program(arguments: Sequence[str], threads: int | None, log: Path) -> None:
+    """Runs `mast-ext` with the methods of `rivals`; ends the script if that fails."""
+    command = [sys.executable, str(Path(__file__).with_name("rivals.py")), *arguments]
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    with log.open("a") as file:
+        ended = subprocess.run(command, stdout=file, stderr=file, env=os.environ | limit)
+    if ended.returncode:
+        last = "\n".join(log.read_text().splitlines()[-5:])
+        sys.exit(f"{shlex.join(command)} failed; {log} ends with\n{last}")
 
 
 def write_table(
