@@ -30,7 +30,7 @@ from runs import (
     write_table,
 )
 
-from mast_ext.train.config import DEFAULT_AUGMENTATION
+from mast_ext.augment import AugmentationRecipe
 
 PLAIN = "plain"
 EQUAL = "plain, forwards of"
@@ -233,7 +233,7 @@ def measure_augmentations(training: Path, threads: int | None) -> None:
     if measured.exists():
         return
     partial = measured.with_suffix(".partial")
-    low, high = DEFAULT_AUGMENTATION["folder"].crop_scale
+    low, high = AugmentationRecipe().crop_scale
     arguments = ["evaluate", str(training), "--measure=augmentations", "--reference=false"]
     arguments += [f"--augment.crop_scale=[{low}, {high}]", f"--json={partial}"]
     program(arguments, threads, training / "augmentations.log")
