@@ -79,10 +79,17 @@ def main(
     parser.add_argument("--path", type=Path, required=True, help="The folder of images.")
     parser.add_argument("--methods", nargs="+", default=list(methods))
     parser.add_argument("--treatments", nargs="+", choices=treatments, default=list(treatments))
+    parser.add_argument(
+        "--until",
+        choices=["tuned", "trained"],
+        help="Stop there: what comes after can run on another machine, on the runs copied to it.",
+    )
     values = parser.parse_args()
 
     data = ["--data.name=folder", f"--data.path={values.path}", *network(values.width)]
     rates = tuned_rates(values)
+    if values.until == "tuned":
+        return
     chosen = {PLAIN: Treatment(())} | {name: treatments[name] for name in values.treatments}
     variants = {
         f"{method} {name}": Variant(
@@ -99,11 +106,13 @@ def main(
     }
 
     def measure(variant: str, run: Path) -> None:
-        for each in (run, run / "baseline"):
+        for each in () if values.until else (run, run / "baseline"):
             if each.exists():
                 measure_augmentations(each, values.threads)
 
     trained = train_all(variants, values, data, measure)
+    if values.until == "trained":
+        return
     found: dict[tuple[str, str], list[Scores]] = {}
     for method in values.methods:
         for name, treatment in chosen.items():

@@ -88,9 +88,10 @@ def in_float32(product):
     def made(*matrices, **options):
         if matrices[0].dtype not in (torch.float16, torch.bfloat16):
             return product(*matrices, **options)
-        wide = [matrix.float() for matrix in matrices]
-        if options.get("beta") == 0:  # what is there may not be read
-            wide[0] = torch.zeros_like(matrices[0], dtype=torch.float32)
+        # With beta = 0 what is there may not be read.
+        unread = matrices[:1] if options.get("beta") == 0 else ()
+        wide = [torch.zeros_like(matrix, dtype=torch.float32) for matrix in unread]
+        wide += [matrix.float() for matrix in matrices[len(unread) :]]
         result = product(*wide, **options)
         return matrices[0].copy_(result) if result is wide[0] else result.to(matrices[0].dtype)
 

@@ -61,7 +61,7 @@ def test_no_masks(device):
     assert (functional.budgeted_masks(none, none[:, 0]) == torch.ones(1, 5, device=device)).all()
 
 
-@pytest.mark.parametrize("dim", [1, 3, 16, 100, 2049])
+@pytest.mark.parametrize("dim", [1, 3, 16, 100, 2049, 8200])
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0])
 def test_means_are_met(scale, dim, device):
     logits = scale * torch.randn(len(MEANS), dim, device=device) + 5

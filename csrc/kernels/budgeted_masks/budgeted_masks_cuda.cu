@@ -9,9 +9,10 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kDimThreads = 64;  // of a block: there are few dimensions
 
-// Returns to every thread the largest value of its block.
+// Returns to every thread the largest value of its block of `Threads` threads.
+template <int Threads>
 __device__ __forceinline__ float block_max(float value) {
-  __shared__ float partial[kThreads / kWarpSize];
+  __shared__ float partial[Threads / kWarpSize];
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
     value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
@@ -19,41 +20,60 @@ __device__ __forceinline__ float block_max(float value) {
   if (threadIdx.x % kWarpSize == 0) partial[threadIdx.x / kWarpSize] = value;
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kThreads / kWarpSize; ++i) value = fmaxf(value, partial[i]);
+  for (int i = 0; i < Threads / kWarpSize; ++i) value = fmaxf(value, partial[i]);
   __syncthreads();  // the next call writes `partial` again
   return value;
 }
 
-// All threads of a block make the same search, of sums that all of them get.
-__global__ void __launch_bounds__(kThreads) write_shifted(BudgetedMasks p) {
+// All threads of a block make the same search, of sums that all of them get. A thread keeps its
+// first kKept logits in registers, since every step of the search reads all of them.
+template <int Threads, int kKept>
+__global__ void __launch_bounds__(Threads) write_shifted(BudgetedMasks p) {
   const float* logits = static_cast<const float*>(p.logits) + blockIdx.x * p.dim;
   float* shifted = static_cast<float*>(p.shifted) + blockIdx.x * p.dim;
   const float sharpness = static_cast<float>(p.sharpness);
-  float least = sharpness * logits[0], largest = least;
-  for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) {
+  const std::int64_t thread = threadIdx.x, first_read = thread + kKept * Threads;
+  float kept[kKept], least = INFINITY, largest = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    const std::int64_t d = thread + i * Threads;
+    const bool inside = d < p.dim;
+    const float scaled = inside ? sharpness * logits[d] : 0;
+    least = fminf(least, inside ? scaled : INFINITY);
+    largest = fmaxf(largest, inside ? scaled : -INFINITY);
+    kept[i] = inside ? scaled : -INFINITY;  // whose sigmoid is 0
+  }
+  for (std::int64_t d = first_read; d < p.dim; d += Threads) {
     const float scaled = sharpness * logits[d];
     shifted[d] = scaled;  // read again by this thread alone
     least = fminf(least, scaled);
     largest = fmaxf(largest, scaled);
   }
-  least = -block_max(-least);
-  largest = block_max(largest);
+  least = -block_max<Threads>(-least);
+  largest = block_max<Threads>(largest);
   ShiftSearch<float> search(least, largest, static_cast<const float*>(p.mean)[blockIdx.x]);
   const float count = static_cast<float>(p.dim);
   for (int i = 0; i < kShiftSteps; ++i) {
     const float before = search.shift;
-    float values = 0, slopes = 0;
-    for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) {
-      const float value = sigmoid(shifted[d] - before);
-      values += value;
-      slopes += value * (1 - value);
-    }
-    values = block_sum<kThreads>(values);
-    slopes = block_sum<kThreads>(slopes);
-    search.step(values / count, slopes / count);
+    float sums[2] = {};  // of the sigmoids and of their slopes
+    const auto add = [&](float scaled) {
+      const float value = sigmoid(scaled - before);
+      sums[0] += value;
+      sums[1] += value * (1 - value);
+    };
+#pragma unroll
+    for (const float scaled : kept) add(scaled);
+    for (std::int64_t d = first_read; d < p.dim; d += Threads) add(shifted[d]);
+    block_sums<Threads>(sums);
+    search.step(sums[0] / count, sums[1] / count);
     if (search.shift == before) break;  // the same for the whole block
   }
-  for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) shifted[d] -= search.shift;
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    const std::int64_t d = thread + i * Threads;
+    if (d < p.dim) shifted[d] = kept[i] - search.shift;
+  }
+  for (std::int64_t d = first_read; d < p.dim; d += Threads) shifted[d] -= search.shift;
 }
 
 // log(sigmoid(u)) without overflow.
@@ -80,6 +100,7 @@ __global__ void __launch_bounds__(kDimThreads) write_grad_shifted(BudgetedMasksB
   const float* w = static_cast<const float*>(p.weights) + d;
   const float* grad = static_cast<const float*>(p.grad_weights) + d;
   float sums[kMostMasks] = {};
+#pragma unroll 8  // so that as many loads are under way
   for (int g = 1; g < 1 << p.masks; ++g) {
     const float product = grad[g * p.dim] * w[g * p.dim];
 #pragma unroll
@@ -116,7 +137,11 @@ __global__ void __launch_bounds__(kThreads) write_grad_logits(BudgetedMasksBackw
 
 int budgeted_masks_cuda(const BudgetedMasks& p, cudaStream_t stream) {
   if (p.dtype != DType::kFloat32) return cudaErrorInvalidValue;
-  const cudaError_t error = launch(write_shifted, blocks(p.masks, 1), kThreads, stream, p);
+  const unsigned grid = blocks(p.masks, 1);
+  const cudaError_t error =
+      p.dim <= kThreads       ? launch(write_shifted<kThreads, 1>, grid, kThreads, stream, p)
+      : p.dim <= 8 * kThreads ? launch(write_shifted<kThreads, 8>, grid, kThreads, stream, p)
+                              : launch(write_shifted<1024, 8>, grid, 1024, stream, p);
   if (error != cudaSuccess) return error;
   return launch(write_subsets, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
 }

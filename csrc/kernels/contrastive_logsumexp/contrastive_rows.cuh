@@ -81,6 +81,7 @@ __global__ void __launch_bounds__(kRowThreads) mask_rows(MaskedRows p) {
 template <typename T, typename G, typename P>
 __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) {
   constexpr int kRows = 2 * kRowWarps;
+  constexpr int kTogether = 4;  // packets that are loaded before the first of them is used
   __shared__ float projection[kRows];
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarpSize, lane = thread % kWarpSize;
@@ -101,14 +102,21 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
       const T* z = row_at<T>(p.z, p.first + first + row);
       const P* const of_row = products + (first + row) * dim;
       float dot = 0;
-#pragma unroll 4
-      for (int d = lane * 4; d < dim; d += kWarpSize * 4) {
-        float values[4], sums[4];
-        read_packet(z + d, dim - d, aligned, values);
-        read_packet(of_row + d, dim - d, aligned_dense, sums);
+      for (int first_dim = lane * 4; first_dim < dim; first_dim += kTogether * kWarpSize * 4) {
+        float values[kTogether][4], sums[kTogether][4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (d + e < dim) dot += values[e] * weight(d + e) * sums[e];
+        for (int i = 0; i < kTogether; ++i) {
+          const int d = first_dim + i * kWarpSize * 4;
+          read_packet(z + d, dim - d, aligned, values[i]);
+          read_packet(of_row + d, dim - d, aligned_dense, sums[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          const int d = first_dim + i * kWarpSize * 4;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            if (d + e < dim) dot += values[i][e] * weight(d + e) * sums[i][e];
+          }
         }
       }
       dot = group_sum<kWarpSize>(dot);
@@ -121,23 +129,32 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
       float w[4], grad_weight[4] = {};  // twice the gradient of w; times m, the gradient of m
 #pragma unroll
       for (int e = 0; e < 4; ++e) w[e] = d + e < dim ? weight(d + e) : 0.0f;
-#pragma unroll 4
-      for (int row = 0; row < rows; ++row) {
-        float z[4], value[4];
-        read_packet(row_at<T>(p.z, p.first + first + row) + d, dim - d, aligned, z);
-        read_packet(products + (first + row) * dim + d, dim - d, aligned_dense, value);
+      for (int first_of_some = 0; first_of_some < rows; first_of_some += kTogether) {
+        float z[kTogether][4], value[kTogether][4], sums[kTogether][4] = {};
+        const auto grad_at = [&](int row) {
+          return static_cast<G*>(p.grad) + (p.first + first + row) * dim + d;
+        };
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          value[e] -= projection[row] * z[e];
-          grad_weight[e] += z[e] * value[e];
+        for (int i = 0; i < kTogether; ++i) {
+          const int row = std::min(first_of_some + i, rows - 1);
+          read_packet(row_at<T>(p.z, p.first + first + row) + d, dim - d, aligned, z[i]);
+          read_packet(products + (first + row) * dim + d, dim - d, aligned_dense, value[i]);
+          if (p.add && p.grad != nullptr) {
+            read_packet(grad_at(row), dim - d, aligned_dense, sums[i]);
+          }
         }
-        if (p.grad == nullptr) continue;
-        G* const grad = static_cast<G*>(p.grad) + (p.first + first + row) * dim + d;
-        float sums[4] = {};
-        if (p.add) read_packet(grad, dim - d, aligned_dense, sums);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) sums[e] += w[e] * value[e];
-        write_packet(sums, dim - d, aligned_dense, grad);
+        for (int i = 0; i < kTogether; ++i) {
+          const int row = first_of_some + i;
+          if (row >= rows) break;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            value[i][e] -= projection[row] * z[i][e];
+            grad_weight[e] += z[i][e] * value[i][e];
+            sums[i][e] += w[e] * value[i][e];
+          }
+          if (p.grad != nullptr) write_packet(sums[i], dim - d, aligned_dense, grad_at(row));
+        }
       }
       if (p.grad_mask == nullptr) continue;
       float* const to = static_cast<float*>(p.grad_mask) + std::int64_t{blockIdx.x} * dim + d;

@@ -119,15 +119,16 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         float weights[2] = {};
 #pragma unroll
         for (int q = 0; q < 2; ++q) {
-          if (column + q >= columns) continue;
-          const bool positive = column + q - row == diagonal;
+          // Without branches, so that the threads compute several entries at once: behind the last
+          // column the scale is 0, and what comes of it is left out.
+          const bool inside = column + q < columns, positive = column + q - row == diagonal;
           const float inv_norm_y = column_scale[tile % 2][column_0 + column + q];
           const float cosine = Tile::pair(products, r, c)[q] * inv_norm_y * inv_norm;
           const float z = fmaf(scale, cosine, bias);
           const Entry<kLoss, kGradient> entry(positive ? -z : z);
-          const float sigmoid = positive ? -entry.sigmoid : entry.sigmoid;
-          loss += entry.loss;
+          loss += inside ? entry.loss : 0;
           if (!kGradient) continue;
+          const float sigmoid = !inside ? 0 : positive ? -entry.sigmoid : entry.sigmoid;
           sigmoid_sum += sigmoid;
           cosine_sum += sigmoid * cosine;
           weights[q] = sigmoid * inv_norm_y * factor;
