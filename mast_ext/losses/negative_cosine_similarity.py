@@ -6,6 +6,10 @@ from torch import Tensor, nn
 from mast_ext import functional
 from mast_ext.losses.common.inputs import Reduction, in_one_dtype, reduce, require_option
 
+# One operation negates and takes the mean, and another its gradient; of more numbers than these the
+# one thread block that does so on a GPU takes longer than PyTorch's kernels.
+MOST_IN_ONE_SUM = 16384
+
 
 class NegativeCosineSimilarity(nn.Module):
     """``−cos(x0, x1)`` along one dimension, averaged over the others.
@@ -59,10 +63,14 @@ class NegativeCosineSimilarity(nn.Module):
                 f"x0 and x1 must have the dimension dim={self.dim}, got {list(x0.shape)}"
             )
         x0, x1 = in_one_dtype(x0, x1)
-        x0, x1 = x0.movedim(self.dim, -1), x1.movedim(self.dim, -1)
+        if self.dim not in (-1, x0.ndim - 1):
+            x0, x1 = x0.movedim(self.dim, -1), x1.movedim(self.dim, -1)
         similarity = functional.subspace_similarity(
             x0.reshape(1, -1, x0.shape[-1]), x1.reshape(1, -1, x1.shape[-1]), eps=self.eps
         )
+        pairs = similarity.numel()
+        if self.reduction == "mean" and 0 < pairs <= MOST_IN_ONE_SUM:
+            return functional.weighted_terms(similarity, scales=(-1 / pairs,), weights=(1.0,))[0]
         return reduce(-similarity.view(x0.shape[:-1]), self.reduction, "x0")
 
     def pair_losses(self, views: Tensor, targets: Tensor | None = None) -> Tensor:
