@@ -1,6 +1,7 @@
 """Judges every CUDA kernel on the GPU at hand: build for its chip, tests, sanitizers, benchmarks.
 
-    python .ci/gpu_check.py [--steps build tests sanitizers kernels benchmarks] [--seconds 540]
+    python .ci/gpu_check.py [--steps build tests training sanitizers kernels benchmarks]
+                               [--seconds 540]
 
 Needs this Python with torch, pytest, pytest-benchmark, cmake and ninja, and nvcc and
 compute-sanitizer on the PATH; with pytest-xdist the tests take a fraction of the time. Without a
@@ -34,7 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
-STEPS = ("build", "tests", "sanitizers", "kernels", "benchmarks")
+STEPS = ("build", "tests", "training", "sanitizers", "kernels", "benchmarks")
 OUTPUT_KEPT = 12_000  # characters of a step's output that go into the JSON
 CONTENT = ("passed", "skipped")
 
@@ -151,6 +152,7 @@ def all_steps(found: dict[str, object], emulated: str | None, table: Path) -> li
         build += ["--help"]
         module = f"--emulated-cuda={emulated}"
         tests = [*PYTEST, every_operator, "-k", "cpu and float32-40", module]
+        training = [*PYTEST, "tests/train/test_whole_runs.py", "-k", "reported and cpu-simclr"]
         sanitized += [module]
         dtypes = ("float32-40 and subspace_similarity",)
         kernels += ["--device", "cpu", "--smallest"]
@@ -158,6 +160,7 @@ def all_steps(found: dict[str, object], emulated: str | None, table: Path) -> li
         device, arch = "cpu", ""
     else:
         tests = [*PYTEST, "tests/ops", "tests/losses", "-k", "cuda", *beside_each_other()]
+        training = [*PYTEST, "tests/train", "-k", "cuda or for_no_gpu", *beside_each_other()]
         bench += ["-k", "cuda", "--rounds", "15", "--seconds", "1"]
         device = "cuda"
         arch = architecture(found["capability"])
@@ -170,6 +173,7 @@ def all_steps(found: dict[str, object], emulated: str | None, table: Path) -> li
             "MAST_EXT_CUDA": "ON", "CMAKE_ARGS": f"-DCMAKE_CUDA_ARCHITECTURES={arch}",
         }),
         Step("tests", "tests", tests, 300 * patience, fault=fault_of_tests),
+        Step("training", "training", training, 120 * patience, fault=fault_of_tests),
         Step("sanitizer starts", "sanitizer starts", start, 40 * patience),
     ]  # fmt: skip
     for tool in SANITIZERS:

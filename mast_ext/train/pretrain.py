@@ -162,7 +162,8 @@ def _report(
             rows += measure(training.name, module.backbone, method=module.method)
         rows += measure(config.model.start, build_networks(config).backbone)
         rows.append(chance(images.labeled, protocols(rows)))
-    module, loader = modules[0], trainings[0].loader
+    # Training left all of it on the CPU, and probing took backbone and method with it.
+    module, loader = modules[0].to(device), trainings[0].loader
     measured = Measurements(
         rows,
         notes,
