@@ -17,6 +17,7 @@ PROGRAM = ROOT / ".ci" / "gpu_check.py"
 STEPS = {
     "build",
     "tests",
+    "training",
     "sanitizer starts",
     "memcheck float32-40",
     "racecheck float32-40",
@@ -171,9 +172,8 @@ def test_no_sanitizer_is_said(tmp_path):
 def test_no_gpu_is_said(tmp_path):
     code, output, found = run(tmp_path, CUDA_VISIBLE_DEVICES="")
     assert (code, found) == (0, None)
-    assert (
-        "no GPU that PyTorch can use. Skipped: build tests sanitizers kernels benchmarks" in output
-    )
+    skipped = "build tests training sanitizers kernels benchmarks"
+    assert f"no GPU that PyTorch can use. Skipped: {skipped}" in output
 
 
 def is_running(pid):
