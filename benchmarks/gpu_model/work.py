@@ -1,6 +1,8 @@
 """What the kernels that take most of a step must move and compute, as formulas of the sizes.
 
-Kernels that are not here have no prediction: they are small, and take about a launch.
+Kernels that are not here have no prediction: they are small and take about a launch, or what they
+do depends on more than the sizes, or they wait for one load or sum after the other, of which the
+model knows nothing (select_hard_crops, the search of MAST's masks).
 """
 
 from collections.abc import Callable
@@ -113,8 +115,69 @@ def _moves(elements: Callable[[Case], int]) -> Callable[[Case, int], Work]:
     return lambda case, size: Work(elements(case) * size)
 
 
+def _moves_float32(elements: Callable[[Case], int]) -> Callable[[Case, int], Work]:
+    """The same of float32, whatever the type of the inputs."""
+    return lambda case, _: Work(elements(case) * 4)
+
+
 def _logits(case: Case) -> int:
     return case["batch"] * case["prototypes"]
+
+
+# Of sinkhorn_knopp: three times columns are normalized, and rows before each but the first.
+def _normalized_columns(case: Case, size: int) -> Work:
+    logits = 3 * case["rows"] * case["prototypes"]
+    return Work(logits * size, special=logits)
+
+
+def _normalized_rows(case: Case, size: int) -> Work:
+    logits = 2 * case["rows"] * case["prototypes"]
+    return Work(logits * size, special=logits)
+
+
+def _gram_operands(case: Case) -> int:
+    """Elements of gram_difference's two tensors that are read, and of their sum and difference."""
+    passes = 2 if case["tokens"] > 2 * case["dim"] else 1  # the moments' form writes them again
+    return passes * 4 * case["images"] * case["tokens"] * case["dim"]
+
+
+SLICES, KNOTS = 1024, 17  # of SIGReg, by default
+ROTATION = 14  # multiply-adds of a sine and a cosine
+
+
+def _characteristic_sums(case: Case, _: int) -> Work:
+    # Of a projection the rotations of the first knot and between two; of each knot two sums and a
+    # rotation of four.
+    projections = case["views"] * case["batch"] * SLICES
+    return Work(projections * 4, simple=projections * (2 * ROTATION + 6 * KNOTS))
+
+
+def _characteristic_grads(case: Case, _: int) -> Work:
+    # The polynomial's step of each knot is a complex product and sum.
+    projections = case["views"] * case["batch"] * SLICES
+    return Work(2 * projections * 4, simple=projections * (2 * ROTATION + 4 * KNOTS))
+
+
+def _view_pairs(case: Case) -> tuple[int, int]:
+    """Views, and images of each."""
+    return case.get("views", 2), case.get("images") or case["batch"]
+
+
+def _view_pair_terms(case: Case, _: int) -> Work:
+    # Sums of every pair, one with itself included, positives of the others; two exponentials and
+    # two logarithms for each anchor.
+    views, images = _view_pairs(case)
+    terms = views * (views - 1) * images
+    return Work((2 * terms + views * images) * 4, special=4 * terms)
+
+
+def _view_pair_slopes(case: Case, _: int) -> Work:
+    # Sums and positives read, both gradients written; three sigmoids besides.
+    views, images = _view_pairs(case)
+    return Work(4 * views**2 * images * 4, special=8 * views * (views - 1) * images)
+
+
+GROUPS = 32  # of pairs in MAST: by which of five augmentations differ
 
 
 # By operator and kernel, without namespaces and arguments.
@@ -152,4 +215,36 @@ WORK: dict[tuple[str, str], Callable[[Case, int], Work]] = {
     # The views and the gradient of the products read, gradients written.
     ("variance_covariance", "combine"): _moves(lambda c: 3 * _elements(c)),
     ("cross_correlation_penalty", "combine"): _moves(lambda c: 3 * _elements(c)),
+    # VICReg's distance of the views.
+    ("variance_covariance", "sum_pairs_unmasked"): _moves(_elements),
+    ("variance_covariance", "grads"): _moves(lambda c: 2 * _elements(c)),
+    # VICReg's terms in MAST; of the rest MAST's own: groups of pairs have weights, sums and
+    # gradients of both, float32.
+    ("mast", "moments"): _moves(_elements),
+    ("mast", "combine"): _moves(lambda c: 3 * _elements(c)),
+    ("mast", "add_sorted_rows"): _moves(_elements),
+    ("mast", "divide"): _moves_float32(lambda c: 2 * GROUPS * c["dim"]),
+    ("mast", "write_subsets"): _moves_float32(lambda c: GROUPS * c["dim"]),
+    ("mast", "write_grad_shifted"): _moves_float32(lambda c: 2 * GROUPS * c["dim"]),
+    # weighted_terms of a number for each dimension.
+    ("mast", "sum_terms"): _moves_float32(lambda c: c["dim"]),
+    ("mast", "fill"): _moves_float32(lambda c: c["dim"]),
+    ("sinkhorn_knopp", "add_rows"): _normalized_columns,
+    ("sinkhorn_knopp", "normalize_rows"): _normalized_rows,
+    ("gram_difference", "write_operands"): _moves_float32(_gram_operands),
+    ("gram_difference", "add_squares"): _moves_float32(lambda c: c["images"] * c["tokens"] ** 2),
+    ("gram_difference", "write_weights"): _moves_float32(
+        lambda c: 2 * c["images"] * c["tokens"] ** 2
+    ),
+    # Four blocks of D x D read; of the student's matrix two written.
+    ("gram_difference", "add_traces"): _moves_float32(lambda c: 4 * c["images"] * c["dim"] ** 2),
+    ("gram_difference", "write_matrices"): _moves_float32(
+        lambda c: 6 * c["images"] * c["dim"] ** 2
+    ),
+    ("sliced_characteristic_distance", "add_rows"): _characteristic_sums,
+    ("sliced_characteristic_distance", "differentiate"): _characteristic_grads,
+    ("view_pair_cross_entropy", "write_mean"): _view_pair_terms,
+    ("view_pair_cross_entropy", "write_gradients"): _view_pair_slopes,
+    ("ntxent", "write_mean"): _view_pair_terms,
+    ("ntxent", "write_gradients"): _view_pair_slopes,
 }
