@@ -11,11 +11,11 @@ from benchmarks.gpu_model.points import Point, factors
 CHOICES: dict[str, list[float]] = {
     "launch": [1e-6, 1.5e-6, 2e-6, 2.5e-6, 3e-6, 4e-6, 5e-6, 6e-6],
     "memory": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
-    "tensor": [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5],
-    "simple": [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5],
-    "special": [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7],
-    "in_flight": [8, 12, 16, 24, 32, 48, 64, 96, 128, 192],
-    "full_warps": [1, 2, 4, 6, 8, 12, 16, 24, 32],
+    "tensor": [0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.08],
+    "simple": [0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04],
+    "special": [0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04],
+    "full_warps": [4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64],
+    "in_flight": [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256],
 }
 # Where searches start among the choices: not at model.py's constants, which know all times.
 STARTS = (0.25, 0.5, 0.75)
@@ -28,12 +28,12 @@ def mean_error(points: list[Point], constants: Constants) -> float:
 
 
 def calibrate(points: list[Point]) -> Constants:
-    """The constants with the least error: one after the other until none changes, several times."""
+    """The constants with the least error of those that searches from several starts find."""
     return min((search(points, at) for at in STARTS), key=lambda found: mean_error(points, found))
 
 
 def search(points: list[Point], start: float) -> Constants:
-    """From one start, as a share of each constant's choices."""
+    """Chooses one constant after the other until none changes; `start` is a share of choices."""
     found = Constants(**{name: of[int(start * len(of))] for name, of in CHOICES.items()})
     for _ in range(MOST_ROUNDS):
         before = found

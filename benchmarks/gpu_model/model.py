@@ -1,10 +1,10 @@
 """How long a launch should take, and what limits it.
 
 A launch takes Constants.launch, and besides the longest of what it needs of each unit, at shares of
-the makers' figures. SMs that are done wait for the one that is given the most blocks, which share
-its units: how many of them it holds at once (the waves of the table) matters only where their warps
-are too few to fill the units. Global memory is as fast as there are threads to wait for it.
-Latencies inside of a block, caches and the mix of instructions are not modelled.
+the makers' figures. An SM computes as fast as it has warps, up to some number; those that are done
+wait for the one that is given the most blocks. How many of these it holds at once (the waves of the
+table) matters only by the number of its warps. Global memory is as fast as there are threads to
+wait for it. Latencies inside of a block, caches and the mix of instructions are not modelled.
 """
 
 import re
@@ -26,21 +26,23 @@ class Constants:
     Attributes:
         launch: Seconds from its start to its end, of a kernel with nearly nothing to do.
         memory: Of the maker's figure; a copy by PyTorch reaches 0.9.
-        tensor: By mma.sync, which on Hopper cannot reach the figure, with what feeds it.
-        simple: Of multiply-adds: loads, conversions and addresses take the other instructions.
-        special: Of SPECIAL_PER_CLOCK.
+        tensor: Of the maker's figure, for each warp that an SM holds: by mma.sync, which on Hopper
+            cannot reach the figure, with what feeds it.
+        simple: The same of multiply-adds: loads, conversions and addresses take the other
+            instructions.
+        special: The same of SPECIAL_PER_CLOCK.
+        full_warps: More of an SM are no faster.
         in_flight: Bytes that a thread waits for at a time: with LATENCY, by Little's law, the rate
             of a chip that is not full.
-        full_warps: Of an SM: fewer leave arithmetic units waiting.
     """
 
-    launch: float = 4e-6
-    memory: float = 0.7
-    tensor: float = 0.25
-    simple: float = 0.25
-    special: float = 0.25
-    in_flight: float = 64
-    full_warps: float = 8
+    launch: float = 3e-6
+    memory: float = 0.6
+    tensor: float = 0.03
+    simple: float = 0.015
+    special: float = 0.015
+    full_warps: float = 32
+    in_flight: float = 48
 
 
 CONSTANTS = Constants()
@@ -99,13 +101,14 @@ def predict(
         return Prediction(fit, waves, None, "")
     busiest = -(-launch["blocks"] // chip.sms)  # blocks, one after the other or at once
     warps = min(fit, busiest) * -(-launch["threads"] // 32)
-    busy = launch["blocks"] / (chip.sms * busiest) * min(1, warps / constants.full_warps)
+    # Warps that work in an SM, on average of all of them.
+    working = launch["blocks"] / (chip.sms * busiest) * min(warps, constants.full_warps)
     threads = launch["threads"] * min(launch["blocks"], fit * chip.sms)
     rates = {
         "memory": min(constants.memory * chip.memory, threads * constants.in_flight / LATENCY),
-        "tensor": constants.tensor * chip.tensor / 2 * busy,
-        "float32": constants.simple * chip.simple / 2 * busy,
-        "special": constants.special * SPECIAL_PER_CLOCK * chip.sms * chip.clock * busy,
+        "tensor": constants.tensor * chip.tensor / 2 * working,
+        "float32": constants.simple * chip.simple / 2 * working,
+        "special": constants.special * SPECIAL_PER_CLOCK * chip.sms * chip.clock * working,
     }
     needs = (work.moved, work.tensor, work.simple, work.special)
     seconds = {name: need / rate for (name, rate), need in zip(rates.items(), needs, strict=True)}

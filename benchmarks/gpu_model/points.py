@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.gpu_model.chips import Chip
 from benchmarks.gpu_model.measured import Times
 from benchmarks.gpu_model.model import CONSTANTS, Constants, predict, short, text_of, work_of
-from benchmarks.gpu_model.resources import Resources
+from benchmarks.gpu_model.resources import AllResources, Resources, find
 from benchmarks.gpu_model.work import Work
 
 
@@ -47,7 +47,7 @@ class Point:
 
 def points_of(
     steps: list[dict[str, Any]],
-    resources: dict[tuple[str, str], Resources],
+    resources: AllResources,
     times: dict[Chip, Times],
 ) -> list[Point]:
     """Those of steps of record_launches.py."""
@@ -60,7 +60,7 @@ def points_of(
                 seen = of_chip.get((operator, size, dtype, kernel))
                 if seen is None or work is None:
                     continue
-                own = resources[launch["kernel"], chip.architecture]
+                own = find(resources, launch["kernel"], chip.architecture)
                 name = f"`{kernel}` of {operator}, {size} {dtype}"
                 found.append(Point(operator, name, chip, launch, own, work, seen))
     return found

@@ -10,7 +10,7 @@ from benchmarks.gpu_model.chips import CHIPS, H100, Chip
 from benchmarks.gpu_model.measured import Times, measured
 from benchmarks.gpu_model.model import CONSTANTS, Prediction, predict, short, text_of, work_of
 from benchmarks.gpu_model.points import factors, points_of
-from benchmarks.gpu_model.resources import Resources
+from benchmarks.gpu_model.resources import AllResources, find
 
 WORST = 5  # of each chip
 HEAD = """\
@@ -45,9 +45,7 @@ COLUMNS = [
 ]
 
 
-def predictions(
-    steps: list[dict[str, Any]], resources: dict[tuple[str, str], Resources]
-) -> dict[str, float]:
+def predictions(steps: list[dict[str, Any]], resources: AllResources) -> dict[str, float]:
     """Microseconds of a kernel on an H100, of all its launches, by operator, step and kernel."""
     found: dict[str, float] = {}
     for step in steps:
@@ -55,7 +53,7 @@ def predictions(
             work = work_of(step, launch)
             if work is None:
                 continue
-            own = resources[launch["kernel"], H100.architecture]
+            own = find(resources, launch["kernel"], H100.architecture)
             microseconds = predict(launch, own, work, H100).microseconds or 0
             kernel = short(launch["kernel"])
             key = f"{step['operator']}, {text_of(step['case'])} {step['dtype']}, {kernel}"
@@ -66,13 +64,13 @@ def predictions(
 def row_of(
     step: dict[str, Any],
     launch: dict[str, Any],
-    resources: dict[tuple[str, str], Resources],
+    resources: AllResources,
     times: dict[Chip, Times],
 ) -> str:
     """A launch as a row of the table."""
     kernel, work = short(launch["kernel"]), work_of(step, launch)
     key = (step["operator"], text_of(step["case"]), step["dtype"], kernel)
-    own = {chip: resources[launch["kernel"], chip.architecture] for chip in CHIPS}
+    own = {chip: find(resources, launch["kernel"], chip.architecture) for chip in CHIPS}
     all_of = {chip: predict(launch, own[chip], work, chip) for chip in CHIPS}
     here: Prediction = all_of[H100]
     shared = (own[H100].static_shared + launch["shared"]) / 1024
@@ -95,7 +93,7 @@ def _number(microseconds: float | None) -> str:
     return "–" if microseconds is None else f"{microseconds:.1f}"
 
 
-def table(steps: list[dict[str, Any]], resources: dict[tuple[str, str], Resources]) -> str:
+def table(steps: list[dict[str, Any]], resources: AllResources) -> str:
     """All of it as Markdown."""
     times = measured()
     columns = list(COLUMNS)

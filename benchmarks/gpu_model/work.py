@@ -62,6 +62,12 @@ def _tile_weights(case: Case, size: int) -> Work:
     return Work(pairs * size, pairs * case["dim"] * _products(size), special=pairs)
 
 
+def _row_gradients(case: Case, size: int) -> Work:
+    # Of each subspace rows and products read, and gradients written, or added to in float32.
+    of_gradient = size if _masks(case) == 1 else 2 * 4
+    return Work(_masks(case) * _rows(case) * case["dim"] * (2 * size + of_gradient))
+
+
 def _sigmoid_tiles(case: Case, size: int) -> Work:
     pairs = case["batch"] ** 2
     return Work(pairs * size, pairs * case["dim"] * _products(size), special=3 * pairs)
@@ -185,12 +191,20 @@ WORK: dict[tuple[str, str], Callable[[Case, int], Work]] = {
     ("ntxent", "forward_tiles"): _forward_tiles,
     ("ntxent", "fused_backward"): _fused_backward,
     ("ntxent", "tile_weights"): _tile_weights,
+    ("ntxent", "rows_of_slice"): _row_gradients,
+    ("ntxent", "inverse_norms"): _moves(_elements),
     ("contrastive_logsumexp", "forward_tiles"): _forward_tiles,
     ("contrastive_logsumexp", "fused_backward"): _fused_backward,
     ("contrastive_logsumexp", "tile_weights"): _tile_weights,
+    ("contrastive_logsumexp", "rows_of_slice"): _row_gradients,
     ("select_hard_pairs_nt_xent", "forward_tiles"): _forward_tiles,
     ("sigmoid_contrast", "sigmoid_tiles"): _sigmoid_tiles,
+    ("sigmoid_contrast", "rows_of_slice"): _row_gradients,
+    ("sigmoid_contrast", "inverse_norms"): _moves(_elements),
     ("nearest_neighbor_distance", "search"): _search,
+    # Rows read, and as much written for the search; rows and those of the neighbors read.
+    ("nearest_neighbor_distance", "write_planes"): _moves(lambda c: 2 * c["rows"] * c["dim"]),
+    ("nearest_neighbor_distance", "measure"): _moves(lambda c: 2 * c["rows"] * c["dim"]),
     # Rows and those of the neighbors read, gradients written.
     ("nearest_neighbor_distance", "backward"): _moves(lambda c: 3 * c["rows"] * c["dim"]),
     ("subspace_similarity", "sum_pairs"): _sums_of_products,

@@ -28,7 +28,7 @@ from benchmarks.gpu_model.model import (  # noqa: E402
     work_of,
 )
 from benchmarks.gpu_model.points import Point  # noqa: E402
-from benchmarks.gpu_model.resources import Resources, built, resources_of  # noqa: E402
+from benchmarks.gpu_model.resources import Resources, built, find, resources_of  # noqa: E402
 from benchmarks.gpu_model.table import predictions  # noqa: E402
 from benchmarks.gpu_model.work import WORK, Work  # noqa: E402
 
@@ -88,6 +88,11 @@ def test_reads_a_report():
         ("void tiles<float>(float)", "sm_90a"): Resources(168, 1536),
         ("void tiles<float>(float)", "sm_80"): Resources(40, 0),
     }
+
+
+def test_names_what_was_not_compiled():
+    with pytest.raises(LookupError, match=r"no report of tiles for sm_80 in build/: compile"):
+        find({("tiles", "sm_90a"): Resources(32, 0)}, "tiles", "sm_80")
 
 
 def test_names_are_short():
@@ -181,11 +186,11 @@ def points_by(constants, chip):
     many, few, single = launch(1320), launch(13), launch(132)
     launches = [
         *((many, Work(moved=1e8 * n)) for n in range(1, 4)),
-        *((many, Work(tensor=1e10 * n)) for n in range(1, 4)),
-        (many, Work(simple=1e9)),
-        (many, Work(special=1e9)),
+        *((single, Work(tensor=1e10 * n)) for n in range(1, 4)),
+        (single, Work(simple=1e9)),
+        (single, Work(special=1e9)),
         (few, Work(moved=1e8)),
-        (single, Work(tensor=1e10)),
+        (many, Work(tensor=1e11)),
         (many, Work(moved=8)),
     ]
     for at, (each, work) in enumerate(launches):
@@ -194,7 +199,9 @@ def points_by(constants, chip):
 
 
 def test_finds_the_constants_of_measured_times():
-    meant = Constants(2e-6, memory=0.5, tensor=0.4, simple=0.1, special=0.4, in_flight=24)
+    meant = Constants(
+        2e-6, 0.5, tensor=0.05, simple=0.01, special=0.025, full_warps=16, in_flight=24
+    )
     points = list(points_by(meant, H100))
     found = calibrate(points)
     assert found == meant
@@ -214,7 +221,7 @@ def test_reports_what_one_chip_says_of_another():
 
 def test_an_operator_says_nothing_of_itself():
     """Only the one that is left out has float32: without it, that constant is where it starts."""
-    points = list(points_by(Constants(simple=0.5), H100))
+    points = list(points_by(Constants(simple=0.04), H100))
     (error,) = left_out(points)["6"]
     assert error > 1
     assert max(error for name, (error,) in left_out(points).items() if name in "345") == 0
