@@ -1,88 +1,88 @@
-r"""Chooses the model's constants by the measured times, and says how well others are predicted.
+"""Chooses the model's constants by the measured times, and says how well others are predicted."""
 
-    python -m benchmarks.gpu_model.calibrate launches.json
-
-Prints the constants that minimize the mean |log(measured / predicted)|, and the errors for each
-operator of constants that were chosen without it. launches.json is of record_launches.py.
-"""
-
-import json
 import math
 import statistics
-import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 
-from benchmarks.gpu_model import model
-from benchmarks.gpu_model.chips import H100
-from benchmarks.gpu_model.measured import measured
-from benchmarks.gpu_model.resources import ROOT, Resources, built
+from benchmarks.gpu_model.model import CONSTANTS, Constants
+from benchmarks.gpu_model.points import Point, factors
 
 CHOICES: dict[str, list[float]] = {
-    "LAUNCH": [2e-6, 3e-6, 4e-6, 5e-6],
-    "MEMORY": [0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
-    "TENSOR": [0.15, 0.2, 0.25, 0.3, 0.35, 0.4],
-    "SIMPLE": [0.1, 0.15, 0.2, 0.25, 0.3],
-    "SPECIAL": [0.1, 0.15, 0.2, 0.25, 0.3, 0.4],
-    "IN_FLIGHT": [8, 16, 24, 32],
-    "FULL_WARPS": [4, 8, 12, 16],
+    "launch": [1e-6, 1.5e-6, 2e-6, 2.5e-6, 3e-6, 4e-6, 5e-6, 6e-6],
+    "memory": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+    "tensor": [0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.08],
+    "simple": [0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04],
+    "special": [0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04],
+    "full_warps": [4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64],
+    "in_flight": [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256],
 }
-ROUNDS = 3  # in which each constant is chosen in turn
+# Where searches start among the choices: not at model.py's constants, which know all times.
+STARTS = (0.25, 0.5, 0.75)
+MOST_ROUNDS = 10  # of a search, in which each constant is chosen in turn
 
-Point = tuple[float, dict[str, Any], Resources, model.Work]
+
+def mean_error(points: list[Point], constants: Constants) -> float:
+    """What is minimized."""
+    return statistics.mean(point.error(constants) for point in points)
 
 
-def points_of(steps: list[dict[str, Any]]) -> dict[str, list[Point]]:
-    """By operator: what was measured and can be predicted."""
-    times = measured(ROOT / "benchmarks" / "results" / "gpu-h100-kernels.md")
-    resources = built()
-    found: dict[str, list[Point]] = {}
-    for step in steps:
-        size = model.text_of(step["case"])
-        for launch in step["launches"]:
-            kernel = launch["kernel"]
-            seen = times.get((step["operator"], size, step["dtype"], model.short(kernel)))
-            work = model.work_of(step["operator"], step["case"], step["dtype"], launch)
-            if seen is not None and work is not None:
-                own = resources[kernel, H100.architecture]
-                found.setdefault(step["operator"], []).append((seen, launch, own, work))
+def calibrate(points: list[Point]) -> Constants:
+    """The constants with the least error of those that searches from several starts find."""
+    return min((search(points, at) for at in STARTS), key=lambda found: mean_error(points, found))
+
+
+def search(points: list[Point], start: float) -> Constants:
+    """Chooses one constant after the other until none changes; `start` is a share of choices."""
+    found = Constants(**{name: of[int(start * len(of))] for name, of in CHOICES.items()})
+    for _ in range(MOST_ROUNDS):
+        before = found
+        for name, values in CHOICES.items():
+            tried = [replace(found, **{name: value}) for value in values]
+            found = min(tried, key=lambda constants: mean_error(points, constants))
+        if found == before:
+            break
     return found
 
 
-def errors(points: list[Point]) -> list[float]:
-    """|log(measured / predicted)| of each."""
-    return [
-        abs(math.log(seen / (model.predict(launch, own, work, H100).microseconds or math.nan)))
-        for seen, launch, own, work in points
-    ]
+def at_ends(constants: Constants) -> list[str]:
+    """Those for which there is no smaller or no larger choice."""
+    chosen = asdict(constants)
+    return [name for name, values in CHOICES.items() if chosen[name] in (values[0], values[-1])]
 
 
-def calibrate(points: list[Point]) -> dict[str, float]:
-    """Sets the constants, and returns them."""
-    for _ in range(ROUNDS):
-        for name, values in CHOICES.items():
-            tried = []
-            for value in values:
-                setattr(model, name, value)
-                tried.append((statistics.mean(errors(points)), value))
-            setattr(model, name, min(tried)[1])
-    return {name: getattr(model, name) for name in CHOICES}
+def left_out(points: list[Point]) -> dict[str, list[float]]:
+    """Errors of every operator by constants of the others."""
+    found = {}
+    for operator in dict.fromkeys(point.operator for point in points):
+        constants = calibrate([point for point in points if point.operator != operator])
+        found[operator] = [p.error(constants) for p in points if p.operator == operator]
+    return found
 
 
-def main() -> None:
-    by_operator = points_of(json.loads(Path(sys.argv[1]).read_text()))
-    others: list[float] = []
-    for operator, points in by_operator.items():
-        calibrate([p for name, rest in by_operator.items() if name != operator for p in rest])
-        found = errors(points)
-        others += found
-        print(f"{operator}, left out: {math.exp(statistics.median(found)):.2f} of {len(found)}")
-    print(
-        f"all, left out: median factor {math.exp(statistics.median(others)):.2f}, nine in ten "
-        f"within {math.exp(sorted(others)[len(others) * 9 // 10]):.2f}"
-    )
-    print(calibrate([point for points in by_operator.values() for point in points]))
-
-
-if __name__ == "__main__":
-    main()
+def report(points: list[Point]) -> Iterable[str]:
+    """All of it in lines."""
+    chips = list(dict.fromkeys(point.chip for point in points))
+    by_chip = {chip: [point for point in points if point.chip == chip] for chip in chips}
+    errors_of = left_out(points)
+    yield "Factors: in the median, and at most for nine in ten."
+    yield "Each operator by constants of the others:"
+    for operator, errors in errors_of.items():
+        median, most = factors(errors)
+        yield f"  {operator}: {median:.2f}, {most:.2f} of {len(errors)} launches"
+    median, most = factors([error for errors in errors_of.values() for error in errors])
+    yield f"  all: {median:.2f}, {most:.2f} of {len(points)} launches"
+    if len(chips) > 1:
+        yield "Each chip by constants of another:"
+    for source in chips:
+        constants = calibrate(by_chip[source])
+        for chip in chips:
+            median, most = factors([point.error(constants) for point in by_chip[chip]])
+            yield f"  {chip.name} by {source.name}'s times: {median:.2f}, {most:.2f}"
+    constants = calibrate(points)
+    yield f"The best found for all: {constants}"
+    for name in at_ends(constants):
+        yield f"  {name} is at an end of its choices"
+    if constants != CONSTANTS:
+        gain = mean_error(points, CONSTANTS) - mean_error(points, constants)
+        yield f"  not those of model.py, whose mean factor is {math.exp(gain):.3f} times as large"

@@ -1,9 +1,10 @@
 """How long a launch should take, and what limits it.
 
-A launch takes LAUNCH, and besides the longest of what it needs of each unit, at shares of the
-makers' figures. Units of an SM are idle where it has no block: the last wave of blocks counts as a
-whole one, and few warps fill them in part. Global memory is as fast as there are threads to wait
-for it. Latencies inside of a block, caches and the mix of instructions are not modelled.
+A launch takes Constants.launch, and besides the longest of what it needs of each unit, at shares of
+the makers' figures. An SM computes as fast as it has warps, up to some number; those that are done
+wait for the one that is given the most blocks. How many of these it holds at once (the waves of the
+table) matters only by the number of its warps. Global memory is as fast as there are threads to
+wait for it. Latencies inside of a block, caches and the mix of instructions are not modelled.
 """
 
 import re
@@ -14,18 +15,37 @@ from benchmarks.gpu_model.chips import Chip
 from benchmarks.gpu_model.resources import Resources
 from benchmarks.gpu_model.work import WORK, Work
 
-# The same for all kernels, chosen by the times measured on an H100 (calibrate.py).
-LAUNCH = 4e-6  # s: from its start to the end, of a kernel with nearly nothing to do
-MEMORY = 0.6  # of the maker's figure; a copy by PyTorch reaches 0.9
-TENSOR = 0.25  # by mma.sync, which on Hopper cannot reach the figure, with what feeds it
-SIMPLE = 0.15  # of multiply-adds: loads, conversions and addresses take the other instructions
-SPECIAL = 0.2
 SPECIAL_PER_CLOCK = 16  # of an SM, by the programming guide
-# Bytes that a thread waits for at a time, and for how long: by Little's law the rate of a chip that
-# is not full.
-IN_FLIGHT = 32
-LATENCY = 0.8e-6  # s
-FULL_WARPS = 8  # of an SM: fewer leave arithmetic units waiting
+LATENCY = 0.8e-6  # s, of global memory
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The same for all kernels and chips, chosen by measured times (calibrate.py).
+
+    Attributes:
+        launch: Seconds from its start to its end, of a kernel with nearly nothing to do.
+        memory: Of the maker's figure; a copy by PyTorch reaches 0.9.
+        tensor: Of the maker's figure, for each warp that an SM holds: by mma.sync, which on Hopper
+            cannot reach the figure, with what feeds it.
+        simple: The same of multiply-adds: loads, conversions and addresses take the other
+            instructions.
+        special: The same of SPECIAL_PER_CLOCK.
+        full_warps: More of an SM are no faster.
+        in_flight: Bytes that a thread waits for at a time: with LATENCY, by Little's law, the rate
+            of a chip that is not full.
+    """
+
+    launch: float = 3e-6
+    memory: float = 0.6
+    tensor: float = 0.03
+    simple: float = 0.015
+    special: float = 0.015
+    full_warps: float = 32
+    in_flight: float = 48
+
+
+CONSTANTS = Constants()
 
 
 @dataclass(frozen=True)
@@ -49,17 +69,23 @@ def text_of(case: dict[str, int]) -> str:
     return " ".join(f"{name}={value}" for name, value in case.items())
 
 
-def work_of(operator: str, case: dict[str, int], dtype: str, launch: dict[str, Any]) -> Work | None:
-    """What one of the launches of a step has to do, if that is known."""
-    formula = WORK.get((operator, short(launch["kernel"])))
+def work_of(step: dict[str, Any], launch: dict[str, Any]) -> Work | None:
+    """What one of the launches of a step has to do, if that is known: its kernel's share."""
+    kernel = short(launch["kernel"])
+    formula = WORK.get((step["operator"], kernel))
     if formula is None:
         return None
-    work, count = formula(case, 4 if dtype == "float32" else 2), launch["count"]
+    work = formula(step["case"], 4 if step["dtype"] == "float32" else 2)
+    count = sum(each["count"] for each in step["launches"] if short(each["kernel"]) == kernel)
     return Work(*(part / count for part in (work.moved, work.tensor, work.simple, work.special)))
 
 
 def predict(
-    launch: dict[str, Any], resources: Resources, work: Work | None, chip: Chip
+    launch: dict[str, Any],
+    resources: Resources,
+    work: Work | None,
+    chip: Chip,
+    constants: Constants = CONSTANTS,
 ) -> Prediction:
     """Of a launch, as record_launches.py has them.
 
@@ -73,19 +99,19 @@ def predict(
     waves = launch["blocks"] / (fit * chip.sms)
     if work is None:
         return Prediction(fit, waves, None, "")
-    # The busiest SM's share of the blocks, beside that of an even division.
-    busiest = -(-launch["blocks"] // chip.sms)
+    busiest = -(-launch["blocks"] // chip.sms)  # blocks, one after the other or at once
     warps = min(fit, busiest) * -(-launch["threads"] // 32)
-    busy = launch["blocks"] / (chip.sms * busiest) * min(1, warps / FULL_WARPS)
+    # Warps that work in an SM, on average of all of them.
+    working = launch["blocks"] / (chip.sms * busiest) * min(warps, constants.full_warps)
     threads = launch["threads"] * min(launch["blocks"], fit * chip.sms)
     rates = {
-        "memory": min(MEMORY * chip.memory, threads * IN_FLIGHT / LATENCY),
-        "tensor": TENSOR * chip.tensor / 2 * busy,
-        "float32": SIMPLE * chip.simple / 2 * busy,
-        "special": SPECIAL * SPECIAL_PER_CLOCK * chip.sms * chip.clock * busy,
+        "memory": min(constants.memory * chip.memory, threads * constants.in_flight / LATENCY),
+        "tensor": constants.tensor * chip.tensor / 2 * working,
+        "float32": constants.simple * chip.simple / 2 * working,
+        "special": constants.special * SPECIAL_PER_CLOCK * chip.sms * chip.clock * working,
     }
     needs = (work.moved, work.tensor, work.simple, work.special)
     seconds = {name: need / rate for (name, rate), need in zip(rates.items(), needs, strict=True)}
     limiter = max(seconds, key=seconds.__getitem__)
-    name = "launch" if seconds[limiter] < LAUNCH else limiter
-    return Prediction(fit, waves, 1e6 * (LAUNCH + seconds[limiter]), name)
+    name = "launch" if seconds[limiter] < constants.launch else limiter
+    return Prediction(fit, waves, 1e6 * (constants.launch + seconds[limiter]), name)

@@ -22,15 +22,19 @@ class Resources:
     static_shared: int
 
 
-def resources_of(reports: list[str]) -> dict[tuple[str, str], Resources]:
-    """By the kernel's demangled name and the architecture, as ``"sm_90a"``.
+# By the kernel's demangled name and the architecture, as ``"sm_90a"``.
+AllResources = dict[tuple[str, str], Resources]
+
+
+def resources_of(reports: list[str]) -> AllResources:
+    """Those of ptxas's reports.
 
     Kernels of one name in several files, for which the name does not tell, have the most of each.
     """
     entries = [entry for report in reports for entry in ENTRY.finditer(report)]
     mangled = "\n".join(entry["name"] for entry in entries)
     names = subprocess.run(["c++filt"], input=mangled, capture_output=True, text=True, check=True)
-    found: dict[tuple[str, str], Resources] = {}
+    found: AllResources = {}
     for entry, name in zip(entries, names.stdout.splitlines(), strict=True):
         shared = re.search(r"(\d+) bytes smem", entry["rest"])
         key = (name, entry["architecture"])
@@ -42,6 +46,20 @@ def resources_of(reports: list[str]) -> dict[tuple[str, str], Resources]:
     return found
 
 
-def built() -> dict[tuple[str, str], Resources]:
+def built() -> AllResources:
     """Those of the last CUDA build in build/; none where CUDA was not compiled."""
     return resources_of([path.read_text() for path in sorted(ROOT.glob(REPORTS))])
+
+
+def find(resources: AllResources, kernel: str, architecture: str) -> Resources:
+    """Those of one kernel.
+
+    Raises:
+        LookupError: The emulator has a kernel that the CUDA build has not.
+    """
+    try:
+        return resources[kernel, architecture]
+    except KeyError:
+        raise LookupError(
+            f"no report of {kernel} for {architecture} in build/: compile the CUDA kernels again"
+        ) from None
