@@ -56,6 +56,19 @@ def short(kernel: str) -> str:
     return (template.group() if template else name.split("(")[0])[:70]
 
 
+def compact(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Steps with short names of kernels, and numbers as exact as they are."""
+    return [
+        row
+        | {
+            "kernels": [
+                (short(kernel), round(n, 2), round(us, 2)) for kernel, n, us in row["kernels"]
+            ]
+        }
+        for row in rows
+    ]
+
+
 def measure(
     name: str, workload: Workload, case: Case, dtype: torch.dtype, device: str
 ) -> dict[str, Any]:
@@ -142,8 +155,8 @@ def main() -> None:
                 print(name, case, dtype, flush=True)
                 if options.report:
                     options.report.write_text(table(rate, rows, environment))
-                    document = {"environment": environment, "rates": rate, "steps": rows}
-                    options.report.with_suffix(".json").write_text(json.dumps(document, indent=1))
+                    document = {"environment": environment, "rates": rate, "steps": compact(rows)}
+                    options.report.with_suffix(".json").write_text(json.dumps(document))
     if not options.report:
         print(table(rate, rows, environment))
 

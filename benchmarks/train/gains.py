@@ -37,6 +37,7 @@ EQUAL = "plain, forwards of"
 PROBES = {"linear": "linear probe", "20-NN": "k-NN 20", "200-NN": "k-NN 200"}
 RATES = (4e-3, 8e-3)  # where `tuned_rates` begins
 HELD_OUT = 10  # one image in so many of a class
+PAIRS = 10_000  # of views, of as many training images, that R² is fitted on; half as many tell it
 AUGMENTATIONS = "augmentations.json"  # of a training: what its features know of augmentations
 
 
@@ -108,7 +109,7 @@ def main(
     def measure(variant: str, run: Path) -> None:
         for each in () if values.until else (run, run / "baseline"):
             if each.exists():
-                measure_augmentations(each, values.threads)
+                measure_augmentations(each, values)
 
     trained = train_all(variants, values, data, measure)
     if values.until == "trained":
@@ -145,7 +146,10 @@ def main(
     explained = list(found[values.methods[0], PLAIN][0].explained)
     write_table(
         f"{title}: what features know of augmentations",
-        ["R² in % of the difference of two views' augmentation parameters."],
+        [
+            "R² in % of the difference of two views' augmentation parameters, fitted on"
+            f" {PAIRS:,} pairs.",
+        ],
         ["", "", *explained],
         [
             [
@@ -236,16 +240,19 @@ def scores_of(run: Path, training: Path, position: int) -> Scores:
     )
 
 
-def measure_augmentations(training: Path, threads: int | None) -> None:
+def measure_augmentations(training: Path, values: argparse.Namespace) -> None:
     """Writes `AUGMENTATIONS` of a training, on the same views whatever it was trained on."""
     measured = training / AUGMENTATIONS
     if measured.exists():
         return
     partial = measured.with_suffix(".partial")
     low, high = AugmentationRecipe().crop_scale
-    arguments = ["evaluate", str(training), "--measure=augmentations", "--reference=false"]
-    arguments += [f"--augment.crop_scale=[{low}, {high}]", f"--json={partial}"]
-    program(arguments, threads, training / "augmentations.log")
+    arguments = ["evaluate", str(training / "backbone.safetensors"), f"--json={partial}"]
+    arguments += ["--measure=augmentations", "--reference=false"]
+    arguments += ["--data.name=folder", f"--data.path={values.path}"]
+    arguments += [f"--data.max_images={PAIRS}", f"--data.max_test_images={PAIRS // 2}"]
+    arguments += [f"--augment.crop_scale=[{low}, {high}]"]
+    program(arguments, values.threads, training / "augmentations.log")
     partial.rename(measured)
 
 

@@ -100,7 +100,6 @@ __global__ void __launch_bounds__(kDimThreads) write_grad_shifted(BudgetedMasksB
   const float* w = static_cast<const float*>(p.weights) + d;
   const float* grad = static_cast<const float*>(p.grad_weights) + d;
   float sums[kMostMasks] = {};
-#pragma unroll 8  // so that as many loads are under way
   for (int g = 1; g < 1 << p.masks; ++g) {
     const float product = grad[g * p.dim] * w[g * p.dim];
 #pragma unroll

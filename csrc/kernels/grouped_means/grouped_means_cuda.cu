@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 64;  // of a block: there are few dimensions
 constexpr int kCountThreads = 256;
-constexpr int kParts = 8;  // sums of a thread that run side by side
+constexpr int kParts = 4;  // sums of a thread that run side by side
 
 __global__ void __launch_bounds__(kThreads) divide(GroupedMeans p) {
   const std::int64_t d = std::int64_t{blockIdx.x} * kThreads + threadIdx.x, dim = p.in.dim;
@@ -20,23 +20,16 @@ __global__ void __launch_bounds__(kThreads) divide(GroupedMeans p) {
   float totals[kParts] = {}, compared[kParts] = {};
   for (std::int64_t first = 0; first < p.in.groups; first += kParts) {
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) {  // without branches, so that all loads are under way
-      const bool inside = first + i < p.in.groups;
-      const std::int64_t g = inside ? first + i : 0;
-      const float weight = inside ? w[g * dim] : 0;
-      totals[i] += inside ? weight * sums[g * dim] : 0;
-      compared[i] += inside ? weight * counts[g] : 0;
+    for (int i = 0; i < kParts; ++i) {
+      const std::int64_t g = first + i;
+      if (g >= p.in.groups) break;
+      const float weight = w[g * dim];
+      totals[i] += weight * sums[g * dim];
+      compared[i] += weight * counts[g];
     }
   }
-#pragma unroll
-  for (int half = kParts / 2; half > 0; half /= 2) {
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      totals[i] += totals[i + half];
-      compared[i] += compared[i + half];
-    }
-  }
-  const float pairs = compared[0], total = totals[0];
+  const float pairs = (compared[0] + compared[1]) + (compared[2] + compared[3]);
+  const float total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
   static_cast<float*>(p.compared)[d] = pairs;
   static_cast<float*>(p.means)[d] = total / (pairs < 1 ? 1 : pairs);
 }
