@@ -24,7 +24,7 @@ included; a factor is the ratio of prediction and time, the larger over the smal
 
 {agreement}
 
-The model's constants were chosen by these same times; [performance](../performance.md) says how
+The model's constants were chosen by these same times; docs/performance.md says how
 well an operator is predicted by the others', and a GPU by another one.
 {unmeasured}The tensor cores of the A100 and the RTX 4090 lose nothing by mma.sync: what they limit
 is predicted to take too long there. Farthest off, measured over predicted:
