@@ -17,7 +17,7 @@ MOST = {
     "InfoNCELoss two-sided": (8, 2),
     "VICRegLoss": (10, 6),
     "BarlowTwinsLoss": (7, 4),
-    "NegativeCosineSimilarity": (4, 5),
+    "NegativeCosineSimilarity": (6, 1),
     "MASTLoss": (14, 10),
 }
 

@@ -27,9 +27,11 @@ SPILLS = {
     "dots": 80,
     "backward": 80,
     "finish_rows": 48,
+    "write_shifted": 40,  # on sm_80 alone
     "forward": 32,
     "sum_pairs_unmasked": 32,
     "select_of_many": 16,
+    "sigmoid_tiles": 16,  # one register, which branches in the place of selections would save
 }
 
 ENTRY = re.compile(
