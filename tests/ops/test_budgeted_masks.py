@@ -65,7 +65,8 @@ def test_no_masks(device):
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0])
 def test_means_are_met(scale, dim, device):
     logits = scale * torch.randn(len(MEANS), dim, device=device) + 5
-    assert_means(logits, torch.tensor(MEANS, device=device), 4e-6)
+    # float32 sums of more dimensions are less exact; 1e-5 is what is promised.
+    assert_means(logits, torch.tensor(MEANS, device=device), 4e-6 if dim < 4096 else 1e-5)
 
 
 def test_between_two_far_groups(device):
