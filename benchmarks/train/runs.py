@@ -102,12 +102,13 @@ def _train(
 def _refuse_others(run: Path, options: Sequence[str]) -> None:
     """Ends the script if a run is of other options than these; else keeps them beside it."""
     file = run.with_name(f"{run.name}.options.json")
-    if not file.exists():
-        if run.exists():
-            sys.exit(f"{run} is there without {file.name}: it is not known with which options")
+    if not run.exists():
         file.write_text(json.dumps(options, indent=1) + "\n")
-    elif (before := json.loads(file.read_text())) != options:
-        others = ", ".join(sorted(set(before) ^ set(options)))
+        return
+    if not file.exists():
+        sys.exit(f"{run} is there without {file.name}: it is not known with which options")
+    if (before := json.loads(file.read_text())) != options:
+        others = ", ".join(sorted(set(before) ^ set(options))) or "in another order"
         sys.exit(f"{run} was trained with other options ({others}): choose another --runs")
 
 

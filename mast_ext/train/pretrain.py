@@ -162,7 +162,7 @@ def _report(
             rows += measure(training.name, module.backbone, method=module.method)
         rows += measure(config.model.start, build_networks(config).backbone)
         rows.append(chance(images.labeled, protocols(rows)))
-    # Training left all of it on the CPU, and probing took backbone and method with it.
+    # Training left all of it on the CPU; probing moved the backbone and the method, not the rest.
     module, loader = modules[0].to(device), trainings[0].loader
     measured = Measurements(
         rows,

@@ -74,6 +74,18 @@ def test_held_out_images_are_training_images_once(gains, tmp_path):
     assert gains.held_out(images, folder) == folder
 
 
+def test_runs_of_other_options_are_refused(gains, tmp_path):
+    import runs
+
+    run = tmp_path / "run"
+    runs._refuse_others(run, ["--a=typo"])
+    runs._refuse_others(run, ["--a=1"])  # the first has left no run
+    run.mkdir()
+    runs._refuse_others(run, ["--a=1"])
+    with pytest.raises(SystemExit, match=r"other options \(--a=1, --a=2\)"):
+        runs._refuse_others(run, ["--a=2"])
+
+
 @pytest.mark.slow
 def test_a_table_is_made_and_an_interrupted_call_goes_on(tmp_path):
     """Two seeds, all columns; a second call trains nothing."""
@@ -93,7 +105,7 @@ def test_a_table_is_made_and_an_interrupted_call_goes_on(tmp_path):
     assert equal[1] == "plain, forwards of EquiMod"
     assert re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d \(p \S+\)", treated[6])
     assert plain[5].strip() == ""
-    assert "crop" not in text.split("\n# EquiMod: what features know")[0].replace("crops of", "")
+    assert "| y | x | h | w |" in text.split("\n# EquiMod: what features know")[1]
 
     times = {
         each: each.stat().st_mtime_ns for each in (tmp_path / "runs").rglob("*") if each.is_file()

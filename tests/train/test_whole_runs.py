@@ -29,7 +29,7 @@ def hard(config):
 
 
 VARIANTS = {
-    "byol": hard,  # with a teacher, which selects, too
+    "byol": hard,  # its teacher embeds the views that are chosen from, too
     "dino": hard,
     "mast": lambda config: replace(config, mast=replace(config.mast, uncertainty=True)),
     "simclr": lambda config: hard(replace(config, equimod=EquiModOptions(1.0, (16, 16), 8))),
