@@ -6,7 +6,7 @@
 Needs this Python with torch, pytest, pytest-benchmark, cmake and ninja, and nvcc and
 compute-sanitizer on the PATH; with pytest-xdist the tests take a fraction of the time. Without a
 GPU it says so and is content. What was found goes to RESULTS/CHIP.json after every step, the table
-of benchmarks to RESULTS/CHIP.md, and the times of all kernels to RESULTS/CHIP-kernels.md; steps
+of benchmarks to RESULTS/CHIP.md, and the times of all kernels to RESULTS/CHIP-kernels.*; steps
 that ran earlier on the same chip, of the same commit and versions, stay in the file. Sanitizers
 run beside each other, all else by itself.
 
@@ -332,7 +332,7 @@ def main() -> int:
             for child in list(CHILDREN):  # or the pool would wait for them
                 kill(child)
             raise
-        for file in Path(folder).glob("*.md"):
+        for file in (*Path(folder).glob("*.md"), *Path(folder).glob("*-kernels.json")):
             shutil.copy(file, results.path.parent)
         if (races := table.with_suffix(".json")).exists():
             results.document["benchmarks"] = json.loads(races.read_text())

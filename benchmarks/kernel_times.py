@@ -57,7 +57,7 @@ def short(kernel: str) -> str:
 
 
 def compact(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Steps with short names of kernels, and numbers as exact as they are."""
+    """Steps with short names of kernels, their numbers rounded to a hundredth."""
     return [
         row
         | {

@@ -83,7 +83,7 @@ def main(
     parser.add_argument(
         "--until",
         choices=["tuned", "trained"],
-        help="Stop there: what comes after can run on another machine, on the runs copied to it.",
+        help="Stop there: the rest can run on another machine, with all files at the same paths.",
     )
     values = parser.parse_args()
 
@@ -106,7 +106,7 @@ def main(
         if method not in treatment.unfit
     }
 
-    def measure(variant: str, run: Path) -> None:
+    def measure(run: Path) -> None:
         for each in () if values.until else (run, run / "baseline"):
             if each.exists():
                 measure_augmentations(each, values)
@@ -296,8 +296,8 @@ def held_out(path: Path, folder: Path) -> Path:
     """A folder of links to the training images alone, of which every tenth is a test image."""
     of = folder.with_name(f"{folder.name}-of")  # a link that says whose
     if folder.exists():
-        if of.readlink() != path.resolve():
-            sys.exit(f"{folder} has images of {of.readlink()}: choose another --runs")
+        if not of.is_symlink() or of.readlink() != path.resolve():
+            sys.exit(f"{folder} has images of another folder than {path}: choose another --runs")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     of.unlink(missing_ok=True)

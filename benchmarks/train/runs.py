@@ -59,18 +59,18 @@ def train_all(
     variants: Mapping[str, Variant],
     values: argparse.Namespace,
     options: Sequence[str] = (),
-    then: Callable[[str, Path], None] = lambda variant, run: None,
+    then: Callable[[Path], None] = lambda run: None,
 ) -> dict[tuple[str, int], Path]:
     """The run directory of every variant and seed; an interrupted run goes on where it stopped.
 
-    `then` is called for every run at its end, with the variant, as many at the same time as train.
+    `then` is called for every run at its end, as many at the same time as train.
     """
     todo = [(name, seed) for seed in values.seeds for name in variants]
 
     def train(each: tuple[str, int]) -> Path:
         name, seed = each
         run = _train(name, variants[name], seed, values, options)
-        then(name, run)
+        then(run)
         return run
 
     with ThreadPoolExecutor(values.jobs) as pool:

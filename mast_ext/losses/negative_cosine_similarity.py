@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from mast_ext import functional
 from mast_ext.losses.common.inputs import Reduction, in_one_dtype, reduce, require_option
 
-# One operation negates and takes the mean, and another its gradient; of more numbers than these the
-# one thread block that does so on a GPU takes longer than PyTorch's kernels.
-MOST_IN_ONE_SUM = 16384
+# Of so many similarities one operation negates and takes the mean, and another makes its gradient.
+# On a GPU a single thread block does so, which is for few numbers.
+MOST_IN_ONE_SUM = 4096
 
 
 class NegativeCosineSimilarity(nn.Module):
