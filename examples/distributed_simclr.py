@@ -21,7 +21,7 @@ from mast_ext.models import Projector, create_backbone, sync_batch_norm
 
 
 def main() -> None:
-    """Trains, and prints the mean loss of all processes."""
+    """Joins the processes, trains, and leaves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=128, help="of all processes together")
@@ -35,6 +35,15 @@ def main() -> None:
     else:
         device = torch.device("cpu")
         dist.init_process_group("gloo")
+    train(options, device)
+    dist.barrier()  # none leaves while another still sends
+    # The model is gone by now: it holds the process group, and a group that goes with a model
+    # rather than here can wait for its own thread forever.
+    dist.destroy_process_group()
+
+
+def train(options: argparse.Namespace, device: torch.device) -> None:
+    """Trains, and prints the mean loss of all processes."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
 
     loader = build_loader(
@@ -67,8 +76,6 @@ def main() -> None:
                     print(f"step {step}: loss {mean.item() / world_size:.4f}", flush=True)
             if step == options.steps:
                 break
-    dist.barrier()  # none leaves while another still sends
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Errors of a run that the program reports in one sentence, without a traceback."""
 
+import signal
 from pathlib import Path
 
 
@@ -22,6 +23,16 @@ class EndedByAnother(RunError):
 
     def __init__(self) -> None:
         super().__init__("another process of the run failed")
+
+
+class ProcessKilled(RunError):
+    """A process of the run was ended by a signal, and could not say so itself."""
+
+    def __init__(self, rank: int, number: int) -> None:
+        hint = ", as it happens where memory runs out" if number == signal.SIGKILL else ""
+        name = signal.strsignal(number)
+        super().__init__(f"rank {rank} was ended by signal {number} ({name}){hint}")
+        self.status = 128 + number
 
 
 class NonFiniteError(RunError):
@@ -59,9 +70,9 @@ class Interrupted(RunError):
         run: The run directory to resume, when something was done that can be.
     """
 
-    def __init__(self, signal: int, step: int) -> None:
-        super().__init__(signal, step)
-        self.signal, self.step, self.status = signal, step, 128 + signal
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(number, step)
+        self.signal, self.step, self.status = number, step, 128 + number
         self.run: Path | None = None
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 
 from mast_ext.distributed import rank, world_size
 from mast_ext.train.config import TrainConfig
-from mast_ext.train.errors import EndedByAnother, RunError
+from mast_ext.train.errors import EndedByAnother, ProcessKilled, RunError
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,11 @@ def launch(module: str, arguments: Sequence[str], count: int) -> int:
         count: How many processes.
 
     Returns:
-        0 when all succeeded, else the status of the first one that did not (128 + n for one that
-        signal n ended, here or there). That process has reported what went wrong.
+        0 when all succeeded, else the status of the first one that did not, which has reported what
+        went wrong; 128 + n after signal n ended this process.
+
+    Raises:
+        ProcessKilled: A signal ended one of them first.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -267,7 +270,9 @@ def launch(module: str, arguments: Sequence[str], count: int) -> int:
         return 128 + error.sigval
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        if failure.exitcode < 0:
+            raise ProcessKilled(failure.local_rank, -failure.exitcode) from None
+        return failure.exitcode
     finally:
         logging.disable(logging.NOTSET)
     return 0

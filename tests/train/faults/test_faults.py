@@ -135,8 +135,9 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(tmp_path, monke
     assert status == 0, err
     status, err = start(run, "another process dies", 4, two)
     assert status == 128 + signal.SIGKILL and "Traceback" not in err
-    assert [line for line in err.splitlines() if line.startswith("mast-ext: ")] == [
-        "mast-ext: rank 0: another process of the run died or is late"
-    ]
+    *others, launcher = [line for line in err.splitlines() if line.startswith("mast-ext: ")]
+    assert launcher.startswith("mast-ext: rank 1 was ended by signal 9 (Killed)")
+    # The other process may be ended before it has noticed.
+    assert others in ([], ["mast-ext: rank 0: another process of the run died or is late"])
     assert main(["pretrain", f"--resume={run}"]) == 0
     assert_same(run, whole)
