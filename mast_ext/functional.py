@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mast_ext import ops
 from mast_ext.compiling import changes_between_calls
@@ -18,6 +19,7 @@ __all__ = [
     "cross_correlation_penalty",
     "epps_pulley_distance",
     "epps_pulley_grid",
+    "epps_pulley_roots",
     "gather_views",
     "gram_difference",
     "grouped_means",
@@ -639,7 +641,7 @@ def sliced_characteristic_distance(
     dtype = torch.promote_types(z.dtype, torch.float32)
     t_min, t, phi, weights = epps_pulley_grid(knots, t_max, interval, dtype=dtype, device=z.device)
     sums = sliced_characteristic_sums(z, slices, knots=len(t), t_min=t_min, t_max=t_max)
-    return epps_pulley_distance(sums, z.shape[1], phi, weights)
+    return epps_pulley_distance(sums, z.shape[1], *epps_pulley_roots(phi, weights))
 
 
 def epps_pulley_grid(
@@ -689,8 +691,23 @@ def epps_pulley_grid(
     return t_min, t, phi, weights * phi
 
 
+def epps_pulley_roots(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What `epps_pulley_distance` takes of a grid, whose sum of squares needs no other weights.
+
+    Args:
+        phi: ``[K]``, of `epps_pulley_grid`.
+        weights: ``[K]``, of the same.
+
+    Returns:
+        The square roots of the weights, ``[K, 1, 1]``; and, times these, what cosines and sines are
+        compared with, ``phi`` and 0, ``[K, 2, 1]``.
+    """
+    roots = weights.sqrt()[:, None]
+    return roots[..., None], (roots * torch.stack((phi, torch.zeros_like(phi)), 1))[..., None]
+
+
 def epps_pulley_distance(
-    sums: Tensor, images: float | Tensor, phi: Tensor, weights: Tensor
+    sums: Tensor, images: float | Tensor, roots: Tensor, targets: Tensor
 ) -> Tensor:
     """`sliced_characteristic_distance` of sums, such as those that processes have added up.
 
@@ -698,8 +715,8 @@ def epps_pulley_distance(
         sums: ``[V, K, 2, M]``, what `sliced_characteristic_sums` returns at the knots of
             `epps_pulley_grid`.
         images: How many they are sums over: a number or a scalar tensor.
-        phi: ``[K]``, of the grid.
-        weights: ``[K]``, of the grid.
+        roots: ``[K, 1, 1]``, of `epps_pulley_roots`.
+        targets: ``[K, 2, 1]``, of the same.
 
     Returns:
         ``[V]``, dtype of ``sums``. Differentiable in ``sums``.
@@ -707,9 +724,10 @@ def epps_pulley_distance(
     Raises:
         RuntimeError: The shapes do not fit.
     """
-    normal = torch.stack((phi, torch.zeros_like(phi)), 1)[..., None]  # [K, 2, 1]
-    squares = (sums / images - normal).square().mean(3).sum(2)  # [V, K]
-    return images * (squares * weights).sum(1)
+    # The statistic's factor, images / M, goes inside of the square.
+    scaled = sums * (roots / (images * sums.shape[3]) ** 0.5)
+    targets = (targets * (images / sums.shape[3]) ** 0.5).expand_as(scaled)
+    return F.mse_loss(scaled, targets, reduction="none").sum((1, 2, 3))
 
 
 def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:

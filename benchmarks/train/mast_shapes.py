@@ -44,7 +44,7 @@ def main() -> None:
         [
             f"Linear probes (accuracy in %), mean ± standard deviation over seeds {values.seeds}.",
             f"Every run has the image forwards of {values.epochs:g} epochs of two views of 8,192"
-            " images.",
+            f" images, of a network {values.width} times as wide as resnet_small.",
         ],
         ["", "", *FACTORS],
         rows,

@@ -19,6 +19,7 @@ MOST = {
     "BarlowTwinsLoss": (7, 4),
     "NegativeCosineSimilarity": (6, 1),
     "MASTLoss": (14, 10),
+    "SIGReg": (3, 19),
 }
 
 
