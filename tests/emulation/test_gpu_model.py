@@ -30,6 +30,19 @@ from benchmarks.gpu_model.model import (  # noqa: E402
 from benchmarks.gpu_model.points import Point  # noqa: E402
 from benchmarks.gpu_model.resources import Resources, built, find, resources_of  # noqa: E402
 from benchmarks.gpu_model.table import predictions  # noqa: E402
+from benchmarks.gpu_model.targets import (  # noqa: E402
+    GRAPH,
+    TARGETS,
+    Measurements,
+    Step,
+    beside_products,
+    faster,
+    graph_within,
+    measurements,
+    predicted,
+    share,
+    within,
+)
 from benchmarks.gpu_model.work import WORK, Work  # noqa: E402
 
 COMMITTED = ROOT / "benchmarks" / "results" / "gpu-model.json"
@@ -230,6 +243,55 @@ def test_an_operator_says_nothing_of_itself():
 def test_constants_are_choices_with_larger_and_smaller_ones():
     assert at_ends(CONSTANTS) == []
     assert all(value in CHOICES[name] for name, value in asdict(CONSTANTS).items())
+
+
+def test_targets_are_compared_with_what_was_measured():
+    step = Step("ntxent", {"batch": 4, "dim": 8}, "NTXentLoss")
+    known = Measurements(
+        {"copy": 1e6, "bfloat16": 1e7},  # a byte, or ten operations, in a microsecond
+        {
+            "elements": 30,
+            "operations": 400,
+            "kernels": [["rows", 2, 10.0], ["nvjet_bz_TNT", 1, 60.0]],
+        },
+        {"mast_ext": 0.2, GRAPH: 0.05, "lightly": 1.0},
+    )
+    of_floor, of_rate = (
+        share(which, step, 60) for which in (Measurements.floor, Measurements.of_products)
+    )
+    targets = [
+        (of_floor, 75, True),  # 60 bytes in 80 us
+        (of_rate, 50, False),
+        (faster(step, "lightly", 5), 5, True),
+        (faster(step, "lightly", 21, GRAPH), 20, False),
+        (within(step, 80), 80, True),
+        (graph_within(step, 49), 50, False),
+        (beside_products(step, 1.4), 80 / 60, True),
+    ]
+    for target, value, reached in targets:
+        found = target.measured(known)
+        assert found == pytest.approx(value), target.goal
+        assert target.reached(found) == reached, target.goal
+    assert of_floor.predicted(120, known) == 50
+    nothing = Measurements(known.rates, None, {})
+    assert [target.measured(nothing) for target, *_ in targets] == [None] * len(targets)
+
+
+def test_targets_were_measured():
+    for target in TARGETS:
+        assert target.measured(measurements(target.of)) is not None, (target.of, target.goal)
+
+
+def test_predicts_all_kernels_of_a_step():
+    """One without a formula, here by the name of its operator, is a launch."""
+    step = Step("none", {"batch": 4}, "None")
+    launches = [
+        {"operator": "none", "case": {"batch": 4}, "dtype": dtype, "launches": [launch(1)] * count}
+        for dtype, count in (("float32", 1), ("bfloat16", 2))
+    ]
+    resources = {("tiles", H100.architecture): Resources(64, 0)}
+    assert predicted(step, launches, resources) == pytest.approx(2e6 * CONSTANTS.launch)
+    assert predicted(Step("none", {"batch": 5}, "None"), launches, resources) is None
 
 
 @pytest.mark.slow
