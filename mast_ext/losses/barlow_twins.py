@@ -123,3 +123,6 @@ class BarlowTwinsLoss(nn.Module):
         variance = batch.var(1, keepdim=True, unbiased=not official)
         scale = (variance + (1e-5 if official else 0.0)).rsqrt()
         return (views - batch.mean(1, keepdim=True)) * scale
+
+    def extra_repr(self) -> str:
+        return f"lambda_param={self.lambda_param}, variant={self.variant!r}"

@@ -37,7 +37,8 @@ class HardViewSelector(nn.Module):
             of an even with an odd view (``"even_odd"``: two kinds of crop in turn, as DINO's).
         strategy: ``"argmax"`` takes the hardest pair; ``"softmax"`` a random one, with probability
             proportional to ``exp(score / temperature)``.
-        temperature: Of the softmax, in the loss's unit; above 0. Small ones approach ``"argmax"``.
+        temperature: Of ``"softmax"`` alone, in the loss's unit; above 0. Small ones approach
+            ``"argmax"``.
         fraction: The share of images, rounded to a whole number of them, whose pair is chosen so:
             those whose hardest pair scores highest in this process's batch, the first ones on
             ties. The others get a random candidate, each with the same probability, as in plain
@@ -46,8 +47,8 @@ class HardViewSelector(nn.Module):
             default generator of that device, which ``torch.manual_seed`` seeds.
 
     Raises:
-        ValueError: An option is unknown, ``temperature`` is not positive, or ``fraction`` is not in
-            ``[0, 1]``.
+        ValueError: An option is unknown, ``temperature`` is not positive or without ``"softmax"``,
+            or ``fraction`` is not in ``[0, 1]``.
     """
 
     def __init__(
@@ -63,6 +64,10 @@ class HardViewSelector(nn.Module):
         self.candidates: Candidates = require_option("candidates", candidates, Candidates)
         self.strategy: Strategy = require_option("strategy", strategy, Strategy)
         self.temperature = require_temperature(temperature)
+        if strategy != "softmax" and temperature != 1:
+            raise ValueError(
+                f"temperature is of strategy 'softmax', got {temperature} with {strategy!r}"
+            )
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be in [0, 1], got {fraction}")
         self.fraction = fraction

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.losses.common.linear_algebra import widen
 
 SMALLEST = 1e-6  # share of the dimensions, to which a sum in float32 is exact
 MOST_MASKS = 8  # kMostMasks of csrc/kernels/budgeted_masks: every subset of them has a group
@@ -178,9 +179,9 @@ class AugmentationMasks(nn.Module):
         """Weights of squared differences, ``Π m_k²`` over a group's augmentations: ``[G, D]``."""
         if self.logits is not None and self.price is None:
             return self._budgeted()
-        masks = self._full(self.blocks)
+        masks = widen(self.blocks)
         if self.logits is not None:
-            masks = (self.sharpness * self._full(self.logits)).sigmoid().square()
+            masks = (self.sharpness * widen(self.logits)).sigmoid().square()
         weights = masks.new_ones(1, self.dim)
         for mask in masks:
             weights = torch.cat((weights, weights * mask))
@@ -195,14 +196,10 @@ class AugmentationMasks(nn.Module):
 
     def _budgeted(self) -> Tensor:
         assert self.logits is not None
-        logits = self._full(self.logits)
+        logits = widen(self.logits)
         return functional.budgeted_masks(
             logits, self.kept.view(torch.float32).to(logits), sharpness=self.sharpness
         )
-
-    def _full(self, x: Tensor) -> Tensor:
-        """Not what `module.half()` made of it: budgets are sums over all dimensions."""
-        return x.to(torch.promote_types(x.dtype, torch.float32))
 
     @torch.no_grad()
     def invariant_dimensions(self) -> Tensor:

@@ -48,7 +48,7 @@ class NegativeCosineSimilarity(nn.Module):
             IndexError: ``dim`` is not a dimension of the inputs.
             RuntimeError: The shapes do not broadcast.
             TypeError: The inputs are not floating-point tensors.
-            ValueError: There is no similarity to take the mean over.
+            ValueError: There is no similarity to take the mean over, or an embedding of no number.
         """
         if x0.shape != x1.shape:
             sides = zip(reversed(x0.shape), reversed(x1.shape), strict=False)
@@ -61,6 +61,11 @@ class NegativeCosineSimilarity(nn.Module):
         if not -x0.ndim <= self.dim < x0.ndim:
             raise IndexError(
                 f"x0 and x1 must have the dimension dim={self.dim}, got {list(x0.shape)}"
+            )
+        if not x0.shape[self.dim]:
+            raise ValueError(
+                f"x0 and x1 must have embeddings of 1 or more numbers along dim={self.dim}, got "
+                f"{list(x0.shape)}"
             )
         x0, x1 = in_one_dtype(x0, x1)
         if self.dim not in (-1, x0.ndim - 1):
@@ -86,3 +91,6 @@ class NegativeCosineSimilarity(nn.Module):
         if targets is not None:
             views, targets = in_one_dtype(views, targets)
         return -functional.subspace_similarity(views, targets, eps=self.eps)[0]
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, eps={self.eps}, reduction={self.reduction!r}"

@@ -60,15 +60,16 @@ class TiCoLoss(nn.Module):
             A scalar, float32 (float64 for float64 inputs).
 
         Raises:
-            AssertionError: The shapes differ, or ``B < 2`` (the type lightly raises); with
-                ``gather_distributed`` the images of all processes count, of which each has one.
+            AssertionError: The shapes differ, ``B < 2`` (the type lightly raises) or ``D < 1``;
+                with ``gather_distributed`` the images of all processes count, of which each has
+                one.
             ValueError: ``C`` is of embeddings of another width.
             TypeError: The inputs are not of floating point.
             RuntimeError: Another process died or is late.
         """
-        if z_a.shape != z_b.shape or z_a.ndim != 2:
+        if z_a.shape != z_b.shape or z_a.ndim != 2 or not z_a.shape[1]:
             raise AssertionError(
-                "z_a and z_b must have the same shape [B, D], got "
+                "z_a and z_b must have the same shape [B, D] with D >= 1, got "
                 f"{tuple(z_a.shape)} and {tuple(z_b.shape)}"
             )
         require_floating(z_a=z_a, z_b=z_b)

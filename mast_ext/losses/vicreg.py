@@ -115,3 +115,9 @@ class VICRegLoss(nn.Module):
         """
         distance = functional.subspace_similarity(views, metric="sqeuclidean")[0]
         return distance * self.lambda_param / views.shape[2]
+
+    def extra_repr(self) -> str:
+        return (
+            f"lambda_param={self.lambda_param}, mu_param={self.mu_param}, nu_param={self.nu_param},"
+            f" eps={self.eps}, variant={self.variant!r}"
+        )

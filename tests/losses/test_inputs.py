@@ -80,7 +80,27 @@ CASES = [
         IndexError,
         "x0 and x1 must have the dimension dim=1, got [6]",
     ),
-    (NTXentLoss, (rows(6), rows(6)), ValueError, "out0 must have shape [N, D], got [6]"),
+    (
+        NegativeCosineSimilarity,
+        (rows(6, 0), rows(6, 0)),
+        ValueError,
+        "x0 and x1 must have embeddings of 1 or more numbers along dim=1, got [6, 0]",
+    ),
+    (
+        TiCoLoss,
+        (rows(6, 0), rows(6, 0)),
+        AssertionError,
+        "z_a and z_b must have the same shape [B, D] with D >= 1, got (6, 0)",
+    ),
+    *(
+        (
+            NTXentLoss,
+            (rows(*shape), rows(*shape)),
+            ValueError,
+            f"out0 must have shape [N, D] with D >= 1, got {list(shape)}",
+        )
+        for shape in ((6,), (6, 0))
+    ),
     (
         NTXentLoss,
         (rows(6, 5), rows(6)),

@@ -80,6 +80,23 @@ def test_resumes(device):
         assert torch.equal(resumed.state_dict()[name], value)
 
 
+def test_takes_a_state_of_lightly_which_has_no_bank():
+    state = lightly.loss.NTXentLoss(memory_bank_size=(ROWS, WIDTH)).state_dict()
+    loss = losses.NTXentLoss(memory_bank_size=(ROWS, WIDTH))
+    bank = loss.memory_bank.bank.clone()
+    with pytest.warns(UserWarning, match="the memory bank stays as it is"):
+        loss.load_state_dict(state)
+    assert torch.equal(loss.memory_bank.bank, bank)
+
+
+def test_refuses_a_part_of_a_bank():
+    loss = losses.NTXentLoss(memory_bank_size=(ROWS, WIDTH))
+    state = loss.state_dict()
+    del state["memory_bank.bank_ptr"]
+    with pytest.raises(RuntimeError, match="memory_bank.bank_ptr"):
+        loss.load_state_dict(state)
+
+
 def test_without_a_bank_there_is_no_state():
     assert not losses.NTXentLoss().state_dict()
     assert not losses.NTXentLoss(memory_bank_size=(0, 128)).state_dict()

@@ -78,13 +78,15 @@ def require_alike(**named: Tensor) -> None:
     """Compares embeddings ``[N, D]``; their names are for the error.
 
     Raises:
-        ValueError: One has another shape or is on another device.
+        ValueError: One has another shape, no dimension, or is on another device.
         TypeError: One is not of floating point.
     """
     require_floating(**named)
     (first_name, first), *others = named.items()
-    if first.ndim != 2:
-        raise ValueError(f"{first_name} must have shape [N, D], got {list(first.shape)}")
+    if first.ndim != 2 or not first.shape[1]:
+        raise ValueError(
+            f"{first_name} must have shape [N, D] with D >= 1, got {list(first.shape)}"
+        )
     for name, view in others:
         if view.shape != first.shape:
             raise ValueError(

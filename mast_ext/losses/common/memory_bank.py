@@ -1,6 +1,8 @@
 """A queue of past embeddings to contrast with (He et al., "Momentum Contrast", CVPR 2020)."""
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,8 @@ class MemoryBank(nn.Module):
     As lightly's: the bank starts with random unit vectors (the same ones for the same seed), and a
     batch that reaches its end fills it up and starts over at row 0; what does not fit is dropped.
     Unlike lightly's, both buffers are in ``state_dict``, so that training resumes with its
-    negatives.
+    negatives. A state without them, such as one of lightly's loss, leaves the bank as it is, with a
+    warning.
 
     Args:
         size: ``(M, D)``, or 0 for no bank.
@@ -69,6 +72,27 @@ class MemoryBank(nn.Module):
         self.bank.index_copy_(0, target, new[: self.rows].where(fits, self.bank[target]))
         end = self.bank_ptr + len(new)
         self.bank_ptr.copy_(end.where(end < self.rows, 0))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
+    ) -> None:
+        own = {f"{prefix}bank", f"{prefix}bank_ptr"}
+        if self.rows and not own & state_dict.keys():
+            warnings.warn(
+                f"the state has no {' and '.join(sorted(own))} (lightly's losses keep none): the"
+                " memory bank stays as it is",
+                stacklevel=4,
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *args
+        )
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, self.size))
