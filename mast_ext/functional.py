@@ -195,6 +195,9 @@ def contrastive_logsumexp(
         dtype = torch.promote_types(x.dtype, torch.float32)
         temperature = x.new_ones((), dtype=dtype) * temperature
     tensor = isinstance(temperature, Tensor)
+    keep = torch.is_grad_enabled() and any(
+        isinstance(t, Tensor) and t.requires_grad for t in (x, y, masks, temperature)
+    )
     return ops.contrastive_logsumexp.op(
         x,
         y,
@@ -205,6 +208,7 @@ def contrastive_logsumexp(
         exclude_self,
         exclude_positive,
         within_views,
+        keep,
     )[:2]
 
 

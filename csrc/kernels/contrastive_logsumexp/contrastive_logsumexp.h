@@ -135,10 +135,12 @@ struct ContrastiveAnchor {
   const void* grad_positive;
 };
 
-// Overwrites the products by W rx ry.
+// W rx ry.
 struct ContrastiveTileWeights {
   ContrastiveTile tile;
   ContrastiveAnchor row, column;
+  std::int64_t stride;  // between the rows of `weights`
+  void* weights;        // [rows, columns]; may be the products
 };
 
 // Slices [begin, end) of the tile's rows.
