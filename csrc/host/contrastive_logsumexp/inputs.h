@@ -82,7 +82,7 @@ struct ContrastiveInputs {
 
   // The products that the forward on a CPU keeps for the backward where they take little memory, of
   // all rows of x and y; in self-contrast those on and above the diagonal of tiles. Making them
-  // again would take a third of the backward's time. Rows are padded: at a distance of a power of
+  // again takes more than a quarter of the backward's time. Rows are padded: at a distance of a power of
   // two they would share cache sets.
   static constexpr std::int64_t kKeptProducts = 1 << 20, kPadding = 16;
   at::DimVector kept_shape(bool keep) const {
