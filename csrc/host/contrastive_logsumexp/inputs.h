@@ -82,8 +82,8 @@ struct ContrastiveInputs {
 
   // The products that the forward on a CPU keeps for the backward where they take little memory, of
   // all rows of x and y; in self-contrast those on and above the diagonal of tiles. Making them
-  // again takes more than a quarter of the backward's time. Rows are padded: at a distance of a power of
-  // two they would share cache sets.
+  // again takes more than a quarter of the backward's time. Rows are padded: at a distance of a
+  // power of two they would share cache sets.
   static constexpr std::int64_t kKeptProducts = 1 << 20, kPadding = 16;
   at::DimVector kept_shape(bool keep) const {
     const std::int64_t height = x.size(0) * x.size(1), width = y.size(0) * y.size(1) + kPadding;
