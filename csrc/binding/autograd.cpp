@@ -409,25 +409,26 @@ struct ContrastiveLogsumexp
                    const OptionalTensor& y, const OptionalTensor& masks,
                    const OptionalTensor& temperature_tensor, double temperature,
                    std::optional<std::int64_t> offset, bool exclude_self, bool exclude_positive,
-                   bool within_views) {
-    const auto& [lse, positive, inv_norm_x, inv_norm_y] = result;
-    save_tensors(ctx, x, y, masks, temperature_tensor, lse, inv_norm_x, inv_norm_y);
+                   bool within_views, bool /*keep*/) {
+    const auto& [lse, positive, inv_norm_x, inv_norm_y, products] = result;
+    save_tensors(ctx, x, y, masks, temperature_tensor, lse, inv_norm_x, inv_norm_y, products);
     keep_options(ctx, temperature, offset, exclude_self, exclude_positive, within_views);
   }
 
   static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
-    const auto [x, y, masks, temperature_tensor, lse, inv_norm_x, inv_norm_y] =
-        saved_tensors<7>(ctx);
+    const auto [x, y, masks, temperature_tensor, lse, inv_norm_x, inv_norm_y, products] =
+        saved_tensors<8>(ctx);
     const auto [temperature, offset, exclude_self, exclude_positive, within_views] =
         kept_options<double, std::optional<std::int64_t>, bool, bool, bool>(ctx);
     const Tensor grad_positive = offset ? grads[1] : Tensor();  // without offset, it is empty
     if (!grads[0].defined() && !grad_positive.defined()) return {};
     const auto wanted = which_wanted(ctx, x, y, masks, temperature_tensor);
-    return only(wanted,
-                Backward::call(if_defined(grads[0]), if_defined(grad_positive), x, if_defined(y),
-                               if_defined(masks), if_defined(temperature_tensor), lse, inv_norm_x,
-                               inv_norm_y, std::nullopt, std::nullopt, std::nullopt, temperature,
-                               offset, exclude_self, exclude_positive, within_views, wanted));
+    return only(
+        wanted,
+        Backward::call(if_defined(grads[0]), if_defined(grad_positive), x, if_defined(y),
+                       if_defined(masks), if_defined(temperature_tensor), lse, inv_norm_x,
+                       inv_norm_y, products, std::nullopt, std::nullopt, std::nullopt, temperature,
+                       offset, exclude_self, exclude_positive, within_views, wanted));
   }
 };
 

@@ -79,11 +79,13 @@ void define(torch::Library& m) {
   m.def(
       "contrastive_logsumexp(Tensor x, Tensor? y, Tensor? masks, Tensor? temperature_tensor, "
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
-      "bool within_views) -> (Tensor lse, Tensor positive, Tensor inv_norm_x, Tensor inv_norm_y)");
+      "bool within_views, bool keep=True) -> (Tensor lse, Tensor positive, Tensor inv_norm_x, "
+      "Tensor inv_norm_y, Tensor products)");
   m.def(
       "contrastive_logsumexp_backward(Tensor? grad_lse, Tensor? grad_positive, Tensor x, "
       "Tensor? y, Tensor? masks, Tensor? temperature_tensor, Tensor lse, Tensor inv_norm_x, "
-      "Tensor inv_norm_y, Tensor? y_lse, Tensor? y_grad_lse, Tensor? y_grad_positive, "
+      "Tensor inv_norm_y, Tensor products, Tensor? y_lse, Tensor? y_grad_lse, "
+      "Tensor? y_grad_positive, "
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks, "
       "Tensor grad_temperature)");

@@ -43,15 +43,15 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
     const Tensor& scale, const Tensor& product, const Tensor& dots, const Tensor& row_sums,
     const Tensor& standard, double lambda, std::string_view variant, std::array<bool, 2> wanted);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
     const Tensor& x, const OptionalTensor& y, const OptionalTensor& masks,
     const OptionalTensor& temperature_tensor, double temperature,
-    std::optional<std::int64_t> offset, bool exclude_self, bool exclude_positive,
-    bool within_views);
+    std::optional<std::int64_t> offset, bool exclude_self, bool exclude_positive, bool within_views,
+    bool keep);
 std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
     const OptionalTensor& grad_lse, const OptionalTensor& grad_positive, const Tensor& x,
     const OptionalTensor& y, const OptionalTensor& masks, const OptionalTensor& temperature_tensor,
-    const Tensor& lse, const Tensor& inv_norm_x, const Tensor& inv_norm_y,
+    const Tensor& lse, const Tensor& inv_norm_x, const Tensor& inv_norm_y, const Tensor& products,
     const OptionalTensor& y_lse, const OptionalTensor& y_grad_lse,
     const OptionalTensor& y_grad_positive, double temperature, std::optional<std::int64_t> offset,
     bool exclude_self, bool exclude_positive, bool within_views, std::array<bool, 4> wanted);

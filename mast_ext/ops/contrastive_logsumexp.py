@@ -1,5 +1,7 @@
 """Shape-only kernels of ``mast_ext::contrastive_logsumexp``; schemas in library.cpp."""
 
+import math
+
 import torch
 
 from mast_ext.ops.common import accumulation_dtype, wanted_like
@@ -19,17 +21,24 @@ def _(
     exclude_self,
     exclude_positive,
     within_views,
+    keep=True,
 ):
     subspaces = 1 if masks is None else masks.shape[0]
     x_views, rows = x.shape[:2]
     y_views, columns = (0, 0) if y is None else y.shape[:2]
     blocks = (subspaces, x_views, x_views if y is None else y_views, rows)
     lse = x.new_empty(blocks, dtype=accumulation_dtype(x))
+    # As in csrc/host/contrastive_logsumexp; the numbers may be symbolic.
+    width = x_views * rows if y is None else y_views * columns
+    kept: tuple[int, ...] = (subspaces, x_views * rows, width + 16)
+    if not keep or x.device.type != "cpu" or math.prod(kept) > 1 << 20:
+        kept = (0,)
     return (
         lse,
         lse.new_empty(blocks if offset is not None else (*blocks, 0)),
         lse.new_empty((subspaces, x_views, rows)),
         lse.new_empty((subspaces, y_views, columns)),
+        lse.new_empty(kept),
     )
 
 
@@ -44,6 +53,7 @@ def _(
     lse,
     inv_norm_x,
     inv_norm_y,
+    products,
     y_lse,
     y_grad_lse,
     y_grad_positive,

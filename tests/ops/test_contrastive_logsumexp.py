@@ -286,6 +286,52 @@ def test_many_tiles(shape, options):
         assert norm_error(a, b) < 2e-5
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(2, None, 5, None, 7, None), (2, None, 150, None, 40, 3), (2, 2, 70, 200, 40, None)],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_kept_products_give_the_gradient_of_new_ones(temperature, shape):
+    """And are as they were after the backward, which may be called again."""
+    x, y, masks = make_inputs(shape, "cpu")
+    args, options = (x, y, masks, None), (temperature, 0, True, True, True)
+    lse, positive, *norms, products = ops.contrastive_logsumexp.op(*args, *options)
+    *others, none = ops.contrastive_logsumexp.op(*args, *options, False)
+    columns = (shape[0] if y is None else shape[1]) * (shape[3] or shape[2])
+    assert products.shape == (shape[5] or 1, shape[0] * shape[2], columns + 16)
+    assert none.shape == (0,)
+    assert_close((lse, positive, *norms), tuple(others), rtol=1e-6, atol=1e-6)
+
+    def backward(products):
+        return ops.contrastive_logsumexp.backward_op(
+            *upstream((lse, positive)),
+            *args,
+            lse,
+            *norms,
+            products,
+            *[None] * 3,
+            *options,
+            (True, y is not None, masks is not None, False),
+        )
+
+    before = products.clone()
+    first = backward(products)
+    assert_close(products, before, rtol=0, atol=0, equal_nan=True)
+    for again in (products, before.mT.contiguous().mT, none):
+        assert_close(backward(again), first, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="products must have shape"):
+        backward(products[:, 1:])
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(1016, True), (1017, False)])
+def test_products_are_kept_up_to_a_size(rows, kept):
+    """4 MB in float32: ``[1, 1016, 1016 + 16]``."""
+    x = torch.randn(1, rows, 8)
+    *_, products = ops.contrastive_logsumexp.op(x, None, None, None, 0.1, 0, True, False, True)
+    assert (products.numel() > 0) == kept
+
+
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 @pytest.mark.parametrize("options", [{}, {"within_views": False}], ids=str)
 @pytest.mark.parametrize("subspaces", [None, 3])

@@ -5,11 +5,11 @@
 
 namespace mast_ext {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
     const Tensor& x, const OptionalTensor& y, const OptionalTensor& masks,
     const OptionalTensor& temperature_tensor, double temperature,
-    std::optional<std::int64_t> offset, bool exclude_self, bool exclude_positive,
-    bool within_views) {
+    std::optional<std::int64_t> offset, bool exclude_self, bool exclude_positive, bool within_views,
+    bool keep) {
   const PlainTensors plain;
   const ContrastiveInputs in(x, y, masks, temperature_tensor,
                              {temperature, offset, exclude_self, exclude_positive, within_views});
@@ -21,19 +21,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
   const Tensor inv_norm_x = in.inverse_norms(in.x);
   const Tensor inv_norm_y = in.self ? in.new_empty({in.subspaces(), 0, 0}) : in.inverse_norms(in.y);
   const Tensor& column_inv_norm = in.self ? inv_norm_x : inv_norm_y;
+  const Tensor products = in.new_empty(in.kept_shape(keep));
   run_on(
-      in.x, [&] { ContrastiveCpuDriver(in).forward(inv_norm_x, column_inv_norm, lse, positive); },
+      in.x,
+      [&] {
+        ContrastiveCpuDriver(in).forward(inv_norm_x, column_inv_norm, lse, positive,
+                                         products.numel() > 0 ? products : Tensor());
+      },
       [&](auto stream) {
         return ContrastiveCudaDriver(in).forward(inv_norm_x, column_inv_norm, lse, positive,
                                                  stream);
       });
-  return {lse, positive, inv_norm_x, inv_norm_y};
+  return {lse, positive, inv_norm_x, inv_norm_y, products};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
     const OptionalTensor& grad_lse, const OptionalTensor& grad_positive, const Tensor& x,
     const OptionalTensor& y, const OptionalTensor& masks, const OptionalTensor& temperature_tensor,
-    const Tensor& lse, const Tensor& inv_norm_x_, const Tensor& inv_norm_y,
+    const Tensor& lse, const Tensor& inv_norm_x_, const Tensor& inv_norm_y, const Tensor& products_,
     const OptionalTensor& y_lse, const OptionalTensor& y_grad_lse,
     const OptionalTensor& y_grad_positive, double temperature, std::optional<std::int64_t> offset,
     bool exclude_self, bool exclude_positive, bool within_views, std::array<bool, 4> wanted) {
@@ -47,6 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
   // The forward returns dense tensors, but a caller of the op may pass copies that are not.
   const Tensor inv_norm_x = inv_norm_x_.contiguous();
   const Tensor column_inv_norm = in.self ? inv_norm_x : inv_norm_y.contiguous();
+  const Tensor products = in.kept(products_);
   const ContrastiveAnchors rows(lse, grad_lse, grad_positive, "", lse.sizes());
   const ContrastiveAnchors columns =
       in.self ? rows
@@ -55,7 +61,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
   ContrastiveGradients grads(in, wanted);
   run_on(
       in.x,
-      [&] { ContrastiveCpuDriver(in).backward(rows, columns, inv_norm_x, column_inv_norm, grads); },
+      [&] {
+        ContrastiveCpuDriver(in).backward(rows, columns, inv_norm_x, column_inv_norm, products,
+                                          grads);
+      },
       [&](auto stream) {
         return ContrastiveCudaDriver(in).backward(rows, columns, inv_norm_x, column_inv_norm, grads,
                                                   stream);

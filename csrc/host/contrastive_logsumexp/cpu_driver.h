@@ -29,16 +29,16 @@ class ContrastiveCpuDriver {
     slice_max_ = in.new_empty({fixed_shift() ? 0 : sums});
   }
 
-  // lse and positive from the inverse norms [K, V, N].
+  // lse and positive from the inverse norms [K, V, N]. Fills `kept` if it is defined.
   void forward(const Tensor& inv_norm_x, const Tensor& inv_norm_y, const Tensor& lse,
-               const Tensor& positive) {
+               const Tensor& positive, const Tensor& kept) {
     const bool fixed = fixed_shift();
     Tensor maxima = fixed ? Tensor() : in.new_empty(lse.sizes());
     lse.zero_();  // holds the sums of exponentials until the end
     if (in.options.has_positive && !in.options.within_views) positive.zero_();
     if (!fixed) maxima.fill_(-std::numeric_limits<double>::infinity());
     for (std::int64_t k = 0; k < in.subspaces(); ++k) {
-      each_tile(k, [&](const Tensor& products, const Tile& a, const Tile& b) {
+      each_tile(k, kept, true, [&](const Tensor& products, const Tile& a, const Tile& b) {
         const bool mirror = in.self && a.first != b.first;
         each_rectangle(a, b, [&](const Rectangle& r) {
           if (left_out(r)) return;
@@ -68,8 +68,10 @@ class ContrastiveCpuDriver {
   }
 
   // `columns` are the anchors of the columns as rows of the same loss; in self-contrast, `rows`.
+  // `kept` is that of forward(), if it is defined.
   void backward(const ContrastiveAnchors& rows, const ContrastiveAnchors& columns,
-                const Tensor& inv_norm_x, const Tensor& inv_norm_y, ContrastiveGradients& grads) {
+                const Tensor& inv_norm_x, const Tensor& inv_norm_y, const Tensor& kept,
+                ContrastiveGradients& grads) {
     const bool both = columns.any();
     const bool needs_x = grads.needs_x(), needs_y = !in.self && grads.needs_y(both);
     OperandGradient side_x(*this, in.x, x, inv_norm_x, needs_x, grads.wants_x ? &grads.x : nullptr,
@@ -79,27 +81,28 @@ class ContrastiveCpuDriver {
     for (std::int64_t k = 0; k < in.subspaces(); ++k) {
       side_x.begin();
       side_y.begin();
-      each_tile(k, [&](const Tensor& products, const Tile& a, const Tile& b) {
+      each_tile(k, kept, false, [&](const Tensor& products, const Tile& a, const Tile& b) {
+        const Tensor weights = in_buffer(a, b);
         each_rectangle(a, b, [&](const Rectangle& r) {
           if (left_out(r)) {
-            products.narrow(0, r.row_in_tile, r.rows)
-                .narrow(1, r.column_in_tile, r.columns)
-                .zero_();
+            weights.narrow(0, r.row_in_tile, r.rows).narrow(1, r.column_in_tile, r.columns).zero_();
             return;
           }
           const kernels::ContrastiveTileWeights p{
               .tile = tile(products, r, k, inv_norm_x, inv_norm_y),
               .row = rows.pointers(in_rows(k, r)),
-              .column = columns.pointers(in_columns(k, r))};
+              .column = columns.pointers(in_columns(k, r)),
+              .stride = weights.stride(0),
+              .weights = element(weights, in_tile(weights, r))};
           over_slices(r, [&](auto begin, auto end) {
             kernels::contrastive_tile_weights_cpu(p, begin, end);
           });
         });
-        if (needs_x) side_x.add(a, products, y.narrow(0, b.first, b.count));
+        if (needs_x) side_x.add(a, weights, y.narrow(0, b.first, b.count));
         if (in.self && a.first != b.first) {
-          side_x.add(b, products.t(), x.narrow(0, a.first, a.count));
+          side_x.add(b, weights.t(), x.narrow(0, a.first, a.count));
         }
-        if (needs_y) side_y.add(b, products.t(), x.narrow(0, a.first, a.count));
+        if (needs_y) side_y.add(b, weights.t(), x.narrow(0, a.first, a.count));
       });
       side_x.end(k);
       side_y.end(k);
@@ -192,8 +195,7 @@ class ContrastiveCpuDriver {
   // they are smaller: of tiles on the diagonal both halves are computed, so that eight steps take
   // 9/16 of the products that one would take.
   static constexpr std::int64_t kTileColumns = 2048;
-  // Between rows of a tile: at a distance of a power of two they would share cache sets.
-  static constexpr std::int64_t kPadding = 16;
+  static constexpr std::int64_t kPadding = ContrastiveInputs::kPadding;
   std::int64_t tile_rows() const {
     const int threads = at::get_num_threads();
     const std::int64_t most = threads > 16 ? 2048 : threads > 4 ? 1024 : in.dim() < 384 ? 512 : 256;
@@ -218,6 +220,17 @@ class ContrastiveCpuDriver {
     return ((k * in.y_views() + r.j) * in.x_views() + r.i) * in.columns() + r.column;
   }
 
+  // The index of a rectangle's first element in a tile.
+  static std::int64_t in_tile(const Tensor& tile, const Rectangle& r) {
+    return r.row_in_tile * tile.stride(0) + r.column_in_tile;
+  }
+
+  // The memory of one tile, of rows a by columns b.
+  Tensor in_buffer(const Tile& a, const Tile& b) const {
+    const std::int64_t stride = b.count + kPadding;
+    return buffer_.narrow(0, 0, a.count * stride).view({a.count, stride}).narrow(1, 0, b.count);
+  }
+
   kernels::ContrastiveTile tile(const Tensor& products, const Rectangle& r, std::int64_t k,
                                 const Tensor& inv_norm_x, const Tensor& inv_norm_y) const {
     const std::int64_t row = (k * in.x_views() + r.i) * in.rows() + r.row;
@@ -233,13 +246,14 @@ class ContrastiveCpuDriver {
             .fixed_shift = fixed_shift(),
             .row_scale = element(inv_norm_x, row),
             .column_scale = element(inv_norm_y, column),
-            .products = element(products, r.row_in_tile * products.stride(0) + r.column_in_tile)};
+            .products = element(products, in_tile(products, r))};
   }
 
   // Calls body(products, a, b) with the products <w x, y> of rows a and columns b. In self-contrast
-  // b is first a itself, then the columns behind it.
+  // b is first a itself, then the columns behind it. The products are those of `kept`, if that is
+  // defined, or are written to it if `fill`.
   template <typename Body>
-  void each_tile(std::int64_t k, const Body& body) {
+  void each_tile(std::int64_t k, const Tensor& kept, bool fill, const Body& body) {
     const Tensor weights = in.masks.defined() ? in.masks.select(0, k).square() : Tensor();
     const std::int64_t columns = y.size(0);
     for (std::int64_t first = 0; first < x.size(0);) {
@@ -249,10 +263,13 @@ class ContrastiveCpuDriver {
       if (weights.defined()) rows = rows.mul(weights);
       const auto visit = [&](const Tile& b) {
         if (!any_used(a, b)) return;
-        const std::int64_t stride = b.count + kPadding;
         const Tensor products =
-            buffer_.narrow(0, 0, a.count * stride).view({a.count, stride}).narrow(1, 0, b.count);
-        multiply(products, rows, y.narrow(0, b.first, b.count).t(), false);
+            kept.defined()
+                ? kept.select(0, k).narrow(0, a.first, a.count).narrow(1, b.first, b.count)
+                : in_buffer(a, b);
+        if (fill || !kept.defined()) {
+          multiply(products, rows, y.narrow(0, b.first, b.count).t(), false);
+        }
         body(products, a, b);
       };
       if (in.self) visit(a);

@@ -80,6 +80,26 @@ struct ContrastiveInputs {
   at::TensorOptions accumulation() const { return x.options().dtype(accumulation_type(x)); }
   Tensor new_empty(at::IntArrayRef shape) const { return x.new_empty(shape, accumulation()); }
 
+  // The products that the forward on a CPU keeps for the backward where they take little memory, of
+  // all rows of x and y; in self-contrast those on and above the diagonal of tiles. Making them
+  // again takes more than a quarter of the backward's time. Rows are padded: at a distance of a
+  // power of two they would share cache sets.
+  static constexpr std::int64_t kKeptProducts = 1 << 20, kPadding = 16;
+  at::DimVector kept_shape(bool keep) const {
+    const std::int64_t height = x.size(0) * x.size(1), width = y.size(0) * y.size(1) + kPadding;
+    if (!keep || on_gpu(x) || subspaces() * height * width > kKeptProducts) return {0};
+    return {subspaces(), height, width};
+  }
+
+  // The forward's products, dense; undefined if it did not keep them.
+  Tensor kept(const Tensor& products) const {
+    if (products.numel() == 0) return Tensor();
+    check_shape(products, "products", kept_shape(true));
+    check_device(products, "products", x, "x");
+    check_accumulation(products, "products", x, "embeddings");
+    return products.contiguous();
+  }
+
   const void* mask(std::int64_t k) const { return const_element(masks, k * dim()); }
 
   // 1 / norm of every row of z in every subspace, [K, V, N].

@@ -50,7 +50,7 @@ inline void exp2_below_one(vec<float> (&x)[N], float scale) {
   });
 }
 
-// Replaces every x <= 0 by exp(x / temperature).
+// Replaces every x <= 0, up to rounding, by exp(x / temperature).
 template <typename A>
 struct Exponential {
   A scale;

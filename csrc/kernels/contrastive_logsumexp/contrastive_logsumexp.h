@@ -1,6 +1,6 @@
 // contrastive_logsumexp: log-sum-exp, per row, of the cosine similarities of all rows of
 // x [Vx, N, D] with all rows of y [Vy, M, D], which are the columns of the similarity matrix. The
-// matrix is never stored.
+// matrix is not stored, except that a CPU keeps the products of a small one for the backward.
 //
 //   s[k, i, b, j, c]      = <m_k x_ib, m_k y_jc> rx ry / temperature      r = 1 / max(norm, 1e-8)
 //   positive[k, i, j, b]  = s[k, i, b, j, b + offset]
@@ -135,10 +135,12 @@ struct ContrastiveAnchor {
   const void* grad_positive;
 };
 
-// Overwrites the products by W rx ry.
+// W rx ry.
 struct ContrastiveTileWeights {
   ContrastiveTile tile;
   ContrastiveAnchor row, column;
+  std::int64_t stride;  // between the rows of `weights`
+  void* weights;        // [rows, columns]; may be the products
 };
 
 // Slices [begin, end) of the tile's rows.

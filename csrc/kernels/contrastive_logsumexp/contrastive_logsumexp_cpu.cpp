@@ -6,6 +6,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "kernels/common/exponential_cpu.h"
 #include "kernels/common/isa.h"
 #include "kernels/common/vector_loops_cpu.h"
 #include "kernels/contrastive_logsumexp/contrastive_logsumexp.h"
@@ -26,6 +27,16 @@ A largest_lane(vec<A> v) {
   return *std::max_element(lanes, lanes + kLanes<A>);
 }
 
+// 0, 1, 2, ... in integers of A's size, as comparisons of vectors of A need them.
+template <typename A>
+using LaneNumber = std::conditional_t<sizeof(A) == 4, std::int32_t, std::int64_t>;
+template <typename A>
+vec<LaneNumber<A>> lane_numbers() {
+  vec<LaneNumber<A>> numbers;
+  for (int i = 0; i < kLanes<A>; ++i) numbers[i] = i;
+  return numbers;
+}
+
 template <typename A>
 A shift_of(A max) {
   return max == kLowest<A> ? A{0} : max;
@@ -37,7 +48,7 @@ struct TileRow {
   const ContrastiveTile& tile;
   A* products;
   const A* column_scale;
-  A scale;               // 1 / (norm * temperature)
+  A inv_norm, scale;     // 1 / norm, 1 / (norm * temperature)
   std::int64_t partner;  // the positive's column, or -1
   bool exclude;
 
@@ -45,7 +56,8 @@ struct TileRow {
       : tile(tile),
         products(static_cast<A*>(tile.products) + row * tile.stride),
         column_scale(elements<A>(tile.column_scale)),
-        scale(elements<A>(tile.row_scale)[row] / static_cast<A>(tile.temperature)),
+        inv_norm(elements<A>(tile.row_scale)[row]),
+        scale(inv_norm / static_cast<A>(tile.temperature)),
         partner(row + tile.partner),
         exclude(tile.exclude) {
     if (!tile.has_positive || partner < 0 || partner >= tile.columns) {
@@ -63,6 +75,32 @@ struct TileRow {
     return load_some(products + c, left(c)) * scale * column_scales(c);
   }
 
+  // exp((cos - 1) / temperature) of N vectors from column c on. `left` is that of each_vector().
+  template <int N>
+  void exponentials(const Exponential<A>& exponential, std::int64_t c, std::int64_t left,
+                    vec<A> (&e)[N]) const {
+    for (int i = 0; i < N; ++i) {
+      const std::int64_t at = c + i * kLanes<A>;
+      e[i] = load_some(products + at, left) * inv_norm * load_some(column_scale + at, left) - A{1};
+    }
+    exponential(e);
+  }
+
+  // Sets lanes behind the last column, and that of an excluded positive, to 0.
+  template <int N>
+  void leave_out(std::int64_t c, std::int64_t left, vec<A> (&values)[N]) const {
+    const vec<LaneNumber<A>> lanes = lane_numbers<A>();
+    if (left < kLanes<A>) {
+      values[0] = lanes < static_cast<LaneNumber<A>>(left) ? values[0] : vec<A>{};
+    }
+    const std::int64_t at = partner - c;
+    if (!exclude || at < 0 || at >= N * kLanes<A>) return;
+    for (int i = 0; i < N; ++i) {
+      const auto lane = static_cast<LaneNumber<A>>(at - i * kLanes<A>);
+      values[i] = lanes == lane ? vec<A>{} : values[i];
+    }
+  }
+
   A partner_similarity() const { return products[partner] * scale * column_scale[partner]; }
 
   // `values`, with `otherwise` in lanes behind the last column and in that of an excluded positive.
@@ -78,7 +116,7 @@ struct TileRow {
 template <typename A, bool kColumns>
 void fixed_shift_sums(const ContrastiveTileSums& p, std::int64_t slice) {
   const ContrastiveTile& tile = p.tile;
-  const A shift = static_cast<A>(1 / tile.temperature);
+  const Exponential<A> exponential(tile.temperature);
   const std::int64_t end = std::min((slice + 1) * kTileSlice, tile.rows);
   A* column_sum = nullptr;
   if constexpr (kColumns) {
@@ -88,13 +126,18 @@ void fixed_shift_sums(const ContrastiveTileSums& p, std::int64_t slice) {
   for (std::int64_t r = slice * kTileSlice; r < end; ++r) {
     const TileRow<A> row(tile, r);
     vec<A> sum{};
-    for (std::int64_t c = 0; c < tile.columns; c += kLanes<A>) {
-      const vec<A> e = row.kept(exp(row.similarity(c) - shift), c, A{0});
-      sum += e;
-      if constexpr (kColumns) {
-        store_some(column_sum + c, load_some(column_sum + c, row.left(c)) + e, row.left(c));
+    each_vector<A>(tile.columns, [&]<int N>(std::int64_t c, std::int64_t left) {
+      vec<A> e[N];
+      row.exponentials(exponential, c, left, e);
+      row.leave_out(c, left, e);
+      for (int i = 0; i < N; ++i) {
+        sum += e[i];
+        if constexpr (kColumns) {
+          A* to = column_sum + c + i * kLanes<A>;
+          store_some(to, load_some(to, left) + e[i], left);
+        }
       }
-    }
+    });
     static_cast<A*>(p.row_sum)[r] += sum_lanes<A>(sum);
   }
 }
@@ -150,6 +193,7 @@ template <typename A, bool kFixedShift, bool kRow, bool kColumn>
 void weights(const ContrastiveTileWeights& p, std::int64_t begin, std::int64_t end) {
   const ContrastiveTile& tile = p.tile;
   const A shift = static_cast<A>(1 / tile.temperature);
+  const Exponential<A> exponential(tile.temperature);
   A* column_factor = scratch<A, struct ColumnFactors>(kColumn ? tile.columns : 0);
   if constexpr (kColumn && kFixedShift) {
     for (std::int64_t c = 0; c < tile.columns; c += kLanes<A>) {
@@ -173,25 +217,35 @@ void weights(const ContrastiveTileWeights& p, std::int64_t begin, std::int64_t e
       // exp(s - row_lse) row_grad = exp(s - shift) row_factor
       row_factor = std::exp(shift - row_lse) * row_grad;
     }
-    for (std::int64_t c = 0; c < tile.columns; c += kLanes<A>) {
-      const std::int64_t left = row.left(c);
-      const vec<A> s = row.similarity(c);
-      vec<A> w{};
-      if constexpr (kFixedShift) {
-        vec<A> factor = broadcast(row_factor);
-        if constexpr (kColumn) factor += load_some(column_factor + c, left);
-        w = exp(s - shift) * factor;
-      } else {
+    A* weights = static_cast<A*>(p.weights) + r * p.stride;
+    if constexpr (kFixedShift) {
+      each_vector<A>(tile.columns, [&]<int N>(std::int64_t c, std::int64_t left) {
+        vec<A> w[N];
+        row.exponentials(exponential, c, left, w);
+        for (int i = 0; i < N; ++i) {
+          const std::int64_t at = c + i * kLanes<A>;
+          vec<A> factor = broadcast(row_factor);
+          if constexpr (kColumn) factor += load_some(column_factor + at, left);
+          w[i] *= factor * (row.scale * load_some(row.column_scale + at, left));
+        }
+        row.leave_out(c, left, w);  // after the factor, which is NaN of an empty sum
+        for (int i = 0; i < N; ++i) store_some(weights + c + i * kLanes<A>, w[i], left);
+      });
+    } else {
+      for (std::int64_t c = 0; c < tile.columns; c += kLanes<A>) {
+        const std::int64_t left = row.left(c);
+        const vec<A> s = row.similarity(c);
+        vec<A> w{};
         if constexpr (kRow) w += exp(s - row_lse) * row_grad;
         if constexpr (kColumn) {
           w += exp(s - load_some(elements<A>(p.column.lse) + c, left)) *
                load_some(elements<A>(p.column.grad_lse) + c, left);
         }
+        w = row.kept(w * row.scale * row.column_scales(c), c, A{0});
+        store_some(weights + c, w, left);
       }
-      w = row.kept(w * row.scale * row.column_scales(c), c, A{0});
-      store_some(row.products + c, w, left);
     }
-    if (row.partner >= 0) row.products[row.partner] += positive;
+    if (row.partner >= 0) weights[row.partner] += positive;
   }
 }
 

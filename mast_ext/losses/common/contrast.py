@@ -119,11 +119,11 @@ class _GatheredContrast(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, masks, temperature_tensor, *numbers = inputs
-        lse, _, *inv_norms, y = output
+        lse, _, *kept, y = output
         ctx.options = _options(x, *numbers)
-        ctx.mark_non_differentiable(*inv_norms, y)
+        ctx.mark_non_differentiable(*kept, y)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, y, masks, temperature_tensor, lse, *inv_norms)
+        ctx.save_for_backward(x, y, masks, temperature_tensor, lse, *kept)
 
     @staticmethod
     @once_differentiable
