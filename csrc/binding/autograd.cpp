@@ -277,20 +277,19 @@ struct VicregTerms : Formula<VicregTerms, Op<"vicreg_terms", decltype(vicreg_ter
   static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& x,
                    const Tensor& y, const OptionalTensor& invariance, double eps,
                    at::ArrayRef<double> scales, at::ArrayRef<double> weights) {
-    const auto& [total, terms, mean, sum_squares, product, row_sums, centered] = result;
-    save_tensors(ctx, x, y, invariance, mean, sum_squares, product, row_sums, centered);
+    const auto& [total, terms, mean, sum_squares, product, centered] = result;
+    save_tensors(ctx, x, y, invariance, mean, sum_squares, product, centered);
     keep_options(ctx, eps, scales[0] * weights[0], scales[1] * weights[1], scales[2] * weights[2]);
   }
 
   static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
-    const auto [x, y, invariance, mean, sum_squares, product, row_sums, centered] =
-        saved_tensors<8>(ctx);
+    const auto [x, y, invariance, mean, sum_squares, product, centered] = saved_tensors<7>(ctx);
     const auto [eps, a, b, c] = kept_options<double, double, double, double>(ctx);
     const std::array factors{a, b, c};
     const auto wanted = which_wanted(ctx, x, y, invariance);
     const auto [views, numbers] =
-        Backward::call(grads[0], x, y, if_defined(invariance), mean, sum_squares, product, row_sums,
-                       centered, eps, at::ArrayRef<double>(factors));
+        Backward::call(grads[0], x, y, if_defined(invariance), mean, sum_squares, product, centered,
+                       eps, at::ArrayRef<double>(factors));
     return only(wanted, std::tuple(views.select(0, 0), views.select(0, 1), numbers));
   }
 };

@@ -37,10 +37,10 @@ void define(torch::Library& m) {
   m.def(
       "vicreg_terms(Tensor x, Tensor y, Tensor? invariance, float eps, float[] scales, "
       "float[] weights) -> (Tensor total, Tensor terms, Tensor mean, Tensor sum_squares, "
-      "Tensor product, Tensor row_sums, Tensor centered)");
+      "Tensor product, Tensor centered)");
   m.def(
       "vicreg_terms_backward(Tensor grad, Tensor x, Tensor y, Tensor? invariance, Tensor mean, "
-      "Tensor sum_squares, Tensor product, Tensor row_sums, Tensor centered, float eps, "
+      "Tensor sum_squares, Tensor product, Tensor centered, float eps, "
       "float[] factors) -> (Tensor grad_views, Tensor grad_invariance)");
   m.def(
       "cross_correlation_penalty(Tensor a, Tensor b, float lambda_, str variant) -> "

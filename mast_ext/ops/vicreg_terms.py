@@ -22,7 +22,6 @@ def _(x, y, invariance, eps, scales, weights):
         mean,
         torch.empty_like(mean),
         product,
-        mean.new_empty((1, 2, rows if gram else dim)),
         product.new_empty((2, rows, dim) if keep else (0,)),
     )
 
@@ -36,7 +35,6 @@ def _(
     mean,
     sum_squares,
     product,
-    row_sums,
     centered,
     eps,
     factors,

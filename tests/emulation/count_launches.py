@@ -43,7 +43,12 @@ def mast(**options):
     masks = losses.AugmentationMasks((0.25, 0.2, 0.15, 0.1, 0.05), DIM)
     changed = torch.rand(BATCH, AUGMENTATIONS) < 0.5
     loss = losses.MASTLoss(masks, **options)
-    return lambda x, y: loss(x, y, changed).loss
+
+    def step(x, y):
+        masks.zero_grad()
+        return loss(x, y, changed).loss
+
+    return step
 
 
 def has_cuda_kernel(name):

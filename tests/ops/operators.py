@@ -23,7 +23,17 @@ CONSTANT = {
 # In the dtype of sums.
 WIDE = {
     *("center", "mask_logits", "slices", "weight", "weights", "scale", "bias"),
-    *("lse", "positive", "group_weights", "sums", "counts", "first", "second", "third", "invariance"),
+    *(
+        "lse",
+        "positive",
+        "group_weights",
+        "sums",
+        "counts",
+        "first",
+        "second",
+        "third",
+        "invariance",
+    ),
 }
 WITHOUT_GRADIENT = {
     "prototype_column_logsumexp",

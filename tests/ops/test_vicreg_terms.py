@@ -11,12 +11,14 @@ SHAPES = [
     (5, 3),  # direct
     (33, 7),
     (70, 64),
+    (140, 129),  # more than a small product
     (300, 257),
     (4, 9),  # Gram
     (2, 64),
     (17, 33),
     (40, 132),
     (9, 257),
+    (130, 300),
 ]
 CHUNKS = [(1300, 110), (8300, 20), (60, 2300)]
 SCALES, WEIGHTS = (0.01, 0.5, 1.5), (2.0, 25.0, 0.7)
@@ -46,7 +48,9 @@ def compare(inputs, tolerance):
     plain = evaluate(reference.vicreg_terms, inputs)
     product = ops.vicreg_terms.op(*inputs[:2], None, 1e-4, SCALES, WEIGHTS)[4]
     tolerance += torch.finfo(product.dtype).eps  # of squares; bfloat16 of bfloat16 on CUDA
-    for mine, theirs, want, leaf in zip(got, plain, truth, (None,) * 4 + tuple(inputs), strict=True):
+    for mine, theirs, want, leaf in zip(
+        got, plain, truth, (None,) * 4 + tuple(inputs), strict=True
+    ):
         assert mine.shape == want.shape
         assert error(mine, want) <= 1.5 * error(theirs, want) + tolerance
         assert mine.dtype == (torch.float32 if leaf is None else leaf.dtype)

@@ -94,25 +94,22 @@ struct VarianceCovarianceInputs {
 
 // What the forward keeps for the backward.
 struct BatchProducts {
-  Tensor mean, sum_squares, product, row_sums, centered;
+  Tensor mean, sum_squares, product, centered;
 
   // Dense: the caller of an op may pass copies that are not.
-  static BatchProducts kept(const Tensor& mean, const Tensor& sum_squares, const Tensor& product,
-                            const Tensor& row_sums, const Tensor& centered) {
+  BatchProducts contiguous() const {
     return {mean.contiguous(), sum_squares.contiguous(), product.contiguous(),
-            row_sums.contiguous(), centered.contiguous()};
+            centered.contiguous()};
   }
 };
 
-// The moments, matrix products and row sums; into `differences`, unless undefined, what
-// kernels/columns says.
+// The moments and matrix products; into `differences`, unless undefined, what kernels/columns says.
 inline BatchProducts batch_products(const VarianceCovarianceInputs& in,
                                     const Tensor& differences = {}) {
   const auto V = in.views, N = in.rows, D = in.dim, K = in.subspaces;
   BatchProducts made{.mean = in.new_empty({V, D}),
                      .sum_squares = in.new_empty({V, D}),
                      .product = in.gram ? in.new_product({K, V, N, N}) : in.new_product({V, D, D}),
-                     .row_sums = in.new_empty({K, V, in.gram ? N : D}),
                      .centered = in.keep ? in.new_product({V, N, D}) : in.new_product({0})};
   const Chunks chunks = in.chunks();
   const bool masked = in.gram && in.masks.defined();
@@ -136,8 +133,15 @@ inline BatchProducts batch_products(const VarianceCovarianceInputs& in,
       add_gram(made.product, tile.transpose(1, 2), first == 0, last);
     }
   });
-  const kernels::VarianceCovariance p{.shape = in.shape(made.sum_squares, made.product, 0),
-                                      .row_sums = made.row_sums.mutable_data_ptr(),
+  return made;
+}
+
+// The sums of the product's rows [K, V, D], or [K, V, N] (Gram).
+inline Tensor product_row_sums(const VarianceCovarianceInputs& in, const BatchProducts& batch) {
+  const auto V = in.views, N = in.rows, D = in.dim, K = in.subspaces;
+  Tensor row_sums = in.new_empty({K, V, in.gram ? N : D});
+  const kernels::VarianceCovariance p{.shape = in.shape(batch.sum_squares, batch.product, 0),
+                                      .row_sums = row_sums.mutable_data_ptr(),
                                       .variance = nullptr,
                                       .covariance = nullptr};
   run_on(
@@ -148,7 +152,7 @@ inline BatchProducts batch_products(const VarianceCovarianceInputs& in,
         });
       },
       [&](auto stream) { return kernels::variance_covariance_rows_cuda(p, stream); });
-  return made;
+  return row_sums;
 }
 
 // grad_z = the product of the centered batch with the matrix that `write_matrix` writes to p.matrix

@@ -12,8 +12,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_cova
   const auto V = in.views, K = in.subspaces;
   Tensor variance = in.new_empty({K, V}), covariance = in.new_empty({K, V});
   const BatchProducts made = batch_products(in);
+  const Tensor row_sums = product_row_sums(in, made);
   const kernels::VarianceCovariance p{.shape = in.shape(made.sum_squares, made.product, eps),
-                                      .row_sums = made.row_sums.mutable_data_ptr(),
+                                      .row_sums = row_sums.mutable_data_ptr(),
                                       .variance = variance.mutable_data_ptr(),
                                       .covariance = covariance.mutable_data_ptr()};
   run_on(
@@ -24,14 +25,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> variance_cova
         });
       },
       [&](auto stream) { return kernels::variance_covariance_finish_cuda(p, stream); });
-  return {variance,     covariance,    made.mean,    made.sum_squares,
-          made.product, made.row_sums, made.centered};
+  return {variance, covariance, made.mean, made.sum_squares, made.product, row_sums, made.centered};
 }
 
 std::tuple<Tensor, Tensor> variance_covariance_backward(
     const Tensor& grad_variance_, const Tensor& grad_covariance_, const Tensor& z,
     const OptionalTensor& masks, const Tensor& mean, const Tensor& sum_squares,
-    const Tensor& product, const Tensor& row_sums, const Tensor& centered, double eps,
+    const Tensor& product, const Tensor& row_sums_, const Tensor& centered, double eps,
     std::array<bool, 2> wanted) {
   const PlainTensors plain;
   const VarianceCovarianceInputs in(z, masks);
@@ -43,7 +43,8 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
   }
   const Tensor grad_variance = grad_variance_.contiguous();
   const Tensor grad_covariance = grad_covariance_.contiguous();
-  const auto kept = BatchProducts::kept(mean, sum_squares, product, row_sums, centered);
+  const Tensor row_sums = row_sums_.contiguous();
+  const auto kept = BatchProducts{mean, sum_squares, product, centered}.contiguous();
   const bool want_z = wanted[0], want_masks = wanted[1] && in.masks.defined();
   Tensor grad_z = want_z ? new_result(in.z, {V, N, D}) : in.z.new_empty({0});
   Tensor grad_masks = want_masks ? in.new_empty({K, D}) : in.new_empty({0});
@@ -56,7 +57,7 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
       .grad_stride = 1,
       .variance_factor = 1,
       .covariance_factor = 1,
-      .slopes = dots.defined() ? dots.const_data_ptr() : kept.row_sums.const_data_ptr(),
+      .slopes = dots.defined() ? dots.const_data_ptr() : row_sums.const_data_ptr(),
       .matrix = nullptr,
       .first_dim = 0,
       .dims = 0,

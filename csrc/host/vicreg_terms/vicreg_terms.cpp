@@ -65,7 +65,7 @@ void finish_gradients_cpu(const kernels::VicregTermsBackward& p) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> vicreg_terms(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> vicreg_terms(
     const Tensor& x, const Tensor& y, const OptionalTensor& invariance, double eps,
     at::ArrayRef<double> scales, at::ArrayRef<double> weights) {
   const PlainTensors plain;
@@ -78,8 +78,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> vicreg_terms(
   if (!numbers.defined()) numbers = differences = in.new_empty({in.dim});
   Tensor total = in.new_empty({}), terms = in.new_empty({3});
   const BatchProducts made = batch_products(in, differences);
+  const bool small = uses_cuda_kernels(x) && made.product.numel() <= kernels::kSmallProduct;
+  const Tensor row_sums = small ? Tensor() : product_row_sums(in, made);
   kernels::VicregTerms p{.batch = {.shape = in.shape(made.sum_squares, made.product, eps),
-                                   .row_sums = made.row_sums.mutable_data_ptr(),
+                                   .row_sums = element(row_sums),
                                    .variance = nullptr,
                                    .covariance = nullptr},
                          .invariance = numbers.const_data_ptr(),
@@ -93,21 +95,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> vicreg_terms(
   run_on(
       x, [&] { finish_cpu(p, terms); },
       [&](auto stream) { return kernels::vicreg_terms_finish_cuda(p, stream); });
-  return {total, terms, made.mean, made.sum_squares, made.product, made.row_sums, made.centered};
+  return {total, terms, made.mean, made.sum_squares, made.product, made.centered};
 }
 
 std::tuple<Tensor, Tensor> vicreg_terms_backward(const Tensor& grad, const Tensor& x,
                                                  const Tensor& y, const OptionalTensor& invariance,
                                                  const Tensor& mean, const Tensor& sum_squares,
-                                                 const Tensor& product, const Tensor& row_sums,
-                                                 const Tensor& centered, double eps,
-                                                 at::ArrayRef<double> factors) {
+                                                 const Tensor& product, const Tensor& centered,
+                                                 double eps, at::ArrayRef<double> factors) {
   const PlainTensors plain;
   const VarianceCovarianceInputs in = checked_views(x, y);
   check_three(factors, "factors");
   check_shape(grad, "grad", {});
   check_like(grad, "grad", mean, "mean");
-  const auto kept = BatchProducts::kept(mean, sum_squares, product, row_sums, centered);
+  const auto kept = BatchProducts{mean, sum_squares, product, centered}.contiguous();
   Tensor grad_z = new_result(x, {2, in.rows, in.dim});
   Tensor grad_invariance = in.new_empty(invariance ? invariance->sizes() : at::IntArrayRef({0}));
   kernels::VicregTermsBackward p{

@@ -18,11 +18,13 @@ struct ViewSums {
   double hinges, pairs;
 };
 
-// The sums over dimensions, and rows, of both results (k, v), by a block of kFinishThreads.
+// The sums over dimensions, and rows, of both results (k, v), by a block of kFinishThreads. Without
+// row sums, those of the pairs are without the product's elements.
 __device__ __forceinline__ ViewSums view_sums(const VarianceCovariance& p, std::int64_t k,
                                               std::int64_t v) {
   const VarianceCovarianceShape& s = p.shape;
   const std::int64_t kv = k * s.views + v;
+  const bool has_sums = p.row_sums != nullptr;
   const float* sums = static_cast<const float*>(p.row_sums) + kv * (s.gram ? s.rows : s.dim);
   double hinges = 0, pairs = 0;
   constexpr int kLoads = 4;  // at once, before the divisions
@@ -34,7 +36,7 @@ __device__ __forceinline__ ViewSums view_sums(const VarianceCovariance& p, std::
       if (d >= s.dim) break;
       w[i] = math::weight<float>(s, k, d);
       squares[i] = math::sum_squares<float>(s, v, d);
-      row_sums[i] = s.gram ? 0 : sums[d];
+      row_sums[i] = s.gram || !has_sums ? 0 : sums[d];
     }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
@@ -44,7 +46,7 @@ __device__ __forceinline__ ViewSums view_sums(const VarianceCovariance& p, std::
       pairs += s.gram ? -weighted * weighted : static_cast<double>(w[i]) * row_sums[i];
     }
   }
-  if (s.gram) {
+  if (s.gram && has_sums) {
     for (std::int64_t n = threadIdx.x; n < s.rows; n += kFinishThreads) pairs += sums[n];
   }
   double both[] = {hinges, pairs};

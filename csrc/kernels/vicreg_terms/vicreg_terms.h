@@ -20,8 +20,12 @@
 
 namespace mast_ext::kernels {
 
+// On a GPU, products of at most this many elements have no pass of their own that sums their rows:
+// the one thread block that finishes reads them in less time than a launch takes.
+inline constexpr std::int64_t kSmallProduct = 1 << 15;
+
 struct VicregTerms {
-  VarianceCovariance batch;  // of both views, after its rows; without results
+  VarianceCovariance batch;  // of both views, without results; its rows are computed, or null
   const void* invariance;    // [numbers], in the accumulation type
   std::int64_t numbers;
   double scales[3], weights[3];

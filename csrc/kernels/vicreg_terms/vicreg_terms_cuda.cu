@@ -11,11 +11,38 @@ namespace {
 
 using namespace variance_covariance_cuda;
 
+// The squares of a small product's elements, without the diagonals of the direct form.
+template <typename P>
+__device__ __forceinline__ double sum_of_squares(const VarianceCovarianceShape& s) {
+  constexpr int kLoads = 8;  // at once
+  const P* product = static_cast<const P*>(s.product);
+  const int side = static_cast<int>(s.gram ? s.rows : s.dim);
+  const int count = static_cast<int>(s.views) * side * side;
+  double sum = 0;
+  for (int first = static_cast<int>(threadIdx.x); first < count; first += kLoads * kFinishThreads) {
+    float values[kLoads], some = 0;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int at = first + i * kFinishThreads;
+      values[i] = at < count ? static_cast<float>(product[at]) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int at = first + i * kFinishThreads;
+      const bool diagonal = at / side % side == at % side;
+      some += s.gram || !diagonal ? values[i] * values[i] : 0;
+    }
+    sum += some;
+  }
+  return block_sum<kFinishThreads>(sum);
+}
+
+template <typename P>
 __global__ void __launch_bounds__(kFinishThreads) finish_terms(VicregTerms p) {
   const VarianceCovarianceShape& s = p.batch.shape;
   const double invariance =
       sum_of_all<kFinishThreads>(static_cast<const float*>(p.invariance), p.numbers);
-  double hinges = 0, pairs = 0;
+  double hinges = 0, pairs = p.batch.row_sums == nullptr ? sum_of_squares<P>(s) : 0;
   for (std::int64_t v = 0; v < s.views; ++v) {
     const ViewSums sums = view_sums(p.batch, 0, v);
     hinges += sums.hinges;
@@ -97,7 +124,9 @@ __global__ void __launch_bounds__(kPacketThreads)
 }  // namespace
 
 int vicreg_terms_finish_cuda(const VicregTerms& p, cudaStream_t stream) {
-  return launch(finish_terms, 1, kFinishThreads, stream, p);
+  return visit_product_dtype(p.batch.shape.dtype, [&]<typename T, typename P>() {
+    return launch(finish_terms<P>, 1, kFinishThreads, stream, p);
+  });
 }
 
 int vicreg_terms_matrix_cuda(const VicregTermsBackward& p, cudaStream_t stream) {
