@@ -39,6 +39,7 @@ __all__ = [
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
+    "vicreg_terms",
     "view_pair_cross_entropy",
     "weighted_terms",
 ]
@@ -526,6 +527,56 @@ def weighted_terms(
         weighted = (term * weight for term, weight in zip(terms, weights, strict=True))
         return reduce(torch.add, weighted), torch.stack(terms).detach()
     return ops.weighted_terms.op(first, second, third, scales, weights)
+
+
+def vicreg_terms(
+    x: Tensor,
+    y: Tensor,
+    invariance: Tensor | None = None,
+    *,
+    scales: tuple[float, float, float],
+    weights: tuple[float, float, float],
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    r"""VICReg's terms of two views, and their weighted sum.
+
+    ::
+
+        terms[0] = scales[0] · Σ_nd (x_nd − y_nd)²
+        terms[1] = scales[1] · [variance(x) + variance(y)]
+        terms[2] = scales[2] · [covariance(x) + covariance(y)]
+        total    = Σ_i weights[i] · terms[i]
+
+    with the statistics of `variance_covariance` (Bardes et al. 2022). That, `subspace_similarity`
+    and `weighted_terms` give the same by more than twice as many launches on a GPU, and read the
+    views more often.
+
+    Args:
+        x: Embeddings ``[N, D]`` of one view, ``N ≥ 2``: float32, float16, bfloat16, or float64 on
+            the CPU. Any strides.
+        y: Embeddings of the other view, like ``x``.
+        invariance: Numbers, of any shape, whose sum takes the place of that of the squared
+            differences; float32 (float64 beside float64 embeddings). (On a GPU one thread block
+            adds them up, so they should be no more than some thousands.)
+        scales: A number for each term, such as ``1 / (N · D)`` for a mean of squared differences.
+        weights: A number for each term.
+        eps: Added to the variances inside the root.
+
+    Returns:
+        ``total``, a scalar, which is differentiable once in ``x``, ``y`` and ``invariance``; and
+        ``terms [3]``, without gradient. In float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: A shape or device does not fit, ``N < 2``, ``eps`` is negative, or there are not
+            three scales and weights.
+        TypeError: A dtype is not supported, or differs from that of ``x``.
+    """
+    if any(map(changes_between_calls, (*scales, *weights))):
+        if invariance is None:
+            invariance = subspace_similarity(x[None], y[None], metric="sqeuclidean")
+        both = variance_covariance(torch.stack((x, y)), eps=eps)
+        return weighted_terms(invariance, *both, scales=scales, weights=weights)
+    return ops.vicreg_terms.op(x, y, invariance, eps, scales, weights)[:2]
 
 
 def gram_difference(

@@ -227,6 +227,21 @@ def weighted_terms(
     return (torch.as_tensor(weights).to(terms) * terms).sum(), terms.detach()
 
 
+def vicreg_terms(
+    x: Tensor,
+    y: Tensor,
+    invariance: Tensor | None = None,
+    *,
+    scales: tuple[float, float, float],
+    weights: tuple[float, float, float],
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mast_ext.functional.vicreg_terms`."""
+    numbers = (x - y).square() if invariance is None else invariance
+    both = variance_covariance(torch.stack((x, y)), eps=eps)
+    return weighted_terms(numbers, *both, scales=scales, weights=weights)
+
+
 def sliced_characteristic_sums(
     z: Tensor, slices: Tensor, *, knots: int = 17, t_min: float = 0.0, t_max: float = 3.0
 ) -> Tensor:

@@ -223,26 +223,21 @@ WORK: dict[tuple[str, str], Callable[[Case, int], Work]] = {
     # x and y read; gradients written besides.
     ("grouped_squared_difference", "add_sorted_rows"): _moves(_elements),
     ("grouped_squared_difference", "write_grads"): _moves(lambda c: 2 * _elements(c)),
-    # Both views read.
-    ("variance_covariance", "moments"): _moves(_elements),
+    # Both views read, for VICReg twice: by themselves, and for their differences.
+    ("variance_covariance", "moments"): _moves(lambda c: 2 * _elements(c)),
     ("cross_correlation_penalty", "moments"): _moves(_elements),
     # The views and the gradient of the products read, gradients written.
-    ("variance_covariance", "combine"): _moves(lambda c: 3 * _elements(c)),
+    # With what the views' difference adds: x and y read again.
+    ("variance_covariance", "combine_with_differences"): _moves(lambda c: 4 * _elements(c)),
     ("cross_correlation_penalty", "combine"): _moves(lambda c: 3 * _elements(c)),
-    # VICReg's distance of the views.
-    ("variance_covariance", "sum_pairs_unmasked"): _moves(_elements),
-    ("variance_covariance", "grads"): _moves(lambda c: 2 * _elements(c)),
     # VICReg's terms in MAST; of the rest MAST's own: groups of pairs have weights, sums and
     # gradients of both, float32.
     ("mast", "moments"): _moves(_elements),
-    ("mast", "combine"): _moves(lambda c: 3 * _elements(c)),
+    ("mast", "combine_with_differences"): _moves(lambda c: 3 * _elements(c)),
     ("mast", "add_sorted_rows"): _moves(_elements),
     ("mast", "divide"): _moves_float32(lambda c: 2 * GROUPS * c["dim"]),
     ("mast", "write_subsets"): _moves_float32(lambda c: GROUPS * c["dim"]),
     ("mast", "write_grad_shifted"): _moves_float32(lambda c: 2 * GROUPS * c["dim"]),
-    # weighted_terms of a number for each dimension.
-    ("mast", "sum_terms"): _moves_float32(lambda c: c["dim"]),
-    ("mast", "fill"): _moves_float32(lambda c: c["dim"]),
     ("sinkhorn_knopp", "add_rows"): _normalized_columns,
     ("sinkhorn_knopp", "normalize_rows"): _normalized_rows,
     ("gram_difference", "write_operands"): _moves_float32(_gram_operands),

@@ -270,6 +270,30 @@ struct VarianceCovariance
   }
 };
 
+// The total alone has a gradient.
+struct VicregTerms : Formula<VicregTerms, Op<"vicreg_terms", decltype(vicreg_terms)>> {
+  using Backward = Op<"vicreg_terms_backward", decltype(vicreg_terms_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& x,
+                   const Tensor& y, const OptionalTensor& invariance, double eps,
+                   at::ArrayRef<double> scales, at::ArrayRef<double> weights) {
+    const auto& [total, terms, mean, sum_squares, product, centered] = result;
+    save_tensors(ctx, x, y, invariance, mean, sum_squares, product, centered);
+    keep_options(ctx, eps, scales[0] * weights[0], scales[1] * weights[1], scales[2] * weights[2]);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const auto [x, y, invariance, mean, sum_squares, product, centered] = saved_tensors<7>(ctx);
+    const auto [eps, a, b, c] = kept_options<double, double, double, double>(ctx);
+    const std::array factors{a, b, c};
+    const auto wanted = which_wanted(ctx, x, y, invariance);
+    const auto [views, numbers] =
+        Backward::call(grads[0], x, y, if_defined(invariance), mean, sum_squares, product, centered,
+                       eps, at::ArrayRef<double>(factors));
+    return only(wanted, std::tuple(views.select(0, 0), views.select(0, 1), numbers));
+  }
+};
+
 struct CrossCorrelationPenalty
     : Formula<CrossCorrelationPenalty,
               Op<"cross_correlation_penalty", decltype(cross_correlation_penalty)>> {
@@ -303,7 +327,6 @@ struct GroupedSquaredDifference
   static void save(AutogradContext* ctx, const Forward::Result&, const Tensor& x, const Tensor& y,
                    const Tensor& group, std::int64_t /*groups*/, const OptionalTensor& weight,
                    const OptionalTensor& /*dimension_weights*/) {
-    ctx->set_materialize_grads(true);  // the backward op takes both gradients
     save_tensors(ctx, x, y, weight, group);
   }
 
@@ -311,8 +334,11 @@ struct GroupedSquaredDifference
     const auto [x, y, weight, group] = saved_tensors<4>(ctx);
     const std::array<bool, 3> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                      weight.defined() && ctx->needs_input_grad(3)};
+    const Tensor grad_sums = grads[0].defined()
+                                 ? grads[0]
+                                 : grads[1].new_zeros_symint({grads[1].sym_size(0), x.sym_size(1)});
     auto [grad_x, grad_y, grad_weight] =
-        Backward::call(grads[0], grads[1], x, y, group, if_defined(weight), wanted);
+        Backward::call(grad_sums, if_defined(grads[1]), x, y, group, if_defined(weight), wanted);
     return {wanted[0] ? grad_x : Tensor(), wanted[1] ? grad_y : Tensor(), Tensor(), Tensor(),
             wanted[2] ? grad_weight : Tensor()};
   }
@@ -647,6 +673,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<SubspaceSimilarity>(m);
   differentiable_once<SubspaceNll>(m);
   differentiable_once<VarianceCovariance>(m);
+  differentiable_once<VicregTerms>(m);
   differentiable_once<CrossCorrelationPenalty>(m);
   differentiable_once<GroupedSquaredDifference>(m);
   differentiable_once<GroupedMeans>(m);

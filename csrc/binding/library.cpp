@@ -35,6 +35,14 @@ void define(torch::Library& m) {
       "Tensor? masks, Tensor mean, Tensor sum_squares, Tensor product, Tensor row_sums, "
       "Tensor centered, float eps, bool[2] wanted) -> (Tensor grad_z, Tensor grad_masks)");
   m.def(
+      "vicreg_terms(Tensor x, Tensor y, Tensor? invariance, float eps, float[] scales, "
+      "float[] weights) -> (Tensor total, Tensor terms, Tensor mean, Tensor sum_squares, "
+      "Tensor product, Tensor centered)");
+  m.def(
+      "vicreg_terms_backward(Tensor grad, Tensor x, Tensor y, Tensor? invariance, Tensor mean, "
+      "Tensor sum_squares, Tensor product, Tensor centered, float eps, "
+      "float[] factors) -> (Tensor grad_views, Tensor grad_invariance)");
+  m.def(
       "cross_correlation_penalty(Tensor a, Tensor b, float lambda_, str variant) -> "
       "(Tensor penalty, Tensor mean, Tensor scale, Tensor product, Tensor dots, Tensor row_sums, "
       "Tensor standard)");
@@ -46,7 +54,7 @@ void define(torch::Library& m) {
       "grouped_squared_difference(Tensor x, Tensor y, Tensor group, int groups, Tensor? weight, "
       "Tensor? dimension_weights) -> (Tensor sums, Tensor counts, Tensor residual)");
   m.def(
-      "grouped_squared_difference_backward(Tensor grad_sums, Tensor grad_counts, Tensor x, "
+      "grouped_squared_difference_backward(Tensor grad_sums, Tensor? grad_counts, Tensor x, "
       "Tensor y, Tensor group, Tensor? weight, bool[3] wanted) -> (Tensor grad_x, Tensor grad_y, "
       "Tensor grad_weight)");
   m.def(
@@ -162,6 +170,8 @@ void implement(torch::Library& m) {
   m.impl("subspace_nll_backward", TORCH_FN(mast_ext::subspace_nll_backward));
   m.impl("variance_covariance", TORCH_FN(mast_ext::variance_covariance));
   m.impl("variance_covariance_backward", TORCH_FN(mast_ext::variance_covariance_backward));
+  m.impl("vicreg_terms", TORCH_FN(mast_ext::vicreg_terms));
+  m.impl("vicreg_terms_backward", TORCH_FN(mast_ext::vicreg_terms_backward));
   m.impl("cross_correlation_penalty", TORCH_FN(mast_ext::cross_correlation_penalty));
   m.impl("cross_correlation_penalty_backward",
          TORCH_FN(mast_ext::cross_correlation_penalty_backward));

@@ -36,6 +36,15 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
     const Tensor& product, const Tensor& row_sums, const Tensor& centered, double eps,
     std::array<bool, 2> wanted);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> vicreg_terms(
+    const Tensor& x, const Tensor& y, const OptionalTensor& invariance, double eps,
+    at::ArrayRef<double> scales, at::ArrayRef<double> weights);
+std::tuple<Tensor, Tensor> vicreg_terms_backward(const Tensor& grad, const Tensor& x,
+                                                 const Tensor& y, const OptionalTensor& invariance,
+                                                 const Tensor& mean, const Tensor& sum_squares,
+                                                 const Tensor& product, const Tensor& centered,
+                                                 double eps, at::ArrayRef<double> factors);
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correlation_penalty(
     const Tensor& a, const Tensor& b, double lambda, std::string_view variant);
 std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
@@ -100,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference(
     const Tensor& x, const Tensor& y, const Tensor& group, std::int64_t groups,
     const OptionalTensor& weight, const OptionalTensor& dimension_weights);
 std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference_backward(
-    const Tensor& grad_sums, const Tensor& grad_counts, const Tensor& x, const Tensor& y,
+    const Tensor& grad_sums, const OptionalTensor& grad_counts, const Tensor& x, const Tensor& y,
     const Tensor& group, const OptionalTensor& weight, std::array<bool, 3> wanted);
 
 std::tuple<Tensor, Tensor> grouped_means(const Tensor& weights, const Tensor& sums,

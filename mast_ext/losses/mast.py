@@ -29,7 +29,6 @@ from mast_ext.losses.common.inputs import (
     require_temperature,
     require_views,
 )
-from mast_ext.losses.common.variance_covariance import variance_covariance_terms
 from mast_ext.losses.masks import AugmentationMasks, masks_of
 
 Base = Literal["vicreg", "nt_xent"]
@@ -170,16 +169,23 @@ class MASTLoss(nn.Module):
             weight, likelihood = self._precision(log_variance, comparable)
         invariance_of = self._vicreg if self.base == "vicreg" else self._nt_xent
         invariance, residual = invariance_of(x, y, group, weights, weight)
-        names, parts, scales = ["invariance"], [invariance], [1 / invariance.numel()]
+        mean = 1 / invariance.numel()
         if self.base == "vicreg":
             views = [gather_batch(z, 0) if self.gather_distributed else z for z in (x, y)]
             require_images(len(views[0]), "x", least=2)
-            names += ["variance", "covariance"]
-            parts += variance_covariance_terms(views, self.eps)
-            scales += [0.5, 1.0]
-        loss, terms = functional.weighted_terms(
-            *parts, scales=scales, weights=[getattr(self, name) for name in names]
-        )
+            names = ("invariance", "variance", "covariance")
+            loss, terms = functional.vicreg_terms(
+                *views,
+                invariance,
+                scales=(mean, 0.5, 1.0),
+                weights=(self.invariance, self.variance, self.covariance),
+                eps=self.eps,
+            )
+        else:
+            names = ("invariance",)
+            loss, terms = functional.weighted_terms(
+                invariance, scales=(mean,), weights=(self.invariance,)
+            )
         logs = dict(zip(names, terms.unbind(), strict=True))
         if self.masks.price is not None:
             freed = self.masks.freed_share().sum()

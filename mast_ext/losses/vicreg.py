@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mast_ext import functional
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import in_one_dtype, require_option
-from mast_ext.losses.common.variance_covariance import variance_covariance_terms
+from mast_ext.losses.common.variance_covariance import positional_terms
 
 Variant = Literal["official", "solo"]
 
@@ -89,16 +89,20 @@ class VICRegLoss(nn.Module):
             raise AssertionError(
                 f"z_a and z_b must have shape [B, ..., D] with B > 1, got {tuple(batches[0].shape)}"
             )
-        distance = functional.subspace_similarity(
-            z_a.flatten(0, -2).unsqueeze(0), z_b.flatten(0, -2).unsqueeze(0), metric="sqeuclidean"
-        )
-        variance, covariance = variance_covariance_terms(batches, self.eps)
+        scales = (1 / z_a.numel(), 0.5 if self.variant == "official" else 1.0, 1.0)
+        weights = (self.lambda_param, self.mu_param, self.nu_param)
+        distance = None
+        if z_a.ndim > 2 or batches[0] is not z_a:
+            flat = [z.flatten(0, -2).unsqueeze(0) for z in (z_a, z_b)]
+            distance = functional.subspace_similarity(*flat, metric="sqeuclidean")
+        if z_a.ndim == 2:
+            return functional.vicreg_terms(
+                *batches, distance, scales=scales, weights=weights, eps=self.eps
+            )[0]
+        assert distance is not None
+        variance, covariance = positional_terms(batches, self.eps)
         return functional.weighted_terms(
-            distance,
-            variance,
-            covariance,
-            scales=(1 / z_a.numel(), 0.5 if self.variant == "official" else 1.0, 1.0),
-            weights=(self.lambda_param, self.mu_param, self.nu_param),
+            distance, variance, covariance, scales=scales, weights=weights
         )[0]
 
     def pair_losses(self, views: Tensor) -> Tensor:

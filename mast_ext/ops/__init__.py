@@ -21,6 +21,7 @@ from mast_ext.ops import (  # they look their operators up, which `native` has j
     subspace_nll,
     subspace_similarity,
     variance_covariance,
+    vicreg_terms,
     view_pair_cross_entropy,
     weighted_terms,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "subspace_nll",
     "subspace_similarity",
     "variance_covariance",
+    "vicreg_terms",
     "view_pair_cross_entropy",
     "weighted_terms",
 ]

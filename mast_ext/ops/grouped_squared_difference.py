@@ -20,5 +20,5 @@ def _(grad_sums, grad_counts, x, y, group, weight, wanted):
     return (
         wanted_like(x, wanted[0], x),
         wanted_like(y, wanted[1], x),
-        wanted_like(weight, wanted[2], grad_counts),
+        wanted_like(weight, wanted[2], grad_sums),
     )

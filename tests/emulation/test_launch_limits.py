@@ -25,12 +25,14 @@ SPILLS = {
     "rows_of_slice": 144,
     "search": 80,  # of two planes
     "dots": 80,
+    "matrix_and_differences": 68,  # of widths that are no packets, on sm_80 and sm_120
     "backward": 80,
     "finish_rows": 48,
     "write_shifted": 40,  # on sm_80 alone
     "forward": 32,
     "sum_pairs_unmasked": 32,
     "select_of_many": 16,
+    "combine_with_differences": 16,  # one register, on sm_90a
     "sigmoid_tiles": 16,  # one register, which branches in the place of selections would save
 }
 

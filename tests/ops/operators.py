@@ -23,7 +23,17 @@ CONSTANT = {
 # In the dtype of sums.
 WIDE = {
     *("center", "mask_logits", "slices", "weight", "weights", "scale", "bias"),
-    *("lse", "positive", "group_weights", "sums", "counts", "first", "second", "third"),
+    *(
+        "lse",
+        "positive",
+        "group_weights",
+        "sums",
+        "counts",
+        "first",
+        "second",
+        "third",
+        "invariance",
+    ),
 }
 WITHOUT_GRADIENT = {
     "prototype_column_logsumexp",
@@ -410,6 +420,20 @@ CALLS = [
         "",
         lambda n, d: {"group_weights": (n, d), "sums": (n, d), "counts": (n,)},
         many=((64, 600),),
+    ),
+    Call(
+        functional.vicreg_terms,
+        "direct",
+        lambda n, d: {"x": (max(n, d), d), "y": (max(n, d), d)},
+        {"scales": (0.01, 0.5, 1.0), "weights": (2.0, 25.0, 1.0)},
+        many=((600, 80),),
+    ),
+    Call(
+        functional.vicreg_terms,
+        "Gram",
+        lambda n, d: {"x": (n, max(d, 2 * n)), "y": (n, max(d, 2 * n)), "invariance": (d,)},
+        {"scales": (0.1, 1.0, 1.0), "weights": (25.0, 25.0, 1.0)},
+        many=((64, 2100),),
     ),
     Call(
         functional.weighted_terms,

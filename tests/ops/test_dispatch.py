@@ -20,7 +20,7 @@ differentiable_calls = pytest.mark.parametrize(
 )
 
 # Of the columns of a batch: at least two rows; of large ones no copy is kept for the backward.
-OF_COLUMNS = {"variance_covariance", "cross_correlation_penalty"}
+OF_COLUMNS = {"variance_covariance", "cross_correlation_penalty", "vicreg_terms"}
 SIZES = [
     (call, *size)
     for call in CALLS

@@ -244,6 +244,29 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             "b must be Float like a, got Half": {"b": ones(3, 5).half()},
         },
     },
+    "vicreg_terms": {
+        "accepts": {
+            **{"x": ones(3, 5), "y": ones(3, 5), "invariance": ones(4)},
+            **{"scales": (1.0, 2.0, 3.0), "weights": (1.0, 1.0, 1.0)},
+        },
+        ValueError: {
+            r"x must have shape \[N, D\] with N >= 2 and D >= 1, got \[2, 3, 5\]": {
+                "x": ones(2, 3, 5)
+            },
+            r"with N >= 2 and D >= 1, got \[1, 5\]": {"x": ones(1, 5)},
+            r"y must have shape \[3, 5\], got \[3, 4\]": {"y": ones(3, 4)},
+            "scales must have a number for each of the 3 terms, got 2": {"scales": (1.0, 2.0)},
+            "weights must have a number for each of the 3 terms, got 4": {"weights": (1.0,) * 4},
+            "eps must not be negative, got -1": {"eps": -1.0},
+        },
+        TypeError: {
+            "x must be float32, .* got Long": {"x": ones(3, 5).long()},
+            "y must be Float like x, got Half": {"y": ones(3, 5).half()},
+            "invariance must be Float beside Float embeddings, got Half": {
+                "invariance": ones(4).half()
+            },
+        },
+    },
     "variance_covariance": {
         "accepts": {"z": ones(2, 3, 5)},
         ValueError: {

@@ -55,7 +55,7 @@ inline void column_moments(const kernels::ColumnMoments& p, const Tensor& z) {
   run_on(
       z,
       [&] {
-        parallel_rows(p.z.views * kernels::column_blocks(p.z.dim),
+        parallel_rows(p.passes() * kernels::column_blocks(p.z.dim),
                       4 * p.z.rows * kernels::kColumnBlock,
                       [&](auto begin, auto end) { kernels::column_moments_cpu(p, begin, end); });
       },

@@ -115,20 +115,25 @@ std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference(
 }
 
 std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference_backward(
-    const Tensor& grad_sums_, const Tensor& grad_counts_, const Tensor& x, const Tensor& y,
+    const Tensor& grad_sums_, const OptionalTensor& grad_counts_, const Tensor& x, const Tensor& y,
     const Tensor& group, const OptionalTensor& weight, std::array<bool, 3> wanted) {
   TORCH_CHECK_VALUE(grad_sums_.dim() == 2, "grad_sums must have shape [G, D], got ",
                     grad_sums_.sizes());
   const std::int64_t groups = grad_sums_.size(0);
   const RowPairInputs in(x, y, group, groups, weight);
   check_shape(grad_sums_, "grad_sums", {groups, in.dim});
-  check_shape(grad_counts_, "grad_counts", {groups});
-  for (const auto& [grad, name] :
-       {std::pair(&grad_sums_, "grad_sums"), std::pair(&grad_counts_, "grad_counts")}) {
-    check_device(*grad, name, x, "x");
-    check_accumulation(*grad, name, x, "embeddings");
+  const auto check_dtype = [&](const Tensor& grad, const char* name) {
+    check_device(grad, name, x, "x");
+    check_accumulation(grad, name, x, "embeddings");
+  };
+  check_dtype(grad_sums_, "grad_sums");
+  const Tensor grad_sums = grad_sums_.contiguous();
+  Tensor grad_counts;
+  if (grad_counts_) {
+    check_shape(*grad_counts_, "grad_counts", {groups});
+    check_dtype(*grad_counts_, "grad_counts");
+    grad_counts = grad_counts_->contiguous();
   }
-  const Tensor grad_sums = grad_sums_.contiguous(), grad_counts = grad_counts_.contiguous();
   Tensor grad_x, grad_y, grad_weight;
   if (wanted[0]) grad_x = new_result(x, x.sizes());
   if (wanted[1]) grad_y = new_result(x, x.sizes());
@@ -136,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> grouped_squared_difference_backward(
   const kernels::GroupedSquaredDifferenceBackward p{
       .pairs = in.pairs(),
       .grad_sums = grad_sums.const_data_ptr(),
-      .grad_counts = grad_counts.const_data_ptr(),
+      .grad_counts = const_element(grad_counts),
       .grad_x = element(grad_x),
       .grad_y = element(grad_y),
       .grad_weight = element(grad_weight),

@@ -45,6 +45,10 @@ struct ColumnMoments {
   void* scale;        // [V, D]  1 / sqrt(sum_squares / divisor + eps), or null
   double divisor, eps;
   void* tile;  // [V, N, D]  (z - mean) * scale, or z - mean if scale is null; or null
+  void* differences = nullptr;  // [D]  sum_n (x - y)^2 of the first views of both, or null
+
+  // The views, and the differences as one more.
+  MAST_EXT_HD std::int64_t passes() const { return z.views + (differences != nullptr ? 1 : 0); }
 };
 
 // The columns [first_dim, first_dim + dims) and rows [first_row, first_row + rows), standardized:
@@ -75,7 +79,7 @@ inline std::int64_t column_blocks(std::int64_t dims) {
   return (dims + kColumnBlock - 1) / kColumnBlock;
 }
 
-// Blocks [begin, end) of views * column_blocks(dim).
+// Blocks [begin, end) of passes() * column_blocks(dim).
 void column_moments_cpu(const ColumnMoments& p, std::int64_t begin, std::int64_t end);
 // Blocks [begin, end) of subspaces * views * column_blocks(dims).
 void column_dots_cpu(const ColumnDots& p, std::int64_t begin, std::int64_t end);

@@ -50,6 +50,20 @@ void add_rows(std::int64_t rows, std::int64_t count, BlockSums<A>& sums, const T
 }
 
 template <typename T>
+void differences(const ColumnMoments& p, std::int64_t d0) {
+  using A = accum_t<T>;
+  const Columns& z = p.z;
+  const std::int64_t count = std::min(kColumnBlock, z.dim - d0);
+  BlockSums<A> sums;
+  add_rows<A>(z.rows, count, sums, [&](std::int64_t n, std::int64_t d, std::int64_t left) {
+    const vec<A> x = load_some(row_of<T>(z, 0, n) + d0 + d, left);
+    const vec<A> difference = x - load_some(row_of<T>(z, z.x_views, n) + d0 + d, left);
+    return difference * difference;
+  });
+  std::copy(sums.total, sums.total + count, static_cast<A*>(p.differences) + d0);
+}
+
+template <typename T>
 void moments(const ColumnMoments& p, std::int64_t v, std::int64_t d0) {
   using A = accum_t<T>;
   const Columns& z = p.z;
@@ -95,7 +109,10 @@ void moments(const ColumnMoments& p, std::int64_t v, std::int64_t d0) {
 void column_moments_cpu(const ColumnMoments& p, std::int64_t begin, std::int64_t end) {
   const std::int64_t blocks = column_blocks(p.z.dim);
   visit_dtype(p.z.dtype, [&]<typename T>() {
-    for (std::int64_t i = begin; i < end; ++i) moments<T>(p, i / blocks, i % blocks * kColumnBlock);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t v = i / blocks, d0 = i % blocks * kColumnBlock;
+      v < p.z.views ? moments<T>(p, v, d0) : differences<T>(p, d0);
+    }
   });
 }
 

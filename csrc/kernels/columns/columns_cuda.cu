@@ -1,6 +1,7 @@
 // Reductions over the batch: a thread block has 32 neighboring columns. A thread has a packet of
 // them and every so many rows. The threads' partial results are merged in a fixed order, so that
 // equal inputs give equal bits.
+#include "kernels/columns/column_packets.cuh"
 #include "kernels/columns/columns.h"
 #include "kernels/common/dtype_cuda.cuh"
 #include "kernels/common/packet_grid.cuh"
@@ -80,6 +81,62 @@ struct RunningMoments {
   }
 };
 
+// The sums over all rows of the block's columns, of those over every thread's own rows. Thread i
+// returns that of column i / kWarps.
+template <int N>
+__device__ __forceinline__ float column_sum(const Place<N>& place, float (&sum)[N]) {
+  __shared__ float partial[kWarps][kColumns + 1];  // one more: other banks for every warp
+#pragma unroll
+  for (int offset = Place<N>::kLanes; offset < kWarpSize; offset *= 2) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], offset);
+  }
+  if (threadIdx.x % kWarpSize < Place<N>::kLanes) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) partial[threadIdx.x / kWarpSize][place.column + i] = sum[i];
+  }
+  __syncthreads();
+  return group_sum<kWarps>(partial[threadIdx.x % kWarps][threadIdx.x / kWarps]);
+}
+
+// The squared differences of the first views of x and of y, of the columns from `first` on.
+template <typename T, int N>
+__device__ __forceinline__ void sum_differences(const ColumnMoments& p, const Place<N>& place,
+                                                std::int64_t first) {
+  constexpr int kRows = 2;  // loaded at once, of both
+  constexpr int kRowLanes = Place<N>::kRowLanes;
+  const Columns& z = p.z;
+  const std::int64_t d = first + place.column;
+  float sum[N] = {};
+  if (d < z.dim) {
+#pragma unroll 1
+    for (std::int64_t n = place.row; n < z.rows; n += kRows * kRowLanes) {
+      RawPacket<T, N> left[kRows], right[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const std::int64_t row = n + r * kRowLanes;
+        if (row >= z.rows) break;
+        left[r].load(row_of<T>(z, 0, row) + d);
+        right[r].load(row_of<T>(z, z.x_views, row) + d);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (n + r * kRowLanes >= z.rows) break;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          const float difference = left[r][i] - right[r][i];
+          sum[i] += difference * difference;
+        }
+      }
+    }
+  }
+  const float total = column_sum(place, sum);
+  const std::int64_t column = first + threadIdx.x / kWarps;
+  if (threadIdx.x % kWarps == 0 && column < z.dim) {
+    static_cast<float*>(p.differences)[column] = total;
+  }
+}
+
 template <typename T, typename P, int N>
 __global__ void __launch_bounds__(kThreads, 2) moments(ColumnMoments p, unsigned per_view) {
   constexpr int kLanes = Place<N>::kLanes, kRowLanes = Place<N>::kRowLanes;
@@ -91,6 +148,7 @@ __global__ void __launch_bounds__(kThreads, 2) moments(ColumnMoments p, unsigned
   const std::int64_t first = std::int64_t{blockIdx.x % per_view} * kColumns;
   const std::int64_t d = first + place.column;
   const bool inside = d < z.dim;
+  if (v == z.views) return sum_differences<T>(p, place, first);  // the whole block
 
   // Calls body(n, batch, rows) for every batch of the thread: `rows` rows from n on.
   const T* const from = row_of<T>(z, v, 0) + d;
@@ -212,8 +270,7 @@ __global__ void __launch_bounds__(kPacketThreads) tile(ColumnTile p, PacketGrid 
 
 template <typename P, int N>
 __global__ void __launch_bounds__(kThreads, 2) dots(ColumnDots p, unsigned per_view) {
-  constexpr int kLanes = Place<N>::kLanes, kRowLanes = Place<N>::kRowLanes;
-  __shared__ float partial[kWarps][kColumns + 1];  // one more: other banks for every warp
+  constexpr int kRowLanes = Place<N>::kRowLanes;
   const Place<N> place;
   const std::int64_t kv = blockIdx.x / per_view;
   const std::int64_t first = std::int64_t{blockIdx.x % per_view} * kColumns;
@@ -242,36 +299,18 @@ __global__ void __launch_bounds__(kThreads, 2) dots(ColumnDots p, unsigned per_v
       }
     }
   }
-#pragma unroll
-  for (int offset = kLanes; offset < kWarpSize; offset *= 2) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], offset);
-  }
-  if (threadIdx.x % kWarpSize < kLanes) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) partial[threadIdx.x / kWarpSize][place.column + i] = sum[i];
-  }
-  __syncthreads();
+  const float total = column_sum(place, sum);
   const int column = static_cast<int>(threadIdx.x) / kWarps;
-  const float total = group_sum<kWarps>(partial[threadIdx.x % kWarps][column]);
   if (threadIdx.x % kWarps != 0 || first + column >= p.dims) return;
   float& dot = static_cast<float*>(p.dots)[kv * p.stride + first + column];
   dot = p.add ? dot + total : total;
-}
-
-// Whether all rows can be read in packets of N elements of `bytes` each.
-bool in_packets(const Columns& z, std::int64_t bytes, std::int64_t N) {
-  const auto list = [&](const Columns::List& from) {
-    return aligned(from.data, bytes * N) && from.view_stride % N == 0 && from.row_stride % N == 0;
-  };
-  return z.dim % N == 0 && list(z.x) && list(z.y);
 }
 
 }  // namespace
 
 int column_moments_cuda(const ColumnMoments& p, cudaStream_t stream) {
   const unsigned per_view = blocks(p.z.dim, kColumns);
-  const unsigned grid = blocks(p.z.views * per_view, 1);
+  const unsigned grid = blocks(p.passes() * per_view, 1);
   return visit_product_dtype(p.z.dtype, [&]<typename T, typename P>() {
     constexpr int N = 16 / sizeof(T);
     const bool packets = in_packets(p.z, sizeof(T), N) && aligned(p.tile, sizeof(P) * N);

@@ -85,7 +85,7 @@ inline std::int64_t difference_slices(std::int64_t rows, std::int64_t groups, bo
 struct GroupedSquaredDifferenceBackward {
   RowPairs pairs;
   const void* grad_sums;    // [G, D]
-  const void* grad_counts;  // [G]
+  const void* grad_counts;  // [G], or null: zeros
   void* grad_x;             // [N, D] in dtype, or null
   void* grad_y;             // [N, D] in dtype, or null
   void* grad_weight;        // [N], or null

@@ -109,7 +109,8 @@ void write_grads(const GroupedSquaredDifferenceBackward& p, std::int64_t n) {
     total += product * difference;
   });
   if (grad_weight != nullptr) {
-    grad_weight[n] = sum_lanes<A>(total) + static_cast<const A*>(p.grad_counts)[g];
+    const auto* grad_counts = static_cast<const A*>(p.grad_counts);
+    grad_weight[n] = sum_lanes<A>(total) + (grad_counts == nullptr ? A{0} : grad_counts[g]);
   }
 }
 

@@ -257,8 +257,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
   if (p.grad_weight == nullptr) return;
   total = group_sum<kWarpSize>(total);
   if (threadIdx.x != 0) return;
-  static_cast<float*>(p.grad_weight)[n] =
-      has_group ? total + static_cast<const float*>(p.grad_counts)[g] : 0;
+  if (has_group && p.grad_counts != nullptr) total += static_cast<const float*>(p.grad_counts)[g];
+  static_cast<float*>(p.grad_weight)[n] = has_group ? total : 0;
 }
 
 // Whether all rows can be read in packets of N elements of `bytes` each.

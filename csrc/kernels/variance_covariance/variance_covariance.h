@@ -40,9 +40,12 @@ struct VarianceCovariance {
 
 struct VarianceCovarianceBackward {
   VarianceCovarianceShape shape;
+  // The gradients of results (k, v): factor * grad[(k * V + v) * grad_stride]; stride 0: of all.
   const void* grad_variance;    // [K, V]
   const void* grad_covariance;  // [K, V]
-  const void* slopes;           // [K, V, D]  direct: row_sums;  Gram: sum_n zc_nd (P_kv zc)_nd
+  std::int64_t grad_stride;
+  double variance_factor, covariance_factor;
+  const void* slopes;  // [K, V, D]  direct: row_sums;  Gram: sum_n zc_nd (P_kv zc)_nd
 
   // Direct: the gradient of z is zc times this matrix.
   void* matrix;  // [V, D, D] in dtype
@@ -73,7 +76,8 @@ void variance_covariance_masks_cpu(const VarianceCovarianceBackward& p, std::int
                                    std::int64_t end);
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
-[[gnu::weak]] int variance_covariance_cuda(const VarianceCovariance& p, CUstream_st* stream);
+[[gnu::weak]] int variance_covariance_rows_cuda(const VarianceCovariance& p, CUstream_st* stream);
+[[gnu::weak]] int variance_covariance_finish_cuda(const VarianceCovariance& p, CUstream_st* stream);
 [[gnu::weak]] int variance_covariance_matrix_cuda(const VarianceCovarianceBackward& p,
                                                   CUstream_st* stream);
 [[gnu::weak]] int variance_covariance_combine_cuda(const VarianceCovarianceBackward& p,

@@ -45,19 +45,31 @@ MAST_EXT_HD A covariance_scale(const VarianceCovarianceShape& p) {
   return 1 / (degrees * degrees * static_cast<A>(p.dim));
 }
 
+template <typename A>
+MAST_EXT_HD A grad_variance(const VarianceCovarianceBackward& p, std::int64_t kv) {
+  return static_cast<A>(p.variance_factor) *
+         static_cast<const A*>(p.grad_variance)[kv * p.grad_stride];
+}
+
+template <typename A>
+MAST_EXT_HD A grad_covariance(const VarianceCovarianceBackward& p, std::int64_t kv) {
+  return static_cast<A>(p.covariance_factor) *
+         static_cast<const A*>(p.grad_covariance)[kv * p.grad_stride];
+}
+
 // With c_kv = covariance_coefficient and h_vd = diagonal, the gradient of z, at (v, n, d), is
 //   Gram    sum_k c_kv w_kd (P_kv zc)_nd + h_vd zc_nd
 //   direct  (zc H)_nd, where H_de = P_de sum_k c_kv w_kd w_ke for d != e and H_dd = h_vd
 template <typename A>
 MAST_EXT_HD A covariance_coefficient(const VarianceCovarianceBackward& p, std::int64_t kv) {
-  return 4 * covariance_scale<A>(p.shape) * static_cast<const A*>(p.grad_covariance)[kv];
+  return 4 * covariance_scale<A>(p.shape) * grad_covariance<A>(p, kv);
 }
 
 // What a subspace adds to h_vd, of its weight w and of sum_squares.
 template <typename A>
 MAST_EXT_HD A diagonal_part(const VarianceCovarianceBackward& p, std::int64_t kv, A w, A squares) {
   const VarianceCovarianceShape& s = p.shape;
-  const A grad = static_cast<const A*>(p.grad_variance)[kv] / static_cast<A>(s.dim);
+  const A grad = grad_variance<A>(p, kv) / static_cast<A>(s.dim);
   A part = grad * hinge_slope(deviation(s, w, squares)) * w * (2 / static_cast<A>(s.rows - 1));
   if (s.gram) part -= covariance_coefficient<A>(p, kv) * w * w * squares;
   return part;
@@ -82,7 +94,7 @@ MAST_EXT_HD A grad_mask(const VarianceCovarianceBackward& p, std::int64_t k, std
   for (std::int64_t v = 0; v < s.views; ++v) {
     const std::int64_t kv = k * s.views + v;
     const A squares = sum_squares<A>(s, v, d);
-    const A grad = static_cast<const A*>(p.grad_variance)[kv] / static_cast<A>(s.dim);
+    const A grad = grad_variance<A>(p, kv) / static_cast<A>(s.dim);
     grad_weight +=
         grad * hinge_slope(deviation(s, w, squares)) * (squares / static_cast<A>(s.rows - 1));
     A slope = static_cast<const A*>(p.slopes)[kv * s.dim + d];

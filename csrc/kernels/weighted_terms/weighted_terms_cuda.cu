@@ -1,14 +1,13 @@
 // One thread block makes all sums: there are few numbers, and a second launch would take longer.
 #include "kernels/common/launch.cuh"
-#include "kernels/common/reductions.cuh"
 #include "kernels/weighted_terms/weighted_terms.h"
+#include "kernels/weighted_terms/weighted_terms_cuda.cuh"
 
 namespace mast_ext::kernels {
 namespace {
 
 constexpr int kThreads = 512;
 constexpr int kFillThreads = 256;
-constexpr int kLoads = 8;  // of a thread, at once
 
 __global__ void __launch_bounds__(kThreads) sum_terms(WeightedTerms p) {
   double total = 0;
@@ -16,20 +15,8 @@ __global__ void __launch_bounds__(kThreads) sum_terms(WeightedTerms p) {
   for (int i = 0; i < kMostTerms; ++i) {
     if (i >= p.count) break;
     const WeightedTerms::Part& part = p.parts[i];
-    const float* x = static_cast<const float*>(part.x);
-    double sum = 0;
-    for (std::int64_t first = threadIdx.x; first < part.elements; first += kLoads * kThreads) {
-      float values[kLoads];
-#pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        const std::int64_t at = first + j * kThreads;
-        values[j] = at < part.elements ? x[at] : 0;
-      }
-      // Of these in float: many GPUs have few units for double.
-      sum += ((values[0] + values[1]) + (values[2] + values[3])) +
-             ((values[4] + values[5]) + (values[6] + values[7]));
-    }
-    const double term = part.scale * block_sum<kThreads>(sum);
+    const double term =
+        part.scale * sum_of_all<kThreads>(static_cast<const float*>(part.x), part.elements);
     if (threadIdx.x == 0) static_cast<float*>(p.terms)[i] = static_cast<float>(term);
     total += part.weight * term;
   }
