@@ -171,11 +171,14 @@ class MASTLoss(nn.Module):
         invariance, residual = invariance_of(x, y, group, weights, weight)
         mean = 1 / invariance.numel()
         if self.base == "vicreg":
-            views = [gather_batch(z, 0) if self.gather_distributed else z for z in (x, y)]
-            require_images(len(views[0]), "x", least=2)
-            names = ("invariance", "variance", "covariance")
+            every_x, every_y = (
+                gather_batch(z, 0) if self.gather_distributed else z for z in (x, y)
+            )
+            require_images(len(every_x), "x", least=2)
+            names: tuple[str, ...] = ("invariance", "variance", "covariance")
             loss, terms = functional.vicreg_terms(
-                *views,
+                every_x,
+                every_y,
                 invariance,
                 scales=(mean, 0.5, 1.0),
                 weights=(self.invariance, self.variance, self.covariance),

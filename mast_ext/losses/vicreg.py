@@ -82,25 +82,25 @@ class VICRegLoss(nn.Module):
                 f"{tuple(z_b.shape)}"
             )
         z_a, z_b = in_one_dtype(z_a, z_b)
-        batches = [z_a, z_b]
+        every_a, every_b = z_a, z_b
         if self.gather_distributed and z_a.ndim > 1:
-            batches = [gather_batch(z, 0) for z in batches]
-        if z_a.ndim < 2 or batches[0].shape[0] < 2:
+            every_a, every_b = gather_batch(z_a, 0), gather_batch(z_b, 0)
+        if z_a.ndim < 2 or every_a.shape[0] < 2:
             raise AssertionError(
-                f"z_a and z_b must have shape [B, ..., D] with B > 1, got {tuple(batches[0].shape)}"
+                f"z_a and z_b must have shape [B, ..., D] with B > 1, got {tuple(every_a.shape)}"
             )
         scales = (1 / z_a.numel(), 0.5 if self.variant == "official" else 1.0, 1.0)
         weights = (self.lambda_param, self.mu_param, self.nu_param)
-        distance = None
-        if z_a.ndim > 2 or batches[0] is not z_a:
+        distance = None  # that of the embeddings of which the statistics are
+        if z_a.ndim > 2 or every_a is not z_a:
             flat = [z.flatten(0, -2).unsqueeze(0) for z in (z_a, z_b)]
             distance = functional.subspace_similarity(*flat, metric="sqeuclidean")
         if z_a.ndim == 2:
             return functional.vicreg_terms(
-                *batches, distance, scales=scales, weights=weights, eps=self.eps
+                every_a, every_b, distance, scales=scales, weights=weights, eps=self.eps
             )[0]
         assert distance is not None
-        variance, covariance = positional_terms(batches, self.eps)
+        variance, covariance = positional_terms([every_a, every_b], self.eps)
         return functional.weighted_terms(
             distance, variance, covariance, scales=scales, weights=weights
         )[0]
