@@ -571,10 +571,14 @@ def vicreg_terms(
             three scales and weights.
         TypeError: A dtype is not supported, or differs from that of ``x``.
     """
-    if any(map(changes_between_calls, (*scales, *weights))):
+    _require_tensors(x=x, y=y)
+    # On a CPU one large view after the other is faster: what is made of it stays in the cache.
+    large = x.ndim == 2 and x.shape == y.shape and x.device.type == "cpu" and x.numel() > 2**16
+    if large or any(map(changes_between_calls, (*scales, *weights))):
         if invariance is None:
             invariance = subspace_similarity(x[None], y[None], metric="sqeuclidean")
-        both = variance_covariance(torch.stack((x, y)), eps=eps)
+        of_x, of_y = (variance_covariance(z[None], eps=eps) for z in (x, y))
+        both = map(torch.add, of_x, of_y)
         return weighted_terms(invariance, *both, scales=scales, weights=weights)
     return ops.vicreg_terms.op(x, y, invariance, eps, scales, weights)[:2]
 
