@@ -165,7 +165,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert built.returncode == 0, built.stderr
     performance = (tmp_path / "performance" / "index.html").read_text()
     plots = re.findall(r'<img [^>]*src="([^"]+\.svg)"', performance)
-    assert len(plots) == len(re.findall("<!-- plot:", (ROOT / "docs" / "performance.md").read_text()))
+    source = (ROOT / "docs" / "performance.md").read_text()
+    assert len(plots) == source.count("<!-- plot: ") > 0
     for plot in plots:
         assert "mast_ext" in (tmp_path / "performance" / plot).read_text()
 
