@@ -1,8 +1,13 @@
-"""What the site takes from benchmarks/results: every table as a page, and plots of the races."""
+"""What the site takes from benchmarks/results: every table as a page, and plots of the races.
+
+Sources link the tables where they lie in the repository, so that the links work there, too; the site
+has them in ``results/``. ``<!-- plot: NAME -->`` becomes the plot of ``NAME.json``.
+"""
 
 import io
 import json
 import logging
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 MODE = "forward + backward"
@@ -34,6 +40,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
             svg = File.generated(config, f"results/{path.stem}.svg", content=plot(races))
             files.append(svg)
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Leads links into ``benchmarks/results`` to the site's ``results``, and puts the plots in."""
+    markdown = re.sub(r"\]\(((?:\.\./)*)\.\./benchmarks/results/", r"](\1results/", markdown)
+    plot_of_races = r"![Times relative to mast_ext](results/\1.svg)"
+    return re.sub(r"<!-- plot: (\S+) -->", plot_of_races, markdown)
 
 
 def races_of(document: dict[str, Any]) -> list[Race]:

@@ -104,7 +104,7 @@ class HypersphereLoss(nn.Module):
         lse, _ = contrast_views(
             x[None], temperature=1 / (2 * self.t), gather=self.gather_distributed
         )
-        rows = lse[0, 0, 0]
+        rows = lse.flatten()
         if self.gather_distributed:
             rows = gather_batch(rows, 0)
         images = len(rows)

@@ -87,8 +87,8 @@ class TiCoLoss(nn.Module):
                 )
             new = covariance * ((1 - self.beta) / images)
             if self.C is not None:
-                new = self.beta * self.C.to(new) + new
-        loss = 1 - (a * b).sum(1).mean() + self.rho * (product(a, new) * a).sum(1).mean()
+                new = torch.add(new, self.C.to(new), alpha=self.beta)
+        loss = 1 + (a * (self.rho * product(a, new) - b)).sum(1).mean()
         if update_covariance_matrix:
             self.C = new
         return loss

@@ -143,10 +143,14 @@ def test_readme_is_one_screen():
     assert len((ROOT / "README.md").read_text().split()) < 900
 
 
-def test_links_of_files_outside_the_site_lead_somewhere():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md", *RESULTS], ids=name_of)
+def test_relative_links_lead_to_files_of_the_repository(page):
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text):
+        assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
@@ -159,6 +163,12 @@ def test_the_site_builds_without_a_warning(tmp_path):
         text=True,
     )
     assert built.returncode == 0, built.stderr
+    performance = (tmp_path / "performance" / "index.html").read_text()
+    plots = re.findall(r'<img [^>]*src="([^"]+\.svg)"', performance)
+    source = (ROOT / "docs" / "performance.md").read_text()
+    assert len(plots) == source.count("<!-- plot: ") > 0
+    for plot in plots:
+        assert "mast_ext" in (tmp_path / "performance" / plot).read_text()
 
 
 def test_page_of_losses_has_every_class():
