@@ -55,9 +55,9 @@ mast-ext pretrain --resume runs/simclr-folder-1""",
     },
     apart=(*METHODS, "equimod", "hard_views"),
     more="""\
-more: --method NAME --help      options of a method, and those that all methods have
-      --data.name NAME --help   defaults for such images, on which augment's depend
-      --help GROUP, --help all  one group (augment, hard_views, ...), or everything""",
+more: --method NAME --help      options of a method, and those that all have
+      --data.name NAME --help   defaults of augment, which depend on the images
+      --help GROUP, --help all  one group (augment, hard_views, ...), everything""",
 )
 
 

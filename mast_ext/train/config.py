@@ -381,7 +381,7 @@ class EvaluateConfig:
     """Settings of an evaluation apart from training. Those of a run are its defaults.
 
     Attributes:
-        augment: What is done to a view; the defaults depend on ``data.name``.
+        augment: What is done to a view; the defaults depend on the kind of data.
         measure: What is measured, one or more of ``probes``, ``finetune``, ``augmentations``, as
             ``probes,finetune``. Probes are k-NN and a linear classifier on frozen features; of
             ``augmentations``, which need no labels, is measured what features know.
@@ -453,7 +453,7 @@ class PretrainConfig:
             EquiMod or hard views and ``vicreg`` for ``mast``, else none.
         seed: Seed of weights, shuffling and augmentations.
         out: New directory of the run. By default ``runs/<method>-<data>-<number>``.
-        augment: What is done to a view; the defaults depend on ``data.name``.
+        augment: What is done to a view; the defaults depend on the kind of data.
         equimod: EquiMod goes around the method when its weight is above 0.
         hard_views: Hard views are selected when their number is above 0.
     """

@@ -160,10 +160,18 @@ WRONG = [
             ("moco", "moco compares two views: augment.views must be 2, got 1"),
         )
     ),
-    (["pretrain", "--method=simclr", "--simclr.temperature=0", *SMALL], 2, "simclr.temperature must"),
+    (
+        ["pretrain", "--method=simclr", "--simclr.temperature=0", *SMALL],
+        2,
+        "simclr.temperature must",
+    ),
     (["pretrain", "--method=moco", "--moco.queue=0", *SMALL], 2, "moco.queue must hold at least 1"),
     (["pretrain", "--method=moco", "--moco.momentum=2", *SMALL], 2, "moco.momentum must lie in"),
-    (["pretrain", "--equimod.weight=1", "--equimod.projector=[]", *SMALL], 2, "equimod.projector w"),
+    (
+        ["pretrain", "--equimod.weight=1", "--equimod.projector=[]", *SMALL],
+        2,
+        "equimod.projector w",
+    ),
     (["pretrain", "--equimod.weight=1", "--equimod.temperature=0", *SMALL], 2, "equimod.temp"),
     (["pretrain", "--hard-views=1"], 2, "hard_views.views must be 0 (off) or at least 2, got 1"),
     (["pretrain", "--hard-views", "four"], 2, "hard_views"),

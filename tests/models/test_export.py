@@ -127,7 +127,9 @@ def test_what_others_wrote_is_left_alone(files, kind, tmp_path):
 
 def test_each_program_is_told_its_own_way(tmp_path):
     """Of the same folder."""
-    found = {kind: export_backbone(*trained("resnet"), tmp_path / "b", kind) for kind in ("timm", "hf")}
+    found = {
+        kind: export_backbone(*trained("resnet"), tmp_path / "b", kind) for kind in ("timm", "hf")
+    }
     assert found == {
         "timm": f'timm.create_model("local-dir:{tmp_path / "b"}", pretrained=True)',
         "hf": f'transformers.AutoModel.from_pretrained("{tmp_path / "b"}")',
