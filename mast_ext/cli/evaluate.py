@@ -19,9 +19,11 @@ from mast_ext.cli.parser import (
     output_console,
     parse,
     parse_for_defaults,
+    set_defaults_of_data,
     settings_parser,
 )
 from mast_ext.cli.pretrain import load_config
+from mast_ext.cli.unused import refuse_unused, unused_in_evaluation
 from mast_ext.models import ImageFormat
 from mast_ext.train.config import EvaluateConfig, PretrainConfig, WeightsConfig
 from mast_ext.train.errors import CheckpointError, RunError
@@ -57,6 +59,7 @@ mast-ext evaluate resnet50.pth --model.name resnet50 --data.name folder ...""",
         ),
         "settings and results": ("json", "config", "print_config"),
     },
+    given_elsewhere=("data", "augment", "evaluation"),  # by the run
     more="""\
 more: --help GROUP  one group: data, augment, evaluation, finetune, model
       --help all    everything""",
@@ -71,13 +74,14 @@ def main(arguments: Sequence[str]) -> int:
     values = parse_for_defaults(parser, arguments)
     path, weights = Path(values.path), WeightsConfig(**values.model)
     run_config, restored = _open(path, weights)
-    parser.set_defaults(
-        _defaults_of_run(parser, arguments, run_config)
-        if run_config is not None
-        else _defaults_of_images(restored.images if restored else None)
-    )
+    if run_config is not None:
+        parser.set_defaults(_defaults_of_run(parser, arguments, run_config))
+    else:
+        set_defaults_of_data(parser, values.data.name)
+        parser.set_defaults(_defaults_of_images(restored.images if restored else None))
     values = parse(parser, arguments)
     config: EvaluateConfig = build(parser, values, EvaluateConfig, "path", "json")
+    refuse_unused(arguments, unused_in_evaluation(config))
 
     if run_config is not None:
         checkpoint = RunDirectory.open(path).last if path.is_dir() else path

@@ -27,12 +27,15 @@ class Overview:
     Attributes:
         examples: Command lines, one a line.
         first: Names of the options that one needs first, by heading.
+        given_elsewhere: Groups of options whose defaults are not known before the rest of the
+            command line is: none are shown.
         apart: Groups of options that are shown only when asked for by name: those of methods.
         more: How to see more, one a line.
     """
 
     examples: str = ""
     first: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    given_elsewhere: Collection[str] = ()
     apart: Collection[str] = ()
     more: str = ""
 
@@ -100,6 +103,9 @@ def help_text(
     Raises:
         UsageError: There is no help on the topic.
     """
+    for action in parser._actions:
+        if group_of(action) in overview.given_elsewhere:
+            action.default = argparse.SUPPRESS
     groups = {group_of(action) for action in parser._actions}
     topic = topic.replace("-", "_")
     if topic == ALL or not (topic or overview.first):

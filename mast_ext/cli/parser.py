@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,8 +10,10 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.console import Console
 
+from mast_ext.augment import AugmentationRecipe
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import HelpFormatter
+from mast_ext.train.config import DEFAULT_AUGMENTATION
 from mast_ext.train.errors import RunError
 from mast_ext.train.state.run_directory import read_settings, with_new_names
 from mast_ext.train.suggestions import did_you_mean, settings_like, similar
@@ -139,6 +142,12 @@ def parse_for_defaults(parser: Parser, arguments: Sequence[str]) -> Namespace:
     return parser.parse_args([a for a in arguments if not _prints(a)])
 
 
+def set_defaults_of_data(parser: Parser, name: str) -> None:
+    """Sets the defaults that depend on the kind of images: what is done to a view."""
+    if recipe := DEFAULT_AUGMENTATION.get(name):
+        parser.set_defaults({"augment": asdict(recipe)})
+
+
 def parse(parser: Parser, arguments: Sequence[str]) -> Namespace:
     """Values of a command line.
 
@@ -153,9 +162,21 @@ def _prints(argument: str) -> bool:
 
 def build(parser: Parser, values: Namespace, settings: type, *others: str) -> Any:
     """The settings dataclass from parsed values; ``others`` are options that are no settings."""
-    made = parser.instantiate(values)
-    fields = {name: value for name, value in vars(made).items() if name not in ("config", *others)}
-    return settings(**fields)
+    try:
+        _require_augmentation(values.augment)
+        made = vars(parser.instantiate(values))
+        fields = {name: each for name, each in made.items() if name not in ("config", *others)}
+        return settings(**fields)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _require_augmentation(values: Namespace) -> None:
+    """Raises a ValueError as a recipe does, which does not know that its settings are a group."""
+    try:
+        AugmentationRecipe(**vars(values))
+    except ValueError as error:
+        raise ValueError(f"augment.{error}") from error
 
 
 def options_in(arguments: Sequence[str], *, but: Sequence[str]) -> list[str]:

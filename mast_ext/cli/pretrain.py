@@ -1,7 +1,7 @@
 """``mast-ext pretrain``: settings to a run directory and a table."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from mast_ext.cli.parser import (
     output_console,
     parse,
     parse_for_defaults,
+    set_defaults_of_data,
     settings_parser,
 )
+from mast_ext.cli.unused import refuse_unused, unused_in_training
 from mast_ext.methods import METHODS
-from mast_ext.train.config import DEFAULT_AUGMENTATION, PretrainConfig
+from mast_ext.train.config import PretrainConfig
 from mast_ext.train.evaluation.evaluate import LINEAR
 from mast_ext.train.launch import launch, launched_rank, require_devices
-from mast_ext.train.pretrain import pretrain, run_of_checkpoint
+from mast_ext.train.pretrain import baseline_of, pretrain, run_of_checkpoint
 from mast_ext.train.recipes import recipe_file
 from mast_ext.train.report.tables import tables
 from mast_ext.train.state.run_directory import RunDirectory
@@ -53,9 +55,9 @@ mast-ext pretrain --resume runs/simclr-folder-1""",
     },
     apart=(*METHODS, "equimod", "hard_views"),
     more="""\
-more: --method NAME --help  options of a method, and those that all methods have
-      --help GROUP          one group: augment, optimizer, hard_views, ...
-      --help all            everything""",
+more: --method NAME --help      options of a method, and those that all have
+      --data.name NAME --help   defaults of augment, which depend on the images
+      --help GROUP, --help all  one group (augment, hard_views, ...), everything""",
 )
 
 
@@ -63,12 +65,16 @@ def main(arguments: Sequence[str]) -> int:
     """Trains, or goes on with a run, and prints tables. Returns the exit status."""
     parser, arguments = make_parser(), canonical(arguments)
     parser.method = value_of("--method", arguments)
+    set_defaults_of_data(parser, value_of("--data.name", arguments) or PretrainConfig().data.name)
     if shows_help(parser, OVERVIEW, arguments, parser.method):
         return 0
     values = parse_training(parser, arguments)
     resume = None if values.resume is None else Path(values.resume)
     if resume is None:
         config = build(parser, values, PretrainConfig, "resume", "recipe")
+        methods = [config.method, *(each.method for each in baseline_of(config))]
+        refuse_unused(arguments, unused_in_training(config, methods))
+        _refuse_long_warmup(arguments, config)
     else:
         extra = options_in(arguments, but=["--resume"])
         if extra:
@@ -77,9 +83,11 @@ def main(arguments: Sequence[str]) -> int:
 
     wanted = config.train.devices
     if wanted > 1 and launched_rank() is None:
-        require_devices(config.train)
+        if remark := require_devices(config.train):
+            print(remark, file=sys.stderr)
         return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)
-    outcome = pretrain(config, resume=resume)
+    asked = {option.removeprefix("--") for option in options_in(arguments, but=[])}
+    outcome = pretrain(config, resume=resume, asked=asked)
     if outcome is None:  # the first process speaks
         return 0
     console = output_console()
@@ -129,11 +137,26 @@ def parse_training(parser: Parser, arguments: Sequence[str]) -> Namespace:
     arguments = list(arguments)
     values = parse_for_defaults(parser, arguments)
     if values.recipe is not None:  # as the first of all files of settings: the others override it
-        arguments = [f"--config={recipe_file(values.recipe, values.method)}", *arguments]
+        arguments = [f"--config={found_recipe(values.recipe, values.method)}", *arguments]
         values = parse_for_defaults(parser, arguments)
-    # The kind of data decides what is done to it unless options say otherwise.
-    parser.set_defaults({"augment": asdict(DEFAULT_AUGMENTATION[values.data.name])})
+    set_defaults_of_data(parser, values.data.name)
     return parse(parser, arguments)
+
+
+def found_recipe(name: str, method: str) -> Path:
+    """The file of a recipe; a UsageError if there is none."""
+    try:
+        return recipe_file(name, method)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _refuse_long_warmup(arguments: Sequence[str], config: PretrainConfig) -> None:
+    warmup, epochs = config.optimizer.warmup, config.train.epochs
+    if value_of("--optimizer.warmup", arguments) is not None and warmup > epochs:
+        raise UsageError(
+            f"optimizer.warmup must be at most train.epochs, {epochs:g}, got {warmup:g} epochs"
+        )
 
 
 def load_config(resume: Path) -> PretrainConfig:
@@ -146,6 +169,9 @@ def load_config(resume: Path) -> PretrainConfig:
 def parse_settings(settings: Mapping[str, Any], source: Path) -> PretrainConfig:
     """Settings that were read from a file, which errors name."""
     parser = settings_parser("pretrain", "", PretrainConfig)
+    data = settings.get("data")
+    if isinstance(data, Mapping):
+        set_defaults_of_data(parser, str(data.get("name", PretrainConfig().data.name)))
     try:
         parser.check_names(settings)
         values = parser.parse_object(settings)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mast_ext.cli.errors import UsageError
 from mast_ext.cli.parser import Parser
 from mast_ext.train.recipes import RECIPES, methods_of, recipe_file
 
@@ -23,8 +24,11 @@ def main(arguments: Sequence[str]) -> int:
             if method in methods_of(name):
                 print(f"{name}: {RECIPES[name]}")
         return 0
-    methods = methods_of(name) if method is None else [method]
-    files = [recipe_file(name, each) for each in methods]
+    try:
+        methods = methods_of(name) if method is None else [method]
+        files = [recipe_file(name, each) for each in methods]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     print("\n---\n".join(file.read_text(encoding="utf-8").rstrip() for file in files))
     return 0
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mast_ext.models.images import ImageFormat
-from mast_ext.models.weights import FORMAT, load_weights, put_weights, read_safetensors
+from mast_ext.models.weights import (
+    FORMAT,
+    backbone_file,
+    load_weights,
+    put_weights,
+    read_safetensors,
+)
 
 _FILE = "checkpoint_path"  # timm's argument for weights to start from
 
@@ -206,7 +213,10 @@ def _interpolation(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
 
 
 def save_backbone(
-    backbone: nn.Module, spec: BackboneSpec, path: Path, images: ImageFormat | None = None
+    backbone: nn.Module,
+    spec: BackboneSpec,
+    path: str | os.PathLike[str],
+    images: ImageFormat | None = None,
 ) -> None:
     """Writes the weights and the spec to a safetensors file, in one step (never half a file).
 
@@ -220,9 +230,10 @@ def save_backbone(
     metadata = {"format": FORMAT, "backbone": json.dumps(dataclasses.asdict(spec))}
     if images is not None:
         metadata["images"] = json.dumps(dataclasses.asdict(images))
+    path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(save(tensors, metadata=metadata))
+        partial.write_bytes(_in_order(save(tensors, metadata=metadata)))
         partial.replace(path)
     except OSError:
         with contextlib.suppress(OSError):  # of a file system that has become read-only
@@ -230,13 +241,27 @@ def save_backbone(
         raise
 
 
-def load_backbone(path: Path) -> tuple[nn.Module, BackboneSpec]:
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted, which safetensors writes in random order."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[end:]))
+
+
+def load_backbone(path: str | os.PathLike[str]) -> tuple[nn.Module, BackboneSpec]:
     """A backbone with the weights of a file that `save_backbone` wrote.
+
+    Args:
+        path: The file, or the directory of a run that has left it.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is not one of `save_backbone`'s, or does not fit its own spec.
     """
+    path = backbone_file(path)
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a backbone of mast_ext (its metadata names none)")
@@ -249,13 +274,17 @@ def load_backbone(path: Path) -> tuple[nn.Module, BackboneSpec]:
     return backbone, spec
 
 
-def stored_image_format(path: Path) -> ImageFormat | None:
+def stored_image_format(path: str | os.PathLike[str]) -> ImageFormat | None:
     """The images that a file of `save_backbone` is for; None if it does not say.
+
+    Args:
+        path: The file, or the directory of a run that has left it.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, or what it says is damaged.
     """
+    path = backbone_file(path)
     _, metadata = read_safetensors(path)
     if "images" not in metadata:
         return None
@@ -265,7 +294,9 @@ def stored_image_format(path: Path) -> ImageFormat | None:
         raise ValueError(f"{path} does not say which images it takes: {error}") from error
 
 
-def load_timm_folder(path: Path) -> tuple[nn.Module, BackboneSpec, ImageFormat]:
+def load_timm_folder(
+    path: str | os.PathLike[str],
+) -> tuple[nn.Module, BackboneSpec, ImageFormat]:
     """A backbone from a folder as timm writes them for its hub, and as `export_backbone` does.
 
     Args:
@@ -279,6 +310,7 @@ def load_timm_folder(path: Path) -> tuple[nn.Module, BackboneSpec, ImageFormat]:
         FileNotFoundError: One of the files is missing.
         ValueError: They are not timm's, or do not fit each other.
     """
+    path = Path(path)
     file = path / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{path} holds no backbone of timm: it has no config.json")

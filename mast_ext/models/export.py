@@ -87,6 +87,11 @@ def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
     return f'timm.create_model("local-dir:{path}", pretrained=True)'
 
 
+def _hf(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Path) -> str:
+    _timm(network, spec, images, path)  # transformers reads timm's folders, through timm
+    return f'transformers.AutoModel.from_pretrained("{path}")'
+
+
 def _torchscript(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Path) -> str:
     described = {_FILE: json.dumps(_described(spec, images))}
     with _replacing(path) as partial, warnings.catch_warnings():
@@ -135,7 +140,7 @@ def _onnx(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
 _Writer = Callable[[nn.Module, BackboneSpec, ImageFormat, Path], str]
 _WRITERS: dict[str, _Writer] = {
     "timm": _timm,
-    "hf": _timm,
+    "hf": _hf,
     "torchscript": _torchscript,
     "onnx": _onnx,
 }

@@ -1,6 +1,7 @@
 """Reads weights from files, without running what is in them, and puts them into a backbone."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 FORMAT = "mast_ext.backbone.1"
+BACKBONE_FILE = "backbone.safetensors"
+"""What every run leaves in its directory."""
 
 _SHOWN = 3  # names in a message
 
@@ -32,19 +35,26 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, header.get("__metadata__", {})
 
 
-def load_weights(backbone: nn.Module, path: Path) -> None:
+def backbone_file(path: str | os.PathLike[str]) -> Path:
+    """A file of weights; of a directory, which is a run's, the one that a run leaves in it."""
+    path = Path(path)
+    return path / BACKBONE_FILE if path.is_dir() else path
+
+
+def load_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
     """Puts the weights of a file into a backbone, all of them or none.
 
     Args:
         backbone: A timm model without a classifier.
-        path: A ``backbone.safetensors`` of a run, a checkpoint of a run, or weights of the same
-            model as timm names them, saved by safetensors or ``torch.save``. Those of a classifier
-            are left out.
+        path: A run's directory or its ``backbone.safetensors``, a checkpoint of a run, or weights
+            of the same model as timm names them, saved by safetensors or ``torch.save``. Those of
+            a classifier are left out.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file has no weights, or not those of this backbone.
     """
+    path = backbone_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of weights at {path}")
     metadata: dict[str, str] = {}

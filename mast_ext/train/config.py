@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import SOURCES
 from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
+from mast_ext.train.errors import SettingsError
 from mast_ext.train.suggestions import did_you_mean, similar
 
 Config = TypeVar("Config")
@@ -88,8 +89,8 @@ class DataConfig:
                 f"data.path is {self.path}, but data.name is shapes, which are made up: say"
                 " --data.name folder (or what else they are: --help data)"
             )
-        _at_least(self, 1, "size")
-        _at_least(self, 0, "seed", "keep_gb")
+        _at_least(self, 1, "data.size")
+        _at_least(self, 0, "data.seed", "data.keep_gb")
         if self.bits not in (None, 8, 16):
             raise ValueError(f"data.bits must be 8 or 16, got {self.bits}")
         for name in ("image_column", "label_column"):
@@ -98,16 +99,24 @@ class DataConfig:
         lows = {"workers": 0, "max_images": 1, "max_test_images": 1, "channels": 1}
         for name, low in lows.items():
             if getattr(self, name) is not None:
-                _at_least(self, low, name)
+                _at_least(self, low, f"data.{name}")
 
 
-DEFAULT_AUGMENTATION = {
+DEFAULT_AUGMENTATION: dict[str, AugmentationRecipe] = {
     # Shapes are small and lie in a corner: smaller crops would often miss them. Hues change fully,
     # so that a method that is invariant to augmentations has to lose one of the factors.
     "shapes": AugmentationRecipe(crop_scale=(0.5, 1.0), hue=0.5),
     **{name: AugmentationRecipe() for name in SOURCES if name != "shapes"},
 }
 """Default augmentations by `DataConfig.name`."""
+
+_OF_THE_DATA = AugmentationRecipe()  # stands for the default of the images, which it is replaced by
+
+
+def _resolve_augmentation(config: "EvaluateConfig | PretrainConfig") -> None:
+    """Puts the default of the kind of images in its place where no augmentation was given."""
+    if config.augment is _OF_THE_DATA:
+        object.__setattr__(config, "augment", DEFAULT_AUGMENTATION[config.data.name])
 
 
 @dataclass(frozen=True)
@@ -180,9 +189,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
-        _at_least(self, 0, "bias_lr", "weight_decay", "clip", "warmup")
-        if self.final_weight_decay is not None:
-            _at_least(self, 0, "final_weight_decay")
+        names = ["bias_lr", "weight_decay", "clip", "warmup"]
+        names += ["final_weight_decay"] if self.final_weight_decay is not None else []
+        _at_least(self, 0, *(f"optimizer.{name}" for name in names))
         if not 0 <= self.min_lr <= 1:
             raise ValueError(f"optimizer.min_lr must be a fraction in [0, 1], got {self.min_lr}")
 
@@ -194,8 +203,8 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the images (fractions allowed).
         batch_size: Images per step of all processes. Each gives as many views as the method wants.
-        devices: Processes, each of which takes a GPU. On this machine; on a CPU, too, if no GPUs
-            are used. Under torchrun or SLURM, which start them, their number counts instead.
+        devices: Processes that train together on this machine. Each has a GPU of its own, or none
+            has one. Under torchrun or SLURM, which start them, their number counts instead.
         accumulate: Parts in which a process's share of a batch goes through, one after the other,
             before the weights change. Each part has its own negatives and batch statistics.
         sync_batchnorm: Whether batch norm takes its statistics over all processes. Otherwise every
@@ -230,9 +239,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.epochs > 0:
             raise ValueError(f"train.epochs must be positive, got {self.epochs}")
-        _at_least(self, 2, "batch_size")
-        _at_least(self, 1, "devices", "accumulate", "checkpoint_every", "log_every")
-        _at_least(self, 0, "rank_every")
+        _at_least(self, 2, "train.batch_size")
+        names = ("devices", "accumulate", "checkpoint_every", "log_every")
+        _at_least(self, 1, *(f"train.{name}" for name in names))
+        _at_least(self, 0, "train.rank_every")
         if not self.loggers or not set(self.loggers) <= set(LOGGERS):
             raise ValueError(
                 f"train.logger must be one or more of {', '.join(LOGGERS)}, got {self.logger!r}"
@@ -247,11 +257,11 @@ class TrainConfig:
         """Images per step of each of several processes.
 
         Raises:
-            ValueError: The batch does not divide into equal parts.
+            SettingsError: The batch does not divide into equal parts.
         """
         parts = processes * self.accumulate
         if self.batch_size % parts:
-            raise ValueError(
+            raise SettingsError(
                 f"train.batch_size {self.batch_size} does not divide into {parts} equal parts"
                 f" (processes: {processes}, train.accumulate: {self.accumulate})"
             )
@@ -263,21 +273,37 @@ class EvaluationConfig:
     """What is measured after training.
 
     Attributes:
-        neighbors: Neighbors of the weighted k-NN classifiers.
+        neighbors: Neighbors of the weighted k-NN classifiers, one number or several, as ``20,200``.
+            Those of more neighbors than there are training images are left out.
         temperature: Temperature of the neighbors' weights.
         batch_size: Images per step of feature extraction.
     """
 
-    neighbors: tuple[int, ...] = (20, 200)
+    neighbors: tuple[int, ...] | int | str = (20, 200)
     temperature: float = 0.07
     batch_size: int = 512
 
     def __post_init__(self) -> None:
-        if not self.neighbors or min(self.neighbors) < 1:
-            raise ValueError(f"evaluation.neighbors must be positive, got {self.neighbors}")
+        try:
+            valid = bool(self.counts) and min(self.counts) >= 1
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(
+                "evaluation.neighbors must be one or more positive numbers, as 20,200, got"
+                f" {self.neighbors!r}"
+            )
         if not self.temperature > 0:
             raise ValueError(f"evaluation.temperature must be positive, got {self.temperature}")
-        _at_least(self, 1, "batch_size")
+        _at_least(self, 1, "evaluation.batch_size")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Those of ``neighbors``, each once."""
+        if isinstance(self.neighbors, str):
+            return tuple(dict.fromkeys(int(count) for count in self.neighbors.split(",")))
+        listed = (self.neighbors,) if isinstance(self.neighbors, int) else self.neighbors
+        return tuple(dict.fromkeys(listed))
 
 
 MEASUREMENTS = ("probes", "finetune", "augmentations")
@@ -323,8 +349,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"finetune.{name} must be positive and finite, got {value}")
-        _at_least(self, 2, "batch_size")
-        _at_least(self, 0, "seed")
+        _at_least(self, 2, "finetune.batch_size")
+        _at_least(self, 0, "finetune.seed")
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -355,6 +381,7 @@ class EvaluateConfig:
     """Settings of an evaluation apart from training. Those of a run are its defaults.
 
     Attributes:
+        augment: What is done to a view; the defaults depend on the kind of data.
         measure: What is measured, one or more of ``probes``, ``finetune``, ``augmentations``, as
             ``probes,finetune``. Probes are k-NN and a linear classifier on frozen features; of
             ``augmentations``, which need no labels, is measured what features know.
@@ -363,7 +390,7 @@ class EvaluateConfig:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentationRecipe = field(default_factory=AugmentationRecipe)
+    augment: AugmentationRecipe = _OF_THE_DATA
     model: WeightsConfig = field(default_factory=WeightsConfig)
     measure: tuple[str, ...] | str = "probes"
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -372,6 +399,7 @@ class EvaluateConfig:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
+        _resolve_augmentation(self)
         if not self.measured or not set(self.measured) <= set(MEASUREMENTS):
             hint = did_you_mean(
                 name for each in self.measured for name in similar(each, MEASUREMENTS)
@@ -435,7 +463,7 @@ class PretrainConfig:
     seed: int = 0
     out: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentationRecipe = DEFAULT_AUGMENTATION["shapes"]
+    augment: AugmentationRecipe = _OF_THE_DATA
     model: ModelConfig = field(default_factory=ModelConfig)
     equimod: EquiModOptions = field(default_factory=EquiModOptions)
     hard_views: HardViewOptions = field(default_factory=HardViewOptions)
@@ -444,6 +472,7 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        _resolve_augmentation(self)
         if self.method not in _METHODS:
             known, hint = ", ".join(_METHODS), did_you_mean(similar(self.method, _METHODS))
             raise ValueError(f"method must be one of {known}, got {self.method!r}{hint}")
@@ -501,6 +530,6 @@ def _listed(names: Sequence[str] | str) -> tuple[str, ...]:
 
 def _at_least(config: Any, low: int, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
+        value = getattr(config, name.rpartition(".")[2])
         if not value >= low:
             raise ValueError(f"{name} must be at least {low}, got {value}")

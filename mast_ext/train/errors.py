@@ -14,6 +14,16 @@ class RunError(Exception):
     status = 1
 
 
+class SettingsError(ValueError):
+    """A setting that does not fit the others, which is found when networks are built.
+
+    Attributes:
+        status: Exit status of the program, as for any wrong command line.
+    """
+
+    status = 2
+
+
 class CheckpointError(RunError):
     """A checkpoint is missing, damaged, not ours, or of another run."""
 

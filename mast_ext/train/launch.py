@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 
 from mast_ext.distributed import rank, world_size
 from mast_ext.train.config import TrainConfig
-from mast_ext.train.errors import EndedByAnother, ProcessKilled, RunError
+from mast_ext.train.errors import EndedByAnother, ProcessKilled, RunError, SettingsError
 
 
 @dataclass(frozen=True)
@@ -222,15 +222,35 @@ def resolve_device(accelerator: str) -> torch.device:
     return torch.device(accelerator)
 
 
-def require_devices(train: TrainConfig) -> None:
-    """Raises a ValueError unless ``train.devices`` processes can train here."""
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def require_devices(train: TrainConfig) -> str:
+    """Makes sure that ``train.devices`` processes can train here.
+
+    Returns:
+        A sentence, if they are more than the cores that they train on; else "".
+
+    Raises:
+        SettingsError: They are more than the GPUs, or the batch does not divide.
+    """
     train.share_of_batch(train.devices)
-    gpus = torch.cuda.device_count()
-    if train.accelerator != "cpu" and torch.cuda.is_available() and train.devices > gpus:
-        raise ValueError(
-            f"train.devices is {train.devices}, but there are {gpus} GPUs here"
-            " (train.accelerator cpu takes none)"
-        )
+    if train.accelerator != "cpu" and torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if train.devices > gpus:
+            raise SettingsError(
+                f"train.devices is {train.devices}, but there are {gpus} GPUs here"
+                " (train.accelerator cpu takes none)"
+            )
+        return ""
+    cores = usable_cores()
+    if train.devices <= cores:
+        return ""
+    return f"train.devices is {train.devices}, more than the {cores} CPU cores that they share"
 
 
 def launch(module: str, arguments: Sequence[str], count: int) -> int:

@@ -1,6 +1,9 @@
 """The networks of a run: a backbone, a method on it, and who chooses its views."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
@@ -63,18 +66,33 @@ def build_networks(config: PretrainConfig) -> Networks:
     recipe = config.augment
     require_size(backbone, spec, "augment.size", recipe.size)
     options = config.options(config.method)
-    method = METHODS[config.method].create(backbone, num_features, recipe, options)
-    local = method.policy(recipe).local_recipe
+    with _named(config.method, options):
+        method = METHODS[config.method].create(backbone, num_features, recipe, options)
+        local = method.policy(recipe).local_recipe
     if method.local_views and local is not None:
         require_size(backbone, spec, f"{config.method}.local_size", local.size)
     if config.equimod.weight > 0:
-        method = EquiMod(method, num_features, recipe, config.equimod)
+        with _named("equimod", config.equimod):
+            method = EquiMod(method, num_features, recipe, config.equimod)
     hard_views = None
     if config.hard_views.views:
-        hard_views = hard_selection(method, recipe, config.hard_views)
+        with _named("hard_views", config.hard_views):
+            hard_views = hard_selection(method, recipe, config.hard_views)
         for size in hard_views.sizes:
             require_size(backbone, spec, "hard_views.size", size)
     return Networks(backbone, spec, method, hard_views)
+
+
+@contextmanager
+def _named(group: str, options: Any) -> Iterator[None]:
+    """Puts the group before the name of an option with which a loss or head begins its error."""
+    try:
+        yield
+    except ValueError as error:
+        name = str(error).partition(" ")[0]
+        if name not in {field.name for field in dataclasses.fields(options)}:
+            raise
+        raise ValueError(f"{group}.{error}") from error
 
 
 def require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: int) -> None:

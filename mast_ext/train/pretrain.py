@@ -4,6 +4,7 @@ Everything that can be wrong with settings and data is found before the run dire
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,17 @@ from mast_ext.distributed import rank, run_on_first_rank
 from mast_ext.methods import METHODS
 from mast_ext.models import save_backbone
 from mast_ext.train.config import PretrainConfig
-from mast_ext.train.errors import CheckpointError, Interrupted
-from mast_ext.train.evaluation.evaluate import Row, chance, evaluate, protocols
+from mast_ext.train.errors import CheckpointError, Interrupted, SettingsError
+from mast_ext.train.evaluation.evaluate import (
+    Row,
+    chance,
+    evaluate,
+    fitting_neighbors,
+    protocols,
+)
 from mast_ext.train.evaluation.images import Images, open_images
 from mast_ext.train.evaluation.views import hard_view_examples, pair_uncertainty
-from mast_ext.train.inputs import as_trained, fitted
+from mast_ext.train.inputs import as_trained, fitted, much_reduced
 from mast_ext.train.launch import process_group, resolve_device
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
@@ -52,7 +59,11 @@ class Outcome:
 
 
 def pretrain(
-    config: PretrainConfig, *, resume: Path | None = None, console: Console | None = None
+    config: PretrainConfig,
+    *,
+    resume: Path | None = None,
+    console: Console | None = None,
+    asked: Collection[str] = (),
 ) -> Outcome | None:
     """Trains a method (and its baseline), probes it and writes the report.
 
@@ -63,6 +74,8 @@ def pretrain(
         config: All settings; of a resumed run, those of its ``config.yaml``.
         resume: A run directory, or a checkpoint in one, to go on with.
         console: Where progress is reported (standard error by default).
+        asked: Dotted names of settings that were asked for. There is no remark on their values,
+            as there may be on defaults.
 
     Returns:
         What was found; None in a process that is not the first one.
@@ -81,8 +94,12 @@ def pretrain(
         images = open_images(data, console)
         config, left_out = fitted(config, images.train)
         trainings = plan(config, images.train)
-        if left_out:
-            _tell(console, left_out)
+        remarks = [left_out] if left_out else []
+        if resume is None:
+            remarks += shortened_warmup(config)
+            remarks += [] if "augment.size" in asked else much_reduced(config, images.train)
+        for remark in remarks:
+            _tell(console, remark)
         run, modules = _train_all(config, trainings, resume, console)
     return _report(config, images, run, trainings, modules, device, console) if first else None
 
@@ -91,11 +108,14 @@ def plan(config: PretrainConfig, source: Source) -> list[Training]:
     """The method's training and its baseline's, which has as many image forwards.
 
     Raises:
-        ValueError: A setting does not fit.
+        SettingsError: A setting does not fit.
     """
     configs = [config, *baseline_of(config)]
-    networks = [build_networks(each) for each in configs]
-    loaders = [training_loader(*each, source) for each in zip(configs, networks, strict=True)]
+    try:
+        networks = [build_networks(each) for each in configs]
+        loaders = [training_loader(*each, source) for each in zip(configs, networks, strict=True)]
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     steps = max(1, round(config.train.epochs * len(loaders[0])))
     forwards = networks[0].forwards(loaders[0], steps)
     trainings = [Training(config, networks[0], loaders[0], steps)]
@@ -151,6 +171,7 @@ def _report(
         notes.append(f"nothing was probed: {images.why_not}")
     else:
         _tell(console, "probing")
+        notes += fitting_neighbors(config.evaluation, len(images.labeled.train))[1]
         measure = partial(
             evaluate,
             images=images.labeled,
@@ -191,6 +212,17 @@ def baseline_of(config: PretrainConfig) -> list[PretrainConfig]:
     plain = replace(config.equimod, weight=0.0)
     hard_views = replace(config.hard_views, views=0)
     return [replace(config, method=method, equimod=plain, hard_views=hard_views, baseline="none")]
+
+
+def shortened_warmup(config: PretrainConfig) -> list[str]:
+    """A sentence, if the warm-up would be longer than the training, which ends it."""
+    warmup, epochs = config.optimizer.warmup, config.train.epochs
+    if warmup <= epochs:
+        return []
+    return [
+        f"the learning rate rises to the end: optimizer.warmup is {warmup:g} epochs, train.epochs"
+        f" {epochs:g}"
+    ]
 
 
 def _open_run(stem: str, out: str | None, resume: Path | None) -> tuple[RunDirectory, Path | None]:

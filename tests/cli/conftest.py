@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -18,18 +19,17 @@ from mast_ext.methods import METHODS
 TINY = [
     *("--train.batch_size=8", "--train.epochs=1", "--train.accelerator=cpu"),
     *("--train.logger=csv", "--augment.size=16", "--evaluation.neighbors=[5]"),
-    "--equimod.projector=[16,16]",
     "--model.timm_args={channels: [8,8,8,16], stem_width: 4}",
 ]
 
 
-SMALL = {"projector": "[16,16]", "predictor": "8", "queue": "20"}
-TINY += [
-    f"--{name}.{field.name}={SMALL[field.name]}"
+SMALL = {"projector": [16, 16], "predictor": 8, "queue": 20}
+METHOD_SETTINGS = {
+    name: {f.name: SMALL[f.name] for f in fields(method.Options) if f.name in SMALL}
     for name, method in METHODS.items()
-    for field in fields(method.Options)
-    if field.name in SMALL
-]
+}
+METHOD_SETTINGS["equimod"] = {"projector": [16, 16]}
+TINY.insert(0, f"--config={json.dumps(METHOD_SETTINGS)}")  # of all methods, as a file has them
 
 
 @pytest.fixture

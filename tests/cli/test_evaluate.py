@@ -148,7 +148,9 @@ def test_augmentations_of_gray_images(measured, tmp_path):
     np.savez(tmp_path / "gray.npz", train_images=pixels[:20], test_images=pixels[20:])
     data = ["--data.name=numpy", "--data.path=gray.npz", "--reference=false"]
     out, found = measured(path, *data, "--measure=augmentations")
-    (note,) = found["notes"]
+    note, few = found["notes"]
+    assert few.startswith("R² is not to be relied on") and "only 20 training images" in few
+    assert few in " ".join(out.split())
     assert note.startswith("not applied, since images of 1 channel have no colors: augment.sat")
     assert "not applied" in out and found["settings"]["augment"]["hue"] == 0
     (row,) = found["rows"]
@@ -161,6 +163,15 @@ def test_a_network_of_gray_images_is_measured_on_shapes(measured, shapes, tmp_pa
     _, found = measured(path, *options)
     assert found["rows"][0]["accuracy"]["k-NN 5"]
     assert not any("not applied" in note for note in found["notes"])  # probes change no colors
+
+
+def test_more_neighbors_than_images_are_left_out(exported, measured):
+    out, found = measured(exported, "--evaluation.neighbors", "25,24,3", "--reference=false")
+    assert "k-NN 25 left out: there are only 24 training images" in out
+    assert found["notes"][-1] == "k-NN 25 left out: there are only 24 training images"
+    assert list(found["rows"][0]["accuracy"]) == ["linear probe", "k-NN 24", "k-NN 3"]
+    out, found = measured(exported, "--evaluation.neighbors=1000", "--reference=false")
+    assert list(found["rows"][0]["accuracy"]) == ["linear probe"]
 
 
 def test_balanced_classes_have_one_table(exported, measured, tmp_path):
@@ -176,7 +187,8 @@ def test_augmentations_need_no_labels(exported, measured, call, tmp_path):
     assert "brightness" in out
     status, _, err = call("evaluate", exported, "--measure=probes,augmentations", *data)
     assert status == 1
-    assert err == "mast-ext: nothing to evaluate by: the images have no labels\n"
+    reason = "the images have no labels (--measure augmentations needs none)"
+    assert err == f"mast-ext: nothing to evaluate by: {reason}\n"
 
 
 def test_classes_that_test_has_not(exported, measured, tmp_path):
@@ -193,9 +205,12 @@ WRONG = [
     (["RUN", "--finetune.labels=10%"], "shares in (0, 1], as 0.01,0.1,1, got '10%'"),
     (["RUN", "--epochs=3"], "there is no option --epochs; did you mean --finetune.epochs?"),
     (["RUN", "--finetune.labels=[]"], "finetune.labels must be one or more shares in (0, 1]"),
+    (["RUN", "--finetune.epochs=3"], "--finetune.epochs changes nothing: --measure does not name"),
+    (["RUN", "--measure=finetune", "--evaluation.neighbors=3"], "changes nothing: --measure does"),
+    (["RUN", "--model.small_images=true"], "it is for files of weights alone, of the network"),
     (["RUN", "--finetune.epochs=0"], "finetune.epochs must be positive and finite, got 0"),
     (["RUN", "--finetune.lr=-1"], "finetune.lr must be positive and finite, got -1"),
-    (["RUN", "--finetune.batch_size=1"], "batch_size must be at least 2, got 1"),
+    (["RUN", "--finetune.batch_size=1"], "finetune.batch_size must be at least 2, got 1"),
     (
         ["RUN", "--measure=finetune", "--finetune.labels=0.01"],
         "not fine-tuned: 1% of the 24 training images are 0, fewer than the 5 classes of shape",

@@ -33,6 +33,23 @@ def test_shows_defaults_and_choices(call):
     assert re.split(r",\s+", methods.strip()) == sorted(METHODS)
 
 
+@pytest.mark.parametrize(("data", "hue"), [([], "0.5"), (["--data.name", "folder"], "0.1")])
+def test_defaults_are_those_of_the_images(call, data, hue):
+    out = call("pretrain", *data, "--data.path=photos", "--help")[1]
+    assert re.search(rf"--augment.hue .*\[{hue}\]\n", out)
+    out = " ".join(call("pretrain", *data, "--help=augment")[1].split())
+    assert re.search(rf"--augment.hue HUE [^-]*default: {hue}\)", out)
+
+
+def test_an_evaluation_shows_no_defaults_that_the_run_gives(call):
+    out = call("evaluate", "--help")[1]
+    assert re.search(r"--finetune.labels .*\n* .*\[0.01,0.1,1\]", out)
+    for name in ("data.name", "augment.size", "evaluation.neighbors"):
+        entry = re.search(rf"--{name} .*(?:\n {{9,}}.*)*", out)[0]
+        assert not re.search(r"\[\w+\]", entry)
+    assert ", default:" not in call("evaluate", "--help", "augment")[1]
+
+
 def groups_in(text):
     return {name.partition(".")[0] for name in re.findall(r"^  --(\w+\.\w+)", text, re.MULTILINE)}
 

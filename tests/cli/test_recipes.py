@@ -104,7 +104,7 @@ def test_a_file_may_name_recipe_and_method(call, tmp_path):
 
 
 def test_a_run_keeps_its_settings_and_resumes_without_the_recipe(call, images, tmp_path, tiny):
-    small = [option for option in tiny if "timm_args" not in option and "projector" not in option]
+    small = [option for option in tiny if "timm_args" not in option and "config" not in option]
     recipe = ["--recipe=cifar10-resnet18", "--method=simclr", "--simclr.projector=[16,16]"]
     network = ["--model.name=resnet_small", "--model.timm_args={channels: [8,8,8,16]}"]
     data = ["--data.name=folder", f"--data.path={images}", "--train.batch_size=4"]
@@ -132,7 +132,7 @@ def test_a_run_keeps_its_settings_and_resumes_without_the_recipe(call, images, t
 )
 def test_wrong_recipes(call, tmp_path, arguments, message):
     status, out, err = call("pretrain", *arguments)
-    assert (status, out) == (1, "") and message in err and err.count("\n") == 1
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -156,8 +156,8 @@ def test_a_recipe_is_printed_as_a_file_of_settings(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["cifar-resnet18"], 1, "; did you mean cifar10-resnet18?"),
-        (["imagenet-vits16", "--method=moco"], 1, "has no settings for moco: method must be one"),
+        (["cifar-resnet18"], 2, "; did you mean cifar10-resnet18?"),
+        (["imagenet-vits16", "--method=moco"], 2, "has no settings for moco: method must be one"),
         (["imagenet-vits16", "dino"], 2, "there is one argument too many, dino"),
     ],
 )

@@ -16,6 +16,7 @@ from mast_ext.models import (
     is_resnet,
     load_backbone,
     load_timm_folder,
+    load_weights,
     save_backbone,
     stored_image_format,
 )
@@ -82,6 +83,35 @@ def test_file_rebuilds_the_backbone(tmp_path):
 
 
 IMAGES = ImageFormat(48, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+
+
+def test_the_same_backbone_gives_the_same_bytes(tmp_path):
+    """Often enough that safetensors' random order of metadata would show."""
+    spec = BackboneSpec("resnet_small")
+    backbone = spec.create()
+    for i in range(8):
+        save_backbone(backbone, spec, tmp_path / f"{i}.safetensors", IMAGES)
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(8)}) == 1
+    tensors = load_file(tmp_path / "0.safetensors")
+    assert tensors.keys() == backbone.state_dict().keys()
+    assert all(tensors[name].equal(value) for name, value in backbone.state_dict().items())
+
+
+def test_paths_are_strings_too_and_runs(tmp_path):
+    spec = BackboneSpec("resnet_small")
+    backbone = spec.create()
+    file = tmp_path / "backbone.safetensors"  # as every run leaves it
+    save_backbone(backbone, spec, str(file), IMAGES)
+    for path in (str(file), tmp_path, str(tmp_path)):
+        loaded, found = load_backbone(path)
+        assert found == spec and stored_image_format(path) == IMAGES
+        other = spec.create()
+        load_weights(other, path)
+        want = backbone.state_dict()["conv1.0.weight"]
+        assert all(each.state_dict()["conv1.0.weight"].equal(want) for each in (loaded, other))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty/backbone.safetensors"):
+        load_backbone(str(tmp_path / "empty"))
 
 
 def test_file_says_which_images_it_takes(tmp_path):

@@ -125,11 +125,22 @@ def test_what_others_wrote_is_left_alone(files, kind, tmp_path):
     assert texts == (files if isinstance(files, dict) else {"b": files})
 
 
+def test_each_program_is_told_its_own_way(tmp_path):
+    """Of the same folder."""
+    found = {
+        kind: export_backbone(*trained("resnet"), tmp_path / "b", kind) for kind in ("timm", "hf")
+    }
+    assert found == {
+        "timm": f'timm.create_model("local-dir:{tmp_path / "b"}", pretrained=True)',
+        "hf": f'transformers.AutoModel.from_pretrained("{tmp_path / "b"}")',
+    }
+
+
 def test_transformers_read_it(tmp_path):
     transformers = pytest.importorskip("transformers")
     backbone, spec, images = trained("resnet")
-    export_backbone(backbone, spec, images, tmp_path / "hf", "hf")
-    network = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
+    reading = export_backbone(backbone, spec, images, tmp_path / "hf", "hf")
+    network = eval(reading, {"transformers": transformers}).eval()  # as the program says
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(network(x).pooler_output, backbone(x))
 

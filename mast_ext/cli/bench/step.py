@@ -7,6 +7,7 @@ directory that is removed afterwards.
 import json
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,9 +21,16 @@ from mast_ext.benchmarks.environment import environment
 from mast_ext.cli.bench.tables import add_outputs, print_notes, print_table, write_markdown
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help, value_of
-from mast_ext.cli.parser import Parser, build, canonical, output_console
+from mast_ext.cli.parser import (
+    Parser,
+    build,
+    canonical,
+    output_console,
+    set_defaults_of_data,
+)
 from mast_ext.cli.pretrain import OVERVIEW as PRETRAIN
 from mast_ext.cli.pretrain import parse_training, training_parser
+from mast_ext.cli.unused import refuse_unused, unused_in_training
 from mast_ext.distributed import rank, world_size
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.evaluation.images import open_images
@@ -65,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measures the parts of a step, and prints a table. Returns the exit status."""
     parser, arguments = make_parser(), canonical(arguments)
     parser.method = value_of("--method", arguments)
+    set_defaults_of_data(parser, value_of("--data.name", arguments) or PretrainConfig().data.name)
     if shows_help(parser, OVERVIEW, arguments, parser.method):
         return 0
     values = parse_training(parser, arguments)
@@ -72,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     config: PretrainConfig = build(
         parser, values, PretrainConfig, "recipe", "steps", "warmup", "clock", "json", "report"
     )
+    refuse_unused(arguments, unused_in_training(config, [config.method]))
     if values.steps < 2 or values.warmup < 0:
         raise UsageError(
             "--steps must be at least 2 and --warmup at least 0,"
@@ -80,7 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     if cpu_time and resolve_device(config.train.accelerator).type != "cpu":
         raise UsageError("--clock cpu is for training on the CPU: see --train.accelerator")
     if config.train.devices > 1 and launched_rank() is None:
-        require_devices(config.train)
+        if remark := require_devices(config.train):
+            print(remark, file=sys.stderr)
         return launch("mast_ext.cli.main", ["bench", "step", *arguments], config.train.devices)
     # Of the other loggers each would begin a run of its own, on a server even.
     loggers = tuple(name for name in config.train.loggers if name in ("csv", "tensorboard"))

@@ -84,22 +84,35 @@ def evaluate(
         )
         for source in (images.train, images.test)
     )
+    fitting = fitting_neighbors(config, len(images.train))[0]
     rows = []
     for part, (x, x_test) in _parts(method, train, test).items():
         predictions = {LINEAR: linear_predictions(x, x_test, images.train_labels)}
         rank: dict = {}
         if not part.startswith("subspace"):
-            nearest = knn_predictions(
-                x,
-                x_test,
-                images.train_labels,
-                neighbors=config.neighbors,
-                temperature=config.temperature,
+            nearest = (
+                {}
+                if not fitting
+                else knn_predictions(
+                    x,
+                    x_test,
+                    images.train_labels,
+                    neighbors=fitting,
+                    temperature=config.temperature,
+                )
             )
             predictions |= {f"k-NN {k}": found for k, found in nearest.items()}
             rank = {"rankme": round(rankme(x), 4), "dimensions": x.shape[1]}
         rows.append(replace(scored(name, part, predictions, images.test_labels), **rank))
     return rows
+
+
+def fitting_neighbors(config: EvaluationConfig, images: int) -> tuple[list[int], list[str]]:
+    """The numbers of neighbors that training images suffice for, and a sentence on the others."""
+    fitting = [count for count in config.counts if count <= images]
+    others = [f"k-NN {count}" for count in config.counts if count > images]
+    note = f"{', '.join(others)} left out: there are only {images} training images"
+    return fitting, [note] if others else []
 
 
 def evaluate_augmentations(

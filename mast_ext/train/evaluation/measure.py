@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from mast_ext.data import Source
 from mast_ext.methods import Method
 from mast_ext.train.config import EvaluateConfig
 from mast_ext.train.errors import RunError
+from mast_ext.train.evaluation.augmentations import MOST_IMAGES
 from mast_ext.train.evaluation.evaluate import (
     Row,
     chance,
     evaluate,
     evaluate_augmentations,
+    fitting_neighbors,
     merged,
     protocols,
     scored,
@@ -56,12 +59,18 @@ def measure(
     """
     kinds, labeled, test = config.measured, images.labeled, images.test
     if test is None or (labeled is None and set(kinds) != {"augmentations"}):
-        raise RunError(f"nothing to evaluate by: {images.why_not}")
+        unlabeled = not images.train.labels or (test is not None and not test.labels)
+        hint = " (--measure augmentations needs none)" if unlabeled else ""
+        raise RunError(f"nothing to evaluate by: {images.why_not}{hint}")
     require_size(restored.backbone, restored.spec, "augment.size", config.augment.size)
     notes: list[str] = []
     shares: list[float] = []
     if labeled is not None and "finetune" in kinds:
         shares, notes = _possible(labeled, config)
+    if labeled is not None and "probes" in kinds:
+        notes += fitting_neighbors(config.evaluation, len(labeled.train))[1]
+    if "augmentations" in kinds:
+        notes += _too_few_pairs(images.train, restored.backbone)
 
     networks: list[tuple[str, nn.Module, Method | None]]
     networks = [(restored.name, restored.backbone, restored.method)]
@@ -99,6 +108,17 @@ def measure(
     if labeled is not None and (used := protocols(rows)):
         rows.append(chance(labeled, used))
     return merged(rows), notes
+
+
+def _too_few_pairs(train: Source, backbone: Any) -> list[str]:
+    """A sentence, where regressions onto augmentations have fewer examples than features."""
+    pairs, features = min(len(train), MOST_IMAGES), 2 * int(backbone.num_features)
+    if pairs >= features:
+        return []
+    return [
+        f"R² is not to be relied on: the regression is of {features} features of the backbone (both"
+        f" views') and only {pairs} training images"
+    ]
 
 
 def _possible(labeled: LabeledImages, config: EvaluateConfig) -> tuple[list[float], list[str]]:

@@ -11,7 +11,7 @@ from mast_ext.augment import ViewBatch, ViewLoader, build_loader
 from mast_ext.data import Source
 from mast_ext.distributed import rank, world_size
 from mast_ext.train.config import DataConfig, PretrainConfig
-from mast_ext.train.launch import resolve_device
+from mast_ext.train.launch import resolve_device, usable_cores
 from mast_ext.train.loop.parts import part
 from mast_ext.train.networks import Networks
 
@@ -57,9 +57,8 @@ def rendering_threads() -> int:
     One less than this process's share of the cores (torchrun or SLURM says how many processes
     share them), and no more than 16, since each thread holds a batch in page-locked memory.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     beside = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE", "1")
-    return min(16, max(1, (cores or 1) // int(beside) - 1))
+    return min(16, max(1, usable_cores() // int(beside) - 1))
 
 
 class BatchStream:
