@@ -163,7 +163,8 @@ def _prints(argument: str) -> bool:
 def build(parser: Parser, values: Namespace, settings: type, *others: str) -> Any:
     """The settings dataclass from parsed values; ``others`` are options that are no settings."""
     try:
-        _require_augmentation(values.augment)
+        if "augment" in values:
+            _require_augmentation(values.augment)
         made = vars(parser.instantiate(values))
         fields = {name: each for name, each in made.items() if name not in ("config", *others)}
         return settings(**fields)

@@ -162,7 +162,7 @@ def test_what_gray_images_cannot_have_is_refused_before_the_run_is_made(
         pytest.importorskip("nvidia.dali", reason="needs DALI")
     arguments = [*tiny, *scans, *means(1), "--method=simclr", "--out=run", *options]
     status, out, err = call("pretrain", *arguments)
-    assert (status, out) == (1, "") and message in err and err.count("\n") == 1
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -106,7 +106,7 @@ def test_more_processes_than_gpus(call, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     status, _, err = call("pretrain", "--train.devices=2")
     assert (status, err.split(" (")[0]) == (
-        1,
+        2,
         "mast-ext: train.devices is 2, but there are 1 GPUs here",
     )
 
