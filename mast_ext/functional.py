@@ -155,9 +155,10 @@ def contrastive_logsumexp(
     at once :func:`view_pair_cross_entropy`, and InfoNCE against a queue, CLIP's loss and decoupled
     contrastive learning are as short. (With the positive in the sum, ``lse − positive`` says the
     same, but once a batch is told apart it is the small difference of large numbers.) The ``N×M``
-    similarities are computed tile by tile, forward and again backward, and never stored: memory is
-    ``O((N + M)·D)`` whatever ``K`` is. On a CPU those of small batches are kept for the backward:
-    up to 4 MB of float32 (8 of float64), for all views and subspaces, as of two views of 500 rows.
+    similarities are computed tile by tile, forward and again backward, and not stored: memory is
+    ``O((N + M)·D)`` whatever ``K`` is. Only on a CPU those of small batches are kept for the
+    backward: up to 4 MB of float32 (8 of float64) for all views and subspaces, such as two views of
+    500 rows.
     On a GPU float32 is multiplied as sums of three bfloat16 numbers each and float16 of two, which
     hold all of its digits (of embeddings in float16 times a mask 16 bits). The gradient of float32
     rows wider than 192 goes through ``torch.mm``, which uses tf32 only where it is told to.

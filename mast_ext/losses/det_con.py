@@ -21,7 +21,7 @@ class DetConBLoss(nn.Module):
     itself. ``w`` is 1 over the number of the latter, ``m`` included, and 0 where there is no
     positive (Hénaff et al. 2021, section 3).
 
-    The similarities of different images are never stored: with regions as views of an image, the
+    The similarities of many images are not stored: with regions as views of an image, the
     contrastive operator leaves an image's own regions out of its sums and gives them by themselves,
     ``[2M, 2M, B]``, to be masked.
 

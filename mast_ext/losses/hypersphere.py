@@ -20,7 +20,7 @@ class HypersphereLoss(nn.Module):
         u(x) = log mean_{i<j} exp(−t ‖x̂_i − x̂_j‖²)            x̂ = x / ‖x‖
 
     (Wang & Isola 2020, section 4.) As ``‖x̂_i − x̂_j‖² = 2 − 2 cos``, the second term is the
-    contrastive operator's at temperature ``1 / (2 t)``: no ``B × B`` matrix is ever stored. A row
+    contrastive operator's at temperature ``1 / (2 t)``: no large ``B × B`` matrix is stored. A row
     of zeros is at right angles to all others.
 
     Values equal those of lightly 1.6.0 to float32 accuracy; the loss of 16-bit inputs is float32.
