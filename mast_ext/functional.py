@@ -44,6 +44,10 @@ __all__ = [
     "weighted_terms",
 ]
 
+# Numbers of a view up to which `vicreg_terms` takes both views at once on a CPU. One large view
+# after the other is faster there: what is made of it stays in the cache.
+MOST_TOGETHER = 2**16
+
 
 def subspace_similarity(
     x: Tensor,
@@ -573,9 +577,8 @@ def vicreg_terms(
         TypeError: A dtype is not supported, or differs from that of ``x``.
     """
     _require_tensors(x=x, y=y)
-    # On a CPU one large view after the other is faster: what is made of it stays in the cache.
-    large = x.ndim == 2 and x.shape == y.shape and x.device.type == "cpu" and x.numel() > 2**16
-    if large or any(map(changes_between_calls, (*scales, *weights))):
+    apart = x.device.type == "cpu" and x.numel() > MOST_TOGETHER and x.shape == y.shape
+    if apart or any(map(changes_between_calls, (*scales, *weights))):
         if invariance is None:
             invariance = subspace_similarity(x[None], y[None], metric="sqeuclidean")
         of_x, of_y = (variance_covariance(z[None], eps=eps) for z in (x, y))

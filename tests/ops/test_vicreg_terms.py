@@ -1,5 +1,7 @@
 """vicreg_terms against its definition and against the operators that it is made of."""
 
+import sys
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -21,7 +23,14 @@ SHAPES = [
     (130, 300),
 ]
 CHUNKS = [(1300, 110), (8300, 20), (60, 2300)]
+CPU = functional.MOST_TOGETHER
 SCALES, WEIGHTS = (0.01, 0.5, 1.5), (2.0, 25.0, 0.7)
+
+
+@pytest.fixture(autouse=True)
+def operator_alone(monkeypatch):
+    """Of large views, too, of which the function takes one after the other on a CPU."""
+    monkeypatch.setattr(functional, "MOST_TOGETHER", sys.maxsize)
 
 
 def make_views(shape, device, dtype=torch.float32):
@@ -127,3 +136,21 @@ def test_equal_bits_on_every_run(shape, device):
     x, y = make_views(shape, device)
     first, second = (evaluate(functional.vicreg_terms, (x, y)) for _ in range(2))
     assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["differences", "numbers"])
+def test_large_views_one_after_the_other(monkeypatch, given):
+    """What a CPU does with them gives the same."""
+    x, y = make_views((300, 257), "cpu")
+    assert x.numel() > CPU
+    inputs = (x, y, torch.rand(3, 4)) if given else (x, y)
+    together = evaluate(functional.vicreg_terms, inputs)
+    calls = []
+    apart = functional.variance_covariance
+    monkeypatch.setattr(
+        functional, "variance_covariance", lambda *a, **k: calls.append(0) or apart(*a, **k)
+    )
+    monkeypatch.setattr(functional, "MOST_TOGETHER", CPU)
+    for got, want in zip(evaluate(functional.vicreg_terms, inputs), together, strict=True):
+        assert_close(got, want)
+    assert len(calls) == 2  # a view each
