@@ -765,6 +765,9 @@ def epps_pulley_roots(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The square roots of the weights, ``[K, 1, 1]``; and, times these, what cosines and sines are
         compared with, ``phi`` and 0, ``[K, 2, 1]``.
+
+    Raises:
+        RuntimeError: The shapes do not fit.
     """
     roots = weights.sqrt()[:, None]
     return roots[..., None], (roots * torch.stack((phi, torch.zeros_like(phi)), 1))[..., None]
