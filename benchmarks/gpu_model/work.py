@@ -226,8 +226,8 @@ WORK: dict[tuple[str, str], Callable[[Case, int], Work]] = {
     # Both views read, for VICReg twice: by themselves, and for their differences.
     ("variance_covariance", "moments"): _moves(lambda c: 2 * _elements(c)),
     ("cross_correlation_penalty", "moments"): _moves(_elements),
-    # The views and the gradient of the products read, gradients written.
-    # With what the views' difference adds: x and y read again.
+    # The views and the gradient of the products read, gradients written; of VICReg x and y are read
+    # again, for what their difference adds.
     ("variance_covariance", "combine_with_differences"): _moves(lambda c: 4 * _elements(c)),
     ("cross_correlation_penalty", "combine"): _moves(lambda c: 3 * _elements(c)),
     # VICReg's terms in MAST; of the rest MAST's own: groups of pairs have weights, sums and

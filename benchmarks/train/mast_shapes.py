@@ -39,12 +39,14 @@ def main() -> None:
             for same in zip(*of_seeds, strict=True)
             if (same[0]["model"] in REFERENCES) == (variant is None)
         ]
+    wide = f", of a network {values.width} times as wide as resnet_small"
+    wide = "" if values.width == 1 else wide
     write_table(
         "MAST on `shapes`",
         [
             f"Linear probes (accuracy in %), mean ± standard deviation over seeds {values.seeds}.",
             f"Every run has the image forwards of {values.epochs:g} epochs of two views of 8,192"
-            f" images, of a network {values.width} times as wide as resnet_small.",
+            f" images{wide}.",
         ],
         ["", "", *FACTORS],
         rows,

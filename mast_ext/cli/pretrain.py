@@ -170,8 +170,8 @@ def parse_settings(settings: Mapping[str, Any], source: Path) -> PretrainConfig:
     """Settings that were read from a file, which errors name."""
     parser = settings_parser("pretrain", "", PretrainConfig)
     data = settings.get("data")
-    if isinstance(data, Mapping):
-        set_defaults_of_data(parser, str(data.get("name", PretrainConfig().data.name)))
+    given = data if isinstance(data, Mapping) else {}
+    set_defaults_of_data(parser, str(given.get("name", PretrainConfig().data.name)))
     try:
         parser.check_names(settings)
         values = parser.parse_object(settings)

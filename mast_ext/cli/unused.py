@@ -52,7 +52,11 @@ def unused_in_training(config: PretrainConfig, methods: Sequence[str]) -> dict[s
 def unused_in_evaluation(config: EvaluateConfig) -> dict[str, str]:
     """Settings that change nothing in an evaluation, and why."""
     unused = _unused(config)
-    for group, kind in (("finetune", "finetune"), ("evaluation.neighbors", "probes")):
+    for group, kind in (
+        ("finetune", "finetune"),
+        ("evaluation.neighbors", "probes"),
+        ("evaluation.temperature", "probes"),
+    ):
         if kind not in config.measured:
             unused[group] = f"--measure does not name {kind}"
     if config.model.name is None:

@@ -39,7 +39,7 @@ class InfoNCELoss(nn.Module):
     with ``s`` the cosine over the temperature. ``two_sided`` takes the mean of this and of keys
     finding their queries, in one sweep (CLIP: Radford et al. 2021, figure 3). The second form is
     MoCo's, with its queue as ``negatives``. A query without negatives, such as one that is alone in
-    its batch, has loss 0. No ``N × N`` matrix is ever stored.
+    its batch, has loss 0. No large ``N × N`` matrix is stored.
 
     Args:
         temperature: Divides the cosines; above 0.

@@ -89,6 +89,8 @@ class SIGReg(nn.Module):
         self.register_buffer("t", t)
         self.register_buffer("phi", phi)
         self.register_buffer("weights", weights)
+        # What the loss takes of these, which are there for lightly's states: of the same arguments
+        # they are the same.
         roots, targets = functional.epps_pulley_roots(phi, weights)
         self.register_buffer("_roots", roots, persistent=False)
         self.register_buffer("_targets", targets, persistent=False)

@@ -26,7 +26,7 @@ class MACLLoss(ViewPairLoss):
 
     with ``p`` the probability, at temperature ``t``, to find the positive among the rows of both
     views (Huang et al. 2023). ``A`` is the mean over the batch and, of more than two views, over
-    the pairs of views. No ``B × B`` matrix is ever stored.
+    the pairs of views. No large ``B × B`` matrix is stored.
 
     Values equal those of lightly 1.6.0 to float32 accuracy; the loss of 16-bit inputs is float32,
     and ``1 − p`` keeps its digits where ``p`` is near 1.

@@ -30,7 +30,7 @@ class NTXentLoss(ViewPairLoss):
     with ``s`` the cosine over ``temperature``. Without a bank both ``a`` and ``r`` run over the
     rows of both views (SimCLR's eq. 1). Of more than two views, every ordered pair gives an anchor
     and its positive. An anchor without negatives, such as that of a single image, has loss 0. No
-    ``B × B`` matrix is ever stored.
+    large ``B × B`` matrix is stored.
 
     Values equal those of lightly 1.6.0 to float32 accuracy, with these differences: the loss of
     16-bit inputs is float32 (theirs is rounded to the inputs' dtype), the memory bank is in

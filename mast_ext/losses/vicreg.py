@@ -71,8 +71,8 @@ class VICRegLoss(nn.Module):
             A scalar, float32 (float64 for float64 inputs).
 
         Raises:
-            AssertionError: The shapes differ, or ``B < 2`` (the type lightly raises). With
-                ``gather_distributed`` the images of all processes count.
+            AssertionError: The shapes differ, ``B < 2`` (the type lightly raises), or there is no
+                number. With ``gather_distributed`` the images of all processes count.
             ValueError: The processes' batches differ in size.
             RuntimeError: Another process died or is late.
         """
@@ -89,6 +89,8 @@ class VICRegLoss(nn.Module):
             raise AssertionError(
                 f"z_a and z_b must have shape [B, ..., D] with B > 1, got {tuple(every_a.shape)}"
             )
+        if 0 in z_a.shape[1:]:
+            raise AssertionError(f"z_a and z_b must have no empty axis, got {tuple(z_a.shape)}")
         scales = (1 / z_a.numel(), 0.5 if self.variant == "official" else 1.0, 1.0)
         weights = (self.lambda_param, self.mu_param, self.nu_param)
         distance = None  # that of the embeddings of which the statistics are

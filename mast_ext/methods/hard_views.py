@@ -231,7 +231,7 @@ class HardViews(HardSelection):
         self.selector = HardViewSelector(
             options.candidates,
             options.strategy,
-            temperature=options.temperature,
+            temperature=options.temperature if options.strategy == "softmax" else 1.0,
             fraction=options.fraction,
         )
 

@@ -7,7 +7,7 @@ import torch
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import Source
-from mast_ext.train.config import DataConfig, PretrainConfig
+from mast_ext.train.config import DEFAULT_AUGMENTATION, DataConfig, PretrainConfig
 
 _MUCH_REDUCED = 4  # times that images may be larger than views without a remark
 _MEASURED = 64  # images whose mean and standard deviation an error suggests
@@ -69,7 +69,8 @@ def require_channels(recipe: AugmentationRecipe, source: Source) -> None:
 def much_reduced(config: PretrainConfig, source: Source) -> list[str]:
     """A sentence, if views are far smaller than the images, as by default those of photographs."""
     side, size = int(np.median(source.sizes.min(axis=1))), config.augment.size
-    if side <= _MUCH_REDUCED * size:
+    chosen = size != DEFAULT_AUGMENTATION[config.data.name].size  # by somebody
+    if chosen or side <= _MUCH_REDUCED * size:
         return []
     return [
         f"images of {side} pixels (the median of their shorter sides) are trained on at {size}:"

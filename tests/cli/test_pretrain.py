@@ -2,15 +2,17 @@ import csv
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from mast_ext.cli.parser import build
-from mast_ext.cli.pretrain import load_config, make_parser
+from mast_ext.cli.pretrain import load_config, make_parser, parse_settings
 from mast_ext.models import load_backbone
 from mast_ext.train.config import PretrainConfig
+from mast_ext.train.networks import build_networks
 from mast_ext.train.pretrain import baseline_of
 from mast_ext.train.state.checkpoint import read_checkpoint
 
@@ -141,6 +143,19 @@ def test_hard_views_can_be_spelled(call, options):
     assert status == 0, err
     found = yaml.safe_load(out)["hard_views"]
     assert (found["views"], found["every"]) == (3, 2)
+
+
+def test_a_temperature_in_a_file_does_nothing_without_softmax():
+    """As in files of runs from before it was refused on the command line."""
+    settings = {"method": "simclr", "hard_views": {"views": 4, "temperature": 0.5}}
+    config = parse_settings(settings, Path("config.yaml"))
+    assert build_networks(config).policy(config.augment).num_views() == 4
+
+
+@pytest.mark.parametrize("data", [{}, {"data": {"max_images": 64}}])
+def test_settings_in_a_file_have_the_augmentation_of_their_images(data):
+    found = parse_settings({"method": "simclr", **data}, Path("config.yaml"))
+    assert found.augment == PretrainConfig().augment
 
 
 @pytest.mark.parametrize("data", ["shapes", "folder"])

@@ -13,6 +13,7 @@ from mast_ext.losses import (
     NTXentLoss,
     PMSNLoss,
     TiCoLoss,
+    VICRegLoss,
 )
 
 
@@ -91,6 +92,15 @@ CASES = [
         (rows(6, 0), rows(6, 0)),
         AssertionError,
         "z_a and z_b must have the same shape [B, D] with D >= 1, got (6, 0)",
+    ),
+    *(
+        (
+            VICRegLoss,
+            (rows(*shape), rows(*shape)),
+            AssertionError,
+            f"z_a and z_b must have no empty axis, got {shape}",
+        )
+        for shape in ((4, 0), (4, 3, 0), (4, 0, 5))
     ),
     *(
         (

@@ -154,3 +154,11 @@ def test_large_views_one_after_the_other(monkeypatch, given):
     for got, want in zip(evaluate(functional.vicreg_terms, inputs), together, strict=True):
         assert_close(got, want)
     assert len(calls) == 2  # a view each
+
+
+def test_large_views_are_checked_as_small_ones(monkeypatch):
+    monkeypatch.setattr(functional, "MOST_TOGETHER", CPU)
+    x = torch.randn(300, 257)
+    for other in (x.half(), x[:, :-1]):
+        with pytest.raises((TypeError, ValueError), match="y must "):
+            functional.vicreg_terms(x, other, scales=SCALES, weights=WEIGHTS)

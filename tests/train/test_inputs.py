@@ -8,7 +8,7 @@ import torch
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import open_source
-from mast_ext.train.config import DataConfig, ModelConfig
+from mast_ext.train.config import DEFAULT_AUGMENTATION, DataConfig, ModelConfig
 from mast_ext.train.evaluation.images import open_images
 from mast_ext.train.evaluation.views import shown
 from mast_ext.train.inputs import fitted, much_reduced
@@ -50,15 +50,17 @@ def test_changes_of_color_are_left_out_by_name(arrays, config, channels):
     assert fitted(found, source) == (found, "")
 
 
-@pytest.mark.parametrize(("side", "told"), [(64, False), (65, True)])
+@pytest.mark.parametrize(("side", "told"), [(128, False), (129, True)])
 def test_photographs_much_larger_than_views_are_told(config, tmp_path, side, told):
     np.save(tmp_path / "images.npy", np.zeros((4, side, 200, 3), np.uint8))
     source = open_source("numpy", "train", path=tmp_path / "images.npy")
-    notes = much_reduced(config, source)  # whose views have 16 pixels
+    assert config.augment.size == 16  # not by default
+    assert much_reduced(config, source) == []
+    notes = much_reduced(replace(config, augment=DEFAULT_AUGMENTATION["shapes"]), source)
     assert len(notes) == told
     if told:
-        assert notes[0].startswith("images of 65 pixels (the median of their shorter sides) are")
-        assert "trained on at 16: --augment.size" in notes[0]
+        assert notes[0].startswith("images of 129 pixels (the median of their shorter sides) are")
+        assert "trained on at 32: --augment.size" in notes[0]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

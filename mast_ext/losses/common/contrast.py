@@ -92,6 +92,7 @@ def _contrast_gathered(
         temperature if tensor else None,
         0.0 if tensor else temperature,
         within_views,
+        torch.is_grad_enabled(),
     )[:2]
 
 
@@ -108,17 +109,18 @@ class _GatheredContrast(Function):
         temperature_tensor: Tensor | None,
         temperature: float,
         within_views: bool,
+        keep: bool,
     ) -> tuple[Tensor, ...]:
         views, rows, dim = x.shape
         y = x.new_empty(views, world_size() * rows, dim)
         for view, columns in zip(x, y, strict=True):
             all_gather(view, out=columns)
         options = _options(x, temperature, within_views)
-        return *contrastive_logsumexp.op(x, y, masks, temperature_tensor, *options), y
+        return *contrastive_logsumexp.op(x, y, masks, temperature_tensor, *options, keep), y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, masks, temperature_tensor, *numbers = inputs
+        x, masks, temperature_tensor, *numbers, _ = inputs
         lse, _, *kept, y = output
         ctx.options = _options(x, *numbers)
         ctx.mark_non_differentiable(*kept, y)
@@ -148,6 +150,7 @@ class _GatheredContrast(Function):
             grad_x if of_x else None,
             grad_masks if of_masks else None,
             grad_temperature if of_temperature else None,
+            None,
             None,
             None,
         )
