@@ -234,7 +234,11 @@ def scores_of(run: Path, training: Path, position: int) -> Scores:
         config.train.batch_size * views / statistics.median(logged["views_per_second"])
     )
     return Scores(
-        {name: accuracy[protocol]["class"] for name, protocol in PROBES.items()},
+        {
+            # Few images have no k-NN of many neighbors.
+            name: accuracy[protocol]["class"] if protocol in accuracy else math.nan
+            for name, protocol in PROBES.items()
+        },
         measured["augmentation_r2"],
         means,
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -158,7 +159,9 @@ def _circumstances() -> list[str]:
 
 
 def mean_and_spread(accuracies: Sequence[float]) -> str:
-    """In %, of several seeds."""
+    """In %, of several seeds; – where one of them is NaN, not measured."""
+    if any(map(math.isnan, accuracies)):
+        return "–"
     scores = [100 * accuracy for accuracy in accuracies]
     spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
     return f"{statistics.mean(scores):.1f}{spread}"

@@ -62,7 +62,7 @@ REFUSED = [
     ("simclr", None, RECIPE, {"size": 9}, "at most the views' 8 pixels, got 9"),
     ("simclr", None, RECIPE, {"candidates": "some"}, "candidates must be"),
     ("simclr", None, RECIPE, {"strategy": "best"}, "strategy must be"),
-    ("simclr", None, RECIPE, {"temperature": 0.0}, "temperature must be"),
+    ("simclr", None, RECIPE, {"strategy": "softmax", "temperature": 0.0}, "temperature must be"),
     ("simclr", None, RECIPE, {"fraction": 1.5}, "fraction must be in"),
 ]
 
