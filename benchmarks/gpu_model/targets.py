@@ -22,8 +22,8 @@ HEAD = """\
 
 Forward and backward in bfloat16 on an H200 (selection: forward). *Predicted* is the model's sum of
 our kernels (gpu-model.md), of which those that it does not model count as a launch each; *measured*
-is of gpu-h200.md (rivals, CUDA graphs) and gpu-h200-kernels.md (times of all kernels), the largest
-part of which are PyTorch's where products are. The floor is the time that a copy of as many bytes
+is of gpu-h200.md (rivals, CUDA graphs) and gpu-h200-kernels.md (times of all kernels, PyTorch's
+matrix products among them). The floor is the time that a copy of as many bytes
 as inputs, outputs and gradients have takes, the rate of products that of large ones, both measured
 beside the kernels. –: the model does not say. `tests/emulation/test_launch_counts.py` has the
 numbers of launches, of which at most 6 were aimed at for each loss. VICReg was measured with 16

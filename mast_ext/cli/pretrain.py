@@ -86,8 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         if remark := require_devices(config.train):
             print(remark, file=sys.stderr)
         return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)
-    asked = {option.removeprefix("--") for option in options_in(arguments, but=[])}
-    outcome = pretrain(config, resume=resume, asked=asked)
+    outcome = pretrain(config, resume=resume)
     if outcome is None:  # the first process speaks
         return 0
     console = output_console()

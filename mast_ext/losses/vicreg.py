@@ -93,7 +93,7 @@ class VICRegLoss(nn.Module):
             raise AssertionError(f"z_a and z_b must have no empty axis, got {tuple(z_a.shape)}")
         scales = (1 / z_a.numel(), 0.5 if self.variant == "official" else 1.0, 1.0)
         weights = (self.lambda_param, self.mu_param, self.nu_param)
-        distance = None  # that of the embeddings of which the statistics are
+        distance = None  # vicreg_terms takes that of the views themselves
         if z_a.ndim > 2 or every_a is not z_a:
             flat = [z.flatten(0, -2).unsqueeze(0) for z in (z_a, z_b)]
             distance = functional.subspace_similarity(*flat, metric="sqeuclidean")

@@ -4,7 +4,6 @@ Everything that can be wrong with settings and data is found before the run dire
 """
 
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +62,6 @@ def pretrain(
     *,
     resume: Path | None = None,
     console: Console | None = None,
-    asked: Collection[str] = (),
 ) -> Outcome | None:
     """Trains a method (and its baseline), probes it and writes the report.
 
@@ -74,8 +72,6 @@ def pretrain(
         config: All settings; of a resumed run, those of its ``config.yaml``.
         resume: A run directory, or a checkpoint in one, to go on with.
         console: Where progress is reported (standard error by default).
-        asked: Dotted names of settings that were asked for. There is no remark on their values,
-            as there may be on defaults.
 
     Returns:
         What was found; None in a process that is not the first one.
@@ -97,7 +93,7 @@ def pretrain(
         remarks = [left_out] if left_out else []
         if resume is None:
             remarks += shortened_warmup(config)
-            remarks += [] if "augment.size" in asked else much_reduced(config, images.train)
+            remarks += much_reduced(config, images.train)
         for remark in remarks:
             _tell(console, remark)
         run, modules = _train_all(config, trainings, resume, console)
