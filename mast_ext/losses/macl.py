@@ -48,6 +48,8 @@ class MACLLoss(ViewPairLoss):
 
     view_name = "z"
 
+    plain = False
+
     def __init__(
         self,
         temperature: float = 0.1,
