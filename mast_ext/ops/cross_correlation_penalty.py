@@ -23,9 +23,7 @@ def shapes(a, b, lambda_, variant):
     # As in csrc/host/cross_correlation_penalty: (H, H^T) of a small batch in the place of P.
     small = a.device.type == "cuda" and not gram and dim <= 128 and rows * dim <= 1 << 16
     matrices = 2 if small else 1
-    product = a.new_empty(
-        (2, rows, rows) if gram else (matrices, dim, dim), dtype=product_dtype(a)
-    )
+    product = a.new_empty((2, rows, rows) if gram else (matrices, dim, dim), dtype=product_dtype(a))
     return (
         penalty,
         penalty.new_empty((2, dim)),

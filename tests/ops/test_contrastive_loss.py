@@ -73,9 +73,7 @@ def is_defined(shape, options):
     return shape[1] > 1 or not options.get("decoupled")
 
 
-CASES = [
-    (shape, options) for shape in SHAPES for options in OPTIONS if is_defined(shape, options)
-]
+CASES = [(shape, options) for shape in SHAPES for options in OPTIONS if is_defined(shape, options)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -157,7 +155,7 @@ def test_no_negatives(device):
 
 
 def test_scaled_gradients_of_float16(device):
-    """What a loss scaler multiplies the loss by multiplies their gradients, before they are rounded."""
+    """A loss scaler's factor multiplies the gradients before they are rounded."""
     views = make_views((2, 90, 32), "list", device, torch.float16)
     leaves = [view.requires_grad_() for view in views]
     scaled = torch.autograd.grad(
@@ -174,7 +172,9 @@ def test_scaled_gradients_of_float16(device):
 
 def test_slopes_are_kept_for_a_gradient_only():
     views = make_views((2, 9, 8), "list", "cpu")
-    lse, slopes, _, products = ops.contrastive_loss.op(views, None, 0.5, False, True, False, True)[1:]
+    lse, slopes, _, products = ops.contrastive_loss.op(views, None, 0.5, False, True, False, True)[
+        1:
+    ]
     assert slopes.shape == (2, *lse.shape) and products.numel()
     *_, slopes, _, products = ops.contrastive_loss.op(views, None, 0.5, False, True, False, False)
     assert not slopes.numel() and not products.numel()
