@@ -9,6 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mast_ext import ops
+from mast_ext.checks import (
+    as_integer,
+    as_number,
+    require_integer,
+    require_number,
+    require_numbers,
+    require_positive,
+)
 from mast_ext.compiling import changes_between_calls
 
 Interval = Literal["half", "symmetric"]
@@ -87,7 +95,7 @@ def subspace_similarity(
             is not waited for, and a mask's sign has no effect there), or ``eps`` is not positive.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
-    return ops.subspace_similarity.op(x, y, masks, metric, eps)[0]
+    return ops.subspace_similarity.op(x, y, masks, metric, as_number("eps", eps))[0]
 
 
 def subspace_nll(
@@ -200,9 +208,10 @@ def contrastive_logsumexp(
             out of the columns, or views are to be told apart but ``Vx`` differs from ``Vy``.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
-    if not isinstance(temperature, Tensor) and changes_between_calls(temperature):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        temperature = x.new_ones((), dtype=dtype) * temperature
+    if not isinstance(temperature, Tensor):
+        temperature = as_number("temperature", temperature)
+        if changes_between_calls(temperature):
+            temperature = _as_scalar("temperature", temperature, x)
     tensor = isinstance(temperature, Tensor)
     keep = torch.is_grad_enabled() and any(
         isinstance(t, Tensor) and t.requires_grad for t in (x, y, masks, temperature)
@@ -213,7 +222,7 @@ def contrastive_logsumexp(
         masks,
         temperature if tensor else None,
         0.0 if tensor else temperature,
-        offset,
+        None if offset is None else as_integer("offset", offset),
         exclude_self,
         exclude_positive,
         within_views,
@@ -309,16 +318,18 @@ def sigmoid_contrast(
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
     _require_tensors(x=x)
-    scale, bias = _as_scalar(scale, x), _as_scalar(bias, x)
+    scale, bias = _as_scalar("scale", scale, x), _as_scalar("bias", bias, x)
+    offset = None if offset is None else as_integer("offset", offset)
     if weights is None:
         return ops.sigmoid_contrast.op(x, y, scale, bias, offset)
     return ops.sigmoid_contrast.weighted_op(x, y, scale, bias, weights, offset)
 
 
-def _as_scalar(number: float | Tensor, like: Tensor) -> Tensor:
+def _as_scalar(name: str, number: float | Tensor, like: Tensor) -> Tensor:
     """A tensor of the dtype of sums; made by a product, which compilers keep variable."""
     if isinstance(number, Tensor):
         return number
+    number = require_number(name, number)
     return like.new_ones((), dtype=torch.promote_types(like.dtype, torch.float32)) * number
 
 
@@ -354,7 +365,7 @@ def variance_covariance(
             CPU only), or ``eps`` is negative.
         TypeError: A dtype is not supported.
     """
-    return ops.variance_covariance.op(z, masks, eps)[:2]
+    return ops.variance_covariance.op(z, masks, as_number("eps", eps))[:2]
 
 
 def cross_correlation_penalty(
@@ -386,6 +397,7 @@ def cross_correlation_penalty(
         ValueError: A shape or device does not fit, ``N < 2``, or ``variant`` is unknown.
         TypeError: A dtype is not supported or differs from that of ``a``.
     """
+    lambda_ = require_number("lambda_", lambda_)
     if changes_between_calls(lambda_):
         return ops.scheduled.cross_correlation_penalty(a, b, _as_input(lambda_), variant)[0]
     return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]
@@ -422,6 +434,7 @@ def grouped_squared_difference(
             CPU) ``group`` is not below it.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
+    groups = as_integer("groups", groups)
     return ops.grouped_squared_difference.op(x, y, group, groups, weight, None)[:2]
 
 
@@ -526,6 +539,7 @@ def weighted_terms(
         ValueError: A term has no scale or weight, or a device does not fit.
         TypeError: A dtype is not supported.
     """
+    scales, weights = require_numbers("scales", scales), require_numbers("weights", weights)
     if any(map(changes_between_calls, (*scales, *weights))):
         given = [t for t in (first, second, third) if t is not None]
         terms = [t.sum() * scale for t, scale in zip(given, scales, strict=True)]
@@ -539,8 +553,8 @@ def vicreg_terms(
     y: Tensor,
     invariance: Tensor | None = None,
     *,
-    scales: tuple[float, float, float],
-    weights: tuple[float, float, float],
+    scales: Sequence[float],
+    weights: Sequence[float],
     eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     r"""VICReg's terms of two views, and their weighted sum.
@@ -577,6 +591,8 @@ def vicreg_terms(
         TypeError: A dtype is not supported, or differs from that of ``x``.
     """
     _require_tensors(x=x, y=y)
+    scales, weights = require_numbers("scales", scales), require_numbers("weights", weights)
+    eps = as_number("eps", eps)
     alike = x.ndim == 2 and (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
     apart = alike and x.device.type == "cpu" and x.numel() > MOST_TOGETHER
     if apart or any(map(changes_between_calls, (*scales, *weights))):
@@ -662,7 +678,10 @@ def sliced_characteristic_sums(
     """
     _require_tensors(z=z, slices=slices)
     keep = torch.is_grad_enabled() and z.requires_grad
-    return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max, keep)[0]
+    knots, t_min = as_integer("knots", knots), as_number("t_min", t_min)
+    return ops.sliced_characteristic_sums.op(
+        z, slices, knots, t_min, as_number("t_max", t_max), keep
+    )[0]
 
 
 def sliced_characteristic_distance(
@@ -736,10 +755,7 @@ def epps_pulley_grid(
             not positive and finite, or ``interval`` is unknown.
     """
     least = 3 if interval == "symmetric" else 2
-    if knots < least:
-        raise ValueError(f"knots must be at least {least}, got {knots}")
-    if not 0 < t_max < float("inf"):
-        raise ValueError(f"t_max must be positive and finite, got {t_max}")
+    knots, t_max = require_integer("knots", knots, least), require_positive("t_max", t_max)
     if interval not in ("half", "symmetric"):
         raise ValueError(f"interval must be 'half' or 'symmetric', got {interval!r}")
     if interval == "half":
@@ -792,6 +808,7 @@ def epps_pulley_distance(
     Raises:
         RuntimeError: The shapes do not fit.
     """
+    images = images if isinstance(images, Tensor) else require_number("images", images)
     # The statistic's factor, images / M, goes inside of the square.
     scaled = sums * (roots / (images * sums.shape[3]) ** 0.5)
     targets = (targets * (images / sums.shape[3]) ** 0.5).expand_as(scaled)
@@ -823,6 +840,7 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
         ValueError: A shape or device does not fit.
         TypeError: A dtype is not supported.
     """
+    sharpness = require_number("sharpness", sharpness)
     if changes_between_calls(sharpness):
         mask_logits, sharpness = mask_logits * sharpness, 1.0
     return ops.budgeted_masks.op(mask_logits, mean, sharpness)[0]
@@ -940,8 +958,11 @@ def _prototype_cross_entropy(
     *,
     with_mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    student, teacher = _listed(student, "student"), _listed(teacher, "teacher")
-    temperatures = student_temperature, teacher_temperature
+    student, teacher = _as_views(student, "student"), _as_views(teacher, "teacher")
+    temperatures = (
+        as_number("student_temperature", student_temperature),
+        as_number("teacher_temperature", teacher_temperature),
+    )
     scheduled = any(changes_between_calls(temperature) for temperature in temperatures)
     if weights is not None and not scheduled:
         return ops.prototype_cross_entropy.weighted_op(
@@ -964,7 +985,7 @@ def _prototype_cross_entropy(
     return cross_entropy, mean
 
 
-def _listed(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
+def _as_views(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     """What the operators take: a tensor ``[V, B, C]`` alone, or several ``[B, C]``."""
     if isinstance(logits, Tensor):
         return [logits]
@@ -1027,6 +1048,7 @@ def prototype_column_logsumexp(
         ValueError: A shape or device does not fit, or ``temperature`` is not positive.
         TypeError: A dtype is not supported, or that of ``center`` does not fit.
     """
+    temperature = as_number("temperature", temperature)
     if changes_between_calls(temperature):
         op = ops.scheduled.prototype_column_logsumexp
         return op(logits.detach(), center, _as_input(temperature), normalize_rows)
@@ -1076,10 +1098,8 @@ def sinkhorn_knopp(
     _require_tensors(logits=logits)
     if logits.dim() < 2:
         raise ValueError(f"logits must have shape [..., C], got {list(logits.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if iterations < 0:
-        raise ValueError(f"iterations must not be negative, got {iterations}")
+    temperature = require_positive("temperature", temperature)
+    iterations = require_integer("iterations", iterations, 0)
     rows = logits.detach().flatten(0, -2)
     center = rows.new_zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
     for iteration in range(iterations):
@@ -1128,6 +1148,7 @@ def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, 
             not positive.
         TypeError: The dtype is not supported.
     """
+    eps = as_number("eps", eps)
     if changes_between_calls(eps):
         return ops.scheduled.nearest_neighbor_distance(x, _as_input(eps))
     return ops.nearest_neighbor_distance.op(x, eps)
@@ -1197,7 +1218,7 @@ def select_hard_cosine_pairs(
             the CPU only) no candidate, or ``eps`` is not positive.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
-    return ops.select_hard_cosine_pairs.op(x, y, candidates, eps)
+    return ops.select_hard_cosine_pairs.op(x, y, candidates, as_number("eps", eps))
 
 
 def select_hard_crops(
@@ -1243,10 +1264,10 @@ def select_hard_crops(
             not in ``[0, L]``, ``limit`` is not positive, or ``generator`` is not on the CPU.
         TypeError: A dtype is not supported.
     """
+    num_locals = as_integer("num_locals", num_locals)
     if limit is None:
         return ops.select_hard_crops.op(ce, None, num_locals)
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1 tuple, or None for all of them, got {limit}")
+    limit = require_integer("limit", limit, 1)
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(
             f"generator must be on the CPU, where the tuples are drawn, got {generator.device}"

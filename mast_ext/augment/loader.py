@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import HiddenPlaces
-from mast_ext.augment.checks import check_integer
 from mast_ext.augment.kept import KEPT_GB, keep_decoded
 from mast_ext.augment.policies import ComposedPolicy, ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
@@ -30,6 +29,7 @@ from mast_ext.augment.rendering import (
     images_of,
 )
 from mast_ext.augment.transfer import CopyStream, copied_ahead
+from mast_ext.checks import require_integer
 
 BACKENDS = ("torchvision", "dali")
 """Names of the renderers that exist."""
@@ -238,7 +238,7 @@ class ViewLoader:
 
         The epoch of a state that was just loaded keeps its step; any other starts at its beginning.
         """
-        check_integer("epoch", epoch, 0)
+        require_integer("epoch", epoch, 0)
         if epoch != self.epoch:
             self.epoch, self._step, self._resume_at = epoch, 0, 0
 
@@ -363,7 +363,7 @@ def build_loader(
         ("rank", rank, 0),
         ("workers", workers, 0),
     ):
-        check_integer(name, value, low)
+        require_integer(name, value, low)
     if rank >= world_size:
         raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
     renderer = _renderer(source, policy, batch_size, workers, backend, photometric, device, keep_gb)
@@ -401,7 +401,7 @@ def evaluation_images(
     """
     from mast_ext.augment.torchvision import render
 
-    check_integer("batch_size", batch_size, 1)
+    require_integer("batch_size", batch_size, 1)
     recipe = AugmentationRecipe(size=size, mean=mean, std=std)  # whose size and norm alone count
     for start in range(0, len(source), batch_size):
         indices = np.arange(start, min(start + batch_size, len(source)))

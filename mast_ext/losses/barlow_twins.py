@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import as_integer, require_number
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import in_one_dtype, require_images, require_option
 from mast_ext.losses.common.linear_algebra import gram
@@ -42,7 +43,7 @@ class BarlowTwinsLoss(nn.Module):
         variant: Variant = "official",
     ) -> None:
         super().__init__()
-        self.lambda_param = lambda_param
+        self.lambda_param = require_number("lambda_param", lambda_param)
         self.gather_distributed = require_distributed(gather_distributed)
         self.variant: Variant = require_option("variant", variant, Variant)
 
@@ -98,6 +99,7 @@ class BarlowTwinsLoss(nn.Module):
             require_images(batch.shape[1], "views", least=2)
             normal = self._standardize(wide, batch)
             return functional.subspace_similarity(normal, metric="sqeuclidean")[0] / 2
+        chunks = as_integer("chunks", chunks)
         if not 1 <= chunks <= wide.shape[1] // 2:
             raise ValueError(
                 f"chunks must be at least 1 and leave 2 images to each, got {chunks} for views"

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import require_number
 from mast_ext.functional import Interval
 from mast_ext.losses.common.inputs import require_floating, require_images
 from mast_ext.losses.common.linear_algebra import widen
@@ -48,9 +49,7 @@ class LeWMLoss(nn.Module):
         sigreg_seed: int | None = None,
     ) -> None:
         super().__init__()
-        if lambda_param < 0:
-            raise ValueError(f"lambda_param must not be negative, got {lambda_param}")
-        self.lambda_param = lambda_param
+        self.lambda_param = require_number("lambda_param", lambda_param, 0)
         self.normalize = normalize
         self.sigreg = SIGReg(
             knots=sigreg_knots,

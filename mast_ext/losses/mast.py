@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_number
 from mast_ext.distributed import (
     all_reduce,
     all_reduce_logsumexp,
@@ -111,18 +112,18 @@ class MASTLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.base: Base = require_option("base", base, Base)
-        if not softness >= 0:
-            raise ValueError(f"softness must not be negative, got {softness}")
         if masks.price is not None and base == "nt_xent":
             # It would be compared with a contrast that is no mean over dimensions.
             raise ValueError(f"masks must have no price on the nt_xent base, got {masks.price}")
         self.masks = masks
-        self.invariance = (25.0 if base == "vicreg" else 1.0) if invariance is None else invariance
-        self.variance = variance
-        self.covariance = covariance
+        if invariance is None:
+            invariance = 25.0 if base == "vicreg" else 1.0
+        self.invariance = require_number("invariance", invariance)
+        self.variance = require_number("variance", variance)
+        self.covariance = require_number("covariance", covariance)
         self.temperature = require_temperature(temperature)
-        self.softness = softness
-        self.eps = eps
+        self.softness = require_number("softness", softness, 0)
+        self.eps = require_number("eps", eps, 0)
         self.gather_distributed = require_distributed(gather_distributed)
 
     def forward(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mast_ext.checks import require_number
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import require_floating, require_images
 from mast_ext.losses.common.linear_algebra import singular_values, widen
@@ -32,9 +33,7 @@ class MMCRLoss(nn.Module):
 
     def __init__(self, lmda: float = 5e-3, *, gather_distributed: bool = False) -> None:
         super().__init__()
-        if not lmda >= 0:
-            raise ValueError(f"lmda must be at least 0, got {lmda}")
-        self.lmda = lmda
+        self.lmda = require_number("lmda", lmda, 0)
         self.gather_distributed = require_distributed(gather_distributed)
 
     def forward(self, online: Tensor, momentum: Tensor) -> Tensor:

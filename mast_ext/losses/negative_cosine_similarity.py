@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_integer, require_number
 from mast_ext.losses.common.inputs import Reduction, in_one_dtype, reduce, require_option
 
 # Of so many similarities one operation negates and takes the mean, and another makes its gradient.
@@ -29,8 +30,8 @@ class NegativeCosineSimilarity(nn.Module):
 
     def __init__(self, dim: int = 1, eps: float = 1e-8, *, reduction: Reduction = "mean") -> None:
         super().__init__()
-        self.dim = dim
-        self.eps = eps
+        self.dim = require_integer("dim", dim)
+        self.eps = require_number("eps", eps)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_integer, require_positive
 from mast_ext.distributed import all_reduce_logsumexp, require_distributed, world_size
 from mast_ext.losses.common.inputs import (
     Reduction,
     in_one_dtype,
     reduce,
     require_option,
-    require_temperature,
     shape_of_views,
 )
 
@@ -53,11 +53,9 @@ class SwaVLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        if sinkhorn_iterations < 1:
-            raise ValueError(f"sinkhorn_iterations must be at least 1, got {sinkhorn_iterations}")
-        self.temperature = require_temperature(temperature)
-        self.sinkhorn_iterations = sinkhorn_iterations
-        self.sinkhorn_epsilon = require_temperature(sinkhorn_epsilon, "sinkhorn_epsilon")
+        self.temperature = require_positive("temperature", temperature)
+        self.sinkhorn_iterations = require_integer("sinkhorn_iterations", sinkhorn_iterations, 1)
+        self.sinkhorn_epsilon = require_positive("sinkhorn_epsilon", sinkhorn_epsilon)
         self.sinkhorn_gather_distributed = require_distributed(sinkhorn_gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 

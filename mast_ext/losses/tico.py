@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import require_number
 from mast_ext.distributed import all_gather_numbers, all_reduce, require_distributed, world_size
-from mast_ext.losses.common.inputs import require_floating, require_fraction
+from mast_ext.losses.common.inputs import require_floating
 from mast_ext.losses.common.linear_algebra import product, widen
 
 
@@ -43,8 +44,8 @@ class TiCoLoss(nn.Module):
         self, beta: float = 0.9, rho: float = 8.0, gather_distributed: bool = False
     ) -> None:
         super().__init__()
-        self.beta = require_fraction("beta", beta)
-        self.rho = rho
+        self.beta = require_number("beta", beta, 0, 1)
+        self.rho = require_number("rho", rho)
         self.gather_distributed = require_distributed(gather_distributed)
         self.register_buffer("C", None)
 

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_number
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import in_one_dtype, require_option
 from mast_ext.losses.common.variance_covariance import positional_terms
@@ -52,11 +53,11 @@ class VICRegLoss(nn.Module):
         variant: Variant = "official",
     ) -> None:
         super().__init__()
-        self.lambda_param = lambda_param
-        self.mu_param = mu_param
-        self.nu_param = nu_param
+        self.lambda_param = require_number("lambda_param", lambda_param)
+        self.mu_param = require_number("mu_param", mu_param)
+        self.nu_param = require_number("nu_param", nu_param)
         self.gather_distributed = require_distributed(gather_distributed)
-        self.eps = eps
+        self.eps = require_number("eps", eps, 0)
         self.variant: Variant = require_option("variant", variant, Variant)
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_integers, require_number
 from mast_ext.distributed import gather_batch
 from mast_ext.losses.common.inputs import stack_views
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
@@ -60,17 +61,17 @@ class VICRegLLoss(nn.Module):
         num_matches: tuple[int, int] = (20, 4),
     ) -> None:
         super().__init__()
-        if 0 in num_matches:
+        self.num_matches = require_integers("num_matches", num_matches, 2, low=-1)
+        if 0 in self.num_matches:
             raise ValueError(f"num_matches must not be 0, got {num_matches}")
-        self.lambda_param = lambda_param
-        self.mu_param = mu_param
-        self.nu_param = nu_param
-        self.alpha = alpha
+        self.lambda_param = require_number("lambda_param", lambda_param)
+        self.mu_param = require_number("mu_param", mu_param)
+        self.nu_param = require_number("nu_param", nu_param)
+        self.alpha = require_number("alpha", alpha)
         self.gather_distributed = gather_distributed
-        self.eps = eps
-        self.num_matches = num_matches
+        self.eps = require_number("eps", eps, 0)
         self.vicreg_loss = VICRegLoss(
-            lambda_param, mu_param, 0.5 * nu_param, gather_distributed, eps
+            lambda_param, mu_param, 0.5 * self.nu_param, gather_distributed, eps
         )
 
     def forward(

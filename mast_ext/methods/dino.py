@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, BlockMasks, MultiCropPolicy, ViewBatch
+from mast_ext.checks import require_positive
 from mast_ext.losses import DINOLoss, GramAnchoringLoss
 from mast_ext.methods.method import (
     Encoded,
     GramTeacherSpec,
     Method,
+    MethodOptions,
     TeacherMethod,
     TeacherSpec,
     register,
@@ -32,7 +34,7 @@ from mast_ext.models import (
 
 
 @dataclass(frozen=True)
-class DINOOptions:
+class DINOOptions(MethodOptions):
     """Settings of DINO. The defaults are made for a small network on small images.
 
     Attributes:
@@ -75,6 +77,8 @@ class DINOOptions:
         gram_every: Steps after which the teacher is taken anew. The paper's is 10000.
     """
 
+    group: ClassVar[str] = "dino"
+
     prototypes: int = 512
     head: tuple[int, ...] = (256, 256)
     bottleneck: int = 64
@@ -98,21 +102,14 @@ class DINOOptions:
     gram_every: int = 1000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gram_weight < math.inf:
-            raise ValueError(f"gram_weight must be at least 0 and finite, got {self.gram_weight}")
+        super().__post_init__()
+        self._require(0, "gram_weight", "gram_start")
+        self._require(1, "gram_every")
         if self.gram_weight > 0 and self.gram_start is None:
-            raise ValueError("gram_start must be given with gram_weight")
-        if (self.gram_start or 0) < 0 or self.gram_every < 1:
-            raise ValueError(
-                "gram_start must be at least 0 and gram_every at least 1, got "
-                f"{self.gram_start} and {self.gram_every}"
-            )
-        for name in ("freeze_last_layer", "temperature_warmup", "local_views"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            raise ValueError(f"{self.group}.gram_start must be given with gram_weight")
+        self._require(0, "freeze_last_layer", "temperature_warmup", "local_views")
         for name in ("teacher_temperature", "warmup_teacher_temperature", "student_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            require_positive(f"{self.group}.{name}", getattr(self, name))
 
 
 @register
@@ -131,7 +128,7 @@ class DINO(TeacherMethod):
     """
 
     name = "dino"
-    Options: ClassVar[type[Any]] = DINOOptions
+    Options: ClassVar[type[DINOOptions]] = DINOOptions
     multi_crop = True
     masks: BlockMasks | None = None
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from mast_ext.augment import (
     ViewPolicy,
 )
 from mast_ext.losses import HardViewSelector
-from mast_ext.methods.method import Encoded, Method
+from mast_ext.methods.method import Encoded, Method, MethodOptions
 from mast_ext.models import forward_views
 
 COLOR = slice(GROUPS["color"].start, GROUPS["grayscale"].stop)
@@ -35,7 +35,7 @@ LOGS = ("margin", "iou", "iou_random", "color", "color_random")
 
 
 @dataclass(frozen=True)
-class HardViewOptions:
+class HardViewOptions(MethodOptions):
     """Settings of hard view selection.
 
     Attributes:
@@ -66,6 +66,8 @@ class HardViewOptions:
             others get a random pair.
     """
 
+    group: ClassVar[str] = "hard_views"
+
     views: int = 0
     local_views: int = 0
     limit: int | None = None
@@ -81,27 +83,11 @@ class HardViewOptions:
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.views < 0 or self.views == 1:
             raise ValueError(f"hard_views.views must be 0 (off) or at least 2, got {self.views}")
-        if self.local_views < 0:
-            raise ValueError(f"hard_views.local_views must be at least 0, got {self.local_views}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"hard_views.limit must be at least 1, got {self.limit}")
-        if self.every < 1:
-            raise ValueError(f"hard_views.every must be at least 1, got {self.every}")
-        if not 0 <= self.warmup < math.inf:
-            raise ValueError(f"hard_views.warmup must be at least 0 and finite, got {self.warmup}")
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"hard_views.size must be at least 1, got {self.size}")
-        for name, known in (
-            ("precision", ("same", "bf16")),
-            ("mode", ("train", "frozen")),
-            ("scorer", ("student", "teacher")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"hard_views.{name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
-                )
+        self._require(0, "local_views", "warmup")
+        self._require(1, "limit", "every", "size")
 
     def selects(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a step, counted from 0, selects."""

@@ -16,6 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, ComposedPolicy, ViewBatch, ViewPolicy
+from mast_ext.checks import require_field_types, require_number
 from mast_ext.models import BatchNormMode
 
 GATHER = torch.distributed.is_available()
@@ -60,6 +61,30 @@ class Subspaces:
 
 
 @dataclass(frozen=True)
+class MethodOptions:
+    """Base of methods' options, which checks them against their annotations.
+
+    Attributes:
+        group: Their name among the settings of a run, with which errors begin.
+
+    Raises:
+        TypeError: An option has another type than its annotation.
+        ValueError: One is NaN, or none of the literals that it takes.
+    """
+
+    group: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        require_field_types(self, f"{self.group}.")
+
+    def _require(self, low: float, *names: str) -> None:
+        """Checks options that are not None against the least that they take."""
+        for name in names:
+            if getattr(self, name) is not None:
+                require_number(f"{self.group}.{name}", getattr(self, name), low)
+
+
+@dataclass(frozen=True)
 class TeacherSpec:
     """The EMA teacher that a method wants: a moving average of the backbone and a head on it.
 
@@ -79,8 +104,7 @@ class TeacherSpec:
 
     def __post_init__(self) -> None:
         for name in ("momentum", "final_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+            require_number(name, getattr(self, name), 0, 1)
 
 
 @dataclass(frozen=True)

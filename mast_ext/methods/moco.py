@@ -15,12 +15,19 @@ from torch import Tensor
 from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import InfoNCELoss
 from mast_ext.losses.common.memory_bank import MemoryBank
-from mast_ext.methods.method import GATHER, Encoded, TeacherMethod, TeacherSpec, register
+from mast_ext.methods.method import (
+    GATHER,
+    Encoded,
+    MethodOptions,
+    TeacherMethod,
+    TeacherSpec,
+    register,
+)
 from mast_ext.models import BatchNormMode, Projector
 
 
 @dataclass(frozen=True)
-class MoCoOptions:
+class MoCoOptions(MethodOptions):
     """Settings of MoCo.
 
     Attributes:
@@ -36,6 +43,8 @@ class MoCoOptions:
             `mast_ext.models.EMATeacher`). The averages of ``ema`` lag behind the student, so that
             short runs learn little with them.
     """
+
+    group: ClassVar[str] = "moco"
 
     projector: tuple[int, ...] = (256, 128)
     temperature: float = 0.2

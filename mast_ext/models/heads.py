@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from mast_ext.checks import require_integers
+
 
 class Projector(nn.Sequential):
     """A multi-layer perceptron with batch norm and ReLU between its layers.
@@ -25,6 +27,7 @@ class Projector(nn.Sequential):
     def __init__(
         self, num_features: int, widths: Sequence[int], *, last_norm: bool = False
     ) -> None:
+        widths = require_integers("projector widths", widths)
         if not widths or min(widths) < 1:
             raise ValueError(f"projector widths must be positive numbers, got {list(widths)}")
         layers: list[nn.Module] = []

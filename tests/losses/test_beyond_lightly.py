@@ -243,7 +243,7 @@ def test_patch_kernels_too_small_to_normalize(tokens):
     ("name", "arguments", "message"),
     [
         ("DirectCLRLoss", {"loss_dim": 0}, "loss_dim must be at least 1, got 0"),
-        ("HypersphereLoss", {"t": 0.0}, "t and alpha must be positive, got 0.0 and 2.0"),
+        ("HypersphereLoss", {"t": 0.0}, "t must be positive, got 0.0"),
         ("EMPSSLLoss", {"tcr_eps": 0.0}, "tcr_eps must be positive, got 0.0"),
         ("EMPSSLLoss", {"variant": "x"}, "variant must be 'lightly' or 'paper', got 'x'"),
         ("CAPILoss", {"sinkhorn_iterations": -1}, "sinkhorn_iterations must be at least 0, got -1"),

@@ -21,7 +21,11 @@ OPTIONS_REFUSED = [
     (DINOOptions, {"student_temperature": 0.0}, "student_temperature must be positive, got 0.0"),
     (DINOOptions, {"teacher_temperature": -1.0}, "teacher_temperature must be positive"),
     (DINOOptions, {"temperature_warmup": -1.0}, "temperature_warmup must be at least 0"),
-    (DINOOptions, {"freeze_last_layer": float("nan")}, "freeze_last_layer must be at least 0"),
+    (
+        DINOOptions,
+        {"freeze_last_layer": float("nan")},
+        "freeze_last_layer must be a number",
+    ),
     (DINOOptions, {"local_views": -2}, "local_views must be at least 0, got -2"),
     (IBOTOptions, {"local_views": -2}, "local_views must be at least 0, got -2"),
     (IBOTOptions, {"patch_weight": -1.0}, "patch_weight must be at least 0"),
@@ -31,7 +35,7 @@ OPTIONS_REFUSED = [
 # changes of the options of either method, part of the sentence
 REFUSED = [
     ("dino", {"prototypes": 0}, "the head's widths must be positive"),
-    ("dino", {"momentum": 1.5}, "momentum must lie in"),
+    ("dino", {"momentum": 1.5}, "momentum must be from 0 to 1"),
     ("dino", {"center_mode": "median"}, "center_mode|mode"),
     ("dino", {"local_scale": (0.5, 0.1)}, "crop_scale must be"),
     ("ibot", {"mask_ratio": (0.5, 0.1)}, "ratio must be 0 <= low <= high <= 1"),

@@ -1,10 +1,13 @@
 """Checks of the losses' arguments and inputs, and what becomes of their results."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from mast_ext.checks import require_option as require_option
+from mast_ext.checks import require_positive
 
 Negatives = Literal["pairs", "all_views"]
 Reduction = Literal["mean", "sum", "none"]
@@ -155,34 +158,14 @@ def views_in_one_dtype(
 
 
 def require_temperature(temperature: float, name: str = "temperature") -> float:
-    """Returns ``temperature``.
+    """The temperature as a number; a scalar tensor with a gradient stays one, which is learned.
 
     Raises:
-        ValueError: It is not positive.
+        TypeError: It is not a number.
+        ValueError: It is not positive, or not finite.
     """
-    if not temperature > 0:
-        raise ValueError(f"{name} must be positive, got {temperature}")
-    return temperature
-
-
-def require_fraction(name: str, value: float) -> float:
-    """Returns ``value``.
-
-    Raises:
-        ValueError: It is not in [0, 1].
-    """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be from 0 to 1, got {value}")
-    return value
-
-
-def require_option(name: str, value: Any, options: Any) -> Any:
-    """Returns ``value``.
-
-    Raises:
-        ValueError: It is not one of the literals in ``options``.
-    """
-    *others, last = map(repr, get_args(options))
-    if value not in get_args(options):
-        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
-    return value
+    given: Any = temperature
+    if isinstance(given, Tensor) and given.ndim == 0 and given.requires_grad:
+        require_positive(name, given.detach())
+        return temperature
+    return require_positive(name, given)
