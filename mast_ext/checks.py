@@ -7,16 +7,19 @@ there a number may stand for any value, and operators check theirs.
 """
 
 import functools
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from numbers import Integral, Number, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _PLAIN = frozenset((float, int))
 
 
@@ -161,6 +164,69 @@ def _listed(name: str, values: Any) -> list[Any]:
     if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
         return list(values)
     raise TypeError(f"{name} must be a list or tuple of numbers, got {_described(values)}")
+
+
+def require_one_device(**named: Any) -> None:
+    """Compares tensors, and lists of them; their names are for the error. Others are left out.
+
+    Raises:
+        ValueError: One is on another device than the first.
+    """
+    first: Tensor | None = None
+    for name, value in named.items():
+        for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            if not isinstance(tensor, Tensor):
+                continue
+            if first is None:
+                first, first_name = tensor, name
+            elif tensor.device != first.device:
+                like = "" if name == first_name else f" like {first_name}"
+                raise ValueError(f"{name} must be on {first.device}{like}, got {tensor.device}")
+
+
+def explains_types(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: where a call fails because an argument is no tensor, its error says so.
+
+    Nothing is looked at before: what PyTorch's dispatcher or an attribute's lookup says of such an
+    argument is put in words afterwards, by the annotations.
+
+    Raises:
+        TypeError: An argument has another type than its annotation, and the call failed.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            given = inspect.signature(function).bind(*args, **kwargs).arguments
+            hints = get_type_hints(function)
+            for name, value in given.items():
+                if expected := _not_as_annotated(value, hints.get(name)):
+                    raise TypeError(
+                        f"{name} must be {expected}, got {_described(value)}"
+                    ) from error
+            raise
+
+    return call
+
+
+def _not_as_annotated(value: Any, kind: Any) -> str:
+    """What an argument must be: a tensor, a name or a switch; empty if it is."""
+    parts = get_args(kind) or (kind,)
+    if bool in parts:
+        return "" if isinstance(value, bool) else "True or False"
+    if get_origin(kind) is Literal:
+        return "" if isinstance(value, str) else "a string"
+    if Tensor not in parts or (value is None and NoneType in parts):
+        return ""
+    numbers = " or a number" * (float in parts)
+    lists = " or a list of tensors" * any(get_origin(part) is not None for part in parts)
+    if isinstance(value, (Tensor, Real)) if numbers else isinstance(value, Tensor):
+        return ""
+    return "" if lists and isinstance(value, Sequence) else f"a tensor{numbers}{lists}"
 
 
 def require_field_types(settings: Any, prefix: str = "") -> None:

@@ -12,9 +12,11 @@ from mast_ext import ops
 from mast_ext.checks import (
     as_integer,
     as_number,
+    explains_types,
     require_integer,
     require_number,
     require_numbers,
+    require_one_device,
     require_positive,
 )
 from mast_ext.compiling import changes_between_calls
@@ -57,6 +59,7 @@ __all__ = [
 MOST_TOGETHER = 2**16
 
 
+@explains_types
 def subspace_similarity(
     x: Tensor,
     y: Tensor | None = None,
@@ -98,6 +101,7 @@ def subspace_similarity(
     return ops.subspace_similarity.op(x, y, masks, metric, as_number("eps", eps))[0]
 
 
+@explains_types
 def subspace_nll(
     x: Tensor,
     log_var_x: Tensor,
@@ -143,6 +147,7 @@ def subspace_nll(
     return ops.subspace_nll.op(x, log_var_x, y, log_var_y, masks, variance)[0]
 
 
+@explains_types
 def contrastive_logsumexp(
     x: Tensor,
     y: Tensor | None = None,
@@ -230,6 +235,7 @@ def contrastive_logsumexp(
     )[:2]
 
 
+@explains_types
 def view_pair_cross_entropy(
     lse: Tensor,
     positive: Tensor,
@@ -271,6 +277,7 @@ def view_pair_cross_entropy(
     return ops.view_pair_cross_entropy.op(lse, positive, decoupled, reduction)
 
 
+@explains_types
 def sigmoid_contrast(
     x: Tensor,
     y: Tensor,
@@ -317,7 +324,6 @@ def sigmoid_contrast(
         ValueError: A shape or device does not fit, or ``offset`` leads out of the columns.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
-    _require_tensors(x=x)
     scale, bias = _as_scalar("scale", scale, x), _as_scalar("bias", bias, x)
     offset = None if offset is None else as_integer("offset", offset)
     if weights is None:
@@ -333,6 +339,7 @@ def _as_scalar(name: str, number: float | Tensor, like: Tensor) -> Tensor:
     return like.new_ones((), dtype=torch.promote_types(like.dtype, torch.float32)) * number
 
 
+@explains_types
 def variance_covariance(
     z: Tensor, masks: Tensor | None = None, *, eps: float = 1e-4
 ) -> tuple[Tensor, Tensor]:
@@ -368,6 +375,7 @@ def variance_covariance(
     return ops.variance_covariance.op(z, masks, as_number("eps", eps))[:2]
 
 
+@explains_types
 def cross_correlation_penalty(
     a: Tensor, b: Tensor, *, lambda_: float, variant: Literal["official", "paper"] = "official"
 ) -> Tensor:
@@ -403,6 +411,7 @@ def cross_correlation_penalty(
     return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]
 
 
+@explains_types
 def grouped_squared_difference(
     x: Tensor, y: Tensor, group: Tensor, groups: int, *, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -438,6 +447,7 @@ def grouped_squared_difference(
     return ops.grouped_squared_difference.op(x, y, group, groups, weight, None)[:2]
 
 
+@explains_types
 def grouped_squared_difference_with_residual(
     x: Tensor,
     y: Tensor,
@@ -478,6 +488,7 @@ def grouped_squared_difference_with_residual(
     return op(x, y, group, groups, weight, dimension_weights)
 
 
+@explains_types
 def grouped_means(group_weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
     r"""Every dimension's weighted mean, of sums over groups of pairs and of their counts.
 
@@ -505,6 +516,7 @@ def grouped_means(group_weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor
     return ops.grouped_means.op(group_weights, sums, counts)[0]
 
 
+@explains_types
 def weighted_terms(
     first: Tensor,
     second: Tensor | None = None,
@@ -548,6 +560,7 @@ def weighted_terms(
     return ops.weighted_terms.op(first, second, third, scales, weights)
 
 
+@explains_types
 def vicreg_terms(
     x: Tensor,
     y: Tensor,
@@ -590,7 +603,6 @@ def vicreg_terms(
             three scales and weights.
         TypeError: A dtype is not supported, or differs from that of ``x``.
     """
-    _require_tensors(x=x, y=y)
     scales, weights = require_numbers("scales", scales), require_numbers("weights", weights)
     eps = as_number("eps", eps)
     alike = x.ndim == 2 and (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
@@ -604,6 +616,7 @@ def vicreg_terms(
     return ops.vicreg_terms.op(x, y, invariance, eps, scales, weights)[:2]
 
 
+@explains_types
 def gram_difference(
     s: Tensor, t: Tensor, *, remove_negative: Literal["teacher", "both"] | None = None
 ) -> Tensor:
@@ -637,11 +650,11 @@ def gram_difference(
             unknown.
         TypeError: A dtype is not supported or differs from that of ``s``.
     """
-    _require_tensors(s=s, t=t)
     keep = torch.is_grad_enabled() and (s.requires_grad or t.requires_grad)
     return ops.gram_difference.op(s, t, remove_negative, keep)[0]
 
 
+@explains_types
 def sliced_characteristic_sums(
     z: Tensor, slices: Tensor, *, knots: int = 17, t_min: float = 0.0, t_max: float = 3.0
 ) -> Tensor:
@@ -676,7 +689,6 @@ def sliced_characteristic_sums(
             ``t_max`` are not finite and in order.
         TypeError: A dtype is not supported.
     """
-    _require_tensors(z=z, slices=slices)
     keep = torch.is_grad_enabled() and z.requires_grad
     knots, t_min = as_integer("knots", knots), as_number("t_min", t_min)
     return ops.sliced_characteristic_sums.op(
@@ -684,6 +696,7 @@ def sliced_characteristic_sums(
     )[0]
 
 
+@explains_types
 def sliced_characteristic_distance(
     z: Tensor,
     slices: Tensor,
@@ -719,7 +732,6 @@ def sliced_characteristic_distance(
         ValueError: A shape or device does not fit, there is no image, or a knot makes no sense.
         TypeError: A dtype is not supported.
     """
-    _require_tensors(z=z, slices=slices)
     if z.ndim != 3 or not z.shape[1]:
         raise ValueError(f"z must have shape [V, N, D] with N >= 1, got {list(z.shape)}")
     dtype = torch.promote_types(z.dtype, torch.float32)
@@ -728,6 +740,7 @@ def sliced_characteristic_distance(
     return epps_pulley_distance(sums, z.shape[1], *epps_pulley_roots(phi, weights))
 
 
+@explains_types
 def epps_pulley_grid(
     knots: int,
     t_max: float,
@@ -772,6 +785,7 @@ def epps_pulley_grid(
     return t_min, t, phi, weights * phi
 
 
+@explains_types
 def epps_pulley_roots(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """What `epps_pulley_distance` takes of a grid, whose sum of squares needs no other weights.
 
@@ -790,6 +804,7 @@ def epps_pulley_roots(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return roots[..., None], (roots * torch.stack((phi, torch.zeros_like(phi)), 1))[..., None]
 
 
+@explains_types
 def epps_pulley_distance(
     sums: Tensor, images: float | Tensor, roots: Tensor, targets: Tensor
 ) -> Tensor:
@@ -815,6 +830,7 @@ def epps_pulley_distance(
     return F.mse_loss(scaled, targets, reduction="none").sum((1, 2, 3))
 
 
+@explains_types
 def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:
     r"""Masks of a given mean, and the products of every subset of them.
 
@@ -846,6 +862,7 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
     return ops.budgeted_masks.op(mask_logits, mean, sharpness)[0]
 
 
+@explains_types
 def prototype_cross_entropy(
     student: Tensor | Sequence[Tensor],
     teacher: Tensor | Sequence[Tensor],
@@ -909,6 +926,7 @@ def prototype_cross_entropy(
     )[0]
 
 
+@explains_types
 def prototype_cross_entropy_with_mean(
     student: Tensor | Sequence[Tensor],
     teacher: Tensor | Sequence[Tensor],
@@ -964,12 +982,12 @@ def _prototype_cross_entropy(
         as_number("teacher_temperature", teacher_temperature),
     )
     scheduled = any(changes_between_calls(temperature) for temperature in temperatures)
+    if weights is not None:
+        require_one_device(student=student, weights=weights)
     if weights is not None and not scheduled:
         return ops.prototype_cross_entropy.weighted_op(
             student, teacher, center, weights, *temperatures, with_mean
         )
-    if center is not None:
-        _require_tensors(center=center)
     # What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
     teacher = [logits.detach() for logits in teacher]
     center = None if center is None else center.detach()
@@ -991,7 +1009,8 @@ def _as_views(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
         return [logits]
     views = list(logits) if isinstance(logits, Sequence) else [logits]
     for view in views:
-        _require_tensors(**{name: view})
+        if not isinstance(view, Tensor):
+            raise TypeError(f"{name} must hold tensors, got {type(view).__name__}")
     if 1 < len(views) <= ops.prototype_cross_entropy.MOST_LISTED:
         return views
     shapes = [list(view.shape) for view in views]
@@ -1003,18 +1022,12 @@ def _as_views(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     return [views[0].unsqueeze(0) if len(views) == 1 else torch.stack(views)]
 
 
-def _require_tensors(**arguments: object) -> None:
-    """Raises a TypeError for what is none, where Python and not the dispatcher meets it first."""
-    for name, value in arguments.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
 def _as_input(number: float) -> Tensor:
     """What `mast_ext.ops.scheduled` takes; made by a product, which compilers keep variable."""
     return torch.ones((), dtype=torch.float64, device="cpu") * number
 
 
+@explains_types
 def prototype_column_logsumexp(
     logits: Tensor,
     *,
@@ -1055,6 +1068,7 @@ def prototype_column_logsumexp(
     return ops.prototype_column_logsumexp.op(logits, center, temperature, normalize_rows)
 
 
+@explains_types
 def sinkhorn_knopp(
     logits: Tensor,
     *,
@@ -1095,7 +1109,6 @@ def sinkhorn_knopp(
             ``iterations`` is negative.
         TypeError: The dtype is not supported.
     """
-    _require_tensors(logits=logits)
     if logits.dim() < 2:
         raise ValueError(f"logits must have shape [..., C], got {list(logits.shape)}")
     temperature = require_positive("temperature", temperature)
@@ -1113,6 +1126,7 @@ def sinkhorn_knopp(
     return center
 
 
+@explains_types
 def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
     r"""Distance of every row to the nearest other one on the unit sphere (KoLeo).
 
@@ -1154,6 +1168,7 @@ def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, 
     return ops.nearest_neighbor_distance.op(x, eps)
 
 
+@explains_types
 def select_hard_pairs(
     pair_losses: Tensor, *, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -1186,6 +1201,7 @@ def select_hard_pairs(
     return ops.select_hard_pairs.op(pair_losses, candidates)
 
 
+@explains_types
 def select_hard_cosine_pairs(
     x: Tensor,
     y: Tensor | None = None,
@@ -1221,6 +1237,7 @@ def select_hard_cosine_pairs(
     return ops.select_hard_cosine_pairs.op(x, y, candidates, as_number("eps", eps))
 
 
+@explains_types
 def select_hard_crops(
     ce: Tensor,
     *,
@@ -1272,7 +1289,6 @@ def select_hard_crops(
         raise ValueError(
             f"generator must be on the CPU, where the tuples are drawn, got {generator.device}"
         )
-    _require_tensors(ce=ce)
     tuples = None
     if ce.dim() == 3 and 0 <= num_locals <= ce.shape[1] - ce.shape[0]:  # else an error of the op
         num_globals, crops = ce.shape[:2]
@@ -1282,6 +1298,7 @@ def select_hard_crops(
     return ops.select_hard_crops.op(ce, tuples, num_locals)
 
 
+@explains_types
 def gather_views(views: Tensor, index: Tensor) -> Tensor:
     r"""The chosen views of every image: ``out[s, b] = views[index[s, b], b]``.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import as_integer, require_number
+from mast_ext.checks import as_integer, require_number, require_one_device
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import in_one_dtype, require_images, require_option
 from mast_ext.losses.common.linear_algebra import gram
@@ -61,6 +61,7 @@ class BarlowTwinsLoss(nn.Module):
             ValueError: A shape does not fit, or ``B < 2`` (of all processes, with
                 ``gather_distributed``).
         """
+        require_one_device(z_a=z_a, z_b=z_b)
         z_a, z_b = in_one_dtype(z_a, z_b)
         if self.gather_distributed:
             z_a, z_b = gather_batch(z_a, 0), gather_batch(z_b, 0)

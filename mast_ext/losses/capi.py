@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_positive
+from mast_ext.checks import require_integer, require_one_device, require_positive
 from mast_ext.distributed import require_distributed
 from mast_ext.losses.common.assignments import sinkhorn_centers
 from mast_ext.losses.common.inputs import (
@@ -86,6 +86,11 @@ class CAPILoss(nn.Module):
                 teacher's tokens (on the CPU).
         """
         self._require_shapes(teacher_logits, student_logits, teacher_index)
+        require_one_device(
+            teacher_logits=teacher_logits,
+            student_logits=student_logits,
+            teacher_index=teacher_index,
+        )
         teacher = teacher_logits.detach()
         centers = sinkhorn_centers(
             teacher.transpose(0, 1),

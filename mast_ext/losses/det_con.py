@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.checks import require_one_device
 from mast_ext.distributed import gather_batch, rank, require_distributed
 from mast_ext.losses.common.inputs import Reduction, reduce, require_option, require_temperature
 
@@ -88,6 +89,13 @@ class DetConBLoss(nn.Module):
                 "predictions and targets must have one shape [B, M, D] with M >= 1, got "
                 f"{[list(x.shape) for x in embeddings]}"
             )
+        require_one_device(
+            pred_view0=pred_view0,
+            pred_view1=pred_view1,
+            target_view0=target_view0,
+            target_view1=target_view1,
+        )
+        require_one_device(mask_view0=mask_view0, mask_view1=mask_view1)
         masks = torch.stack((mask_view0, mask_view1)).transpose(1, 2)  # [2, M, B]
         if masks.shape[1:] != (shape[1], shape[0]):
             raise ValueError(
@@ -177,4 +185,5 @@ class DetConSLoss(nn.Module):
             TypeError: As there.
             RuntimeError: Another process died or is late.
         """
+        require_one_device(view0=view0, view1=view1)
         return self.detconbloss(view0, view1, view0, view1, mask_view0, mask_view1)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import require_integer, require_number, require_one_device, require_positive
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
 from mast_ext.losses.common.inputs import (
     Reduction,
@@ -204,6 +204,7 @@ class DINOLoss(Center):
                 "teacher_out and student_out must hold views of one shape [B, C], got "
                 f"{of_teacher} and {of_student}"
             )
+        require_one_device(teacher_out=teacher_out, student_out=student_out, center=self.center)
         return teachers, students, of_student[0]
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.checks import require_one_device
 from mast_ext.distributed import all_gather_numbers, gather_batch, require_distributed, world_size
 from mast_ext.losses.common.inputs import (
     Reduction,
@@ -101,6 +102,7 @@ class GramAnchoringLoss(nn.Module):
                 f"{list(teacher_features.shape)}"
             )
         require_floating(student_features=student_features, teacher_features=teacher_features)
+        require_one_device(student_features=student_features, teacher_features=teacher_features)
         features = in_one_dtype(student_features, teacher_features.detach())
         both = [widen(x) for x in features]
         student, teacher = (F.normalize(x, dim=2) for x in both) if self.apply_norm else both

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import require_integer, require_number, require_one_device, require_positive
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
 from mast_ext.losses.common.inputs import (
     Reduction,
@@ -94,6 +94,8 @@ class IBOTPlusPlusPatchLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         images, tokens = self._sizes(teacher_out, student_out, mask)
+        center = self.center.center
+        require_one_device(teacher_out=teacher_out, student_out=student_out, center=center)
         temperature = self.teacher_temp if teacher_temp is None else teacher_temp
         require_positive("teacher_temp", temperature)
         visible_loss_weight = require_number("visible_loss_weight", visible_loss_weight)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_one_device
 from mast_ext.distributed import (
     all_gather,
     rank,
@@ -108,6 +109,7 @@ class InfoNCELoss(nn.Module):
         queries, keys = in_one_dtype(queries, keys)
         if negatives is not None:
             require_floating(negatives=negatives)
+            require_one_device(queries=queries, negatives=negatives)
             terms = self._against(negatives, queries[None], keys[None])[0, 0]
         elif self.two_sided or (self._many() and keys.requires_grad and torch.is_grad_enabled()):
             # Of many processes one-sided, too: only so is the keys' gradient not to be sent.
@@ -157,6 +159,7 @@ class InfoNCELoss(nn.Module):
         """
         require_views(views)
         if negatives is not None:
+            require_one_device(views=views, negatives=negatives)
             return self._against(negatives, views, views)
         lse, positive = contrast_views(
             views,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import require_integer, require_number, require_one_device, require_positive
 from mast_ext.compiling import never_compiled
 from mast_ext.distributed import require_distributed, sum_for_common_loss, world_size
 from mast_ext.functional import Interval
@@ -275,6 +275,7 @@ def stack_crops(*, local_proj: Tensor, global_proj: Tensor) -> Tensor:
         TypeError: A dtype is not one of floating point.
     """
     require_floating(local_proj=local_proj, global_proj=global_proj)
+    require_one_device(local_proj=local_proj, global_proj=global_proj)
     for name, views in (("local_proj", local_proj), ("global_proj", global_proj)):
         if views.ndim != 3 or not views.shape[0]:
             raise ValueError(f"{name} must have shape [V, N, D] with V >= 1, got {[*views.shape]}")

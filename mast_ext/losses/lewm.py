@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast_ext.checks import require_number
+from mast_ext.checks import require_number, require_one_device
 from mast_ext.functional import Interval
 from mast_ext.losses.common.inputs import require_floating, require_images
 from mast_ext.losses.common.linear_algebra import widen
@@ -92,6 +92,7 @@ class LeWMLoss(nn.Module):
                 f"{[*embeddings.shape]}, got {[*predicted.shape]}"
             )
         require_floating(predicted=predicted, target=target)
+        require_one_device(embeddings=embeddings, predicted=predicted, target=target)
         regularization = self.sigreg.of_views(embeddings.transpose(0, 1))
         require_images(images, "embeddings")
         require_images(predicted[0].numel() // max(dim, 1), "a clip of predicted")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_number
+from mast_ext.checks import require_number, require_one_device
 from mast_ext.distributed import (
     all_reduce,
     all_reduce_logsumexp,
@@ -151,6 +151,7 @@ class MASTLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         require_alike(x=x, y=y)
+        require_one_device(x=x, changed=changed, log_variance=log_variance, masks=self.masks.blocks)
         x, y = in_one_dtype(x, y)
         if x.shape[1] != self.masks.dim:
             raise ValueError(
@@ -218,6 +219,7 @@ class MASTLoss(nn.Module):
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
+        require_one_device(views=views, changed=changed, masks=self.masks.blocks)
         group = self.masks.group(changed)
         weights = self.masks.group_weights()
         if self.base == "nt_xent":

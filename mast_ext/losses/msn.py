@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import require_integer, require_number, require_one_device, require_positive
 from mast_ext.distributed import all_reduce, require_distributed, sum_over_processes, world_size
 from mast_ext.losses.common.assignments import sinkhorn_centers
 from mast_ext.losses.common.inputs import (
@@ -103,6 +103,7 @@ class MSNLoss(nn.Module):
                 f"prototypes must have shape [K, D] with K >= 1, got {list(prototypes.shape)}"
             )
         require_floating(**embeddings)
+        require_one_device(**embeddings)
         anchors, targets, prototypes = in_one_dtype(anchors, targets, prototypes)
         images = len(targets)
         if (len(anchors) % images if images else len(anchors)) or len(anchors) < images:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number
+from mast_ext.checks import require_integer, require_number, require_one_device
 from mast_ext.losses.common.inputs import Reduction, in_one_dtype, reduce, require_option
 
 # Of so many similarities one operation negates and takes the mean, and another makes its gradient.
@@ -68,6 +68,7 @@ class NegativeCosineSimilarity(nn.Module):
                 f"x0 and x1 must have embeddings of 1 or more numbers along dim={self.dim}, got "
                 f"{list(x0.shape)}"
             )
+        require_one_device(x0=x0, x1=x1)
         x0, x1 = in_one_dtype(x0, x1)
         if self.dim not in (-1, x0.ndim - 1):
             x0, x1 = x0.movedim(self.dim, -1), x1.movedim(self.dim, -1)
@@ -89,6 +90,7 @@ class NegativeCosineSimilarity(nn.Module):
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
+        require_one_device(views=views, targets=targets)
         if targets is not None:
             views, targets = in_one_dtype(views, targets)
         return -functional.subspace_similarity(views, targets, eps=self.eps)[0]

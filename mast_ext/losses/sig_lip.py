@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
-from mast_ext.checks import require_number, require_positive
+from mast_ext.checks import require_number, require_one_device, require_positive
 from mast_ext.compiling import Function, never_compiled
 from mast_ext.distributed import (
     require_distributed,
@@ -162,6 +162,7 @@ class SigLIPLoss(nn.Module):
                 raise ValueError(f"{name} must not be given where it is learned by the loss")
             value = given if given is not None else own if learned is None else learned
             if isinstance(value, Tensor):
+                require_one_device(embeddings=embeddings, **{name: value})
                 return value.to(dtype)
             return embeddings.new_ones((), dtype=dtype) * require_number(name, value)
 

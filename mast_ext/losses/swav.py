@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_positive
+from mast_ext.checks import require_integer, require_one_device, require_positive
 from mast_ext.distributed import all_reduce_logsumexp, require_distributed, world_size
 from mast_ext.losses.common.inputs import (
     Reduction,
@@ -116,6 +116,11 @@ class SwaVLoss(nn.Module):
         high = len(high_resolution_outputs)
         if not high:
             raise ValueError("high_resolution_outputs must hold at least one crop, got none")
+        require_one_device(
+            high_resolution_outputs=high_resolution_outputs,
+            low_resolution_outputs=low_resolution_outputs,
+            queue_outputs=queue_outputs,
+        )
         crops = in_one_dtype(*high_resolution_outputs, *low_resolution_outputs)
         shape_of_views(crops, "high_resolution_outputs and low_resolution_outputs")
         if queue_outputs is not None and len(queue_outputs) != high:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_number
+from mast_ext.checks import require_number, require_one_device
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import in_one_dtype, require_option
 from mast_ext.losses.common.variance_covariance import positional_terms
@@ -82,6 +82,7 @@ class VICRegLoss(nn.Module):
                 f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and "
                 f"{tuple(z_b.shape)}"
             )
+        require_one_device(z_a=z_a, z_b=z_b)
         z_a, z_b = in_one_dtype(z_a, z_b)
         every_a, every_b = z_a, z_b
         if self.gather_distributed and z_a.ndim > 1:

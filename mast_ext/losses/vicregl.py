@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integers, require_number
+from mast_ext.checks import require_integers, require_number, require_one_device
 from mast_ext.distributed import gather_batch
 from mast_ext.losses.common.inputs import stack_views
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
@@ -118,6 +118,12 @@ class VICRegLLoss(nn.Module):
                 f"there must be a global crop and another crop, got {count} global and "
                 f"{len(crops) - count} local"
             )
+        require_one_device(
+            global_view_features=[x for crop in global_view_features for x in crop],
+            global_view_grids=list(global_view_grids),
+            local_view_features=[x for crop in local_view_features or () for x in crop],
+            local_view_grids=list(local_view_grids or ()),
+        )
         for crop, grid in zip(crops, grids, strict=True):
             _require_located(crop, grid)
         local = self._local_loss([features for _, features in crops], grids, count)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number
+from mast_ext.checks import require_integer, require_number, require_one_device
 from mast_ext.compiling import Function
 from mast_ext.losses.common.inputs import require_images
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
@@ -78,6 +78,8 @@ class Whitening2d(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.num_features:
             raise ValueError(f"x must have shape [N, {self.num_features}], got {list(x.shape)}")
+        if self.track_running_stats:
+            require_one_device(x=x, running_mean=self.running_mean)
         x = widen(x)
         if self.track_running_stats and not self.training:
             mean, covariance = self.running_mean.view(1, -1), self.running_variance

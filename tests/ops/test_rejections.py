@@ -455,7 +455,7 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
         },
         TypeError: {
             "ce must be float32, .* got Long": {"ce": ones(2, 5, 5).long()},
-            "ce must be a tensor, got float": {"ce": 3.0, "limit": 2},
+            "ce must be a tensor, got 3.0": {"ce": 3.0, "limit": 2},
         },
     },
     "select_hard_pairs": {
@@ -519,7 +519,7 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
         },
         TypeError: {
             "logits must be float32, .* got Long": {"logits": ones(3, 4).long()},
-            "logits must be a tensor, got str": {"logits": "words"},
+            "logits must be a tensor, got 'words'": {"logits": "words"},
         },
     },
 }
@@ -566,6 +566,28 @@ def test_rejects_tensors_of_two_devices(name, moved, other, device):
     }
     with pytest.raises(ValueError, match=f"{moved} must be on cuda:0 like {other}, got cpu"):
         getattr(functional, name)(**arguments)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_every_tensor_has_to_be_on_the_device_of_the_others(call):
+    """Of meta no kernel is run: its shape-only kernel says it, as the others do."""
+    tensors = call.tensors()
+    for name in tensors if len(tensors) > 1 else ():
+        with pytest.raises(ValueError, match=r"^\w+ must be on \w+( like \w+)?, got ") as caught:
+            call(**{**tensors, name: tensors[name].to("meta")})
+        assert name.rstrip("_0123456789") in str(caught.value)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize("value", [[1.0, 2.0], "words", 3.0], ids=repr)
+def test_what_is_no_tensor_is_a_type_error(call, value):
+    tensors = call.tensors()
+    for name in tensors:
+        if isinstance(value, float) and name in ("temperature", "scale", "bias"):
+            continue
+        shown = name.rstrip("_0123456789")
+        with pytest.raises(TypeError, match=rf"^{shown} must (be a tensor|hold tensors)"):
+            call(**{**tensors, name: value})
 
 
 @pytest.mark.parametrize("call", [c for c in CALLS if c.form == "weights"], ids=str)

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mast_ext.checks import require_one_device, require_positive
 from mast_ext.checks import require_option as require_option
-from mast_ext.checks import require_positive
 
 Negatives = Literal["pairs", "all_views"]
 Reduction = Literal["mean", "sum", "none"]
@@ -85,6 +85,7 @@ def require_alike(**named: Tensor) -> None:
         TypeError: One is not of floating point.
     """
     require_floating(**named)
+    require_one_device(**named)
     (first_name, first), *others = named.items()
     if first.ndim != 2 or not first.shape[1]:
         raise ValueError(
@@ -95,11 +96,6 @@ def require_alike(**named: Tensor) -> None:
             raise ValueError(
                 f"{first_name} and {name} must have one shape [N, D], got {list(first.shape)} and "
                 f"{list(view.shape)}"
-            )
-        if view.device != first.device:
-            raise ValueError(
-                f"{first_name} and {name} must be on one device, got {first.device} and "
-                f"{view.device}"
             )
 
 
@@ -118,7 +114,7 @@ def shape_of_views(views: Tensor | Sequence[Tensor], name: str) -> tuple[int, in
     """``(V, B, C)`` of a tensor ``[V, B, C]``, or of a list of ``[B, C]``.
 
     Raises:
-        ValueError: There is no view, or they are not of one shape.
+        ValueError: There is no view, or they are not of one shape or on one device.
     """
     if isinstance(views, Tensor):
         if views.ndim != 3 or not views.shape[0]:
@@ -130,6 +126,7 @@ def shape_of_views(views: Tensor | Sequence[Tensor], name: str) -> tuple[int, in
     shapes = [list(view.shape) for view in views]
     if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
         raise ValueError(f"{name} must hold views of one shape [B, C], at least one, got {shapes}")
+    require_one_device(**{name: views})
     return len(shapes), *views[0].shape
 
 
@@ -137,7 +134,7 @@ def stack_views(views: Tensor | Sequence[Tensor], name: str) -> Tensor:
     """Views ``[V, B, C]``: a list of ``[B, C]`` is stacked, a tensor taken as it is.
 
     Raises:
-        ValueError: There is no view, or they are not of one shape.
+        ValueError: There is no view, or they are not of one shape or on one device.
     """
     shape_of_views(views, name)
     return views if isinstance(views, Tensor) else torch.stack(tuple(views))
