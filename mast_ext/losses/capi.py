@@ -11,6 +11,7 @@ from mast_ext.losses.common.inputs import (
     reduce,
     require_images,
     require_option,
+    require_tensors,
 )
 from mast_ext.losses.common.linear_algebra import widen
 
@@ -85,12 +86,9 @@ class CAPILoss(nn.Module):
             RuntimeError: Another process died or is late, or ``teacher_index`` leads out of the
                 teacher's tokens (on the CPU).
         """
+        require_tensors(teacher_logits=teacher_logits, student_logits=student_logits)
         self._require_shapes(teacher_logits, student_logits, teacher_index)
-        require_one_device(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            teacher_index=teacher_index,
-        )
+        require_one_device(teacher_logits=teacher_logits, teacher_index=teacher_index)
         teacher = teacher_logits.detach()
         centers = sinkhorn_centers(
             teacher.transpose(0, 1),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.losses.common.inputs import require_tensors
 from mast_ext.losses.common.linear_algebra import singular_values, widen, without_autocast
 
 
@@ -75,6 +76,7 @@ class DSERegularizer(nn.Module):
                 "representations must have shape [B, N, D], none of them 0, got "
                 f"{list(representations.shape)}"
             )
+        require_tensors(representations=representations)
         images = widen(representations)
         if self.weight == 0:
             return images.new_zeros(())

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mast_ext.checks import require_integer, require_number, require_one_device, require_positive
+from mast_ext.checks import require_integer, require_number, require_positive
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
 from mast_ext.losses.common.inputs import (
     Reduction,
     reduce,
     require_option,
+    require_tensors,
     shape_of_views,
 )
 
@@ -197,6 +198,7 @@ class DINOLoss(Center):
         self, teacher_out: Tensor | Sequence[Tensor], student_out: Tensor | Sequence[Tensor]
     ) -> tuple[int, int, int]:
         """The teacher's and the student's views, and the images."""
+        require_tensors(teacher_out=teacher_out, student_out=student_out, center=self.center)
         teachers, *of_teacher = shape_of_views(teacher_out, "teacher_out")
         students, *of_student = shape_of_views(student_out, "student_out")
         if of_teacher != of_student:
@@ -204,7 +206,6 @@ class DINOLoss(Center):
                 "teacher_out and student_out must hold views of one shape [B, C], got "
                 f"{of_teacher} and {of_student}"
             )
-        require_one_device(teacher_out=teacher_out, student_out=student_out, center=self.center)
         return teachers, students, of_student[0]
 
     def extra_repr(self) -> str:

@@ -16,6 +16,7 @@ from mast_ext.losses.common.inputs import (
     reduce,
     require_option,
     require_temperature,
+    require_tensors,
     require_views,
 )
 from mast_ext.losses.common.view_pairs import both_ways
@@ -107,6 +108,7 @@ class EquivarianceLoss(nn.Module):
                 f"predicted must have the shape of actual, {list(actual.shape)}, got "
                 f"{list(predicted.shape)}"
             )
+        require_tensors(predicted=predicted)
         require_one_device(actual=actual, predicted=predicted)
         lse, positive = contrast_views(
             torch.cat((actual, predicted)),

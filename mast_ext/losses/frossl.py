@@ -53,9 +53,9 @@ class FroSSLLoss(nn.Module):
                 processes' batches differ in size.
             RuntimeError: Another process died or is late.
         """
-        if len(z_views) < 2:
-            raise ValueError(f"z_views must hold at least 2 views, got {len(z_views)}")
         views = widen(stack_views(z_views, "z_views"))
+        if len(views) < 2:
+            raise ValueError(f"z_views must hold at least 2 views, got {len(views)}")
         if self.gather_distributed:
             views = gather_batch(views, 1)
         require_images(views.shape[1], "z_views")

@@ -8,11 +8,7 @@ from torch import Tensor, nn
 from mast_ext.checks import require_integer, require_one_device, require_positive
 from mast_ext.distributed import all_reduce, world_size
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.common.inputs import (
-    Reduction,
-    require_images,
-    require_option,
-)
+from mast_ext.losses.common.inputs import Reduction, require_images, require_option, require_tensors
 
 Weighting = Literal["image", "token"]
 CenterTokens = Literal["masked", "all"]
@@ -226,7 +222,8 @@ class IBOTPatchLoss(nn.Module):
     def _require_shapes(self, teacher: Tensor, student: Tensor, mask: Tensor) -> None:
         """Raises what `forward` says."""
         center = self.center.center
-        require_one_device(teacher_out=teacher, student_out=student, mask=mask, center=center)
+        require_tensors(teacher_out=teacher, student_out=student, center=center)
+        require_one_device(teacher_out=teacher, mask=mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
         if mask.ndim < 2:

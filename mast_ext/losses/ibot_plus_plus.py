@@ -3,13 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from mast_ext.checks import require_integer, require_number, require_one_device, require_positive
+from mast_ext.checks import require_integer, require_number, require_positive
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.common.inputs import (
-    Reduction,
-    require_images,
-    require_option,
-)
+from mast_ext.losses.common.inputs import Reduction, require_images, require_option, require_tensors
 
 
 class IBOTPlusPlusPatchLoss(nn.Module):
@@ -93,9 +89,9 @@ class IBOTPlusPlusPatchLoss(nn.Module):
             TypeError: A dtype is not supported or the mask not bool.
             RuntimeError: Another process died or is late.
         """
-        images, tokens = self._sizes(teacher_out, student_out, mask)
         center = self.center.center
-        require_one_device(teacher_out=teacher_out, student_out=student_out, center=center)
+        require_tensors(teacher_out=teacher_out, student_out=student_out, center=center)
+        images, tokens = self._sizes(teacher_out, student_out, mask)
         temperature = self.teacher_temp if teacher_temp is None else teacher_temp
         require_positive("teacher_temp", temperature)
         visible_loss_weight = require_number("visible_loss_weight", visible_loss_weight)

@@ -20,10 +20,10 @@ from mast_ext.losses.common.inputs import (
     in_one_dtype,
     reduce,
     require_alike,
-    require_floating,
     require_images,
     require_option,
     require_temperature,
+    require_tensors,
     require_views,
 )
 from mast_ext.losses.common.view_pairs import both_ways
@@ -108,7 +108,6 @@ class InfoNCELoss(nn.Module):
         require_alike(queries=queries, keys=keys)
         queries, keys = in_one_dtype(queries, keys)
         if negatives is not None:
-            require_floating(negatives=negatives)
             require_one_device(queries=queries, negatives=negatives)
             terms = self._against(negatives, queries[None], keys[None])[0, 0]
         elif self.two_sided or (self._many() and keys.requires_grad and torch.is_grad_enabled()):
@@ -173,6 +172,7 @@ class InfoNCELoss(nn.Module):
         """Of ``queries [V, N, D]`` and ``keys [W, N, D]`` with given negatives: ``[V, W, N]``."""
         if self.two_sided:
             raise ValueError("negatives cannot be given with two_sided=True")
+        require_tensors(negatives=negatives)
         if negatives.ndim != 2 or negatives.shape[1] != queries.shape[2]:
             raise ValueError(
                 f"negatives must have shape [M, {queries.shape[2]}], got {list(negatives.shape)}"

@@ -8,7 +8,7 @@ from mast_ext import functional
 from mast_ext.checks import require_integer, require_positive
 from mast_ext.compiling import changes_between_calls
 from mast_ext.distributed import gather_batch, rank, require_distributed
-from mast_ext.losses.common.inputs import Reduction, reduce, require_option
+from mast_ext.losses.common.inputs import Reduction, reduce, require_option, require_tensors
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
 
 
@@ -84,6 +84,7 @@ class KoLeoLoss(nn.Module):
         """
         if x.ndim != 2:
             raise ValueError(f"x must have shape [N, D], got {list(x.shape)}")
+        require_tensors(x=x)
         rows = gather_batch(x, 0) if self.gather_distributed else x
         if len(rows) and (self.topk > 1 or self.group_size is not None):
             distances = self._nearest(rows)

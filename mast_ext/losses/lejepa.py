@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number, require_one_device, require_positive
+from mast_ext.checks import require_integer, require_number, require_positive
 from mast_ext.compiling import never_compiled
 from mast_ext.distributed import require_distributed, sum_for_common_loss, world_size
 from mast_ext.functional import Interval
-from mast_ext.losses.common.inputs import require_floating, require_images
+from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import widen
 from mast_ext.losses.common.slices import common_slices, random_slices, seeded_slices
 
@@ -108,6 +108,7 @@ class SIGReg(nn.Module):
             TypeError: The dtype is not supported.
             RuntimeError: Another process died or is late.
         """
+        require_tensors(proj=proj)
         if proj.ndim < 2:
             raise ValueError(f"proj must have shape [..., N, D], got {list(proj.shape)}")
         views = proj.flatten(0, -3) if proj.ndim > 2 else proj[None]
@@ -274,8 +275,7 @@ def stack_crops(*, local_proj: Tensor, global_proj: Tensor) -> Tensor:
         ValueError: The shapes do not fit, or there is no local or no global view.
         TypeError: A dtype is not one of floating point.
     """
-    require_floating(local_proj=local_proj, global_proj=global_proj)
-    require_one_device(local_proj=local_proj, global_proj=global_proj)
+    require_tensors(local_proj=local_proj, global_proj=global_proj)
     for name, views in (("local_proj", local_proj), ("global_proj", global_proj)):
         if views.ndim != 3 or not views.shape[0]:
             raise ValueError(f"{name} must have shape [V, N, D] with V >= 1, got {[*views.shape]}")

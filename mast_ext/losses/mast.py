@@ -28,6 +28,7 @@ from mast_ext.losses.common.inputs import (
     require_images,
     require_option,
     require_temperature,
+    require_tensors,
     require_views,
 )
 from mast_ext.losses.masks import AugmentationMasks, masks_of
@@ -151,6 +152,7 @@ class MASTLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         require_alike(x=x, y=y)
+        require_tensors(log_variance=log_variance)
         require_one_device(x=x, changed=changed, log_variance=log_variance, masks=self.masks.blocks)
         x, y = in_one_dtype(x, y)
         if x.shape[1] != self.masks.dim:
@@ -220,14 +222,21 @@ class MASTLoss(nn.Module):
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
         require_one_device(views=views, changed=changed, masks=self.masks.blocks)
+        if require_views(views).shape[2] != self.masks.dim:
+            raise ValueError(
+                f"views must have the width of the masks, {self.masks.dim}, got {list(views.shape)}"
+            )
         group = self.masks.group(changed)
+        if len(group) != views.shape[1]:
+            raise ValueError(
+                f"changed must have a row for each of the {views.shape[1]} images, "
+                f"got {list(changed.shape)}"
+            )
         weights = self.masks.group_weights()
         if self.base == "nt_xent":
-            return self.invariance * self._nt_xent_of_groups(require_views(views), group, weights)
+            return self.invariance * self._nt_xent_of_groups(views, group, weights)
         each = weights[group]  # [B, D]
-        distance = functional.subspace_similarity(
-            require_views(views) * masks_of(each), metric="sqeuclidean"
-        )[0]
+        distance = functional.subspace_similarity(views * masks_of(each), metric="sqeuclidean")[0]
         return self.invariance * distance / each.sum(1).clamp_min(1e-30)
 
     def _precision(self, log_variance: Tensor, comparable: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number, require_one_device, require_positive
+from mast_ext.checks import require_integer, require_number, require_positive
 from mast_ext.distributed import all_reduce, require_distributed, sum_over_processes, world_size
 from mast_ext.losses.common.assignments import sinkhorn_centers
 from mast_ext.losses.common.inputs import (
     in_one_dtype,
-    require_floating,
     require_images,
+    require_tensors,
 )
 from mast_ext.losses.common.linear_algebra import product, widen
 
@@ -93,17 +93,15 @@ class MSNLoss(nn.Module):
         require_positive("target_sharpen_temperature", target_sharpen_temperature)
         embeddings = {"anchors": anchors, "targets": targets, "prototypes": prototypes}
         for name, x in embeddings.items():
-            if x.ndim != 2 or x.shape[1] != anchors.shape[1]:
+            if x.ndim != 2 or x.shape[1:] != anchors.shape[1:]:
                 raise ValueError(
-                    f"{name} must have shape [N, D] with D = {anchors.shape[-1]}, "
-                    f"got {list(x.shape)}"
+                    f"{name} must have shape [N, D] with the D of anchors, got {list(x.shape)}"
                 )
         if not len(prototypes):
             raise ValueError(
                 f"prototypes must have shape [K, D] with K >= 1, got {list(prototypes.shape)}"
             )
-        require_floating(**embeddings)
-        require_one_device(**embeddings)
+        require_tensors(**embeddings)
         anchors, targets, prototypes = in_one_dtype(anchors, targets, prototypes)
         images = len(targets)
         if (len(anchors) % images if images else len(anchors)) or len(anchors) < images:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from mast_ext.checks import require_integer, require_one_device
+from mast_ext.checks import require_integer
 from mast_ext.distributed import all_reduce, require_distributed, world_size
-from mast_ext.losses.common.inputs import Reduction, require_option
+from mast_ext.losses.common.inputs import Reduction, require_option, require_tensors
 from mast_ext.losses.common.linear_algebra import gram, product, widen
 
 
@@ -71,7 +71,7 @@ class PatchKernelAlignmentLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         self._require_shapes(student_features, teacher_features, mask)
-        require_one_device(student_features=student_features, teacher_features=teacher_features)
+        require_tensors(student_features=student_features, teacher_features=teacher_features)
         student, teacher = student_features, teacher_features.detach()
         kept = None if mask is None else ~mask.to(student.device)
         if self.max_tokens is not None and student.shape[1] > self.max_tokens:

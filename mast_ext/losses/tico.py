@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mast_ext.checks import require_number, require_one_device
 from mast_ext.distributed import all_gather_numbers, all_reduce, require_distributed, world_size
-from mast_ext.losses.common.inputs import require_floating
+from mast_ext.losses.common.inputs import require_tensors
 from mast_ext.losses.common.linear_algebra import product, widen
 
 
@@ -73,7 +73,7 @@ class TiCoLoss(nn.Module):
                 "z_a and z_b must have the same shape [B, D] with D >= 1, got "
                 f"{tuple(z_a.shape)} and {tuple(z_b.shape)}"
             )
-        require_floating(z_a=z_a, z_b=z_b)
+        require_tensors(z_a=z_a, z_b=z_b)
         require_one_device(z_a=z_a, z_b=z_b, C=self.C)
         if self.C is not None and len(self.C) != z_a.shape[1]:
             raise ValueError(

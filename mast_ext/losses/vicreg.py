@@ -9,9 +9,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_number, require_one_device
+from mast_ext.checks import require_number
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.common.inputs import in_one_dtype, require_option
+from mast_ext.losses.common.inputs import (
+    in_one_dtype,
+    require_option,
+    require_tensors,
+    require_views,
+)
 from mast_ext.losses.common.variance_covariance import positional_terms
 
 Variant = Literal["official", "solo"]
@@ -77,12 +82,12 @@ class VICRegLoss(nn.Module):
             ValueError: The processes' batches differ in size.
             RuntimeError: Another process died or is late.
         """
+        require_tensors(z_a=z_a, z_b=z_b)
         if z_a.shape != z_b.shape:
             raise AssertionError(
                 f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and "
                 f"{tuple(z_b.shape)}"
             )
-        require_one_device(z_a=z_a, z_b=z_b)
         z_a, z_b = in_one_dtype(z_a, z_b)
         every_a, every_b = z_a, z_b
         if self.gather_distributed and z_a.ndim > 1:
@@ -121,6 +126,7 @@ class VICRegLoss(nn.Module):
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
+        require_views(views)
         distance = functional.subspace_similarity(views, metric="sqeuclidean")[0]
         return distance * self.lambda_param / views.shape[2]
 

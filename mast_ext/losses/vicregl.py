@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integers, require_number, require_one_device
+from mast_ext.checks import require_integers, require_number
 from mast_ext.distributed import gather_batch
-from mast_ext.losses.common.inputs import stack_views
+from mast_ext.losses.common.inputs import require_tensors, stack_views
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
 from mast_ext.losses.vicreg import VICRegLoss
 
@@ -118,14 +118,20 @@ class VICRegLLoss(nn.Module):
                 f"there must be a global crop and another crop, got {count} global and "
                 f"{len(crops) - count} local"
             )
-        require_one_device(
-            global_view_features=[x for crop in global_view_features for x in crop],
-            global_view_grids=list(global_view_grids),
-            local_view_features=[x for crop in local_view_features or () for x in crop],
-            local_view_grids=list(local_view_grids or ()),
-        )
         for crop, grid in zip(crops, grids, strict=True):
             _require_located(crop, grid)
+        named = {
+            "global_view_features": [x for crop in global_view_features for x in crop],
+            "global_view_grids": list(global_view_grids),
+            "local_view_features": [x for crop in local_view_features or () for x in crop],
+            "local_view_grids": list(local_view_grids or ()),
+        }
+        require_tensors(**named)
+        if len({features.shape[3] for _, features in crops}) > 1:
+            raise ValueError(
+                "view_features must have features [B, H, W, E] of one width E, got "
+                f"{[list(features.shape) for _, features in crops]}"
+            )
         local = self._local_loss([features for _, features in crops], grids, count)
         embeddings = stack_views([embedding for embedding, _ in crops], "view_features")
         return self.alpha * self._global_loss(embeddings, count) + (1 - self.alpha) * local
@@ -176,8 +182,8 @@ def _require_located(crop: tuple[Tensor, Tensor], grid: Tensor) -> None:
     if isinstance(crop, Tensor) or len(crop) != 2:
         raise ValueError("view_features must be pairs (embeddings [B, D], features [B, H, W, E])")
     embeddings, features = crop
-    batch, places = len(embeddings), (*features.shape[:3], 2)
-    if embeddings.ndim != 2 or features.ndim != 4 or len(features) != batch or grid.shape != places:
+    fits = embeddings.ndim == 2 and features.ndim == 4 and len(features) == len(embeddings)
+    if not fits or grid.shape != (*features.shape[:3], 2):
         raise ValueError(
             "view_features must be embeddings [B, D] and features [B, H, W, E], and view_grids "
             f"[B, H, W, 2], got {list(embeddings.shape)}, {list(features.shape)} and "

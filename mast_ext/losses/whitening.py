@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from mast_ext import functional
 from mast_ext.checks import require_integer, require_number, require_one_device
 from mast_ext.compiling import Function
-from mast_ext.losses.common.inputs import require_images
+from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
 
 
@@ -78,6 +78,7 @@ class Whitening2d(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.num_features:
             raise ValueError(f"x must have shape [N, {self.num_features}], got {list(x.shape)}")
+        require_tensors(x=x)
         if self.track_running_stats:
             require_one_device(x=x, running_mean=self.running_mean)
         x = widen(x)
@@ -207,6 +208,10 @@ class WMSELoss(nn.Module):
             ValueError: ``B`` is below ``w_size``.
             torch.linalg.LinAlgError: A covariance does not have full rank.
         """
+        width = self.whitening.num_features
+        if input.ndim != 2 or input.shape[1] != width:
+            raise ValueError(f"input must have shape [N, {width}], got {list(input.shape)}")
+        require_tensors(input=input)
         if len(input) % self.num_samples:
             raise RuntimeError(
                 f"input must hold {self.num_samples} embeddings of every image, got {len(input)}"

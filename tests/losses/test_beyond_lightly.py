@@ -281,7 +281,12 @@ LOCATED = torch.rand(4, 8), torch.rand(4, 7, 7, 6)  # embeddings and features of
             r"mask must have shape \[2, H, W\] with H·W = 3, or \[2, 3\], got \[2, 4\]",
         ),
         (losses.DetConSLoss, (ONE, ONE[:1], *MASKS), ValueError, r"one shape \[B, M, D\]"),
-        (losses.DetConSLoss, (ONE, ONE, *MASKS[..., :2]), ValueError, r"masks must have shape"),
+        (
+            losses.DetConSLoss,
+            (ONE, ONE, *MASKS[..., :2]),
+            ValueError,
+            r"mask_view0 must have shape",
+        ),
         (losses.EMPSSLLoss, ([],), ValueError, r"z_views must hold views of one shape"),
         (lambda: losses.Whitening2d(3), (ONE[0],), ValueError, r"x must have shape \[N, 3\]"),
         (losses.VICRegLLoss, ([(ONE[0], ONE[None])], [ONE[None]]), ValueError, "another crop"),

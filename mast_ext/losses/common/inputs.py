@@ -49,15 +49,27 @@ def reduce(per_image: Tensor, reduction: Reduction, name: str) -> Tensor:
     return per_image.mean()
 
 
-def require_floating(**named: Tensor) -> None:
-    """Refuses integers, which `widen` and `torch.stack` would take for numbers of a network.
+def require_tensors(**named: Tensor | Sequence[Tensor] | None) -> None:
+    """Refuses what is no tensor of floating point, and tensors of several devices.
+
+    `widen` and `torch.stack` would take integers for numbers of a network.
+
+    Args:
+        **named: The inputs of a loss by their names, for the errors; None for one left out.
 
     Raises:
-        TypeError: A tensor is not of floating point; the message has its name.
+        TypeError: One, or one of a list, is no tensor, or not of floating point.
+        ValueError: One is on another device than the first.
     """
-    for name, x in named.items():
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    for name, given in named.items():
+        for x in given if isinstance(given, (list, tuple)) else (given,):
+            if x is None:
+                continue
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+            if not x.is_floating_point():
+                raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    require_one_device(**named)
 
 
 def in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -84,8 +96,7 @@ def require_alike(**named: Tensor) -> None:
         ValueError: One has another shape, no dimension, or is on another device.
         TypeError: One is not of floating point.
     """
-    require_floating(**named)
-    require_one_device(**named)
+    require_tensors(**named)
     (first_name, first), *others = named.items()
     if first.ndim != 2 or not first.shape[1]:
         raise ValueError(
@@ -104,9 +115,11 @@ def require_views(views: Tensor, name: str = "views") -> Tensor:
 
     Raises:
         ValueError: They are not ``[V, B, D]``, or there is no view.
+        TypeError: They are not of floating point.
     """
     if views.ndim != 3 or not views.shape[0]:
         raise ValueError(f"{name} must have shape [V, B, D] with V >= 1, got {list(views.shape)}")
+    require_tensors(**{name: views})
     return views
 
 
@@ -135,8 +148,10 @@ def stack_views(views: Tensor | Sequence[Tensor], name: str) -> Tensor:
 
     Raises:
         ValueError: There is no view, or they are not of one shape or on one device.
+        TypeError: They are not of floating point.
     """
     shape_of_views(views, name)
+    require_tensors(**{name: views})
     return views if isinstance(views, Tensor) else torch.stack(tuple(views))
 
 
