@@ -1,9 +1,9 @@
-"""Checks of the numbers that users pass, of all modules.
+"""Checks of what users pass, for all modules: options, and whether tensors are on one device.
 
 What is no number (a string, None, a bool, a tensor of several) is a TypeError, and a number that an
-option does not take (NaN, one out of range) a ValueError; both name the option. What Python, NumPy
-or a scalar tensor without a gradient gives for a number is taken. Compiled code is not checked:
-there a number may stand for any value, and operators check theirs.
+option does not take (NaN, one out of range) an OptionError, which is a ValueError; both name the
+option. Numbers of Python and NumPy are taken, and scalar tensors without a gradient. Compiled code
+is not checked: there a number may stand for any value, and operators check theirs.
 """
 
 import functools
@@ -21,6 +21,13 @@ from torch import Tensor
 P = ParamSpec("P")
 T = TypeVar("T")
 _PLAIN = frozenset((float, int))
+
+
+class OptionError(ValueError):
+    """An option has a value that it does not take, or that does not fit the others.
+
+    Programs tell it from other errors of values, which no option mends.
+    """
 
 
 def as_number(name: str, value: Any) -> float:
@@ -73,7 +80,7 @@ def require_number(
         return number
     if expected is None:
         expected = _range(low, high) + " and finite" * (low > -math.inf and math.isinf(number))
-    raise ValueError(f"{name} must be {expected}, got {number}")
+    raise OptionError(f"{name} must be {expected}, got {number}")
 
 
 def require_positive(name: str, value: Any, *, finite: bool = True) -> float:
@@ -82,9 +89,9 @@ def require_positive(name: str, value: Any, *, finite: bool = True) -> float:
         return value
     number = as_number(name, value)
     if not number > 0:
-        raise ValueError(f"{name} must be positive, got {number}")
+        raise OptionError(f"{name} must be positive, got {number}")
     if finite and math.isinf(number):
-        raise ValueError(f"{name} must be positive and finite, got {number}")
+        raise OptionError(f"{name} must be positive and finite, got {number}")
     return number
 
 
@@ -105,7 +112,7 @@ def require_integer(name: str, value: Any, low: float = -math.inf, high: float =
         return value
     number = as_integer(name, value)
     if not low <= number <= high:
-        raise ValueError(f"{name} must be {_range(low, high)}, got {number}")
+        raise OptionError(f"{name} must be {_range(low, high)}, got {number}")
     return number
 
 
@@ -129,7 +136,7 @@ def require_numbers(name: str, values: Any, count: int | None = None) -> tuple[f
     else:
         numbers = tuple(require_number(name, value) for value in _listed(name, values))
     if count is not None and len(numbers) != count:
-        raise ValueError(f"{name} must be {count} numbers, got {len(numbers)}")
+        raise OptionError(f"{name} must be {count} numbers, got {len(numbers)}")
     return numbers
 
 
@@ -141,7 +148,7 @@ def require_integers(
         return tuple(values)
     integers = tuple(require_integer(name, value, low) for value in _listed(name, values))
     if count is not None and len(integers) != count:
-        raise ValueError(f"{name} must be {count} integers, got {len(integers)}")
+        raise OptionError(f"{name} must be {count} integers, got {len(integers)}")
     return integers
 
 
@@ -153,7 +160,7 @@ def require_option(name: str, value: Any, options: Any) -> Any:
     """
     *others, last = map(repr, get_args(options))
     if value not in get_args(options):
-        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
+        raise OptionError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
     return value
 
 
@@ -262,7 +269,7 @@ def _as_annotated(name: str, value: Any, kind: Any) -> Any:
     if kind is float:
         number = as_number(name, value)
         if math.isnan(number):
-            raise ValueError(f"{name} must be a number, got {number}")
+            raise OptionError(f"{name} must be a number, got {number}")
         return number
     if kind is int:
         return as_integer(name, value)
@@ -283,7 +290,7 @@ def _as_annotated(name: str, value: Any, kind: Any) -> Any:
         values = _listed(name, value)
         count = None if parts[-1] is Ellipsis else len(parts)
         if count not in (None, len(values)):
-            raise ValueError(f"{name} must be {count} numbers, got {value!r}")
+            raise OptionError(f"{name} must be {count} numbers, got {value!r}")
         return tuple(_as_annotated(name, each, parts[0]) for each in values)
     return value
 

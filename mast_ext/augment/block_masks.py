@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mast_ext.augment import sampler
-from mast_ext.checks import require_integers, require_number, require_numbers
+from mast_ext.checks import OptionError, require_integers, require_number, require_numbers
 
 BLOCKS = 24
 """Blocks tried on a mask; one that hides nothing new, or too much, is left out."""
@@ -101,9 +101,9 @@ class BlockMasks:
         require_number("probability", self.probability, 0, 1, expected="a probability in [0, 1]")
         low, high = require_numbers("ratio", self.ratio, 2)
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"ratio must be 0 <= low <= high <= 1, got {low} and {high}")
+            raise OptionError(f"ratio must be 0 <= low <= high <= 1, got {low} and {high}")
         if high == 0 and self.probability > 0:
-            raise ValueError(
+            raise OptionError(
                 f"ratio must have high > 0, as a masked view hides patches, got {low} and {high} "
                 f"with probability {self.probability} (0 masks no view)"
             )

@@ -20,7 +20,7 @@ from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import BlockMasks, HiddenPlaces
 from mast_ext.augment.parameters import COLUMN, SHAREABLE
 from mast_ext.augment.recipe import COLOR_CHANGES, AugmentationRecipe
-from mast_ext.checks import require_integer, require_number, require_numbers
+from mast_ext.checks import OptionError, require_integer, require_number, require_numbers
 
 _LOCAL = 1 << 20  # streams of local views, whose numbers so depend on no other view's
 _CHOICE = 1 << 33  # streams of what is shared lie above those of all views
@@ -202,21 +202,21 @@ class SharedPolicy(ViewPolicy):
     ) -> None:
         super().__init__(recipe, views=require_integer("views", views, 2), with_center=with_center)
         if not isinstance(shared, Mapping) or not shared:
-            raise ValueError(f"shared must map at least one name to a Sharing, got {shared!r}")
+            raise OptionError(f"shared must map at least one name to a Sharing, got {shared!r}")
         for name, sharing in shared.items():
             if name not in SHAREABLE:
-                raise ValueError(f"shared must name {', '.join(SHAREABLE)}, got {name!r}")
+                raise OptionError(f"shared must name {', '.join(SHAREABLE)}, got {name!r}")
             if not isinstance(sharing, Sharing):
-                raise ValueError(f"shared must map {name!r} to a Sharing, got {sharing!r}")
+                raise OptionError(f"shared must map {name!r} to a Sharing, got {sharing!r}")
             if name in COLOR_CHANGES and recipe.channels != 3:
-                raise ValueError(
+                raise OptionError(
                     f"shared names {name!r}, and images that are not RGB have none: leave it out"
                 )
             if not recipe.varies(name):
-                raise ValueError(f"shared names {name!r}, which the recipe does not change")
+                raise OptionError(f"shared names {name!r}, which the recipe does not change")
         parts = [name for name in ("crop", "flip") if name in shared]
         if "geometry" in shared and parts:
-            raise ValueError(
+            raise OptionError(
                 f"shared must name 'geometry' or {' and '.join(map(repr, parts))}, not both: "
                 "geometry is crop and flip"
             )
@@ -339,11 +339,11 @@ def make_policy(name: str, recipe: AugmentationRecipe, **options: Any) -> ViewPo
         TypeError: A value has the wrong type.
     """
     if name not in POLICIES:
-        raise ValueError(f"view policy must be one of {', '.join(POLICIES)}, got {name!r}")
+        raise OptionError(f"view policy must be one of {', '.join(POLICIES)}, got {name!r}")
     try:
         inspect.signature(POLICIES[name]).bind(recipe, **options)
     except TypeError as error:
-        raise ValueError(f"view policy {name!r} does not take these options: {error}") from error
+        raise OptionError(f"view policy {name!r} does not take these options: {error}") from error
     return POLICIES[name](recipe, **options)
 
 

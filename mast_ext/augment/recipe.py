@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 
 from mast_ext.checks import (
+    OptionError,
     require_field_types,
     require_integer,
     require_number,
@@ -94,12 +95,12 @@ class AugmentationRecipe:
         for name in ("mean", "std"):
             values = require_numbers(name, getattr(self, name))
             if not values:
-                raise ValueError(f"{name} must be a number for each channel, got none")
+                raise OptionError(f"{name} must be a number for each channel, got none")
             if name == "std" and min(values) <= 0:
-                raise ValueError(f"std must be positive numbers, got {values}")
+                raise OptionError(f"std must be positive numbers, got {values}")
             object.__setattr__(self, name, tuple(map(float, values)))
         if len(self.mean) != len(self.std):
-            raise ValueError(
+            raise OptionError(
                 f"mean and std must have a number for each channel, got {len(self.mean)} and"
                 f" {len(self.std)} numbers"
             )
@@ -122,7 +123,7 @@ class AugmentationRecipe:
         """Raises a ValueError if it changes colors of images that are not RGB."""
         if self.channels != 3 and self.color_changes:
             settings = ", ".join(f"{name} {getattr(self, name):g}" for name in self.color_changes)
-            raise ValueError(
+            raise OptionError(
                 f"{settings} need images of 3 channels (RGB), got mean of {self.channels}"
                 f" channel{'s' * (self.channels > 1)}: set them to 0, or take"
                 " recipe.without_color()"
@@ -152,7 +153,7 @@ class AugmentationRecipe:
             ValueError: There is no augmentation of one of these names.
         """
         if unknown := sorted(set(names) - set(AUGMENTATIONS)):
-            raise ValueError(f"augmentations are {', '.join(AUGMENTATIONS)}, got {unknown[0]!r}")
+            raise OptionError(f"augmentations are {', '.join(AUGMENTATIONS)}, got {unknown[0]!r}")
         kept = set(names)
         return replace(
             self,
@@ -189,7 +190,7 @@ class AugmentationRecipe:
         values = require_numbers(name, getattr(self, name))
         if not 0 < values[0] <= values[1] <= high:
             limit = "" if math.isinf(high) else f" <= {high:g}"
-            raise ValueError(
+            raise OptionError(
                 f"{name} must be (low, high) with 0 < low <= high{limit}, got {values}"
             )
         object.__setattr__(self, name, tuple(map(float, values)))

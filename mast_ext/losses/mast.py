@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_number, require_one_device
+from mast_ext.checks import OptionError, require_number, require_one_device
 from mast_ext.distributed import (
     all_reduce,
     all_reduce_logsumexp,
@@ -115,7 +115,7 @@ class MASTLoss(nn.Module):
         self.base: Base = require_option("base", base, Base)
         if masks.price is not None and base == "nt_xent":
             # It would be compared with a contrast that is no mean over dimensions.
-            raise ValueError(f"masks must have no price on the nt_xent base, got {masks.price}")
+            raise OptionError(f"masks must have no price on the nt_xent base, got {masks.price}")
         self.masks = masks
         if invariance is None:
             invariance = 25.0 if base == "vicreg" else 1.0

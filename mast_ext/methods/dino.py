@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, BlockMasks, MultiCropPolicy, ViewBatch
-from mast_ext.checks import require_positive
+from mast_ext.checks import OptionError, require_positive
 from mast_ext.losses import DINOLoss, GramAnchoringLoss
 from mast_ext.methods.method import (
     Encoded,
@@ -50,7 +50,8 @@ class DINOOptions(MethodOptions):
         teacher_temperature: The paper's is 0.07 after a warm-up, 0.04 without; in a short run that
             leaves the teacher next to undecided.
         warmup_teacher_temperature: Where the teacher's temperature starts from (0.04).
-        temperature_warmup: Epochs (fractions allowed) of its linear change. The paper's is 30.
+        temperature_warmup: Epochs (fractions allowed) of its linear change, at most those of the
+            training. The paper's is 30.
         center_mode: What keeps the teacher from collapsing onto few prototypes: ``mean`` takes a
             moving average off its scores (the paper's), ``sinkhorn`` balances every batch (Caron
             et al. 2020; DINOv2).
@@ -78,6 +79,10 @@ class DINOOptions(MethodOptions):
     """
 
     group: ClassVar[str] = "dino"
+    waits: ClassVar[dict[str, str]] = {
+        "temperature_warmup": "the teacher's temperature changes to the end",
+        "freeze_last_layer": "the prototypes never change",
+    }
 
     prototypes: int = 512
     head: tuple[int, ...] = (256, 256)
@@ -106,7 +111,7 @@ class DINOOptions(MethodOptions):
         self._require(0, "gram_weight", "gram_start")
         self._require(1, "gram_every")
         if self.gram_weight > 0 and self.gram_start is None:
-            raise ValueError(f"{self.group}.gram_start must be given with gram_weight")
+            raise OptionError(f"{self.group}.gram_start must be given with gram_weight")
         self._require(0, "freeze_last_layer", "temperature_warmup", "local_views")
         for name in ("teacher_temperature", "warmup_teacher_temperature", "student_temperature"):
             require_positive(f"{self.group}.{name}", getattr(self, name))
@@ -157,7 +162,7 @@ class DINO(TeacherMethod):
         self._gram_spec: GramTeacherSpec | None = None
         if options.gram_weight > 0 and options.gram_start is not None:
             self._gram_spec = GramTeacherSpec(options.gram_start, options.gram_every, recipe.views)
-        self._epoch = 0.0
+        self._epoch, self._epochs = 0.0, math.inf
 
     @classmethod
     def create(
@@ -167,7 +172,7 @@ class DINO(TeacherMethod):
             try:
                 layout = patch_layout(backbone, recipe.size)
             except ValueError as error:
-                raise ValueError(f"gram_weight: {error}") from error
+                raise OptionError(f"gram_weight: {error}") from error
             require_patches(layout)
         return cls(num_features, recipe, options)
 
@@ -192,8 +197,8 @@ class DINO(TeacherMethod):
             masks=self.masks,
         )
 
-    def at_step(self, step: int, steps_per_epoch: int) -> None:
-        self._epoch = step / steps_per_epoch
+    def at_step(self, step: int, steps_per_epoch: int, total_steps: int) -> None:
+        self._epoch, self._epochs = step / steps_per_epoch, total_steps / steps_per_epoch
 
     def before_update(self) -> None:
         if self._epoch >= self.options.freeze_last_layer:
@@ -205,7 +210,7 @@ class DINO(TeacherMethod):
 
     def _warm(self, start: float, end: float) -> float:
         """A temperature at the current step."""
-        warmup = self.options.temperature_warmup
+        warmup = min(self.options.temperature_warmup, self._epochs)
         return end if self._epoch >= warmup else start + (end - start) * self._epoch / warmup
 
     @property
@@ -257,6 +262,6 @@ def require_patches(layout: PatchLayout) -> None:
     """Raises a ValueError if there are no two patches of a view for Gram anchoring to compare."""
     height, width = layout.grid
     if height * width < 2:
-        raise ValueError(
+        raise OptionError(
             f"gram_weight: a view must have at least 2 patches, got a grid of {height} x {width}"
         )

@@ -25,6 +25,7 @@ from mast_ext.augment import (
     ViewBatch,
     ViewPolicy,
 )
+from mast_ext.checks import OptionError
 from mast_ext.losses import HardViewSelector
 from mast_ext.methods.method import Encoded, Method, MethodOptions
 from mast_ext.models import forward_views
@@ -67,6 +68,7 @@ class HardViewOptions(MethodOptions):
     """
 
     group: ClassVar[str] = "hard_views"
+    waits: ClassVar[dict[str, str]] = {"warmup": "no hard views are selected"}
 
     views: int = 0
     local_views: int = 0
@@ -85,7 +87,7 @@ class HardViewOptions(MethodOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.views < 0 or self.views == 1:
-            raise ValueError(f"hard_views.views must be 0 (off) or at least 2, got {self.views}")
+            raise OptionError(f"hard_views.views must be 0 (off) or at least 2, got {self.views}")
         self._require(0, "local_views", "warmup")
         self._require(1, "limit", "every", "size")
 
@@ -193,20 +195,20 @@ class HardViews(HardSelection):
     ) -> None:
         for name in ("local_views", "limit"):
             if getattr(options, name):
-                raise ValueError(
+                raise OptionError(
                     f"hard_views.{name} is for dino, ibot and lejepa, got {method.name}"
                 )
         if options.scorer == "teacher" and method.teacher() is None:
-            raise ValueError(f"hard_views.scorer teacher: {method.name} has no teacher")
+            raise OptionError(f"hard_views.scorer teacher: {method.name} has no teacher")
         if options.size is not None and options.size > recipe.size:
-            raise ValueError(
+            raise OptionError(
                 f"hard_views.size must be at most the views' {recipe.size} pixels,"
                 f" got {options.size}"
             )
         plain = method.policy(recipe)
         found = plain.views + plain.local_views
         if found != 2:
-            raise ValueError(
+            raise OptionError(
                 "hard_views needs a method that trains on two views of an image, got"
                 f" {found}: set augment.views"
             )

@@ -21,7 +21,7 @@ from mast_ext.augment import (
     Sharing,
     ViewBatch,
 )
-from mast_ext.checks import require_number
+from mast_ext.checks import OptionError, require_number
 from mast_ext.losses import AugmentationMasks, MASTLoss
 from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, Subspaces, register
 from mast_ext.methods.vicreg import VICRegOptions
@@ -99,7 +99,7 @@ class MASTOptions(MethodOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.shared, dict) or not self.shared:
-            raise ValueError(
+            raise OptionError(
                 "mast.shared must map at least one augmentation to its settings, got "
                 f"{self.shared!r}"
             )
@@ -110,15 +110,15 @@ class MASTOptions(MethodOptions):
 
 def _completed(name: str, shared: SharedOptions) -> SharedOptions:
     if not isinstance(shared, dict):
-        raise ValueError(f"mast.shared: {name} takes share, freed and start, got {shared!r}")
+        raise OptionError(f"mast.shared: {name} takes share, freed and start, got {shared!r}")
     unknown = sorted(shared.keys() - _SHARED.keys())
     if unknown:
-        raise ValueError(f"mast.shared: {name} takes share, freed and start, got {unknown[0]!r}")
+        raise OptionError(f"mast.shared: {name} takes share, freed and start, got {unknown[0]!r}")
     found: SharedOptions = {**_SHARED, **shared}
     for option, value in found.items():
         require_number(f"mast.shared: {option} of {name}", value, 0, 1)
         if option == "freed" and value == 1:
-            raise ValueError(
+            raise OptionError(
                 f"mast.shared: freed of {name} must be below 1, got 1: an augmentation that frees"
                 " everything leaves nothing to compare"
             )

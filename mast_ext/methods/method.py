@@ -16,7 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, ComposedPolicy, ViewBatch, ViewPolicy
-from mast_ext.checks import require_field_types, require_number
+from mast_ext.checks import OptionError, require_field_types, require_number
 from mast_ext.models import BatchNormMode
 
 GATHER = torch.distributed.is_available()
@@ -66,6 +66,8 @@ class MethodOptions:
 
     Attributes:
         group: Their name among the settings of a run, with which errors begin.
+        waits: Options in epochs that may be more than a training has: what is so of one that ends
+            before them.
 
     Raises:
         TypeError: An option has another type than its annotation.
@@ -73,6 +75,7 @@ class MethodOptions:
     """
 
     group: ClassVar[str]
+    waits: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
         require_field_types(self, f"{self.group}.")
@@ -267,7 +270,7 @@ class Method(nn.Module, ABC):
             ``[G, G + L, B]``, as ``functional.select_hard_crops`` takes them. Rows of local views,
             if there are any behind these, are left out.
         """
-        raise ValueError(f"{self.name} does not train on crops of several sizes")
+        raise OptionError(f"{self.name} does not train on crops of several sizes")
 
     def teacher(self) -> TeacherSpec | None:
         """The teacher to train with; None for a method without one."""
@@ -279,13 +282,13 @@ class Method(nn.Module, ABC):
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
         """Like `pair_losses`, by the teacher's embeddings ``[V, B, D]`` alone."""
-        raise ValueError(f"{self.name} has no teacher")
+        raise OptionError(f"{self.name} has no teacher")
 
     def hidden_token(self) -> Tensor | None:
         """What stands for hidden patches (see `mast_ext.models.patches`); None hides none."""
         return None
 
-    def at_step(self, step: int, steps_per_epoch: int) -> None:
+    def at_step(self, step: int, steps_per_epoch: int, total_steps: int) -> None:
         """Called before every part of every step, counted from 0, for schedules.
 
         With ``train.accumulate`` a step has several parts, each with the same number.
@@ -342,7 +345,7 @@ class TeacherMethod(Method):
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
         """Refused: a method that can tell views apart by its teacher alone says how."""
-        raise ValueError(f"{self.name} cannot choose views by its teacher alone")
+        raise OptionError(f"{self.name} cannot choose views by its teacher alone")
 
     def targets_of(self, encoded: Encoded) -> Tensor:
         """The teacher's embeddings.
@@ -375,4 +378,4 @@ def register(method: MethodType) -> MethodType:
 def require_views(method: str, recipe: AugmentationRecipe) -> None:
     """Raises a ValueError unless the recipe gives the pairs of views that the method compares."""
     if recipe.views < 2:
-        raise ValueError(f"{method} needs augment.views of at least 2, got {recipe.views}")
+        raise OptionError(f"{method} needs augment.views of at least 2, got {recipe.views}")

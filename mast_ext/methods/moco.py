@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
+from mast_ext.checks import OptionError
 from mast_ext.losses import InfoNCELoss
 from mast_ext.losses.common.memory_bank import MemoryBank
 from mast_ext.methods.method import (
@@ -73,13 +74,13 @@ class MoCo(TeacherMethod):
     def __init__(self, num_features: int, recipe: AugmentationRecipe, options: MoCoOptions) -> None:
         super().__init__()
         if recipe.views != 2:
-            raise ValueError(
+            raise OptionError(
                 f"moco compares two views: augment.views must be 2, got {recipe.views}"
             )
         self.student_views = slice(0, 2 if options.symmetric else 1)
         self.projector = Projector(num_features, options.projector)
         if options.queue < 1:
-            raise ValueError(f"moco.queue must hold at least 1 key, got {options.queue}")
+            raise OptionError(f"moco.queue must hold at least 1 key, got {options.queue}")
         self.queue = MemoryBank((options.queue, self.projector.dim), GATHER)
         self.loss = InfoNCELoss(options.temperature)
         self.teacher_spec = TeacherSpec(

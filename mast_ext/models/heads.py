@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from mast_ext.checks import require_integers
+from mast_ext.checks import OptionError, require_integers
 
 
 class Projector(nn.Sequential):
@@ -29,7 +29,7 @@ class Projector(nn.Sequential):
     ) -> None:
         widths = require_integers("projector widths", widths)
         if not widths or min(widths) < 1:
-            raise ValueError(f"projector widths must be positive numbers, got {list(widths)}")
+            raise OptionError(f"projector widths must be positive numbers, got {list(widths)}")
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((num_features, *widths[:-1])):
             layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]

@@ -175,7 +175,7 @@ class OptimizerConfig:
         final_weight_decay: Where weight decay ends, by half a cosine; by default it is constant.
         clip: Largest Euclidean norm of all gradients together, above which they are scaled down to
             it; 0 does not clip.
-        warmup: Epochs (fractions allowed) of linear warm-up.
+        warmup: Epochs (fractions allowed) of linear warm-up. Those of the training at most count.
         min_lr: The cosine schedule ends at this fraction of the peak.
     """
 
