@@ -26,6 +26,7 @@ Interval = Literal["half", "symmetric"]
 __all__ = [
     "budgeted_masks",
     "contrastive_logsumexp",
+    "contrastive_loss",
     "cross_correlation_penalty",
     "epps_pulley_distance",
     "epps_pulley_grid",
@@ -213,26 +214,93 @@ def contrastive_logsumexp(
             out of the columns, or views are to be told apart but ``Vx`` differs from ``Vy``.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
-    if not isinstance(temperature, Tensor):
-        temperature = as_number("temperature", temperature)
-        if changes_between_calls(temperature):
-            temperature = _as_scalar("temperature", temperature, x)
-    tensor = isinstance(temperature, Tensor)
-    keep = torch.is_grad_enabled() and any(
-        isinstance(t, Tensor) and t.requires_grad for t in (x, y, masks, temperature)
-    )
     return ops.contrastive_logsumexp.op(
         x,
         y,
         masks,
-        temperature if tensor else None,
-        0.0 if tensor else temperature,
+        *_tensor_and_number(temperature, x),
         None if offset is None else as_integer("offset", offset),
         exclude_self,
         exclude_positive,
         within_views,
-        keep,
+        _wants_gradient(x, y, masks, temperature),
     )[:2]
+
+
+def _tensor_and_number(temperature: float | Tensor, x: Tensor) -> tuple[Tensor | None, float]:
+    """The two arguments that the operators take in its place."""
+    if isinstance(temperature, Tensor):
+        return temperature, 0.0
+    temperature = as_number("temperature", temperature)
+    if changes_between_calls(temperature):
+        return _as_scalar("temperature", temperature, x), 0.0
+    return None, temperature
+
+
+def _wants_gradient(*arguments: object) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+    )
+
+
+@explains_types
+def contrastive_loss(
+    views: Tensor | Sequence[Tensor],
+    *,
+    temperature: float | Tensor,
+    decoupled: bool = False,
+    within_views: bool = True,
+    one_sided: bool = False,
+) -> Tensor:
+    r"""The contrastive loss of two or more views: NT-Xent, decoupled, InfoNCE, or CLIP's.
+
+    The mean over all anchors ``(i, b)`` and their positives ``(j, b)`` in every other view ``j`` of
+
+    ::
+
+        log [Σ_r exp(s(i b, r)) + exp(s(i b, j b))] − s(i b, j b)
+
+    with ``s`` the cosine over ``temperature`` and ``r`` over the rows of other images in the views
+    ``i`` and ``j``: SimCLR's loss (Chen et al., ICML 2020, eq. 1) for two views, and the mean of
+    that of all pairs for more. :func:`contrastive_logsumexp` and :func:`view_pair_cross_entropy`
+    give the same in more launches, and each image's and pair's own loss. Memory is
+    ``O(V·N·(D + V))``, but for the products of small batches that a CPU keeps for the backward.
+
+    Args:
+        views: ``[V, N, D]``, or a list of ``[N, D]``, with ``V ≥ 2`` and ``N ≥ 1``: float32,
+            float16, bfloat16 or (CPU) float64. Any strides.
+        temperature: See :func:`contrastive_logsumexp`.
+        decoupled: Leaves the positive out of the first sum (Yeh et al., ECCV 2022, eq. 6).
+        within_views: Whether ``r`` runs over view ``i``, too. Without, the loss of two views is
+            CLIP's (Radford et al. 2021, figure 3).
+        one_sided: Takes the anchors of view 0 alone. Without ``within_views``, the loss of two
+            views is InfoNCE (van den Oord et al. 2018, eq. 4) of queries and keys.
+
+    Returns:
+        A scalar in float32 (float64 for float64 inputs), differentiable once in the views and
+        ``temperature``. An anchor without negatives, such as that of a single image, has loss 0;
+        decoupled, ``-inf``.
+
+    Raises:
+        ValueError: A shape or device does not fit, or the temperature is not positive (of tensors
+            checked on the CPU only: a GPU is not waited for).
+        TypeError: A dtype is not supported, or differs between the views.
+    """
+    if isinstance(views, Tensor) and views.ndim != 3:
+        raise ValueError(f"views must have shape [V, N, D], got {list(views.shape)}")
+    several = list(views)
+    if not all(isinstance(view, Tensor) for view in several):
+        raise TypeError(f"views must hold tensors, got {[type(view).__name__ for view in several]}")
+    if len(several) < 2:
+        raise ValueError(f"views must be 2 or more, got {len(several)}")
+    return ops.contrastive_loss.op(
+        several,
+        *_tensor_and_number(temperature, several[0]),
+        decoupled,
+        within_views,
+        one_sided,
+        _wants_gradient(*several, temperature),
+    )[0]
 
 
 @explains_types

@@ -3,6 +3,7 @@
 Written to be read: formulas as they stand in the docstrings there, materialising what they like.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "contrastive_logsumexp",
+    "contrastive_loss",
     "cross_correlation_penalty",
     "gather_views",
     "nearest_neighbor_distance",
@@ -110,6 +112,27 @@ def contrastive_logsumexp(
     if not within_views:
         kept, positive = kept & ~views, positive.where(~views[..., 0], 0.0)
     return logits.masked_fill(~kept, -torch.inf).logsumexp(-1), positive
+
+
+def contrastive_loss(
+    views: Tensor | Sequence[Tensor],
+    *,
+    temperature: float | Tensor,
+    decoupled: bool = False,
+    within_views: bool = True,
+    one_sided: bool = False,
+) -> Tensor:
+    """See :func:`mast_ext.functional.contrastive_loss`."""
+    lse, positive = contrastive_logsumexp(
+        torch.stack(tuple(views)),
+        temperature=temperature,
+        exclude_positive=True,
+        within_views=within_views,
+    )
+    if not one_sided:
+        return view_pair_cross_entropy(lse[0], positive[0], decoupled=decoupled, reduction="mean")
+    excess = torch.logaddexp(lse[0, 0, :1], lse[0, 0, 1:]) - positive[0, 0, 1:]
+    return (excess if decoupled else F.softplus(excess, threshold=40)).mean()
 
 
 def view_pair_cross_entropy(

@@ -48,6 +48,7 @@ TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.04}
 # Functions: arguments that have no default, or without which an option is not looked at.
 CALLS: dict[str, dict[str, Any]] = {
     "budgeted_masks": {"mask_logits": VIEW, "mean": ones(3) / 2},
+    "contrastive_loss": {"views": VIEWS, "temperature": 0.1},
     "contrastive_logsumexp": {"x": VIEWS, "temperature": 0.1},
     "cross_correlation_penalty": {"a": VIEW, "b": VIEW, "lambda_": 0.1},
     "epps_pulley_distance": {

@@ -302,17 +302,18 @@ struct CrossCorrelationPenalty
 
   static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& a,
                    const Tensor& b, double lambda, std::string_view variant) {
-    const auto& [penalty, mean, scale, product, dots, row_sums, standard] = result;
-    save_tensors(ctx, a, b, mean, scale, product, dots, row_sums, standard);
+    const auto& [penalty, mean, scale, product, dots, row_sums, column_sums, standard] = result;
+    save_tensors(ctx, a, b, mean, scale, product, dots, row_sums, column_sums, standard);
     keep_options(ctx, lambda, std::string(variant));
   }
 
   static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
-    const auto [a, b, mean, scale, product, dots, row_sums, standard] = saved_tensors<8>(ctx);
+    const auto [a, b, mean, scale, product, dots, row_sums, column_sums, standard] =
+        saved_tensors<9>(ctx);
     const auto [lambda, variant] = kept_options<double, std::string>(ctx);
     const auto wanted = which_wanted(ctx, a, b);
     return only(wanted, Backward::call(grads[0], a, b, mean, scale, product, dots, row_sums,
-                                       standard, lambda, variant, wanted));
+                                       column_sums, standard, lambda, variant, wanted));
   }
 };
 
@@ -455,6 +456,38 @@ struct ContrastiveLogsumexp
                        if_defined(masks), if_defined(temperature_tensor), lse, inv_norm_x,
                        inv_norm_y, products, std::nullopt, std::nullopt, std::nullopt, temperature,
                        offset, exclude_self, exclude_positive, within_views, wanted));
+  }
+};
+
+struct ContrastiveLoss
+    : Formula<ContrastiveLoss, Op<"contrastive_loss", decltype(contrastive_loss)>> {
+  using Backward = Op<"contrastive_loss_backward", decltype(contrastive_loss_backward)>;
+
+  static void save(AutogradContext* ctx, const Forward::Result& result, at::TensorList views,
+                   const OptionalTensor& temperature_tensor, double temperature, bool /*decoupled*/,
+                   bool within_views, bool /*one_sided*/, bool /*keep*/) {
+    const auto& [loss, lse, slopes, inv_norm, products] = result;
+    Tensors saved{or_undefined(temperature_tensor), lse, slopes, inv_norm, products};
+    saved.insert(saved.end(), views.begin(), views.end());
+    ctx->save_for_backward(std::move(saved));
+    keep_options(ctx, temperature, within_views);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    const Tensors saved = ctx->get_saved_variables();
+    const at::TensorList views = at::TensorList(saved).slice(5);
+    const auto [temperature, within_views] = kept_options<double, bool>(ctx);
+    std::array<bool, 2> wanted{false, saved[0].defined() && ctx->needs_input_grad(views.size())};
+    for (std::size_t i = 0; i < views.size(); ++i) wanted[0] |= ctx->needs_input_grad(i);
+    const auto [grad_views, grad_temperature] =
+        Backward::call(grads[0], views, if_defined(saved[0]), saved[1], saved[2], saved[3],
+                       saved[4], temperature, within_views, wanted);
+    Tensors found(views.size() + 1);
+    for (std::size_t i = 0; i < views.size(); ++i) {
+      if (ctx->needs_input_grad(i)) found[i] = grad_views.select(0, static_cast<std::int64_t>(i));
+    }
+    if (wanted[1]) found.back() = grad_temperature;
+    return found;
   }
 };
 
@@ -681,6 +714,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<GramDifference>(m);
   differentiable_once<SlicedCharacteristicSums>(m);
   differentiable_once<ContrastiveLogsumexp>(m);
+  differentiable_once<ContrastiveLoss>(m);
   differentiable_once<ViewPairCrossEntropy>(m);
   differentiable_once<SigmoidContrast>(m);
   differentiable_once<SigmoidContrastWithGrad>(m);

@@ -45,11 +45,12 @@ void define(torch::Library& m) {
   m.def(
       "cross_correlation_penalty(Tensor a, Tensor b, float lambda_, str variant) -> "
       "(Tensor penalty, Tensor mean, Tensor scale, Tensor product, Tensor dots, Tensor row_sums, "
-      "Tensor standard)");
+      "Tensor column_sums, Tensor standard)");
   m.def(
       "cross_correlation_penalty_backward(Tensor grad_penalty, Tensor a, Tensor b, Tensor mean, "
-      "Tensor scale, Tensor product, Tensor dots, Tensor row_sums, Tensor standard, "
-      "float lambda_, str variant, bool[2] wanted) -> (Tensor grad_a, Tensor grad_b)");
+      "Tensor scale, Tensor product, Tensor dots, Tensor row_sums, Tensor column_sums, "
+      "Tensor standard, float lambda_, str variant, bool[2] wanted) -> (Tensor grad_a, "
+      "Tensor grad_b)");
   m.def(
       "grouped_squared_difference(Tensor x, Tensor y, Tensor group, int groups, Tensor? weight, "
       "Tensor? dimension_weights) -> (Tensor sums, Tensor counts, Tensor residual)");
@@ -97,6 +98,15 @@ void define(torch::Library& m) {
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views, bool[4] wanted) -> (Tensor grad_x, Tensor grad_y, Tensor grad_masks, "
       "Tensor grad_temperature)");
+  m.def(
+      "contrastive_loss(Tensor[] views, Tensor? temperature_tensor, float temperature, "
+      "bool decoupled, bool within_views, bool one_sided, bool keep=True) -> (Tensor loss, Tensor "
+      "lse, "
+      "Tensor slopes, Tensor inv_norm, Tensor products)");
+  m.def(
+      "contrastive_loss_backward(Tensor grad, Tensor[] views, Tensor? temperature_tensor, "
+      "Tensor lse, Tensor slopes, Tensor inv_norm, Tensor products, float temperature, "
+      "bool within_views, bool[2] wanted) -> (Tensor grad_views, Tensor grad_temperature)");
   m.def(
       "view_pair_cross_entropy(Tensor lse, Tensor positive, bool decoupled, str reduction) "
       "-> Tensor");
@@ -189,6 +199,8 @@ void implement(torch::Library& m) {
          TORCH_FN(mast_ext::sliced_characteristic_sums_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
+  m.impl("contrastive_loss", TORCH_FN(mast_ext::contrastive_loss));
+  m.impl("contrastive_loss_backward", TORCH_FN(mast_ext::contrastive_loss_backward));
   m.impl("view_pair_cross_entropy", TORCH_FN(mast_ext::view_pair_cross_entropy));
   m.impl("view_pair_cross_entropy_backward", TORCH_FN(mast_ext::view_pair_cross_entropy_backward));
   m.impl("sigmoid_contrast", TORCH_FN(mast_ext::sigmoid_contrast));

@@ -45,12 +45,14 @@ std::tuple<Tensor, Tensor> vicreg_terms_backward(const Tensor& grad, const Tenso
                                                  const Tensor& product, const Tensor& centered,
                                                  double eps, at::ArrayRef<double> factors);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correlation_penalty(
-    const Tensor& a, const Tensor& b, double lambda, std::string_view variant);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+cross_correlation_penalty(const Tensor& a, const Tensor& b, double lambda,
+                          std::string_view variant);
 std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
     const Tensor& grad_penalty, const Tensor& a, const Tensor& b, const Tensor& mean,
     const Tensor& scale, const Tensor& product, const Tensor& dots, const Tensor& row_sums,
-    const Tensor& standard, double lambda, std::string_view variant, std::array<bool, 2> wanted);
+    const Tensor& column_sums, const Tensor& standard, double lambda, std::string_view variant,
+    std::array<bool, 2> wanted);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
     const Tensor& x, const OptionalTensor& y, const OptionalTensor& masks,
@@ -64,6 +66,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
     const OptionalTensor& y_lse, const OptionalTensor& y_grad_lse,
     const OptionalTensor& y_grad_positive, double temperature, std::optional<std::int64_t> offset,
     bool exclude_self, bool exclude_positive, bool within_views, std::array<bool, 4> wanted);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
+    at::TensorList views, const OptionalTensor& temperature_tensor, double temperature,
+    bool decoupled, bool within_views, bool one_sided, bool keep);
+std::tuple<Tensor, Tensor> contrastive_loss_backward(const Tensor& grad, at::TensorList views,
+                                                     const OptionalTensor& temperature_tensor,
+                                                     const Tensor& lse, const Tensor& slopes,
+                                                     const Tensor& inv_norm, const Tensor& products,
+                                                     double temperature, bool within_views,
+                                                     std::array<bool, 2> wanted);
 
 Tensor view_pair_cross_entropy(const Tensor& lse, const Tensor& positive, bool decoupled,
                                std::string_view reduction);

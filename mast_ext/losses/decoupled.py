@@ -50,15 +50,14 @@ class DCLLoss(ViewPairLoss):
     ) -> None:
         super().__init__(temperature, gather_distributed, negatives, reduction)
         self.weight_fn = weight_fn
+        self.plain = weight_fn is None
 
-    def _blocks(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        images = views.shape[1] * (world_size() if self.gather_distributed else 1)
+    def _require_negatives(self, images: int) -> None:
         if images == 1:
             raise ValueError(
-                "views must have shape [V, N, D] with N >= 2 to be contrasted decoupled, as a "
-                f"single image has no negatives, got {list(views.shape)}"
+                "views must be of 2 or more images to be contrasted decoupled, as a single "
+                "image has no negatives, got 1"
             )
-        return super()._blocks(views)
 
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:
         if self.weight_fn is None:
@@ -110,6 +109,7 @@ class DCLWLoss(DCLLoss):
             reduction=reduction,
         )
         self.sigma = require_positive("sigma", sigma)
+        self.plain = False
 
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:
         similarity = positive.detach() * self.temperature / self.sigma

@@ -110,6 +110,14 @@ class InfoNCELoss(nn.Module):
         if negatives is not None:
             require_one_device(queries=queries, negatives=negatives)
             terms = self._against(negatives, queries[None], keys[None])[0, 0]
+        elif self.reduction == "mean" and not self._many() and self._takes_both(queries, keys):
+            require_images(len(queries), "queries")
+            return functional.contrastive_loss(
+                (queries, keys),
+                temperature=self._temperature_for(queries),
+                within_views=False,
+                one_sided=not self.two_sided,
+            )
         elif self.two_sided or (self._many() and keys.requires_grad and torch.is_grad_enabled()):
             # Of many processes one-sided, too: only so is the keys' gradient not to be sent.
             lse, positive = contrast_views(
@@ -185,6 +193,10 @@ class InfoNCELoss(nn.Module):
             wide, negatives[None], temperature=temperature, offset=None
         )
         return positive_cross_entropy(lse[0], positive)
+
+    def _takes_both(self, queries: Tensor, keys: Tensor) -> bool:
+        """Whether the operator of the mean, which makes both gradients, makes none in vain."""
+        return self.two_sided or keys.requires_grad or not queries.requires_grad
 
     def _many(self) -> bool:
         return self.gather_distributed and world_size() > 1

@@ -49,6 +49,8 @@ class MACLLoss(ViewPairLoss):
 
     view_name = "z"
 
+    plain = False
+
     def __init__(
         self,
         temperature: float = 0.1,

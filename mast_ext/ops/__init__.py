@@ -4,6 +4,7 @@ from mast_ext import native
 from mast_ext.ops import (  # they look their operators up, which `native` has just registered
     budgeted_masks,
     contrastive_logsumexp,
+    contrastive_loss,
     cross_correlation_penalty,
     gather_views,
     gram_difference,
@@ -30,6 +31,7 @@ __all__ = [
     "budgeted_masks",
     "build_info",
     "contrastive_logsumexp",
+    "contrastive_loss",
     "cross_correlation_penalty",
     "gather_views",
     "gram_difference",

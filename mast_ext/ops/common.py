@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -54,6 +55,14 @@ def product_dtype(z: Tensor) -> torch.dtype:
     """The dtype of matrix products, as ``product_type`` in csrc/host/columns/column_passes.h."""
     cuda_bfloat16 = z.device.type == "cuda" and z.dtype == torch.bfloat16
     return torch.bfloat16 if cuda_bfloat16 else accumulation_dtype(z)
+
+
+def kept_products(
+    x: Tensor, subspaces: int, rows: int, columns: int, keep: bool
+) -> tuple[int, ...]:
+    """As ``ContrastiveInputs::kept_shape`` in csrc/host; the numbers may be symbolic."""
+    kept = (subspaces, rows, columns + 16)
+    return kept if keep and x.device.type == "cpu" and math.prod(kept) <= 1 << 20 else (0,)
 
 
 def wanted_like(reference: Tensor | None, wanted: bool, fallback: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
 """Shape-only kernels of ``mast_ext::contrastive_logsumexp``; schemas in library.cpp."""
 
-import math
-
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, shape_only, wanted_like
+from mast_ext.ops.common import accumulation_dtype, kept_products, shape_only, wanted_like
 
 op = torch.ops.mast_ext.contrastive_logsumexp.default
 backward_op = torch.ops.mast_ext.contrastive_logsumexp_backward.default
@@ -28,17 +26,14 @@ def _(
     y_views, columns = (0, 0) if y is None else y.shape[:2]
     blocks = (subspaces, x_views, x_views if y is None else y_views, rows)
     lse = x.new_empty(blocks, dtype=accumulation_dtype(x))
-    # As in csrc/host/contrastive_logsumexp; the numbers may be symbolic.
-    width = x_views * rows if y is None else y_views * columns
-    kept: tuple[int, ...] = (subspaces, x_views * rows, width + 16)
-    if not keep or x.device.type != "cpu" or math.prod(kept) > 1 << 20:
-        kept = (0,)
+    missing = rows if y is None and not within_views else 0
+    width = x_views * rows - missing if y is None else y_views * columns
     return (
         lse,
         lse.new_empty(blocks if offset is not None else (*blocks, 0)),
         lse.new_empty((subspaces, x_views, rows)),
         lse.new_empty((subspaces, y_views, columns)),
-        lse.new_empty(kept),
+        lse.new_empty(kept_products(x, subspaces, x_views * rows - missing, width, keep)),
     )
 
 

@@ -21,7 +21,10 @@ def shapes(a, b, lambda_, variant):
     rows, dim = a.shape
     gram = prefers_gram(rows, dim, 1)
     penalty = a.new_empty((), dtype=accumulation_dtype(a))
-    product = a.new_empty((2, rows, rows) if gram else (1, dim, dim), dtype=product_dtype(a))
+    # As in csrc/host/cross_correlation_penalty: (H, H^T) of a small batch in the place of P.
+    small = a.device.type == "cuda" and not gram and dim <= 128 and rows * dim <= 1 << 16
+    matrices = 2 if small else 1
+    product = a.new_empty((2, rows, rows) if gram else (matrices, dim, dim), dtype=product_dtype(a))
     return (
         penalty,
         penalty.new_empty((2, dim)),
@@ -29,6 +32,7 @@ def shapes(a, b, lambda_, variant):
         product,
         penalty.new_empty((dim,)),
         penalty.new_empty((rows if gram else dim,)),
+        penalty.new_empty((dim if small else 0,)),
         product.new_empty((2 if 2 * a.numel() <= native.kept_elements else 0, rows, dim)),
     )
 
@@ -43,6 +47,7 @@ def backward_shapes(
     product,
     dots,
     row_sums,
+    column_sums,
     standard,
     lambda_,
     variant,

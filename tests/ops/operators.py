@@ -140,15 +140,15 @@ TEMPERATURES = {"student_temperature": 0.5, "teacher_temperature": 0.25}
 
 
 def of_lists(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of prototypes that is given the views `student_0`, `teacher_0`, ... in lists."""
+    """A function of lists of views that is given them as `student_0`, `teacher_0`, `views_0`..."""
 
     @functools.wraps(function)
     def call(**arguments: Any) -> Any:
-        lists: dict[str, list[Tensor]] = {"student": [], "teacher": []}
+        lists: dict[str, list[Tensor]] = {}
         for name in sorted(arguments):
             kind, _, number = name.partition("_")
-            if kind in lists and number.isdigit():
-                lists[kind].append(arguments.pop(name))
+            if kind in ("student", "teacher", "views") and number.isdigit():
+                lists.setdefault(kind, []).append(arguments.pop(name))
         return function(**lists, **arguments)
 
     return call
@@ -314,6 +314,31 @@ CALLS = [
         lambda n, d: {"x": (1, n, d), "y": (1, 60 * n, d), "masks": (2, d), "temperature": ()},
         {"offset": None},
         many=((20, 40),),
+    ),
+    Call(  # of at least one image
+        of_lists(functional.contrastive_loss),
+        "lists",
+        lambda n, d: {"views_0": (max(n, 1), d), "views_1": (max(n, 1), d)},
+        {"temperature": 0.5},
+    ),
+    Call(
+        of_lists(functional.contrastive_loss),
+        "decoupled, lists",
+        lambda n, d: {**{f"views_{i}": (max(n, 2), d) for i in range(3)}, "temperature": ()},
+        {"decoupled": True},
+        many=((600, 40),),
+    ),
+    Call(
+        functional.contrastive_loss,
+        "across",
+        lambda n, d: {"views": (2, max(n, 1), d)},
+        {"temperature": 0.02, "within_views": False},
+    ),
+    Call(
+        functional.contrastive_loss,
+        "one-sided",
+        lambda n, d: {"views": (2, max(n, 1), d)},
+        {"temperature": 0.2, "within_views": False, "one_sided": True},
     ),
     Call(
         functional.view_pair_cross_entropy,

@@ -11,6 +11,9 @@ SHAPES = [
     (3, 1),  # direct
     (9, 7),
     (33, 20),
+    (90, 128),  # the widest, and
+    (512, 100),  # about the longest that a GPU finishes in one launch
+    (300, 129),
     (300, 257),
     (2, 2),  # Gram
     (4, 9),

@@ -183,6 +183,31 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             "positive must be Float like lse, got Double": {"positive": ones(2, 2, 5).double()},
         },
     },
+    "contrastive_loss": {
+        "accepts": {"views": [ones(3, 5), ones(3, 5)], "temperature": 0.1},
+        ValueError: {
+            r"views must have shape \[V, N, D\], got \[3, 5\]": {"views": ones(3, 5)},
+            "views must be 2 or more, got 1": {"views": ones(1, 3, 5)},
+            "views must be 2 or more, got 0": {"views": []},
+            r"views\[0\] must have shape \[N, D\] with N >= 1, got \[0, 5\]": {
+                "views": ones(2, 0, 5)
+            },
+            r"views\[1\] must have shape \[3, 5\], got \[3, 4\]": {
+                "views": [ones(3, 5), ones(3, 4)]
+            },
+            "temperature must be positive, got 0": {"temperature": 0.0},
+            r"temperature must be a number or a scalar tensor, got shape \[2\]": {
+                "temperature": ones(2)
+            },
+        },
+        TypeError: {
+            r"views\[1\] must be Float like views\[0\], got Half": {
+                "views": [ones(3, 5), ones(3, 5).half()]
+            },
+            r"views\[0\] must be float32, .* got Long": {"views": ones(2, 3, 5).long()},
+            "views must hold tensors, got": {"views": [[1.0, 2.0], [3.0, 4.0]]},
+        },
+    },
     "contrastive_logsumexp": {
         "accepts": {
             "x": ones(2, 3, 5),

@@ -263,10 +263,11 @@ class ContrastiveCpuDriver {
       if (weights.defined()) rows = rows.mul(weights);
       const auto visit = [&](const Tile& b) {
         if (!any_used(a, b)) return;
-        const Tensor products =
-            kept.defined()
-                ? kept.select(0, k).narrow(0, a.first, a.count).narrow(1, b.first, b.count)
-                : in_buffer(a, b);
+        const Tensor products = kept.defined()
+                                    ? kept.select(0, k)
+                                          .narrow(0, a.first, a.count)
+                                          .narrow(1, b.first - in.first_kept_column(), b.count)
+                                    : in_buffer(a, b);
         if (fill || !kept.defined()) {
           multiply(products, rows, y.narrow(0, b.first, b.count).t(), false);
         }

@@ -6,6 +6,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <type_traits>
 
 #include "host/common/chunk_limit.h"
 #include "host/contrastive_logsumexp/inputs.h"
@@ -16,9 +18,10 @@ class ContrastiveCudaDriver {
  public:
   explicit ContrastiveCudaDriver(const ContrastiveInputs& inputs) : in(inputs) {}
 
-  template <typename Stream>
+  // `finish(f)` takes the place of merging the splits' sums.
+  template <typename Stream, typename Finish = std::nullptr_t>
   int forward(const Tensor& inv_norm_x, const Tensor& inv_norm_y, const Tensor& lse,
-              const Tensor& positive, Stream stream) const {
+              const Tensor& positive, Stream stream, const Finish& finish = {}) const {
     if (lse.numel() == 0) return 0;
     const kernels::Contrastive p = params(in.x, in.y, inv_norm_x, inv_norm_y, in.offset);
     MaskedCopies copies(in, p, in.subspaces());
@@ -31,15 +34,21 @@ class ContrastiveCudaDriver {
       error = copies.fill(part, stream);
       if (error != 0) break;
       const std::int64_t at = k * (lse.numel() / in.subspaces());
-      error = kernels::contrastive_forward_cuda(
-          {.p = part,
-           .side = grid.side,
-           .splits = grid.splits,
-           .partial_max = mutable_floats(partial.select(0, -1)),
-           .partial_sum = mutable_floats(partial.select(0, 0)),
-           .lse = mutable_floats(lse) + at,
-           .positive = in.options.has_positive ? mutable_floats(positive) + at : nullptr},
-          stream);
+      const kernels::ContrastiveForward f{
+          .p = part,
+          .side = grid.side,
+          .splits = grid.splits,
+          .partial_max = mutable_floats(partial.select(0, -1)),
+          .partial_sum = mutable_floats(partial.select(0, 0)),
+          .lse = mutable_floats(lse) + at,
+          .positive = in.options.has_positive ? mutable_floats(positive) + at : nullptr};
+      error = kernels::contrastive_forward_cuda(f, stream);
+      if (error != 0) break;
+      if constexpr (std::is_same_v<Finish, std::nullptr_t>) {
+        error = kernels::contrastive_merge_cuda(f, stream);
+      } else {
+        error = finish(f);
+      }
     }
     return error;
   }
@@ -78,8 +87,8 @@ class ContrastiveCudaDriver {
     const auto floats = [](const Tensor& t) {
       return t.defined() ? static_cast<const float*>(t.const_data_ptr()) : nullptr;
     };
-    return {.x = ContrastiveInputs::embedding_rows(x),
-            .y = ContrastiveInputs::embedding_rows(y),
+    return {.x = in.rows_of(x),
+            .y = in.rows_of(y),
             .masks = floats(in.masks),
             .subspaces = in.subspaces(),
             .temperature = in.temperature,
@@ -88,6 +97,10 @@ class ContrastiveCudaDriver {
             .options = in.options,
             .inv_norm_x = floats(inv_norm_x),
             .inv_norm_y = floats(inv_norm_y)};
+  }
+
+  static const float* factor_of(const ContrastiveGradients& grads) {
+    return static_cast<const float*>(const_element(grads.factor));
   }
 
   static float* mutable_floats(const Tensor& t) {
@@ -231,7 +244,8 @@ class ContrastiveCudaDriver {
           .grad_x = grad != nullptr ? grad->mutable_data_ptr() : nullptr,
           .sum = sum.defined() ? mutable_floats(sum) : nullptr,
           .grad_masks = grads.wants_masks ? mutable_floats(sums.masks) : nullptr,
-          .dots = mutable_floats(sums.dots)};
+          .dots = mutable_floats(sums.dots),
+          .factor = factor_of(grads)};
       f.masks = f.b.p.masks;
       error = copies.fill(f.b.p, stream);
       if (error == 0) error = kernels::contrastive_fused_backward_cuda(f, stream);
@@ -318,7 +332,8 @@ class ContrastiveCudaDriver {
                .slices = kSlices,
                .grad_mask =
                    grads.wants_masks ? sums.masks.select(0, k + of).mutable_data_ptr() : nullptr,
-               .dots = sums.dots.mutable_data_ptr()},
+               .dots = sums.dots.mutable_data_ptr(),
+               .factor = factor_of(grads)},
               stream);
         }
         first += in_subspace;

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/stack.h>
 
 #include <array>
+#include <cstddef>
 #include <optional>
 #include <string>
 
@@ -28,6 +30,9 @@ struct ContrastiveInputs {
   bool self;
   kernels::ContrastiveOptions options;
   std::int64_t offset;
+  // Of views that are tensors of their own, how far apart in memory they are, in elements; x then
+  // has the shape of all and the data of the first one.
+  std::optional<std::int64_t> apart;
 
   ContrastiveInputs(const Tensor& x_, const OptionalTensor& y_, const OptionalTensor& masks_,
                     const OptionalTensor& temperature_tensor_,
@@ -71,6 +76,14 @@ struct ContrastiveInputs {
                       ", with exclude_self=True or within_views=False, got ", y.size(0));
   }
 
+  // Self-contrast of views [N, D] that have one shape and dtype, as if they were stacked.
+  ContrastiveInputs(at::TensorList views, const OptionalTensor& temperature_tensor,
+                    const ContrastiveArguments& arguments)
+      : ContrastiveInputs(in_one(views), std::nullopt, std::nullopt, temperature_tensor,
+                          arguments) {
+    apart = distance(views);
+  }
+
   std::int64_t x_views() const { return x.size(0); }
   std::int64_t y_views() const { return y.size(0); }
   std::int64_t rows() const { return x.size(1); }
@@ -86,10 +99,14 @@ struct ContrastiveInputs {
   // power of two they would share cache sets.
   static constexpr std::int64_t kKeptProducts = 1 << 20, kPadding = 16;
   at::DimVector kept_shape(bool keep) const {
-    const std::int64_t height = x.size(0) * x.size(1), width = y.size(0) * y.size(1) + kPadding;
+    const std::int64_t height = x.size(0) * x.size(1) - first_kept_column();
+    const std::int64_t width = y.size(0) * y.size(1) - first_kept_column() + kPadding;
     if (!keep || on_gpu(x) || subspaces() * height * width > kKeptProducts) return {0};
     return {subspaces(), height, width};
   }
+
+  // In self-contrast without the blocks (i, i) those of the last rows and first columns are none.
+  std::int64_t first_kept_column() const { return self && !options.within_views ? rows() : 0; }
 
   // The forward's products, dense; undefined if it did not keep them.
   Tensor kept(const Tensor& products) const {
@@ -105,7 +122,7 @@ struct ContrastiveInputs {
   // 1 / norm of every row of z in every subspace, [K, V, N].
   Tensor inverse_norms(const Tensor& z) const {
     Tensor inv_norm = new_empty({subspaces(), z.size(0), z.size(1)});
-    const kernels::InverseNorms p{.z = embedding_rows(z),
+    const kernels::InverseNorms p{.z = rows_of(z),
                                   .masks = const_element(masks),
                                   .subspaces = subspaces(),
                                   .inv_norm = inv_norm.mutable_data_ptr()};
@@ -119,6 +136,13 @@ struct ContrastiveInputs {
     return inv_norm;
   }
 
+  // Those of x, of y, or of another tensor.
+  kernels::EmbeddingRows rows_of(const Tensor& z) const {
+    kernels::EmbeddingRows rows = embedding_rows(z);
+    if (apart && z.is_same(x)) rows.view_stride = *apart;
+    return rows;
+  }
+
   static kernels::EmbeddingRows embedding_rows(const Tensor& z) {
     return {.dtype = dtype_of(z, "z"),
             .data = z.const_data_ptr(),
@@ -130,6 +154,35 @@ struct ContrastiveInputs {
   }
 
  private:
+  // The distance of the views in memory, if kernels can reach them by it: they are equally far
+  // apart, as any two are. A CPU's vendor library, and that of a GPU for wide embeddings, takes
+  // stacked views.
+  static std::optional<std::int64_t> distance(at::TensorList views) {
+    const Tensor& first = views.front();
+    if (!uses_cuda_kernels(first) ||
+        first.size(1) > kernels::most_fused_dims(dtype_of(first, "views[0]"))) {
+      return std::nullopt;
+    }
+    const auto address = [](const Tensor& view) {
+      return reinterpret_cast<std::intptr_t>(view.const_data_ptr());
+    };
+    const std::int64_t step = address(views[1]) - address(first);
+    if (step % first.element_size() != 0) return std::nullopt;
+    for (std::size_t i = 1; i < views.size(); ++i) {
+      if (views[i].strides() != first.strides() ||
+          address(views[i]) - address(views[i - 1]) != step) {
+        return std::nullopt;
+      }
+    }
+    return first.stride(1) == 1 ? std::optional(step / first.element_size()) : std::nullopt;
+  }
+
+  static Tensor in_one(at::TensorList views) {
+    const auto count = static_cast<std::int64_t>(views.size());
+    if (!distance(views)) return at::stack(views);
+    return views.front().unsqueeze(0).expand({count, -1, -1});
+  }
+
   void check_temperature(const OptionalTensor& tensor) {
     if (tensor) {
       TORCH_CHECK_VALUE(tensor->dim() == 0, "temperature must be a number or a scalar tensor, got ",
@@ -180,6 +233,7 @@ struct ContrastiveAnchors {
 // The results of the backward; those that are not wanted are empty.
 struct ContrastiveGradients {
   Tensor x, y, masks, temperature;
+  Tensor factor;  // of all of them, a scalar that only CUDA kernels read; undefined: 1
   bool wants_x, wants_y, wants_masks, wants_temperature;
 
   ContrastiveGradients(const ContrastiveInputs& in, std::array<bool, 4> wanted)

@@ -11,7 +11,7 @@ namespace {
 struct CrossCorrelationInputs {
   Tensor a, b;
   std::int64_t rows, dim;
-  bool gram, keep;
+  bool gram, keep, small;
   double divisor, eps;
 
   CrossCorrelationInputs(const Tensor& a_, const Tensor& b_, std::string_view variant) {
@@ -30,6 +30,8 @@ struct CrossCorrelationInputs {
     eps = official ? 1e-5 : 0;
     gram = prefers_gram(rows, dim, 1);
     keep = 2 * a.numel() <= kKeptElements;
+    static_assert(2 * kernels::kSmallElements <= kKeptElements);
+    small = uses_cuda_kernels(a) && !gram && kernels::is_small(rows, dim);
   }
 
   Tensor new_empty(at::IntArrayRef shape) const {
@@ -88,8 +90,9 @@ struct CrossCorrelationInputs {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correlation_penalty(
-    const Tensor& a, const Tensor& b, double lambda, std::string_view variant) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+cross_correlation_penalty(const Tensor& a, const Tensor& b, double lambda,
+                          std::string_view variant) {
   const PlainTensors plain;
   const CrossCorrelationInputs in(a, b, variant);
   const auto N = in.rows, D = in.dim;
@@ -98,6 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
   Tensor sum_squares = in.new_empty({2, D});
   Tensor product = in.gram ? in.new_product({2, N, N}) : in.new_product({1, D, D});
   Tensor row_sums = in.new_empty({in.gram ? N : D});
+  Tensor column_sums = in.new_empty({in.small ? D : 0});
   Tensor standard = in.new_product({in.keep ? 2 : 0, N, D});
 
   const Chunks chunks = in.chunks();
@@ -111,6 +115,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
                   .eps = in.eps,
                   .tile = element(whole)},
                  in.a);
+  if (in.small) {
+    add_product(product, standard.narrow(0, 0, 1).transpose(1, 2), standard.narrow(0, 1, 1), true);
+    Tensor matrices = in.new_product({2, D, D});
+    const kernels::CrossCorrelationSmall p{.shape = in.shape(lambda, product, dots, row_sums),
+                                           .tile = standard.const_data_ptr(),
+                                           .dots = dots.mutable_data_ptr(),
+                                           .row_sums = row_sums.mutable_data_ptr(),
+                                           .column_sums = column_sums.mutable_data_ptr(),
+                                           .matrices = matrices.mutable_data_ptr(),
+                                           .penalty = penalty.mutable_data_ptr()};
+    run_on(
+        in.a, [] {}, [&](auto stream) { return kernels::cross_correlation_small_cuda(p, stream); });
+    return {penalty, mean, scale, matrices, dots, row_sums, column_sums, standard};
+  }
   chunks.each([&](std::int64_t first, std::int64_t count) {
     const Tensor tile = whole.defined() ? whole : in.tile(mean, scale, first, count);
     const Tensor a_tile = tile.narrow(0, 0, 1), b_tile = tile.narrow(0, 1, 1);
@@ -148,13 +166,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cross_correla
         kernels::cross_correlation_finish_cpu(p, 0, 1);
       },
       [&](auto stream) { return kernels::cross_correlation_penalty_cuda(p, stream); });
-  return {penalty, mean, scale, product, dots, row_sums, standard};
+  return {penalty, mean, scale, product, dots, row_sums, column_sums, standard};
 }
 
 std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
     const Tensor& grad_penalty, const Tensor& a, const Tensor& b, const Tensor& mean_,
     const Tensor& scale_, const Tensor& product_, const Tensor& dots_, const Tensor& row_sums_,
-    const Tensor& standard_, double lambda, std::string_view variant, std::array<bool, 2> wanted) {
+    const Tensor& column_sums_, const Tensor& standard_, double lambda, std::string_view variant,
+    std::array<bool, 2> wanted) {
   const PlainTensors plain;
   const CrossCorrelationInputs in(a, b, variant);
   const auto N = in.rows, D = in.dim;
@@ -164,20 +183,24 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
   const Tensor mean = mean_.contiguous(), scale = scale_.contiguous();
   const Tensor product = product_.contiguous(), dots = dots_.contiguous();
   const Tensor row_sums = row_sums_.contiguous(), standard = standard_.contiguous();
+  const Tensor column_sums = column_sums_.contiguous();
   const auto new_grad = [&](bool want) {
     return want ? new_result(in.a, {N, D}) : in.a.new_empty({0});
   };
   Tensor grad_a = new_grad(wanted[0]), grad_b = new_grad(wanted[1]);
   if (!wanted[0] && !wanted[1]) return {grad_a, grad_b};
-  Tensor projections = in.gram ? in.new_empty({2, D}) : in.new_empty({D});
-  Tensor matrix = in.gram ? Tensor() : in.new_product({1, D, D});
+  const Tensor projections = in.gram    ? in.new_empty({2, D})
+                             : in.small ? column_sums
+                                        : in.new_empty({D});
+  const Tensor matrix = in.gram || in.small ? Tensor() : in.new_product({1, D, D});
 
   kernels::CrossCorrelationPenaltyBackward p{
       .shape = in.shape(lambda, product, dots, row_sums),
+      .small = in.small,
       .grad_penalty = grad_penalty.const_data_ptr(),
       .scale = scale.const_data_ptr(),
       .projections = projections.const_data_ptr(),
-      .matrix = in.gram ? nullptr : matrix.mutable_data_ptr(),
+      .matrix = element(matrix),
       .first_row = 0,
       .tile_rows = N,
       .first_dim = 0,
@@ -188,7 +211,7 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
       .grad_a = wanted[0] ? grad_a.mutable_data_ptr() : nullptr,
       .grad_b = wanted[1] ? grad_b.mutable_data_ptr() : nullptr,
   };
-  if (!in.gram) {
+  if (matrix.defined()) {
     if (wanted[1]) {
       column_dots({.dtype = p.shape.dtype,
                    .x = p.shape.product,
@@ -230,6 +253,8 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
                   in.a);
       p.first_dim = first;
       p.dims = count;
+    } else if (in.small) {
+      add_product(product_grad, tile, product, true);
     } else {
       if (wanted[0]) {
         add_product(product_grad.narrow(0, 0, 1), tile.narrow(0, 1, 1), matrix.transpose(1, 2),

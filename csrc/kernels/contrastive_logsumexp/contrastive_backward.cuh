@@ -385,8 +385,10 @@ __global__ void __launch_bounds__(kFinishThreads, 4)
         }
         dot *= scale;
       }
-      dots += dot;
-      const float projection = row_projection(scale, dot);
+      const float factor = factor_of(f.factor);  // here, where it takes a register for few lines
+      const float projection = row_projection(scale, dot) * factor;
+      dots += dot * factor;
+      scale *= factor;
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const int d = c * 128 + lane * 4;

@@ -7,31 +7,10 @@
 // the mirror image. The squares beside each other are the splits.
 #pragma once
 
+#include "kernels/contrastive_logsumexp/contrastive_sums.cuh"
 #include "kernels/contrastive_logsumexp/contrastive_tiles.cuh"
 
 namespace mast_ext::kernels::contrastive {
-
-// The state of an online log-sum-exp: the running maximum, and the sum of 2^(s - max). With the
-// fixed shift, `max` is that shift and never changes.
-struct ShiftedSum {
-  float max = -INFINITY, sum = 0;
-
-  // What to subtract from s: the maximum of an empty sum is -inf.
-  __device__ __forceinline__ float shift() const { return max == -INFINITY ? 0.0f : max; }
-
-  __device__ __forceinline__ void raise(float to) {
-    if (!(to > max)) return;
-    sum *= exp2_fast(max - to);
-    max = to;
-  }
-  __device__ __forceinline__ void add(ShiftedSum other) {
-    const float top = fmaxf(max, other.max);
-    raise(top);
-    other.raise(top);
-    sum += other.sum;
-  }
-  __device__ __forceinline__ float log() const { return (log2f(sum) + shift()) * kLn2; }
-};
 
 // Adds the entries of a tile to the sums of its rows and, if kMirrored, of its columns; overwrites
 // the products. kWhole: all entries exist and none is left out.
@@ -307,23 +286,7 @@ inline constexpr int kMergeThreads = 256;
 __global__ void __launch_bounds__(kMergeThreads)
     merge_splits(ContrastiveForward f, std::int64_t count) {
   const std::int64_t at = std::int64_t{blockIdx.x} * kMergeThreads + threadIdx.x;
-  if (at >= count) return;
-  const std::int64_t block = at / f.p.x.rows, i = block / f.p.y.views % f.p.x.views;
-  if (f.side > 0 && f.p.options.leaves_out(i, block % f.p.y.views)) {  // there are no sums
-    f.lse[at] = -INFINITY;
-    if (f.positive != nullptr) f.positive[at] = 0;
-    return;
-  }
-  const Temperature t(f.p);
-  ShiftedSum total;
-#pragma unroll 4
-  for (std::int64_t split = 0; split < f.splits; ++split) {
-    ShiftedSum part;
-    part.max = t.fixed_shift ? t.scale : f.partial_max[split * count + at];
-    part.sum = f.partial_sum[split * count + at];
-    total.add(part);
-  }
-  f.lse[at] = total.log();
+  if (at < count) merge(f, Temperature(f.p), count, at);
 }
 
 }  // namespace mast_ext::kernels::contrastive

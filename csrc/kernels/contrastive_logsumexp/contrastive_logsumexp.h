@@ -71,6 +71,7 @@ struct ContrastiveRows {
   std::int64_t slices;   // the rows are divided into slices, which have their own sums over rows
   void* grad_mask;       // [slices, D]  sum of m x (G - h x), added to, or null
   void* dots;            // [slices]  sum of dot, added to
+  const float* factor = nullptr;  // CUDA: scalar that multiplies the gradients and dots, or null: 1
 };
 
 // Rows [begin, end) of V * N.
@@ -192,6 +193,9 @@ struct ContrastiveForward {
 };
 inline constexpr std::int64_t kSquareRows = 128;
 
+// Whether lse is yet to be merged from several sums.
+MAST_EXT_HD bool has_splits(const ContrastiveForward& f) { return f.side > 0 || f.splits > 1; }
+
 // The tensors of `row` are [K, Vx, Vy, N], those of `column` [K, Vy, Vx, M].
 struct ContrastiveBackward {
   Contrastive p;
@@ -224,10 +228,11 @@ struct ContrastiveFusedBackward {
   EmbeddingRows z;                             // x, without masks applied
   const float* masks;                          // [K, D] of b's subspaces, or null
   float* partial;                              // [plan.partial] work space
-  void* grad_x;       // [Vx, N, D] in x's dtype, or null; written after the last subspace
-  float* sum;         // [Vx, N, D] work space, for 16-bit grad_x in several launches only
-  float* grad_masks;  // [plan.slices, all K, D], or null; those of b's subspaces are written
-  float* dots;        // [plan.slices], written in the first subspace, then added to
+  void* grad_x;         // [Vx, N, D] in x's dtype, or null; written after the last subspace
+  float* sum;           // [Vx, N, D] work space, for 16-bit grad_x in several launches only
+  float* grad_masks;    // [plan.slices, all K, D], or null; those of b's subspaces are written
+  float* dots;          // [plan.slices], written in the first subspace, then added to
+  const float* factor;  // scalar that multiplies all of these, or null: 1
 };
 
 // For wider embeddings: W rx ry of rows [first, first + count) of `views` views from `view` on, and
@@ -250,8 +255,10 @@ inline std::int64_t most_fused_dims(DType dtype) {
   return dtype == DType::kFloat32 ? kMostFusedFloats : kMostFusedDims;
 }
 
-// Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
+// Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted. lse
+// is there after contrastive_merge_cuda().
 [[gnu::weak]] int contrastive_forward_cuda(const ContrastiveForward& p, CUstream_st* stream);
+[[gnu::weak]] int contrastive_merge_cuda(const ContrastiveForward& p, CUstream_st* stream);
 [[gnu::weak]] int contrastive_fused_backward_cuda(const ContrastiveFusedBackward& p,
                                                   CUstream_st* stream);
 [[gnu::weak]] int contrastive_weights_cuda(const ContrastiveWeights& p, CUstream_st* stream);

@@ -62,7 +62,7 @@ int contrastive_forward_cuda(const ContrastiveForward& f, cudaStream_t stream) {
   const Contrastive& p = f.p;
   const std::int64_t results = p.subspaces * p.x.views * p.y.views * p.x.rows;
   if (results == 0) return cudaSuccess;
-  const cudaError_t error = visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
+  return visit_product_dtype(p.x.dtype, [&]<typename T, typename>() {
     using Tile = ProductTile<T>;
     const int shared_bytes = Tile::shared_bytes(p.x.dim);
     if (f.side > 0) {
@@ -75,7 +75,11 @@ int contrastive_forward_cuda(const ContrastiveForward& f, cudaStream_t stream) {
     return launch_shared(forward_tiles<T, false>, blocks(grid, 1), kTileThreads, shared_bytes,
                          stream, f);
   });
-  if (error != cudaSuccess || (f.side == 0 && f.splits == 1)) return error;
+}
+
+int contrastive_merge_cuda(const ContrastiveForward& f, cudaStream_t stream) {
+  const std::int64_t results = f.p.subspaces * f.p.x.views * f.p.y.views * f.p.x.rows;
+  if (results == 0 || !has_splits(f)) return cudaSuccess;
   return launch(merge_splits, blocks(results, kMergeThreads), kMergeThreads, stream, f, results);
 }
 

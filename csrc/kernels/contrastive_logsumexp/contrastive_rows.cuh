@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
   const bool aligned =
       is_aligned(static_cast<const T*>(p.z.data), p.z.row_stride, dim) && p.z.view_stride % 8 == 0;
   const bool aligned_dense = dim % 8 == 0;  // rows of the products and of grad
+  const float factor = factor_of(p.factor);
   const std::int64_t begin = p.count * blockIdx.x / p.slices;
   const std::int64_t end = p.count * (blockIdx.x + std::int64_t{1}) / p.slices;
   float dots = 0;
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
           }
         }
       }
-      dot = group_sum<kWarpSize>(dot);
+      dot = group_sum<kWarpSize>(dot) * factor;
       if (lane != 0) continue;
       projection[row] = row_projection(inv_norm[p.first + first + row], dot);
       dots += dot;
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
           if (row >= rows) break;
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            value[i][e] -= projection[row] * z[i][e];
+            value[i][e] = value[i][e] * factor - projection[row] * z[i][e];
             grad_weight[e] += z[i][e] * value[i][e];
             sums[i][e] += w[e] * value[i][e];
           }

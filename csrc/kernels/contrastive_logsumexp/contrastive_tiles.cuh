@@ -233,6 +233,11 @@ __device__ __forceinline__ float sums_weight(float value, float scale, float col
   return column_scale == 0 ? 0.0f : row.factor * exp(row.lse) + column.factor * exp(column.lse);
 }
 
+// What multiplies the gradients.
+__device__ __forceinline__ float factor_of(const float* factor) {
+  return factor == nullptr ? 1.0f : *factor;
+}
+
 // h of a row: G - h x is G without its component along x.
 __device__ __forceinline__ float row_projection(float inv_norm, float dot) {
   return inv_norm >= static_cast<float>(1 / kSmallestNorm) ? 0.0f : inv_norm * inv_norm * dot;

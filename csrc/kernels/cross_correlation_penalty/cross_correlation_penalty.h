@@ -8,6 +8,9 @@
 //   direct  P = A^T B           [D, D], whose diagonal is left out
 //   Gram    P = (B B^T, A A^T)  [2, N, N], in this order because the gradients take P_0 A and P_1 B
 //
+// Of small batches in the direct form, a GPU makes all that the forward needs of P in one launch,
+// and H, the matrix of the gradients, as well.
+//
 // C_dd is summed separately: late in training it is close to 1, and a product rounded to 16 bits
 // would leave little of the difference.
 //
@@ -40,8 +43,24 @@ struct CrossCorrelationPenalty {
   void* penalty;  // scalar
 };
 
+// The direct form of small batches, on CUDA.
+struct CrossCorrelationSmall {
+  CrossCorrelationShape shape;
+  const void* tile;   // (A, B) [2, N, D] in dtype
+  void* dots;         // shape.dots
+  void* row_sums;     // shape.row_sums
+  void* column_sums;  // [D]  N^2 sum_{d != e} C_de^2
+  void* matrices;     // (H, H^T) [2, D, D] in dtype, for a gradient of 1
+  void* penalty;      // scalar
+};
+inline constexpr std::int64_t kSmallDim = 128, kSmallElements = 1 << 16;
+inline bool is_small(std::int64_t rows, std::int64_t dim) {
+  return dim <= kSmallDim && rows * dim <= kSmallElements;
+}
+
 struct CrossCorrelationPenaltyBackward {
   CrossCorrelationShape shape;
+  bool small;                // product_grad is (A H, B H^T), for a gradient of 1
   const void* grad_penalty;  // scalar
   const void* scale;         // [2, D]  1 / deviation
   // For projection(): direct [D]  N^2 sum_{d != e} C_de^2;  Gram [2, D]  sum_n tile * product_grad
@@ -73,6 +92,7 @@ void cross_correlation_combine_cpu(const CrossCorrelationPenaltyBackward& p, std
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted.
 [[gnu::weak]] int cross_correlation_penalty_cuda(const CrossCorrelationPenalty& p,
                                                  CUstream_st* stream);
+[[gnu::weak]] int cross_correlation_small_cuda(const CrossCorrelationSmall& p, CUstream_st* stream);
 [[gnu::weak]] int cross_correlation_matrix_cuda(const CrossCorrelationPenaltyBackward& p,
                                                 CUstream_st* stream);
 [[gnu::weak]] int cross_correlation_combine_cuda(const CrossCorrelationPenaltyBackward& p,

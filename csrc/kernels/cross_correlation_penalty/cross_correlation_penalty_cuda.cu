@@ -1,7 +1,8 @@
-// Forward: a thread block per row of the product, then a single one for the scalar. Backward: a
-// thread per packet of columns walks a few rows, those of both views together. There are no atomic
-// additions: every result has a fixed order of summation.
+// Forward: a thread block per row of the product, then a single one for the scalar; of a small
+// batch a single one for all. Backward: a thread per packet of columns walks a few rows, those of
+// both views together. There are no atomic additions: every result has a fixed order of summation.
 #include "kernels/common/dtype_cuda.cuh"
+#include "kernels/common/mma.cuh"
 #include "kernels/common/packet_grid.cuh"
 #include "kernels/common/packets.cuh"
 #include "kernels/common/reductions.cuh"
@@ -55,6 +56,81 @@ __global__ void __launch_bounds__(kFinishThreads) finish(CrossCorrelationPenalty
   pairs = block_sum<kFinishThreads>(pairs);
   if (threadIdx.x == 0) {
     *static_cast<float*>(p.penalty) = static_cast<float>(diagonal + s.lambda * pairs);
+  }
+}
+
+// The product stands in shared memory, with rows of kSmallStride, so that reading it by rows and by
+// columns meets no bank twice. A thread has a column and every kLanes-th row, for the sums over its
+// row of the product every kLanes-th column.
+constexpr int kSmallSide = static_cast<int>(kSmallDim), kSmallStride = kSmallSide + 1;
+constexpr int kSmallBytes = kSmallSide * kSmallStride * static_cast<int>(sizeof(float));
+
+template <typename P>
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_small(DynamicShared<kSmallBytes>, CrossCorrelationSmall p) {
+  constexpr int kLanes = kFinishThreads / kSmallSide;
+  static_assert(kFinishThreads % kSmallSide == 0 && kSmallSide % 32 == 0);
+  __shared__ float partial[3][kLanes][kSmallSide], dots[kSmallSide];
+  const CrossCorrelationShape& s = p.shape;
+  auto* const product = reinterpret_cast<float*>(dynamic_shared_memory());
+  const auto thread = static_cast<int>(threadIdx.x), dim = static_cast<int>(s.dim);
+  const int column = thread % kSmallSide, lane = thread / kSmallSide;
+  const auto* const a = static_cast<const P*>(p.tile);
+  const P* const b = a + s.rows * dim;
+#pragma unroll 4
+  for (int at = thread; at < dim * dim; at += kFinishThreads) {
+    const int d = at / dim, e = at % dim;
+    product[d * kSmallStride + e] =
+        d == e ? 0.0f : static_cast<float>(static_cast<const P*>(s.product)[at]);
+  }
+  __syncthreads();
+  if (column < dim) {
+    float dot = 0, of_row = 0, of_column = 0;
+#pragma unroll 8
+    for (int at = lane * dim + column; at < s.rows * dim; at += kLanes * dim) {
+      dot += static_cast<float>(a[at]) * static_cast<float>(b[at]);
+    }
+#pragma unroll 4
+    for (int other = lane; other < dim; other += kLanes) {
+      const float right = product[column * kSmallStride + other];
+      const float below = product[other * kSmallStride + column];
+      of_row += right * right;
+      of_column += below * below;
+    }
+    partial[0][lane][column] = dot;
+    partial[1][lane][column] = of_row;
+    partial[2][lane][column] = of_column;
+  }
+  __syncthreads();
+  double diagonal = 0, pairs = 0;
+  if (thread < dim) {
+    float sums[3] = {};
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+#pragma unroll
+      for (int from = 0; from < kLanes; ++from) sums[i] += partial[i][from][thread];
+    }
+    dots[thread] = static_cast<float*>(p.dots)[thread] = sums[0];
+    static_cast<float*>(p.row_sums)[thread] = sums[1];
+    static_cast<float*>(p.column_sums)[thread] = sums[2];
+    const double c = math::correlation<double>(s, sums[0]);
+    diagonal = (c - 1) * (c - 1);
+    pairs = sums[1] / (static_cast<double>(s.rows) * static_cast<double>(s.rows));
+  }
+  diagonal = block_sum<kFinishThreads>(diagonal);
+  pairs = block_sum<kFinishThreads>(pairs);
+  if (thread == 0) {
+    *static_cast<float*>(p.penalty) = static_cast<float>(diagonal + s.lambda * pairs);
+  }
+  auto* const matrix = static_cast<P*>(p.matrices);
+  P* const transposed = matrix + dim * dim;
+  const float factor = math::matrix_factor(s, 1.0f);
+#pragma unroll 4
+  for (int at = thread; at < dim * dim; at += kFinishThreads) {
+    const int d = at / dim, e = at % dim;
+    const float own = math::matrix_diagonal(s, 1.0f, dots[d]);  // where d = e
+    matrix[at] = static_cast<P>(d == e ? own : factor * product[d * kSmallStride + e]);
+    transposed[at] = static_cast<P>(d == e ? own : factor * product[e * kSmallStride + d]);
   }
 }
 
@@ -127,7 +203,9 @@ __global__ void __launch_bounds__(kPacketThreads, 4)
 #pragma unroll
       for (int v = 0; v < 2; ++v) {
         views[v][r].load(tile + v * per_view + n * p.dims);
-        if (grads[v] != nullptr) product_grads[v][r].load(product_grad + v * per_view + n * p.dims);
+        const int at = p.small ? 1 - v : v;
+        if (grads[v] != nullptr)
+          product_grads[v][r].load(product_grad + at * per_view + n * p.dims);
       }
     }
 #pragma unroll
@@ -159,6 +237,13 @@ int cross_correlation_penalty_cuda(const CrossCorrelationPenalty& p, cudaStream_
   });
   if (error != cudaSuccess) return error;
   return launch(finish, 1, kFinishThreads, stream, p);
+}
+
+int cross_correlation_small_cuda(const CrossCorrelationSmall& p, cudaStream_t stream) {
+  if (p.shape.gram || !is_small(p.shape.rows, p.shape.dim)) return cudaErrorInvalidValue;
+  return visit_product_dtype(p.shape.dtype, [&]<typename T, typename P>() {
+    return launch_shared(finish_small<P>, 1, kFinishThreads, kSmallBytes, stream, p);
+  });
 }
 
 int cross_correlation_matrix_cuda(const CrossCorrelationPenaltyBackward& p, cudaStream_t stream) {

@@ -15,11 +15,12 @@ MAST_EXT_HD A correlation(const CrossCorrelationShape& p, A dot) {
 
 // The gradient of a standardized view, at (n, d), is
 //   product_grad_scale * product_grad_nd + other_factor_d * other_nd
-// In the direct form product_grad is already the whole gradient.
+// In the direct form product_grad is already the whole gradient, of a small batch for a gradient
+// of 1.
 template <typename A>
 MAST_EXT_HD A product_grad_scale(const CrossCorrelationPenaltyBackward& p, A grad) {
   const CrossCorrelationShape& s = p.shape;
-  if (!s.gram) return A{1};
+  if (!s.gram) return p.small ? grad : A{1};
   const A rows = static_cast<A>(s.rows);
   return grad * 2 * static_cast<A>(s.lambda) / (rows * rows);
 }

@@ -2,8 +2,8 @@
 
 A loss of two views needs, per anchor, one sum over the rows of both. The blocks are summed already,
 so that every pair of any number of views follows without another pass over the similarities: by
-`mast_ext.functional.view_pair_cross_entropy` where a pair's rows are all there is, in plain torch
-otherwise.
+`mast_ext.functional.contrastive_loss` for a mean in one process, by `view_pair_cross_entropy` where
+a pair's rows are all there is, in plain torch otherwise.
 """
 
 from typing import Literal
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.distributed import require_distributed
+from mast_ext.distributed import require_distributed, world_size
 from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.common.inputs import (
     Negatives,
     Reduction,
+    in_one_dtype,
     require_alike,
     require_images,
     require_option,
@@ -69,6 +70,7 @@ class ViewPairLoss(nn.Module):
     """Base of the losses whose anchors and positives are all pairs of views of an image."""
 
     decoupled = False  # the positive is not in its own denominator
+    plain = True  # the mean is `functional.contrastive_loss`: blocks and terms are those below
     view_name = "out"  # of the arguments of `forward`, for errors
 
     def __init__(
@@ -103,8 +105,15 @@ class ViewPairLoss(nn.Module):
         """
         views = (out0, out1, *views)
         require_alike(**{f"{self.view_name}{i}": view for i, view in enumerate(views)})
+        mean = self.reduction == "mean"
+        if mean and self.plain and self.negatives == "pairs" and not self._many():
+            require_images(len(out0), f"{self.view_name}0")
+            self._require_negatives(len(out0))
+            return functional.contrastive_loss(
+                in_one_dtype(*views), temperature=self.temperature, decoupled=self.decoupled
+            )
         lse, positive = self._blocks(torch.stack(views))
-        if self.reduction == "mean":
+        if mean:
             require_images(lse.shape[-1], f"{self.view_name}0")
             return self._pairs(lse, positive, "mean")
         per_image = mean_over_pairs(self._pairs(lse, positive, "none"))
@@ -143,12 +152,19 @@ class ViewPairLoss(nn.Module):
 
     def _blocks(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """``lse`` without positives and weighted ``positive``, ``[V, V, B]``."""
+        self._require_negatives(views.shape[1] * (world_size() if self._many() else 1))
         lse, positive = contrast_views(
             views,
             temperature=self.temperature,
             gather=self.gather_distributed,
         )
         return lse.squeeze(0), self._weighted(positive.squeeze(0), views)
+
+    def _many(self) -> bool:
+        return self.gather_distributed and world_size() > 1
+
+    def _require_negatives(self, images: int) -> None:
+        """Refuses fewer images than a loss takes, of all processes."""
 
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:
         return positive
