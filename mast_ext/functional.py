@@ -9,6 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mast_ext import ops
+from mast_ext.checks import (
+    as_integer,
+    as_number,
+    explains_types,
+    require_integer,
+    require_number,
+    require_numbers,
+    require_one_device,
+    require_positive,
+)
 from mast_ext.compiling import changes_between_calls
 
 Interval = Literal["half", "symmetric"]
@@ -50,6 +60,7 @@ __all__ = [
 MOST_TOGETHER = 2**16
 
 
+@explains_types
 def subspace_similarity(
     x: Tensor,
     y: Tensor | None = None,
@@ -88,9 +99,10 @@ def subspace_similarity(
             is not waited for, and a mask's sign has no effect there), or ``eps`` is not positive.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
-    return ops.subspace_similarity.op(x, y, masks, metric, eps)[0]
+    return ops.subspace_similarity.op(x, y, masks, metric, as_number("eps", eps))[0]
 
 
+@explains_types
 def subspace_nll(
     x: Tensor,
     log_var_x: Tensor,
@@ -136,6 +148,7 @@ def subspace_nll(
     return ops.subspace_nll.op(x, log_var_x, y, log_var_y, masks, variance)[0]
 
 
+@explains_types
 def contrastive_logsumexp(
     x: Tensor,
     y: Tensor | None = None,
@@ -206,7 +219,7 @@ def contrastive_logsumexp(
         y,
         masks,
         *_tensor_and_number(temperature, x),
-        offset,
+        None if offset is None else as_integer("offset", offset),
         exclude_self,
         exclude_positive,
         within_views,
@@ -216,10 +229,12 @@ def contrastive_logsumexp(
 
 def _tensor_and_number(temperature: float | Tensor, x: Tensor) -> tuple[Tensor | None, float]:
     """The two arguments that the operators take in its place."""
-    if not isinstance(temperature, Tensor) and changes_between_calls(temperature):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        temperature = x.new_ones((), dtype=dtype) * temperature
-    return (temperature, 0.0) if isinstance(temperature, Tensor) else (None, temperature)
+    if isinstance(temperature, Tensor):
+        return temperature, 0.0
+    temperature = as_number("temperature", temperature)
+    if changes_between_calls(temperature):
+        return _as_scalar("temperature", temperature, x), 0.0
+    return None, temperature
 
 
 def _wants_gradient(*arguments: object) -> bool:
@@ -228,6 +243,7 @@ def _wants_gradient(*arguments: object) -> bool:
     )
 
 
+@explains_types
 def contrastive_loss(
     views: Tensor | Sequence[Tensor],
     *,
@@ -273,8 +289,8 @@ def contrastive_loss(
     if isinstance(views, Tensor) and views.ndim != 3:
         raise ValueError(f"views must have shape [V, N, D], got {list(views.shape)}")
     several = list(views)
-    for view in several:
-        _require_tensors(views=view)
+    if not all(isinstance(view, Tensor) for view in several):
+        raise TypeError(f"views must hold tensors, got {[type(view).__name__ for view in several]}")
     if len(several) < 2:
         raise ValueError(f"views must be 2 or more, got {len(several)}")
     return ops.contrastive_loss.op(
@@ -287,6 +303,7 @@ def contrastive_loss(
     )[0]
 
 
+@explains_types
 def view_pair_cross_entropy(
     lse: Tensor,
     positive: Tensor,
@@ -328,6 +345,7 @@ def view_pair_cross_entropy(
     return ops.view_pair_cross_entropy.op(lse, positive, decoupled, reduction)
 
 
+@explains_types
 def sigmoid_contrast(
     x: Tensor,
     y: Tensor,
@@ -374,20 +392,22 @@ def sigmoid_contrast(
         ValueError: A shape or device does not fit, or ``offset`` leads out of the columns.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
-    _require_tensors(x=x)
-    scale, bias = _as_scalar(scale, x), _as_scalar(bias, x)
+    scale, bias = _as_scalar("scale", scale, x), _as_scalar("bias", bias, x)
+    offset = None if offset is None else as_integer("offset", offset)
     if weights is None:
         return ops.sigmoid_contrast.op(x, y, scale, bias, offset)
     return ops.sigmoid_contrast.weighted_op(x, y, scale, bias, weights, offset)
 
 
-def _as_scalar(number: float | Tensor, like: Tensor) -> Tensor:
+def _as_scalar(name: str, number: float | Tensor, like: Tensor) -> Tensor:
     """A tensor of the dtype of sums; made by a product, which compilers keep variable."""
     if isinstance(number, Tensor):
         return number
+    number = require_number(name, number)
     return like.new_ones((), dtype=torch.promote_types(like.dtype, torch.float32)) * number
 
 
+@explains_types
 def variance_covariance(
     z: Tensor, masks: Tensor | None = None, *, eps: float = 1e-4
 ) -> tuple[Tensor, Tensor]:
@@ -420,9 +440,10 @@ def variance_covariance(
             CPU only), or ``eps`` is negative.
         TypeError: A dtype is not supported.
     """
-    return ops.variance_covariance.op(z, masks, eps)[:2]
+    return ops.variance_covariance.op(z, masks, as_number("eps", eps))[:2]
 
 
+@explains_types
 def cross_correlation_penalty(
     a: Tensor, b: Tensor, *, lambda_: float, variant: Literal["official", "paper"] = "official"
 ) -> Tensor:
@@ -452,11 +473,13 @@ def cross_correlation_penalty(
         ValueError: A shape or device does not fit, ``N < 2``, or ``variant`` is unknown.
         TypeError: A dtype is not supported or differs from that of ``a``.
     """
+    lambda_ = require_number("lambda_", lambda_)
     if changes_between_calls(lambda_):
         return ops.scheduled.cross_correlation_penalty(a, b, _as_input(lambda_), variant)[0]
     return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]
 
 
+@explains_types
 def grouped_squared_difference(
     x: Tensor, y: Tensor, group: Tensor, groups: int, *, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -488,9 +511,11 @@ def grouped_squared_difference(
             CPU) ``group`` is not below it.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
+    groups = as_integer("groups", groups)
     return ops.grouped_squared_difference.op(x, y, group, groups, weight, None)[:2]
 
 
+@explains_types
 def grouped_squared_difference_with_residual(
     x: Tensor,
     y: Tensor,
@@ -531,6 +556,7 @@ def grouped_squared_difference_with_residual(
     return op(x, y, group, groups, weight, dimension_weights)
 
 
+@explains_types
 def grouped_means(group_weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
     r"""Every dimension's weighted mean, of sums over groups of pairs and of their counts.
 
@@ -558,6 +584,7 @@ def grouped_means(group_weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor
     return ops.grouped_means.op(group_weights, sums, counts)[0]
 
 
+@explains_types
 def weighted_terms(
     first: Tensor,
     second: Tensor | None = None,
@@ -592,6 +619,7 @@ def weighted_terms(
         ValueError: A term has no scale or weight, or a device does not fit.
         TypeError: A dtype is not supported.
     """
+    scales, weights = require_numbers("scales", scales), require_numbers("weights", weights)
     if any(map(changes_between_calls, (*scales, *weights))):
         given = [t for t in (first, second, third) if t is not None]
         terms = [t.sum() * scale for t, scale in zip(given, scales, strict=True)]
@@ -600,13 +628,14 @@ def weighted_terms(
     return ops.weighted_terms.op(first, second, third, scales, weights)
 
 
+@explains_types
 def vicreg_terms(
     x: Tensor,
     y: Tensor,
     invariance: Tensor | None = None,
     *,
-    scales: tuple[float, float, float],
-    weights: tuple[float, float, float],
+    scales: Sequence[float],
+    weights: Sequence[float],
     eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     r"""VICReg's terms of two views, and their weighted sum.
@@ -642,7 +671,8 @@ def vicreg_terms(
             three scales and weights.
         TypeError: A dtype is not supported, or differs from that of ``x``.
     """
-    _require_tensors(x=x, y=y)
+    scales, weights = require_numbers("scales", scales), require_numbers("weights", weights)
+    eps = as_number("eps", eps)
     alike = x.ndim == 2 and (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
     apart = alike and x.device.type == "cpu" and x.numel() > MOST_TOGETHER
     if apart or any(map(changes_between_calls, (*scales, *weights))):
@@ -654,6 +684,7 @@ def vicreg_terms(
     return ops.vicreg_terms.op(x, y, invariance, eps, scales, weights)[:2]
 
 
+@explains_types
 def gram_difference(
     s: Tensor, t: Tensor, *, remove_negative: Literal["teacher", "both"] | None = None
 ) -> Tensor:
@@ -687,11 +718,11 @@ def gram_difference(
             unknown.
         TypeError: A dtype is not supported or differs from that of ``s``.
     """
-    _require_tensors(s=s, t=t)
     keep = torch.is_grad_enabled() and (s.requires_grad or t.requires_grad)
     return ops.gram_difference.op(s, t, remove_negative, keep)[0]
 
 
+@explains_types
 def sliced_characteristic_sums(
     z: Tensor, slices: Tensor, *, knots: int = 17, t_min: float = 0.0, t_max: float = 3.0
 ) -> Tensor:
@@ -726,11 +757,14 @@ def sliced_characteristic_sums(
             ``t_max`` are not finite and in order.
         TypeError: A dtype is not supported.
     """
-    _require_tensors(z=z, slices=slices)
     keep = torch.is_grad_enabled() and z.requires_grad
-    return ops.sliced_characteristic_sums.op(z, slices, knots, t_min, t_max, keep)[0]
+    knots, t_min = as_integer("knots", knots), as_number("t_min", t_min)
+    return ops.sliced_characteristic_sums.op(
+        z, slices, knots, t_min, as_number("t_max", t_max), keep
+    )[0]
 
 
+@explains_types
 def sliced_characteristic_distance(
     z: Tensor,
     slices: Tensor,
@@ -766,7 +800,6 @@ def sliced_characteristic_distance(
         ValueError: A shape or device does not fit, there is no image, or a knot makes no sense.
         TypeError: A dtype is not supported.
     """
-    _require_tensors(z=z, slices=slices)
     if z.ndim != 3 or not z.shape[1]:
         raise ValueError(f"z must have shape [V, N, D] with N >= 1, got {list(z.shape)}")
     dtype = torch.promote_types(z.dtype, torch.float32)
@@ -775,6 +808,7 @@ def sliced_characteristic_distance(
     return epps_pulley_distance(sums, z.shape[1], *epps_pulley_roots(phi, weights))
 
 
+@explains_types
 def epps_pulley_grid(
     knots: int,
     t_max: float,
@@ -802,10 +836,7 @@ def epps_pulley_grid(
             not positive and finite, or ``interval`` is unknown.
     """
     least = 3 if interval == "symmetric" else 2
-    if knots < least:
-        raise ValueError(f"knots must be at least {least}, got {knots}")
-    if not 0 < t_max < float("inf"):
-        raise ValueError(f"t_max must be positive and finite, got {t_max}")
+    knots, t_max = require_integer("knots", knots, least), require_positive("t_max", t_max)
     if interval not in ("half", "symmetric"):
         raise ValueError(f"interval must be 'half' or 'symmetric', got {interval!r}")
     if interval == "half":
@@ -822,6 +853,7 @@ def epps_pulley_grid(
     return t_min, t, phi, weights * phi
 
 
+@explains_types
 def epps_pulley_roots(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """What `epps_pulley_distance` takes of a grid, whose sum of squares needs no other weights.
 
@@ -840,6 +872,7 @@ def epps_pulley_roots(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return roots[..., None], (roots * torch.stack((phi, torch.zeros_like(phi)), 1))[..., None]
 
 
+@explains_types
 def epps_pulley_distance(
     sums: Tensor, images: float | Tensor, roots: Tensor, targets: Tensor
 ) -> Tensor:
@@ -858,12 +891,14 @@ def epps_pulley_distance(
     Raises:
         RuntimeError: The shapes do not fit.
     """
+    images = images if isinstance(images, Tensor) else require_number("images", images)
     # The statistic's factor, images / M, goes inside of the square.
     scaled = sums * (roots / (images * sums.shape[3]) ** 0.5)
     targets = (targets * (images / sums.shape[3]) ** 0.5).expand_as(scaled)
     return F.mse_loss(scaled, targets, reduction="none").sum((1, 2, 3))
 
 
+@explains_types
 def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:
     r"""Masks of a given mean, and the products of every subset of them.
 
@@ -889,11 +924,13 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
         ValueError: A shape or device does not fit.
         TypeError: A dtype is not supported.
     """
+    sharpness = require_number("sharpness", sharpness)
     if changes_between_calls(sharpness):
         mask_logits, sharpness = mask_logits * sharpness, 1.0
     return ops.budgeted_masks.op(mask_logits, mean, sharpness)[0]
 
 
+@explains_types
 def prototype_cross_entropy(
     student: Tensor | Sequence[Tensor],
     teacher: Tensor | Sequence[Tensor],
@@ -957,6 +994,7 @@ def prototype_cross_entropy(
     )[0]
 
 
+@explains_types
 def prototype_cross_entropy_with_mean(
     student: Tensor | Sequence[Tensor],
     teacher: Tensor | Sequence[Tensor],
@@ -1006,15 +1044,18 @@ def _prototype_cross_entropy(
     *,
     with_mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    student, teacher = _listed(student, "student"), _listed(teacher, "teacher")
-    temperatures = student_temperature, teacher_temperature
+    student, teacher = _as_views(student, "student"), _as_views(teacher, "teacher")
+    temperatures = (
+        as_number("student_temperature", student_temperature),
+        as_number("teacher_temperature", teacher_temperature),
+    )
     scheduled = any(changes_between_calls(temperature) for temperature in temperatures)
+    if weights is not None:
+        require_one_device(student=student, weights=weights)
     if weights is not None and not scheduled:
         return ops.prototype_cross_entropy.weighted_op(
             student, teacher, center, weights, *temperatures, with_mean
         )
-    if center is not None:
-        _require_tensors(center=center)
     # What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
     teacher = [logits.detach() for logits in teacher]
     center = None if center is None else center.detach()
@@ -1030,13 +1071,14 @@ def _prototype_cross_entropy(
     return cross_entropy, mean
 
 
-def _listed(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
+def _as_views(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     """What the operators take: a tensor ``[V, B, C]`` alone, or several ``[B, C]``."""
     if isinstance(logits, Tensor):
         return [logits]
     views = list(logits) if isinstance(logits, Sequence) else [logits]
     for view in views:
-        _require_tensors(**{name: view})
+        if not isinstance(view, Tensor):
+            raise TypeError(f"{name} must hold tensors, got {type(view).__name__}")
     if 1 < len(views) <= ops.prototype_cross_entropy.MOST_LISTED:
         return views
     shapes = [list(view.shape) for view in views]
@@ -1048,18 +1090,12 @@ def _listed(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     return [views[0].unsqueeze(0) if len(views) == 1 else torch.stack(views)]
 
 
-def _require_tensors(**arguments: object) -> None:
-    """Raises a TypeError for what is none, where Python and not the dispatcher meets it first."""
-    for name, value in arguments.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
 def _as_input(number: float) -> Tensor:
     """What `mast_ext.ops.scheduled` takes; made by a product, which compilers keep variable."""
     return torch.ones((), dtype=torch.float64, device="cpu") * number
 
 
+@explains_types
 def prototype_column_logsumexp(
     logits: Tensor,
     *,
@@ -1093,12 +1129,14 @@ def prototype_column_logsumexp(
         ValueError: A shape or device does not fit, or ``temperature`` is not positive.
         TypeError: A dtype is not supported, or that of ``center`` does not fit.
     """
+    temperature = as_number("temperature", temperature)
     if changes_between_calls(temperature):
         op = ops.scheduled.prototype_column_logsumexp
         return op(logits.detach(), center, _as_input(temperature), normalize_rows)
     return ops.prototype_column_logsumexp.op(logits, center, temperature, normalize_rows)
 
 
+@explains_types
 def sinkhorn_knopp(
     logits: Tensor,
     *,
@@ -1139,13 +1177,10 @@ def sinkhorn_knopp(
             ``iterations`` is negative.
         TypeError: The dtype is not supported.
     """
-    _require_tensors(logits=logits)
     if logits.dim() < 2:
         raise ValueError(f"logits must have shape [..., C], got {list(logits.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if iterations < 0:
-        raise ValueError(f"iterations must not be negative, got {iterations}")
+    temperature = require_positive("temperature", temperature)
+    iterations = require_integer("iterations", iterations, 0)
     rows = logits.detach().flatten(0, -2)
     center = rows.new_zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
     for iteration in range(iterations):
@@ -1159,6 +1194,7 @@ def sinkhorn_knopp(
     return center
 
 
+@explains_types
 def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
     r"""Distance of every row to the nearest other one on the unit sphere (KoLeo).
 
@@ -1194,11 +1230,13 @@ def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, 
             not positive.
         TypeError: The dtype is not supported.
     """
+    eps = as_number("eps", eps)
     if changes_between_calls(eps):
         return ops.scheduled.nearest_neighbor_distance(x, _as_input(eps))
     return ops.nearest_neighbor_distance.op(x, eps)
 
 
+@explains_types
 def select_hard_pairs(
     pair_losses: Tensor, *, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -1231,6 +1269,7 @@ def select_hard_pairs(
     return ops.select_hard_pairs.op(pair_losses, candidates)
 
 
+@explains_types
 def select_hard_cosine_pairs(
     x: Tensor,
     y: Tensor | None = None,
@@ -1263,9 +1302,10 @@ def select_hard_cosine_pairs(
             the CPU only) no candidate, or ``eps`` is not positive.
         TypeError: A dtype is not supported or differs from that of ``x``.
     """
-    return ops.select_hard_cosine_pairs.op(x, y, candidates, eps)
+    return ops.select_hard_cosine_pairs.op(x, y, candidates, as_number("eps", eps))
 
 
+@explains_types
 def select_hard_crops(
     ce: Tensor,
     *,
@@ -1309,15 +1349,14 @@ def select_hard_crops(
             not in ``[0, L]``, ``limit`` is not positive, or ``generator`` is not on the CPU.
         TypeError: A dtype is not supported.
     """
+    num_locals = as_integer("num_locals", num_locals)
     if limit is None:
         return ops.select_hard_crops.op(ce, None, num_locals)
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1 tuple, or None for all of them, got {limit}")
+    limit = require_integer("limit", limit, 1)
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(
             f"generator must be on the CPU, where the tuples are drawn, got {generator.device}"
         )
-    _require_tensors(ce=ce)
     tuples = None
     if ce.dim() == 3 and 0 <= num_locals <= ce.shape[1] - ce.shape[0]:  # else an error of the op
         num_globals, crops = ce.shape[:2]
@@ -1327,6 +1366,7 @@ def select_hard_crops(
     return ops.select_hard_crops.op(ce, tuples, num_locals)
 
 
+@explains_types
 def gather_views(views: Tensor, index: Tensor) -> Tensor:
     r"""The chosen views of every image: ``out[s, b] = views[index[s, b], b]``.
 

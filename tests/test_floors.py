@@ -14,7 +14,7 @@ PACKAGE = ROOT / "mast_ext"
 
 # Lowest first; modules of one floor are siblings, and none imports another.
 FLOORS = [
-    {"native", "compiling"},
+    {"native", "compiling", "checks"},
     {"ops"},
     {"functional"},
     {"distributed"},

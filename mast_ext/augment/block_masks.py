@@ -5,7 +5,6 @@ Drawn like augmentation parameters: a view's mask is a function of (seed, epoch,
 whole batches are drawn at once, block after block.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mast_ext.augment import sampler
-from mast_ext.augment.checks import check_integer, check_number
+from mast_ext.checks import OptionError, require_integers, require_number, require_numbers
 
 BLOCKS = 24
 """Blocks tried on a mask; one that hides nothing new, or too much, is left out."""
@@ -98,18 +97,17 @@ class BlockMasks:
     aspect: float = 10 / 3
 
     def __post_init__(self) -> None:
-        for side in self.grid:
-            check_integer("grid", side, 1)
-        check_number("probability", self.probability, 0, 1, "a probability in [0, 1]")
-        low, high = self.ratio
+        require_integers("grid", self.grid, 2, low=1)
+        require_number("probability", self.probability, 0, 1, expected="a probability in [0, 1]")
+        low, high = require_numbers("ratio", self.ratio, 2)
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"ratio must be 0 <= low <= high <= 1, got {low} and {high}")
+            raise OptionError(f"ratio must be 0 <= low <= high <= 1, got {low} and {high}")
         if high == 0 and self.probability > 0:
-            raise ValueError(
+            raise OptionError(
                 f"ratio must have high > 0, as a masked view hides patches, got {low} and {high} "
                 f"with probability {self.probability} (0 masks no view)"
             )
-        check_number("aspect", self.aspect, 1, math.inf, "a finite number of at least 1")
+        require_number("aspect", self.aspect, 1)
 
     def draw(self, seed: int, epoch: int, indices: ArrayLike, views: int) -> NDArray[np.bool_]:
         """Masks of the first ``views`` views of a batch.
@@ -128,7 +126,7 @@ class BlockMasks:
         keys = np.stack([sampler.keys(seed, epoch, indices, _STREAM + v) for v in range(views)])
         u = sampler.uniforms(keys.ravel(), 2 + 4 * BLOCKS + patches)
         masked = u[:, 0] < self.probability
-        low, high = self.ratio
+        low, high = require_numbers("ratio", self.ratio, 2)
         # A small share of a small grid rounds to nothing.
         target = np.maximum(np.rint((low + (high - low) * u[:, 1]) * patches), 1) * masked
 

@@ -45,6 +45,7 @@ from mast_ext.augment.rendering import (
     empty,
     within,
 )
+from mast_ext.checks import OptionError
 
 PHOTOMETRIC = ("exact", "fused")
 """Ways of changing colors."""
@@ -108,23 +109,23 @@ class DaliRenderer:
                 " pip install 'mast-ext[dali-cu13]' (or dali-cu12, as torch's CUDA is)"
             )
         if photometric not in PHOTOMETRIC:
-            raise ValueError(
+            raise OptionError(
                 f"photometric must be one of {', '.join(PHOTOMETRIC)}, got {photometric!r}"
             )
         if device not in ("cpu", "gpu"):
-            raise ValueError(f"device must be cpu or gpu, got {device!r}")
+            raise OptionError(f"device must be cpu or gpu, got {device!r}")
         if device == "gpu" and not torch.cuda.is_available():
-            raise ValueError(
+            raise OptionError(
                 "DALI on the GPU needs a GPU that torch can use; device cpu needs none"
             )
         channels = policy.recipe.channels
         if photometric == "fused" and channels != 3:
-            raise ValueError(
+            raise OptionError(
                 f"photometric fused turns colors, and the images have {channels}"
                 f" channel{'s' * (channels > 1)}: use exact"
             )
         if getattr(source, "bits", 8) != 8:  # an attribute of `mast_ext.data.Source`
-            raise ValueError(
+            raise OptionError(
                 "backend dali renders 8 bits, and the images have 16: use backend torchvision, or"
                 " open them with bits 8 (in the program: --data.bits 8)"
             )

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from mast_ext.augment.rendering import ImageSource
+from mast_ext.checks import as_number
 
 KEPT_GB = 1.0
 """Gigabytes of decoded images that are kept by default: about 1,900 photographs of 500 x 375."""
@@ -61,8 +62,9 @@ def keep_decoded(source: ImageSource, gigabytes: float) -> ImageSource:
 
     Raises:
         ValueError: ``gigabytes`` is negative or NaN.
+        TypeError: It is not a number.
     """
-    if not gigabytes >= 0:
+    if not as_number("keep_gb", gigabytes) >= 0:
         raise ValueError(f"keep_gb must be at least 0, got {gigabytes}")
     if source.stacked is not None or gigabytes == 0:
         return source

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import HiddenPlaces
-from mast_ext.augment.checks import check_integer
 from mast_ext.augment.kept import KEPT_GB, keep_decoded
 from mast_ext.augment.policies import ComposedPolicy, ViewPlan, ViewPolicy
 from mast_ext.augment.recipe import AugmentationRecipe
@@ -30,6 +29,7 @@ from mast_ext.augment.rendering import (
     images_of,
 )
 from mast_ext.augment.transfer import CopyStream, copied_ahead
+from mast_ext.checks import OptionError, require_integer
 
 BACKENDS = ("torchvision", "dali")
 """Names of the renderers that exist."""
@@ -112,7 +112,7 @@ class ViewBatch:
             ValueError: It does not.
         """
         if parts < 1 or len(self.index) % parts:
-            raise ValueError(
+            raise OptionError(
                 f"a batch of {len(self.index)} images does not divide into {parts} equal parts"
             )
         axes = {"index": 0, "changed": 0}  # those of the images; all others have them second
@@ -177,7 +177,7 @@ class ViewLoader:
         share = len(source) // world_size  # equal shares: a rank with more would wait for ever
         self._share = share // batch_size * batch_size if drop_last else share
         if self._share == 0:
-            raise ValueError(
+            raise OptionError(
                 f"the source's {len(source)} images are too few for one batch: "
                 f"batch_size {batch_size}, world_size {world_size}, drop_last {drop_last}"
             )
@@ -238,7 +238,7 @@ class ViewLoader:
 
         The epoch of a state that was just loaded keeps its step; any other starts at its beginning.
         """
-        check_integer("epoch", epoch, 0)
+        require_integer("epoch", epoch, 0)
         if epoch != self.epoch:
             self.epoch, self._step, self._resume_at = epoch, 0, 0
 
@@ -363,9 +363,9 @@ def build_loader(
         ("rank", rank, 0),
         ("workers", workers, 0),
     ):
-        check_integer(name, value, low)
+        require_integer(name, value, low)
     if rank >= world_size:
-        raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
+        raise OptionError(f"rank must be below world_size {world_size}, got {rank}")
     renderer = _renderer(source, policy, batch_size, workers, backend, photometric, device, keep_gb)
     return ViewLoader(
         source,
@@ -401,7 +401,7 @@ def evaluation_images(
     """
     from mast_ext.augment.torchvision import render
 
-    check_integer("batch_size", batch_size, 1)
+    require_integer("batch_size", batch_size, 1)
     recipe = AugmentationRecipe(size=size, mean=mean, std=std)  # whose size and norm alone count
     for start in range(0, len(source), batch_size):
         indices = np.arange(start, min(start + batch_size, len(source)))
@@ -446,12 +446,12 @@ def _renderer(
     if backend == "torchvision" and plain:
         return TorchvisionRenderer(keep_decoded(source, keep_gb), policy, workers)
     if backend == "torchvision":
-        raise ValueError(
+        raise OptionError(
             "backend torchvision renders on the CPU with exact photometry, got device "
             f"{device!r} and photometric {photometric!r}: use backend dali"
         )
     if backend != "dali":
-        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+        raise OptionError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
     from mast_ext.augment.dali import DaliRenderer  # the only place that needs DALI
 
     return DaliRenderer(

@@ -5,6 +5,7 @@ of each other, except that `SharedPolicy` draws some augmentations once for all 
 """
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import BlockMasks, HiddenPlaces
-from mast_ext.augment.checks import check_integer, check_number
 from mast_ext.augment.parameters import COLUMN, SHAREABLE
 from mast_ext.augment.recipe import COLOR_CHANGES, AugmentationRecipe
+from mast_ext.checks import OptionError, require_integer, require_number, require_numbers
 
 _LOCAL = 1 << 20  # streams of local views, whose numbers so depend on no other view's
 _CHOICE = 1 << 33  # streams of what is shared lie above those of all views
@@ -75,7 +76,7 @@ class ViewPolicy(ABC):
     ) -> None:
         recipe.require_colors()
         self.recipe = recipe
-        self.views = check_integer("views", recipe.views if views is None else views, 1)
+        self.views = require_integer("views", recipe.views if views is None else views, 1)
         self.with_center = with_center
 
     @property
@@ -93,7 +94,7 @@ class ViewPolicy(ABC):
         What a view shows does not depend on how many there are: further ones are added to these.
         """
         other = copy.copy(self)
-        other.views = check_integer("views", views, 1)
+        other.views = require_integer("views", views, 1)
         return other
 
     def plan(self, seed: int, epoch: int, indices: ArrayLike, sizes: ArrayLike) -> ViewPlan:
@@ -162,8 +163,8 @@ class Sharing:
     start: int = 0
 
     def __post_init__(self) -> None:
-        check_number("probability", self.probability, 0, 1, "in [0, 1]")
-        check_integer("start", self.start, 0)
+        require_number("probability", self.probability, 0, 1)
+        require_integer("start", self.start, 0)
 
 
 class SharedPolicy(ViewPolicy):
@@ -199,23 +200,23 @@ class SharedPolicy(ViewPolicy):
         views: int = 2,
         with_center: bool = False,
     ) -> None:
-        super().__init__(recipe, views=check_integer("views", views, 2), with_center=with_center)
+        super().__init__(recipe, views=require_integer("views", views, 2), with_center=with_center)
         if not isinstance(shared, Mapping) or not shared:
-            raise ValueError(f"shared must map at least one name to a Sharing, got {shared!r}")
+            raise OptionError(f"shared must map at least one name to a Sharing, got {shared!r}")
         for name, sharing in shared.items():
             if name not in SHAREABLE:
-                raise ValueError(f"shared must name {', '.join(SHAREABLE)}, got {name!r}")
+                raise OptionError(f"shared must name {', '.join(SHAREABLE)}, got {name!r}")
             if not isinstance(sharing, Sharing):
-                raise ValueError(f"shared must map {name!r} to a Sharing, got {sharing!r}")
+                raise OptionError(f"shared must map {name!r} to a Sharing, got {sharing!r}")
             if name in COLOR_CHANGES and recipe.channels != 3:
-                raise ValueError(
+                raise OptionError(
                     f"shared names {name!r}, and images that are not RGB have none: leave it out"
                 )
             if not recipe.varies(name):
-                raise ValueError(f"shared names {name!r}, which the recipe does not change")
+                raise OptionError(f"shared names {name!r}, which the recipe does not change")
         parts = [name for name in ("crop", "flip") if name in shared]
         if "geometry" in shared and parts:
-            raise ValueError(
+            raise OptionError(
                 f"shared must name 'geometry' or {' and '.join(map(repr, parts))}, not both: "
                 "geometry is crop and flip"
             )
@@ -277,9 +278,10 @@ class MultiCropPolicy(ViewPolicy):
         with_center: bool = False,
     ) -> None:
         super().__init__(recipe, views=views, with_center=with_center)
-        self.local_views = check_integer("local_views", local_views, 0)
-        check_integer("local_size", local_size, 1)
-        local = replace(recipe, size=local_size, crop_scale=local_scale)
+        self.local_views = require_integer("local_views", local_views, 0)
+        require_integer("local_size", local_size, 1)
+        low, high = require_numbers("local_scale", local_scale, 2)
+        local = replace(recipe, size=local_size, crop_scale=(low, high))
         self.local_recipe: AugmentationRecipe = local
         self._full: tuple[AugmentationRecipe, ...] = (recipe,)
         if asymmetric:
@@ -306,7 +308,7 @@ class MultiCropPolicy(ViewPolicy):
         """
         other = super().enlarged(views)
         if local_views is not None:
-            other.local_views = check_integer("local_views", local_views, 0)
+            other.local_views = require_integer("local_views", local_views, 0)
         return other
 
     def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], None]:
@@ -334,13 +336,15 @@ def make_policy(name: str, recipe: AugmentationRecipe, **options: Any) -> ViewPo
 
     Raises:
         ValueError: The name, an option or a value is unknown.
+        TypeError: A value has the wrong type.
     """
     if name not in POLICIES:
-        raise ValueError(f"view policy must be one of {', '.join(POLICIES)}, got {name!r}")
+        raise OptionError(f"view policy must be one of {', '.join(POLICIES)}, got {name!r}")
     try:
-        return POLICIES[name](recipe, **options)
+        inspect.signature(POLICIES[name]).bind(recipe, **options)
     except TypeError as error:
-        raise ValueError(f"view policy {name!r} does not take these options: {error}") from error
+        raise OptionError(f"view policy {name!r} does not take these options: {error}") from error
+    return POLICIES[name](recipe, **options)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,15 @@ drawn (`sampler`), which views exist (`policies`) or how pixels are made (`torch
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mast_ext.augment.checks import check_integer, check_number, is_finite
+from mast_ext.checks import (
+    OptionError,
+    require_field_types,
+    require_integer,
+    require_number,
+    require_numbers,
+)
 
 COLOR_CHANGES = ("saturation", "hue", "grayscale")
 """Settings that only images of three channels (RGB) have a use for."""
@@ -50,7 +55,8 @@ class AugmentationRecipe:
         views: How many views of this kind a composed policy makes, at least 1.
 
     Raises:
-        ValueError: A value lies outside its range or has the wrong form.
+        TypeError: A value is not a number, or not a list or tuple of numbers.
+        ValueError: A value lies outside its range, or there are too many or too few.
     """
 
     size: int = 32
@@ -72,25 +78,29 @@ class AugmentationRecipe:
     views: int = 2
 
     def __post_init__(self) -> None:
-        check_integer("size", self.size, 1)
-        check_integer("views", self.views, 1)
-        check_integer("solarize_threshold", self.solarize_threshold, 0, 255)
+        require_field_types(self)
+        require_integer("size", self.size, 1)
+        require_integer("views", self.views, 1)
+        require_integer("solarize_threshold", self.solarize_threshold, 0, 255)
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
-            check_number(name, getattr(self, name), 0, 1, "a probability in [0, 1]")
+            require_number(name, getattr(self, name), 0, 1, expected="a probability in [0, 1]")
         for name in ("brightness", "contrast", "saturation"):
-            strength = getattr(self, name)
-            check_number(name, strength, 0, math.inf, "a finite strength of at least 0")
-        check_number("hue", self.hue, 0, 0.5, "a strength in [0, 0.5] (turns of the color circle)")
+            require_number(name, getattr(self, name), 0)
+        require_number(
+            "hue", self.hue, 0, 0.5, expected="a strength in [0, 0.5] (turns of the color circle)"
+        )
         self._check_range("crop_scale", 1.0)
         self._check_range("crop_ratio", math.inf)
         self._check_range("blur_sigma", math.inf)
         for name in ("mean", "std"):
-            values = self._numbers(name, None)
+            values = require_numbers(name, getattr(self, name))
+            if not values:
+                raise OptionError(f"{name} must be a number for each channel, got none")
             if name == "std" and min(values) <= 0:
-                raise ValueError(f"std must be positive numbers, got {values}")
-            object.__setattr__(self, name, values)
+                raise OptionError(f"std must be positive numbers, got {values}")
+            object.__setattr__(self, name, tuple(map(float, values)))
         if len(self.mean) != len(self.std):
-            raise ValueError(
+            raise OptionError(
                 f"mean and std must have a number for each channel, got {len(self.mean)} and"
                 f" {len(self.std)} numbers"
             )
@@ -113,7 +123,7 @@ class AugmentationRecipe:
         """Raises a ValueError if it changes colors of images that are not RGB."""
         if self.channels != 3 and self.color_changes:
             settings = ", ".join(f"{name} {getattr(self, name):g}" for name in self.color_changes)
-            raise ValueError(
+            raise OptionError(
                 f"{settings} need images of 3 channels (RGB), got mean of {self.channels}"
                 f" channel{'s' * (self.channels > 1)}: set them to 0, or take"
                 " recipe.without_color()"
@@ -143,7 +153,7 @@ class AugmentationRecipe:
             ValueError: There is no augmentation of one of these names.
         """
         if unknown := sorted(set(names) - set(AUGMENTATIONS)):
-            raise ValueError(f"augmentations are {', '.join(AUGMENTATIONS)}, got {unknown[0]!r}")
+            raise OptionError(f"augmentations are {', '.join(AUGMENTATIONS)}, got {unknown[0]!r}")
         kept = set(names)
         return replace(
             self,
@@ -177,23 +187,10 @@ class AugmentationRecipe:
         return (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
 
     def _check_range(self, name: str, high: float) -> None:
-        values = self._numbers(name, 2)
+        values = require_numbers(name, getattr(self, name))
         if not 0 < values[0] <= values[1] <= high:
             limit = "" if math.isinf(high) else f" <= {high:g}"
-            raise ValueError(
+            raise OptionError(
                 f"{name} must be (low, high) with 0 < low <= high{limit}, got {values}"
             )
-        object.__setattr__(self, name, values)
-
-    def _numbers(self, name: str, count: int | None) -> tuple[float, ...]:
-        """The attribute as a tuple of floats (how many, or any number but none).
-
-        Lists (as YAML gives them) are accepted.
-        """
-        values = getattr(self, name)
-        listed = isinstance(values, Sequence) and not isinstance(values, str)
-        fits = listed and (len(values) == count if count else len(values) > 0)
-        if not fits or not all(is_finite(v) for v in values):
-            wanted = f"{count} finite numbers" if count else "a finite number for each channel"
-            raise ValueError(f"{name} must be {wanted}, got {values!r}")
-        return tuple(float(v) for v in values)
+        object.__setattr__(self, name, tuple(map(float, values)))

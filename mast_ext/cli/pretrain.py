@@ -74,7 +74,6 @@ def main(arguments: Sequence[str]) -> int:
         config = build(parser, values, PretrainConfig, "resume", "recipe")
         methods = [config.method, *(each.method for each in baseline_of(config))]
         refuse_unused(arguments, unused_in_training(config, methods))
-        _refuse_long_warmup(arguments, config)
     else:
         extra = options_in(arguments, but=["--resume"])
         if extra:
@@ -148,14 +147,6 @@ def found_recipe(name: str, method: str) -> Path:
         return recipe_file(name, method)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _refuse_long_warmup(arguments: Sequence[str], config: PretrainConfig) -> None:
-    warmup, epochs = config.optimizer.warmup, config.train.epochs
-    if value_of("--optimizer.warmup", arguments) is not None and warmup > epochs:
-        raise UsageError(
-            f"optimizer.warmup must be at most train.epochs, {epochs:g}, got {warmup:g} epochs"
-        )
 
 
 def load_config(resume: Path) -> PretrainConfig:

@@ -4,6 +4,10 @@ Every objective is a small algebra on the operators of `mast_ext.functional`. Th
 views also answer ``pair_losses(views) -> [V, V, B]``, the loss of every pair of views of every
 image, and those on crops of two sizes (DINO, SwaV) ``crop_losses``: hard views are chosen by them.
 
+An option or an input of the wrong type or dtype is a TypeError; one of the wrong shape, on another
+device or out of range a ValueError; both name it. (Where lightly raises another type, so do its
+drop-ins, as their docstrings say.)
+
 Autocast does not make a loss less accurate: the operators sum in float32, and the matrix products
 that torch computes around them are excluded from autocast. (On a GPU, inputs in bfloat16 are
 multiplied as bfloat16.)

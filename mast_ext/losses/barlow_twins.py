@@ -6,8 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import as_integer, require_number
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.common.inputs import in_one_dtype, require_images, require_option
+from mast_ext.losses.common.inputs import (
+    in_one_dtype,
+    require_alike,
+    require_images,
+    require_option,
+    require_views,
+)
 from mast_ext.losses.common.linear_algebra import gram
 
 Variant = Literal["official", "paper"]
@@ -42,7 +49,7 @@ class BarlowTwinsLoss(nn.Module):
         variant: Variant = "official",
     ) -> None:
         super().__init__()
-        self.lambda_param = lambda_param
+        self.lambda_param = require_number("lambda_param", lambda_param)
         self.gather_distributed = require_distributed(gather_distributed)
         self.variant: Variant = require_option("variant", variant, Variant)
 
@@ -60,6 +67,7 @@ class BarlowTwinsLoss(nn.Module):
             ValueError: A shape does not fit, or ``B < 2`` (of all processes, with
                 ``gather_distributed``).
         """
+        require_alike(z_a=z_a, z_b=z_b)
         z_a, z_b = in_one_dtype(z_a, z_b)
         if self.gather_distributed:
             z_a, z_b = gather_batch(z_a, 0), gather_batch(z_b, 0)
@@ -92,12 +100,14 @@ class BarlowTwinsLoss(nn.Module):
             ValueError: ``B < 2`` (of all processes, with ``gather_distributed``), or ``chunks`` is
                 not between 1 and ``B / 2``.
         """
+        require_views(views)
         wide = views.double() if views.dtype == torch.float64 else views.float()
         if chunks is None:
             batch = gather_batch(wide, 1) if self.gather_distributed else wide
             require_images(batch.shape[1], "views", least=2)
             normal = self._standardize(wide, batch)
             return functional.subspace_similarity(normal, metric="sqeuclidean")[0] / 2
+        chunks = as_integer("chunks", chunks)
         if not 1 <= chunks <= wide.shape[1] // 2:
             raise ValueError(
                 f"chunks must be at least 1 and leave 2 images to each, got {chunks} for views"

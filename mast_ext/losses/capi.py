@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_integer, require_one_device, require_positive
 from mast_ext.distributed import require_distributed
 from mast_ext.losses.common.assignments import sinkhorn_centers
 from mast_ext.losses.common.inputs import (
@@ -10,7 +11,7 @@ from mast_ext.losses.common.inputs import (
     reduce,
     require_images,
     require_option,
-    require_temperature,
+    require_tensors,
 )
 from mast_ext.losses.common.linear_algebra import widen
 
@@ -54,11 +55,9 @@ class CAPILoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        if sinkhorn_iterations < 0:
-            raise ValueError(f"sinkhorn_iterations must be at least 0, got {sinkhorn_iterations}")
-        self.teacher_temperature = require_temperature(teacher_temperature, "teacher_temperature")
-        self.student_temperature = require_temperature(student_temperature, "student_temperature")
-        self.sinkhorn_iterations = sinkhorn_iterations
+        self.teacher_temperature = require_positive("teacher_temperature", teacher_temperature)
+        self.student_temperature = require_positive("student_temperature", student_temperature)
+        self.sinkhorn_iterations = require_integer("sinkhorn_iterations", sinkhorn_iterations, 0)
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
@@ -87,7 +86,9 @@ class CAPILoss(nn.Module):
             RuntimeError: Another process died or is late, or ``teacher_index`` leads out of the
                 teacher's tokens (on the CPU).
         """
+        require_tensors(teacher_logits=teacher_logits, student_logits=student_logits)
         self._require_shapes(teacher_logits, student_logits, teacher_index)
+        require_one_device(teacher_logits=teacher_logits, teacher_index=teacher_index)
         teacher = teacher_logits.detach()
         centers = sinkhorn_centers(
             teacher.transpose(0, 1),

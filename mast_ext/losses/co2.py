@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import require_number, require_one_device, require_positive
 from mast_ext.compiling import copy_of_state
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import (
@@ -14,7 +15,6 @@ from mast_ext.losses.common.inputs import (
     reduce,
     require_alike,
     require_option,
-    require_temperature,
 )
 from mast_ext.losses.common.linear_algebra import product, widen
 from mast_ext.losses.common.memory_bank import MemoryBank
@@ -64,8 +64,8 @@ class CO2Regularizer(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self.alpha = alpha
-        self.t_consistency = require_temperature(t_consistency, "t_consistency")
+        self.alpha = require_number("alpha", alpha)
+        self.t_consistency = require_positive("t_consistency", t_consistency)
         self.gather_distributed = require_distributed(gather_distributed)
         self.memory_bank = MemoryBank(memory_bank_size, gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
@@ -109,6 +109,7 @@ class CO2Regularizer(nn.Module):
     def _with_bank(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines of both views with each other and with the bank's rows, ``[B, 1 + rows]``."""
         bank = self.memory_bank.bank
+        require_one_device(embeddings=first, memory_bank=bank)
         if first.shape[1] != bank.shape[1]:
             raise ValueError(
                 f"embeddings must have the width of the memory bank, {bank.shape[1]}, "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mast_ext.checks import require_positive
 from mast_ext.distributed import world_size
 from mast_ext.losses.common.contrast import gather_last
 from mast_ext.losses.common.inputs import Negatives, Reduction
@@ -107,9 +108,7 @@ class DCLWLoss(DCLLoss):
             negatives=negatives,
             reduction=reduction,
         )
-        if not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma}")
-        self.sigma = sigma
+        self.sigma = require_positive("sigma", sigma)
         self.plain = False
 
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:

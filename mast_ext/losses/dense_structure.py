@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.losses.common.inputs import require_tensors
 from mast_ext.losses.common.linear_algebra import singular_values, widen, without_autocast
 
 
@@ -50,24 +52,12 @@ class DSERegularizer(nn.Module):
         tol: float = 1e-4,
     ) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {weight}")
-        counts = {
-            "local_clusters": local_clusters,
-            "global_clusters": global_clusters,
-            "max_kmeans_iters": max_kmeans_iters,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        if not tol > 0:
-            raise ValueError(f"tol must be positive, got {tol}")
-        self.weight = weight
+        self.weight = require_number("weight", weight, 0)
         self.normalize = normalize
-        self.local_clusters = local_clusters
-        self.global_clusters = global_clusters
-        self.max_kmeans_iters = max_kmeans_iters
-        self.tol = tol
+        self.local_clusters = require_integer("local_clusters", local_clusters, 1)
+        self.global_clusters = require_integer("global_clusters", global_clusters, 1)
+        self.max_kmeans_iters = require_integer("max_kmeans_iters", max_kmeans_iters, 1)
+        self.tol = require_positive("tol", tol)
 
     def forward(self, representations: Tensor) -> Tensor:
         """The regularizer of a batch.
@@ -86,6 +76,7 @@ class DSERegularizer(nn.Module):
                 "representations must have shape [B, N, D], none of them 0, got "
                 f"{list(representations.shape)}"
             )
+        require_tensors(representations=representations)
         images = widen(representations)
         if self.weight == 0:
             return images.new_zeros(())

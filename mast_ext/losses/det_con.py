@@ -5,8 +5,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.checks import require_one_device
 from mast_ext.distributed import gather_batch, rank, require_distributed
-from mast_ext.losses.common.inputs import Reduction, reduce, require_option, require_temperature
+from mast_ext.losses.common.inputs import (
+    Reduction,
+    reduce,
+    require_option,
+    require_temperature,
+    require_tensors,
+)
 
 
 class DetConBLoss(nn.Module):
@@ -88,11 +95,20 @@ class DetConBLoss(nn.Module):
                 "predictions and targets must have one shape [B, M, D] with M >= 1, got "
                 f"{[list(x.shape) for x in embeddings]}"
             )
+        named = {
+            "pred_view0": pred_view0,
+            "pred_view1": pred_view1,
+            "target_view0": target_view0,
+            "target_view1": target_view1,
+        }
+        require_tensors(**named)
+        require_one_device(mask_view0=mask_view0, mask_view1=mask_view1)
+        for name, mask in (("mask_view0", mask_view0), ("mask_view1", mask_view1)):
+            if mask.shape != shape[:2]:
+                raise ValueError(
+                    f"{name} must have shape {list(shape[:2])}, got {list(mask.shape)}"
+                )
         masks = torch.stack((mask_view0, mask_view1)).transpose(1, 2)  # [2, M, B]
-        if masks.shape[1:] != (shape[1], shape[0]):
-            raise ValueError(
-                f"masks must have shape {list(shape[:2])}, got {list(mask_view0.shape)}"
-            )
         dtype = torch.promote_types(pred_view0.dtype, target_view0.dtype)
         predictions = torch.cat((pred_view0, pred_view1), 1).transpose(0, 1).to(dtype)
         targets = torch.cat((target_view0, target_view1), 1).transpose(0, 1).to(dtype)
@@ -177,4 +193,5 @@ class DetConSLoss(nn.Module):
             TypeError: As there.
             RuntimeError: Another process died or is late.
         """
+        require_tensors(view0=view0, view1=view1)
         return self.detconbloss(view0, view1, view0, view1, mask_view0, mask_view1)

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mast_ext.checks import require_integer, require_number, require_positive
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
 from mast_ext.losses.common.inputs import (
     Reduction,
     reduce,
     require_option,
-    require_temperature,
+    require_tensors,
     shape_of_views,
 )
 
@@ -65,17 +66,14 @@ class DINOLoss(Center):
         center_update: CenterUpdate = "now",
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(
-            (1, 1, output_dim), center_mode, center_momentum, center_update=center_update
+        width = require_integer("output_dim", output_dim, 0)
+        super().__init__((1, 1, width), center_mode, center_momentum, center_update=center_update)
+        self.warmup_teacher_temp = require_positive("warmup_teacher_temp", warmup_teacher_temp)
+        self.teacher_temp = require_positive("teacher_temp", teacher_temp)
+        self.warmup_teacher_temp_epochs = require_number(
+            "warmup_teacher_temp_epochs", warmup_teacher_temp_epochs, 0
         )
-        if warmup_teacher_temp_epochs < 0:
-            raise ValueError(
-                f"warmup_teacher_temp_epochs must be at least 0, got {warmup_teacher_temp_epochs}"
-            )
-        self.warmup_teacher_temp = require_temperature(warmup_teacher_temp, "warmup_teacher_temp")
-        self.teacher_temp = require_temperature(teacher_temp, "teacher_temp")
-        self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs
-        self.student_temp = require_temperature(student_temp, "student_temp")
+        self.student_temp = require_positive("student_temp", student_temp)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
     @property
@@ -186,13 +184,12 @@ class DINOLoss(Center):
 
         Raises:
             ValueError: It is not positive, or the epoch is negative.
+            TypeError: One of them is not a number.
         """
         if teacher_temp is not None:
-            return require_temperature(teacher_temp, "teacher_temp")
-        if epoch is None or epoch >= self.warmup_teacher_temp_epochs:
+            return require_positive("teacher_temp", teacher_temp)
+        if epoch is None or require_number("epoch", epoch, 0) >= self.warmup_teacher_temp_epochs:
             return self.teacher_temp
-        if epoch < 0:
-            raise ValueError(f"epoch must be at least 0, got {epoch}")
         progress = epoch / max(self.warmup_teacher_temp_epochs - 1, 1)
         start = self.warmup_teacher_temp
         return start + (self.teacher_temp - start) * progress
@@ -201,6 +198,7 @@ class DINOLoss(Center):
         self, teacher_out: Tensor | Sequence[Tensor], student_out: Tensor | Sequence[Tensor]
     ) -> tuple[int, int, int]:
         """The teacher's and the student's views, and the images."""
+        require_tensors(teacher_out=teacher_out, student_out=student_out, center=self.center)
         teachers, *of_teacher = shape_of_views(teacher_out, "teacher_out")
         students, *of_student = shape_of_views(student_out, "student_out")
         if of_teacher != of_student:

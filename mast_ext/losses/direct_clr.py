@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mast_ext.checks import require_integer
 from mast_ext.losses.common.inputs import Negatives, Reduction
 from mast_ext.losses.nt_xent import NTXentLoss
 
@@ -44,9 +45,7 @@ class DirectCLRLoss(NTXentLoss):
             negatives=negatives,
             reduction=reduction,
         )
-        if loss_dim < 1:
-            raise ValueError(f"loss_dim must be at least 1, got {loss_dim}")
-        self.loss_dim = loss_dim
+        self.loss_dim = require_integer("loss_dim", loss_dim, 1)
 
     def forward(self, out0: Tensor, out1: Tensor, *views: Tensor) -> Tensor:
         """The loss of two or more views; with a memory bank of two.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import require_number, require_positive
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import require_images, require_option, stack_views
 from mast_ext.losses.common.linear_algebra import log_determinant, smaller_gram, widen
@@ -50,10 +51,8 @@ class EMPSSLLoss(nn.Module):
         variant: Variant = "lightly",
     ) -> None:
         super().__init__()
-        if not tcr_eps > 0:
-            raise ValueError(f"tcr_eps must be positive, got {tcr_eps}")
-        self.tcr_eps = tcr_eps
-        self.inv_coef = inv_coef
+        self.tcr_eps = require_positive("tcr_eps", tcr_eps)
+        self.inv_coef = require_number("inv_coef", inv_coef)
         self.gather_distributed = require_distributed(gather_distributed)
         self.variant: Variant = require_option("variant", variant, Variant)
 

@@ -8,6 +8,7 @@ away, the other views of the same image included: embeddings that ignore the aug
 import torch
 from torch import Tensor, nn
 
+from mast_ext.checks import require_one_device
 from mast_ext.distributed import require_distributed
 from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.common.inputs import (
@@ -15,6 +16,7 @@ from mast_ext.losses.common.inputs import (
     reduce,
     require_option,
     require_temperature,
+    require_tensors,
     require_views,
 )
 from mast_ext.losses.common.view_pairs import both_ways
@@ -106,6 +108,8 @@ class EquivarianceLoss(nn.Module):
                 f"predicted must have the shape of actual, {list(actual.shape)}, got "
                 f"{list(predicted.shape)}"
             )
+        require_tensors(predicted=predicted)
+        require_one_device(actual=actual, predicted=predicted)
         lse, positive = contrast_views(
             torch.cat((actual, predicted)),
             temperature=self.temperature,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import require_number
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import require_images, stack_views
 from mast_ext.losses.common.linear_algebra import smaller_gram, widen
@@ -34,7 +35,7 @@ class FroSSLLoss(nn.Module):
 
     def __init__(self, invariance_weight: float = 1.0, *, gather_distributed: bool = False) -> None:
         super().__init__()
-        self.invariance_weight = invariance_weight
+        self.invariance_weight = require_number("invariance_weight", invariance_weight)
         self.gather_distributed = require_distributed(gather_distributed)
 
     def forward(self, z_views: Sequence[Tensor]) -> Tensor:
@@ -52,9 +53,9 @@ class FroSSLLoss(nn.Module):
                 processes' batches differ in size.
             RuntimeError: Another process died or is late.
         """
-        if len(z_views) < 2:
-            raise ValueError(f"z_views must hold at least 2 views, got {len(z_views)}")
         views = widen(stack_views(z_views, "z_views"))
+        if len(views) < 2:
+            raise ValueError(f"z_views must hold at least 2 views, got {len(views)}")
         if self.gather_distributed:
             views = gather_batch(views, 1)
         require_images(views.shape[1], "z_views")

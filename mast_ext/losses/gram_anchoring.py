@@ -11,9 +11,9 @@ from mast_ext.losses.common.inputs import (
     Reduction,
     in_one_dtype,
     reduce,
-    require_floating,
     require_images,
     require_option,
+    require_tensors,
 )
 from mast_ext.losses.common.linear_algebra import widen
 
@@ -100,7 +100,7 @@ class GramAnchoringLoss(nn.Module):
                 f"teacher_features must have shape {list(student_features.shape)}, got "
                 f"{list(teacher_features.shape)}"
             )
-        require_floating(student_features=student_features, teacher_features=teacher_features)
+        require_tensors(student_features=student_features, teacher_features=teacher_features)
         features = in_one_dtype(student_features, teacher_features.detach())
         both = [widen(x) for x in features]
         student, teacher = (F.normalize(x, dim=2) for x in both) if self.apply_norm else both

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.common.inputs import require_option, require_temperature
+from mast_ext.checks import require_number, require_positive
+from mast_ext.losses.common.inputs import require_option
 
 Candidates = Literal["all", "anchor", "even_odd"]
 Strategy = Literal["argmax", "softmax"]
@@ -63,14 +64,12 @@ class HardViewSelector(nn.Module):
         super().__init__()
         self.candidates: Candidates = require_option("candidates", candidates, Candidates)
         self.strategy: Strategy = require_option("strategy", strategy, Strategy)
-        self.temperature = require_temperature(temperature)
+        self.temperature = require_positive("temperature", temperature)
         if strategy != "softmax" and temperature != 1:
             raise ValueError(
                 f"temperature is of strategy 'softmax', got {temperature} with {strategy!r}"
             )
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction must be in [0, 1], got {fraction}")
-        self.fraction = fraction
+        self.fraction = require_number("fraction", fraction, 0, 1)
         self.generator = generator
 
     @torch.no_grad()

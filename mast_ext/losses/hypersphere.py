@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.checks import require_number, require_positive
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.contrast import contrast_views
 from mast_ext.losses.common.inputs import in_one_dtype, require_alike, require_images, require_views
@@ -46,11 +47,9 @@ class HypersphereLoss(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        if not (t > 0 and alpha > 0):
-            raise ValueError(f"t and alpha must be positive, got {t} and {alpha}")
-        self.t = t
-        self.lam = lam
-        self.alpha = alpha
+        self.t = require_positive("t", t)
+        self.lam = require_number("lam", lam)
+        self.alpha = require_positive("alpha", alpha)
         self.gather_distributed = require_distributed(gather_distributed)
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:

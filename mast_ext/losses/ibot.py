@@ -5,14 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mast_ext.checks import require_integer, require_one_device, require_positive
 from mast_ext.distributed import all_reduce, world_size
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.common.inputs import (
-    Reduction,
-    require_images,
-    require_option,
-    require_temperature,
-)
+from mast_ext.losses.common.inputs import Reduction, require_images, require_option, require_tensors
 
 Weighting = Literal["image", "token"]
 CenterTokens = Literal["masked", "all"]
@@ -72,11 +68,10 @@ class IBOTPatchLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self.teacher_temp = require_temperature(teacher_temp, "teacher_temp")
-        self.student_temp = require_temperature(student_temp, "student_temp")
-        self.center = Center(
-            (1, output_dim), center_mode, center_momentum, center_update=center_update
-        )
+        self.teacher_temp = require_positive("teacher_temp", teacher_temp)
+        self.student_temp = require_positive("student_temp", student_temp)
+        width = require_integer("output_dim", output_dim, 0)
+        self.center = Center((1, width), center_mode, center_momentum, center_update=center_update)
         self.center_tokens: CenterTokens = require_option(
             "center_tokens", center_tokens, CenterTokens
         )
@@ -202,7 +197,7 @@ class IBOTPatchLoss(nn.Module):
     ) -> Tensor:
         """Of the masked tokens ``[P]``, or their sum by ``weights`` of all tokens."""
         temperature = self.teacher_temp if teacher_temp is None else teacher_temp
-        require_temperature(temperature, "teacher_temp")
+        require_positive("teacher_temp", temperature)
         every = self.center_tokens == "all"
         masked = self._masked_tokens(mask, len(student_out))
         ce = self.center.cross_entropy(
@@ -226,6 +221,9 @@ class IBOTPatchLoss(nn.Module):
 
     def _require_shapes(self, teacher: Tensor, student: Tensor, mask: Tensor) -> None:
         """Raises what `forward` says."""
+        center = self.center.center
+        require_tensors(teacher_out=teacher, student_out=student, center=center)
+        require_one_device(teacher_out=teacher, mask=mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
         if mask.ndim < 2:

@@ -3,13 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from mast_ext.checks import require_integer, require_number, require_positive
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.common.inputs import (
-    Reduction,
-    require_images,
-    require_option,
-    require_temperature,
-)
+from mast_ext.losses.common.inputs import Reduction, require_images, require_option, require_tensors
 
 
 class IBOTPlusPlusPatchLoss(nn.Module):
@@ -57,11 +53,10 @@ class IBOTPlusPlusPatchLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self.teacher_temp = require_temperature(teacher_temp, "teacher_temp")
-        self.student_temp = require_temperature(student_temp, "student_temp")
-        self.center = Center(
-            (1, output_dim), center_mode, center_momentum, center_update=center_update
-        )
+        self.teacher_temp = require_positive("teacher_temp", teacher_temp)
+        self.student_temp = require_positive("student_temp", student_temp)
+        width = require_integer("output_dim", output_dim, 0)
+        self.center = Center((1, width), center_mode, center_momentum, center_update=center_update)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
     def forward(
@@ -94,9 +89,12 @@ class IBOTPlusPlusPatchLoss(nn.Module):
             TypeError: A dtype is not supported or the mask not bool.
             RuntimeError: Another process died or is late.
         """
+        center = self.center.center
+        require_tensors(teacher_out=teacher_out, student_out=student_out, center=center)
         images, tokens = self._sizes(teacher_out, student_out, mask)
         temperature = self.teacher_temp if teacher_temp is None else teacher_temp
-        require_temperature(temperature, "teacher_temp")
+        require_positive("teacher_temp", temperature)
+        visible_loss_weight = require_number("visible_loss_weight", visible_loss_weight)
         shares = self._shares(teacher_out, mask, images, tokens, visible_loss_weight)
         if self.reduction == "mean":
             shares = shares / max(images, 1)

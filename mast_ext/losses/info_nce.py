@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_one_device
 from mast_ext.distributed import (
     all_gather,
     rank,
@@ -19,10 +20,10 @@ from mast_ext.losses.common.inputs import (
     in_one_dtype,
     reduce,
     require_alike,
-    require_floating,
     require_images,
     require_option,
     require_temperature,
+    require_tensors,
     require_views,
 )
 from mast_ext.losses.common.view_pairs import both_ways
@@ -107,7 +108,7 @@ class InfoNCELoss(nn.Module):
         require_alike(queries=queries, keys=keys)
         queries, keys = in_one_dtype(queries, keys)
         if negatives is not None:
-            require_floating(negatives=negatives)
+            require_one_device(queries=queries, negatives=negatives)
             terms = self._against(negatives, queries[None], keys[None])[0, 0]
         elif self.reduction == "mean" and not self._many() and self._takes_both(queries, keys):
             require_images(len(queries), "queries")
@@ -165,6 +166,7 @@ class InfoNCELoss(nn.Module):
         """
         require_views(views)
         if negatives is not None:
+            require_one_device(views=views, negatives=negatives)
             return self._against(negatives, views, views)
         lse, positive = contrast_views(
             views,
@@ -178,6 +180,7 @@ class InfoNCELoss(nn.Module):
         """Of ``queries [V, N, D]`` and ``keys [W, N, D]`` with given negatives: ``[V, W, N]``."""
         if self.two_sided:
             raise ValueError("negatives cannot be given with two_sided=True")
+        require_tensors(negatives=negatives)
         if negatives.ndim != 2 or negatives.shape[1] != queries.shape[2]:
             raise ValueError(
                 f"negatives must have shape [M, {queries.shape[2]}], got {list(negatives.shape)}"

@@ -5,9 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.checks import require_integer, require_positive
 from mast_ext.compiling import changes_between_calls
 from mast_ext.distributed import gather_batch, rank, require_distributed
-from mast_ext.losses.common.inputs import Reduction, reduce, require_option
+from mast_ext.losses.common.inputs import Reduction, reduce, require_option, require_tensors
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
 
 
@@ -54,16 +55,14 @@ class KoLeoLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        if not (p > 0 and eps > 0):
-            raise ValueError(f"p and eps must be positive, got {p} and {eps}")
-        if topk < 1 or (group_size is not None and topk >= group_size):
-            raise ValueError(
-                f"topk must be at least 1 and below group_size, got {topk} of {group_size}"
-            )
-        self.topk = topk
-        self.group_size = group_size
-        self.p = p
-        self.eps = eps
+        self.topk = require_integer("topk", topk, 1)
+        self.group_size = None
+        if group_size is not None:
+            self.group_size = require_integer("group_size", group_size, 2)
+            if self.topk >= self.group_size:
+                raise ValueError(f"topk must be below group_size, got {topk} of {group_size}")
+        self.p = require_positive("p", p, finite=False)
+        self.eps = require_positive("eps", eps)
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
@@ -85,6 +84,7 @@ class KoLeoLoss(nn.Module):
         """
         if x.ndim != 2:
             raise ValueError(f"x must have shape [N, D], got {list(x.shape)}")
+        require_tensors(x=x)
         rows = gather_batch(x, 0) if self.gather_distributed else x
         if len(rows) and (self.topk > 1 or self.group_size is not None):
             distances = self._nearest(rows)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_integer, require_number, require_positive
 from mast_ext.compiling import never_compiled
 from mast_ext.distributed import require_distributed, sum_for_common_loss, world_size
 from mast_ext.functional import Interval
-from mast_ext.losses.common.inputs import require_floating, require_fraction, require_images
+from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import widen
 from mast_ext.losses.common.slices import common_slices, random_slices, seeded_slices
 
@@ -77,14 +78,12 @@ class SIGReg(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if num_vectors < 1:
-            raise ValueError(f"num_vectors must be positive, got {num_vectors}")
-        self.t_min, t, phi, weights = functional.epps_pulley_grid(knots, t_max, interval)
-        self.t_max = t_max
-        self.num_vectors = num_vectors
+        self.t_max = require_positive("t_max", t_max)
+        self.t_min, t, phi, weights = functional.epps_pulley_grid(knots, self.t_max, interval)
+        self.num_vectors = require_integer("num_vectors", num_vectors, 1)
         self.gather_distributed = require_distributed(gather_distributed)
         self.pooled = pooled
-        self.seed = seed
+        self.seed = None if seed is None else require_integer("seed", seed)
         self.calls = 0
         self.register_buffer("t", t)
         self.register_buffer("phi", phi)
@@ -109,6 +108,7 @@ class SIGReg(nn.Module):
             TypeError: The dtype is not supported.
             RuntimeError: Another process died or is late.
         """
+        require_tensors(proj=proj)
         if proj.ndim < 2:
             raise ValueError(f"proj must have shape [..., N, D], got {list(proj.shape)}")
         views = proj.flatten(0, -3) if proj.ndim > 2 else proj[None]
@@ -226,8 +226,10 @@ class LeJEPALoss(nn.Module):
         sigreg_seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.lambda_param = require_fraction("lambda_param", lambda_param)
-        self.invariance_weight = invariance_weight
+        self.lambda_param = require_number("lambda_param", lambda_param, 0, 1)
+        self.invariance_weight = None
+        if invariance_weight is not None:
+            self.invariance_weight = require_number("invariance_weight", invariance_weight)
         self.sigreg = SIGReg(
             knots=sigreg_knots,
             t_max=sigreg_t_max,
@@ -273,7 +275,7 @@ def stack_crops(*, local_proj: Tensor, global_proj: Tensor) -> Tensor:
         ValueError: The shapes do not fit, or there is no local or no global view.
         TypeError: A dtype is not one of floating point.
     """
-    require_floating(local_proj=local_proj, global_proj=global_proj)
+    require_tensors(local_proj=local_proj, global_proj=global_proj)
     for name, views in (("local_proj", local_proj), ("global_proj", global_proj)):
         if views.ndim != 3 or not views.shape[0]:
             raise ValueError(f"{name} must have shape [V, N, D] with V >= 1, got {[*views.shape]}")

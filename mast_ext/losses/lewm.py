@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import require_number
 from mast_ext.functional import Interval
-from mast_ext.losses.common.inputs import require_floating, require_images
+from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import widen
 from mast_ext.losses.lejepa import SIGReg
 
@@ -48,9 +49,7 @@ class LeWMLoss(nn.Module):
         sigreg_seed: int | None = None,
     ) -> None:
         super().__init__()
-        if lambda_param < 0:
-            raise ValueError(f"lambda_param must not be negative, got {lambda_param}")
-        self.lambda_param = lambda_param
+        self.lambda_param = require_number("lambda_param", lambda_param, 0)
         self.normalize = normalize
         self.sigreg = SIGReg(
             knots=sigreg_knots,
@@ -79,6 +78,7 @@ class LeWMLoss(nn.Module):
             TypeError: The dtype is not supported.
             RuntimeError: Another process died or is late.
         """
+        require_tensors(embeddings=embeddings, predicted=predicted, target=target)
         if embeddings.ndim != 3:
             raise ValueError(f"embeddings must have shape [B, S, D], got {[*embeddings.shape]}")
         if predicted.shape != target.shape:
@@ -92,7 +92,6 @@ class LeWMLoss(nn.Module):
                 f"predicted must have shape [{images}, ..., {dim}] to fit embeddings of shape "
                 f"{[*embeddings.shape]}, got {[*predicted.shape]}"
             )
-        require_floating(predicted=predicted, target=target)
         regularization = self.sigreg.of_views(embeddings.transpose(0, 1))
         require_images(images, "embeddings")
         require_images(predicted[0].numel() // max(dim, 1), "a clip of predicted")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.checks import require_number
 from mast_ext.distributed import all_reduce, world_size
 from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.common.inputs import Negatives, Reduction
@@ -61,14 +62,11 @@ class MACLLoss(ViewPairLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(temperature, gather_distributed, negatives, reduction)
-        self.alpha = alpha
-        self.A_0 = A_0
+        self.alpha = require_number("alpha", alpha, 0, 1)
+        self.A_0 = require_number("A_0", A_0, 0, 1)
         self.eps = 1e-8
-        if temperature < self.eps:
+        if self.temperature < self.eps:
             raise ValueError(f"temperature must be at least {self.eps}, got {temperature}")
-        for name, value in (("alpha", alpha), ("A_0", A_0)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
     def forward(self, z0: Tensor, z1: Tensor, *views: Tensor) -> Tensor:
         """The loss of two or more views.

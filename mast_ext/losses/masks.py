@@ -5,7 +5,6 @@ subspace per augmentation, with features that are shared by subspaces and featur
 How the masks are made here is ours.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.checks import OptionError, require_integer, require_numbers, require_positive
 from mast_ext.losses.common.linear_algebra import widen
 
 SMALLEST = 1e-6  # share of the dimensions, to which a sum in float32 is exact
@@ -86,27 +86,25 @@ class AugmentationMasks(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+        dim = require_integer("dim", dim, 1)
+        freed = require_numbers("freed", freed)
         if not all(share == 0 or SMALLEST <= share <= 1 - SMALLEST for share in freed):
-            raise ValueError(
+            raise OptionError(
                 f"freed must hold shares of the dimensions, 0 or from {SMALLEST:g} to "
                 f"{1 - SMALLEST:g}, got {freed}"
             )
-        if not 0 < sharpness < math.inf:
-            raise ValueError(f"sharpness must be positive and finite, got {sharpness}")
-        if price is not None and not 0 < price < math.inf:
-            raise ValueError(f"price must be positive and finite, or None, got {price}")
+        if price is not None:
+            price = require_positive("price", price)
         if price is not None and not learned:
-            raise ValueError(f"price must be None for masks that are not learned, got {price}")
-        self.freed = tuple(float(share) for share in freed)
+            raise OptionError(f"price must be None for masks that are not learned, got {price}")
+        self.freed = tuple(map(float, freed))
         self.dim = dim
         self.learned = learned
         self.price = price
-        self.sharpness = sharpness
+        self.sharpness = require_positive("sharpness", sharpness)
         self.freeing = [k for k, share in enumerate(self.freed) if share > 0]
         if len(self.freeing) > MOST_MASKS:
-            raise ValueError(
+            raise OptionError(
                 f"freed must be above 0 for at most {MOST_MASKS} augmentations, got {freed}"
             )
         self.groups = 2 ** len(self.freeing)
@@ -130,7 +128,7 @@ class AugmentationMasks(nn.Module):
         for mask, k in zip(self.blocks, self.freeing, strict=True):
             begin = end - max(1, round(self.freed[k] * dim))
             if begin < 0:
-                raise ValueError(
+                raise OptionError(
                     f"freed must leave room for blocks of {dim} dimensions, apart for every "
                     f"augmentation, got {self.freed}"
                 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import OptionError, require_number, require_one_device
 from mast_ext.distributed import (
     all_reduce,
     all_reduce_logsumexp,
@@ -27,6 +28,7 @@ from mast_ext.losses.common.inputs import (
     require_images,
     require_option,
     require_temperature,
+    require_tensors,
     require_views,
 )
 from mast_ext.losses.masks import AugmentationMasks, masks_of
@@ -111,18 +113,18 @@ class MASTLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.base: Base = require_option("base", base, Base)
-        if not softness >= 0:
-            raise ValueError(f"softness must not be negative, got {softness}")
         if masks.price is not None and base == "nt_xent":
             # It would be compared with a contrast that is no mean over dimensions.
-            raise ValueError(f"masks must have no price on the nt_xent base, got {masks.price}")
+            raise OptionError(f"masks must have no price on the nt_xent base, got {masks.price}")
         self.masks = masks
-        self.invariance = (25.0 if base == "vicreg" else 1.0) if invariance is None else invariance
-        self.variance = variance
-        self.covariance = covariance
+        if invariance is None:
+            invariance = 25.0 if base == "vicreg" else 1.0
+        self.invariance = require_number("invariance", invariance)
+        self.variance = require_number("variance", variance)
+        self.covariance = require_number("covariance", covariance)
         self.temperature = require_temperature(temperature)
-        self.softness = softness
-        self.eps = eps
+        self.softness = require_number("softness", softness, 0)
+        self.eps = require_number("eps", eps, 0)
         self.gather_distributed = require_distributed(gather_distributed)
 
     def forward(
@@ -150,6 +152,8 @@ class MASTLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         require_alike(x=x, y=y)
+        require_tensors(log_variance=log_variance)
+        require_one_device(x=x, changed=changed, log_variance=log_variance, masks=self.masks.blocks)
         x, y = in_one_dtype(x, y)
         if x.shape[1] != self.masks.dim:
             raise ValueError(
@@ -217,14 +221,22 @@ class MASTLoss(nn.Module):
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
+        require_one_device(views=views, changed=changed, masks=self.masks.blocks)
+        if require_views(views).shape[2] != self.masks.dim:
+            raise ValueError(
+                f"views must have the width of the masks, {self.masks.dim}, got {list(views.shape)}"
+            )
         group = self.masks.group(changed)
+        if len(group) != views.shape[1]:
+            raise ValueError(
+                f"changed must have a row for each of the {views.shape[1]} images, "
+                f"got {list(changed.shape)}"
+            )
         weights = self.masks.group_weights()
         if self.base == "nt_xent":
-            return self.invariance * self._nt_xent_of_groups(require_views(views), group, weights)
+            return self.invariance * self._nt_xent_of_groups(views, group, weights)
         each = weights[group]  # [B, D]
-        distance = functional.subspace_similarity(
-            require_views(views) * masks_of(each), metric="sqeuclidean"
-        )[0]
+        distance = functional.subspace_similarity(views * masks_of(each), metric="sqeuclidean")[0]
         return self.invariance * distance / each.sum(1).clamp_min(1e-30)
 
     def _precision(self, log_variance: Tensor, comparable: Tensor) -> tuple[Tensor, Tensor]:

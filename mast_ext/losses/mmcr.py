@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from mast_ext.checks import require_number
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.common.inputs import require_floating, require_images
+from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import singular_values, widen
 
 
@@ -32,9 +33,7 @@ class MMCRLoss(nn.Module):
 
     def __init__(self, lmda: float = 5e-3, *, gather_distributed: bool = False) -> None:
         super().__init__()
-        if not lmda >= 0:
-            raise ValueError(f"lmda must be at least 0, got {lmda}")
-        self.lmda = lmda
+        self.lmda = require_number("lmda", lmda, 0)
         self.gather_distributed = require_distributed(gather_distributed)
 
     def forward(self, online: Tensor, momentum: Tensor) -> Tensor:
@@ -59,7 +58,7 @@ class MMCRLoss(nn.Module):
                 "online and momentum must have the same shape, got "
                 f"{tuple(online.shape)} and {tuple(momentum.shape)}"
             )
-        require_floating(online=online, momentum=momentum)
+        require_tensors(online=online, momentum=momentum)
         if online.ndim != 3 or not online.shape[1]:
             raise ValueError(
                 f"online must have shape [B, k, D] with k >= 1, got {list(online.shape)}"

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.checks import require_integer, require_number, require_positive
 from mast_ext.distributed import all_reduce, require_distributed, sum_over_processes, world_size
 from mast_ext.losses.common.assignments import sinkhorn_centers
 from mast_ext.losses.common.inputs import (
     in_one_dtype,
-    require_floating,
     require_images,
-    require_temperature,
+    require_tensors,
 )
 from mast_ext.losses.common.linear_algebra import product, widen
 
@@ -60,11 +60,9 @@ class MSNLoss(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        if sinkhorn_iterations < 0:
-            raise ValueError(f"sinkhorn_iterations must be at least 0, got {sinkhorn_iterations}")
-        self.temperature = require_temperature(temperature)
-        self.sinkhorn_iterations = sinkhorn_iterations
-        self.regularization_weight = regularization_weight
+        self.temperature = require_positive("temperature", temperature)
+        self.sinkhorn_iterations = require_integer("sinkhorn_iterations", sinkhorn_iterations, 0)
+        self.regularization_weight = require_number("regularization_weight", regularization_weight)
         self.gather_distributed = require_distributed(gather_distributed)
 
     def forward(
@@ -92,19 +90,18 @@ class MSNLoss(nn.Module):
             TypeError: The inputs are not of floating point.
             RuntimeError: Another process died or is late.
         """
-        require_temperature(target_sharpen_temperature, "target_sharpen_temperature")
+        require_positive("target_sharpen_temperature", target_sharpen_temperature)
         embeddings = {"anchors": anchors, "targets": targets, "prototypes": prototypes}
         for name, x in embeddings.items():
-            if x.ndim != 2 or x.shape[1] != anchors.shape[1]:
+            if x.ndim != 2 or x.shape[1:] != anchors.shape[1:]:
                 raise ValueError(
-                    f"{name} must have shape [N, D] with D = {anchors.shape[-1]}, "
-                    f"got {list(x.shape)}"
+                    f"{name} must have shape [N, D] with the D of anchors, got {list(x.shape)}"
                 )
         if not len(prototypes):
             raise ValueError(
                 f"prototypes must have shape [K, D] with K >= 1, got {list(prototypes.shape)}"
             )
-        require_floating(**embeddings)
+        require_tensors(**embeddings)
         anchors, targets, prototypes = in_one_dtype(anchors, targets, prototypes)
         images = len(targets)
         if (len(anchors) % images if images else len(anchors)) or len(anchors) < images:
@@ -196,7 +193,7 @@ class PMSNLoss(MSNLoss):
         super().__init__(
             temperature, sinkhorn_iterations, regularization_weight, gather_distributed
         )
-        self.power_law_exponent = power_law_exponent
+        self.power_law_exponent = require_number("power_law_exponent", power_law_exponent)
 
     def regularization_loss(self, mean_anchor_probs: Tensor) -> Tensor:
         rank = torch.arange(

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.losses.common.inputs import Reduction, in_one_dtype, reduce, require_option
+from mast_ext.checks import require_integer, require_number
+from mast_ext.losses.common.inputs import (
+    Reduction,
+    in_one_dtype,
+    reduce,
+    require_option,
+    require_tensors,
+    require_views,
+)
 
 # Of so many similarities one operation negates and takes the mean, and another makes its gradient.
 # On a GPU a single thread block does so, which is for few numbers.
@@ -29,8 +37,8 @@ class NegativeCosineSimilarity(nn.Module):
 
     def __init__(self, dim: int = 1, eps: float = 1e-8, *, reduction: Reduction = "mean") -> None:
         super().__init__()
-        self.dim = dim
-        self.eps = eps
+        self.dim = require_integer("dim", dim)
+        self.eps = require_number("eps", eps)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
@@ -50,6 +58,7 @@ class NegativeCosineSimilarity(nn.Module):
             TypeError: The inputs are not floating-point tensors.
             ValueError: There is no similarity to take the mean over, or an embedding of no number.
         """
+        require_tensors(x0=x0, x1=x1)
         if x0.shape != x1.shape:
             sides = zip(reversed(x0.shape), reversed(x1.shape), strict=False)
             if not all(a == b or 1 in (a, b) for a, b in sides):
@@ -88,6 +97,13 @@ class NegativeCosineSimilarity(nn.Module):
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
+        require_tensors(views=views, targets=targets)
+        require_views(views)
+        if targets is not None and require_views(targets, "targets").shape[1:] != views.shape[1:]:
+            raise ValueError(
+                f"targets must have the images and width of views, {list(views.shape)}, "
+                f"got {list(targets.shape)}"
+            )
         if targets is not None:
             views, targets = in_one_dtype(views, targets)
         return -functional.subspace_similarity(views, targets, eps=self.eps)[0]

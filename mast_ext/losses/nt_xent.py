@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ext import functional
+from mast_ext.checks import require_one_device
 from mast_ext.compiling import copy_of_state
 from mast_ext.losses.common.contrast import positive_cross_entropy
 from mast_ext.losses.common.inputs import (
@@ -116,6 +117,7 @@ class NTXentLoss(ViewPairLoss):
     def _bank_losses(self, queries: Tensor, keys: Tensor, update: bool) -> Tensor:
         """Of ``queries [V, B, D]`` and ``keys [W, B, D]``, ``[V, W, B]``; one view to update."""
         bank = self.memory_bank.bank
+        require_one_device(embeddings=queries, memory_bank=bank)
         if queries.shape[-1] != bank.shape[1]:
             raise ValueError(
                 f"embeddings must have the width of the memory bank, {bank.shape[1]}, "

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from mast_ext.checks import require_integer
 from mast_ext.distributed import all_reduce, require_distributed, world_size
-from mast_ext.losses.common.inputs import Reduction, require_option
+from mast_ext.losses.common.inputs import Reduction, require_option, require_tensors
 from mast_ext.losses.common.linear_algebra import gram, product, widen
 
 
@@ -45,9 +46,9 @@ class PatchKernelAlignmentLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        if max_tokens is not None and max_tokens < 2:
-            raise ValueError(f"max_tokens must be at least 2 or None, got {max_tokens}")
-        self.max_tokens = max_tokens
+        self.max_tokens = None
+        if max_tokens is not None:
+            self.max_tokens = require_integer("max_tokens", max_tokens, 2)
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
@@ -70,6 +71,7 @@ class PatchKernelAlignmentLoss(nn.Module):
             RuntimeError: Another process died or is late.
         """
         self._require_shapes(student_features, teacher_features, mask)
+        require_tensors(student_features=student_features, teacher_features=teacher_features)
         student, teacher = student_features, teacher_features.detach()
         kept = None if mask is None else ~mask.to(student.device)
         if self.max_tokens is not None and student.shape[1] > self.max_tokens:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
+from mast_ext.checks import require_number, require_one_device, require_positive
 from mast_ext.compiling import Function, never_compiled
 from mast_ext.distributed import (
     require_distributed,
@@ -22,7 +23,6 @@ from mast_ext.losses.common.inputs import (
     require_alike,
     require_images,
     require_option,
-    require_temperature,
     require_views,
 )
 from mast_ext.losses.common.linear_algebra import widen
@@ -66,13 +66,13 @@ class SigLIPLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self.logit_scale = require_temperature(logit_scale, "logit_scale")
-        self.logit_bias = logit_bias
+        self.logit_scale = require_positive("logit_scale", logit_scale)
+        self.logit_bias = require_number("logit_bias", logit_bias)
         self.log_scale: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         if learnable:
-            self.log_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
-            self.bias = nn.Parameter(torch.tensor(float(logit_bias)))
+            self.log_scale = nn.Parameter(torch.tensor(math.log(self.logit_scale)))
+            self.bias = nn.Parameter(torch.tensor(float(self.logit_bias)))
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
@@ -162,8 +162,9 @@ class SigLIPLoss(nn.Module):
                 raise ValueError(f"{name} must not be given where it is learned by the loss")
             value = given if given is not None else own if learned is None else learned
             if isinstance(value, Tensor):
+                require_one_device(embeddings=embeddings, **{name: value})
                 return value.to(dtype)
-            return embeddings.new_ones((), dtype=dtype) * value
+            return embeddings.new_ones((), dtype=dtype) * require_number(name, value)
 
         log_scale = self.log_scale
         learned = None if log_scale is None else log_scale.to(dtype).exp()

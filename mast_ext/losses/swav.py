@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_integer, require_positive
 from mast_ext.distributed import all_reduce_logsumexp, require_distributed, world_size
 from mast_ext.losses.common.inputs import (
     Reduction,
     in_one_dtype,
     reduce,
     require_option,
-    require_temperature,
+    require_tensors,
     shape_of_views,
 )
 
@@ -53,11 +54,9 @@ class SwaVLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        if sinkhorn_iterations < 1:
-            raise ValueError(f"sinkhorn_iterations must be at least 1, got {sinkhorn_iterations}")
-        self.temperature = require_temperature(temperature)
-        self.sinkhorn_iterations = sinkhorn_iterations
-        self.sinkhorn_epsilon = require_temperature(sinkhorn_epsilon, "sinkhorn_epsilon")
+        self.temperature = require_positive("temperature", temperature)
+        self.sinkhorn_iterations = require_integer("sinkhorn_iterations", sinkhorn_iterations, 1)
+        self.sinkhorn_epsilon = require_positive("sinkhorn_epsilon", sinkhorn_epsilon)
         self.sinkhorn_gather_distributed = require_distributed(sinkhorn_gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
@@ -115,9 +114,14 @@ class SwaVLoss(nn.Module):
             TypeError: A dtype is not supported.
             RuntimeError: Another process died or is late.
         """
-        high = len(high_resolution_outputs)
-        if not high:
-            raise ValueError("high_resolution_outputs must hold at least one crop, got none")
+        require_tensors(
+            high_resolution_outputs=high_resolution_outputs,
+            low_resolution_outputs=low_resolution_outputs,
+            queue_outputs=queue_outputs,
+        )
+        high, _, width = shape_of_views(high_resolution_outputs, "high_resolution_outputs")
+        if len(low_resolution_outputs):
+            shape_of_views(low_resolution_outputs, "low_resolution_outputs")
         crops = in_one_dtype(*high_resolution_outputs, *low_resolution_outputs)
         shape_of_views(crops, "high_resolution_outputs and low_resolution_outputs")
         if queue_outputs is not None and len(queue_outputs) != high:
@@ -125,6 +129,11 @@ class SwaVLoss(nn.Module):
                 f"queue_outputs must hold one queue for each of the {high} high-resolution "
                 f"crops, got {len(queue_outputs)}"
             )
+        for queue in () if queue_outputs is None else queue_outputs:
+            if queue.ndim != 2 or queue.shape[1] != width:
+                raise ValueError(
+                    f"queue_outputs must have shape [N, {width}] each, got {list(queue.shape)}"
+                )
         return torch.cat(
             [
                 functional.prototype_cross_entropy(

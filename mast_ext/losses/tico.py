@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import require_number, require_one_device
 from mast_ext.distributed import all_gather_numbers, all_reduce, require_distributed, world_size
-from mast_ext.losses.common.inputs import require_floating, require_fraction
+from mast_ext.losses.common.inputs import require_tensors
 from mast_ext.losses.common.linear_algebra import product, widen
 
 
@@ -43,8 +44,8 @@ class TiCoLoss(nn.Module):
         self, beta: float = 0.9, rho: float = 8.0, gather_distributed: bool = False
     ) -> None:
         super().__init__()
-        self.beta = require_fraction("beta", beta)
-        self.rho = rho
+        self.beta = require_number("beta", beta, 0, 1)
+        self.rho = require_number("rho", rho)
         self.gather_distributed = require_distributed(gather_distributed)
         self.register_buffer("C", None)
 
@@ -72,7 +73,8 @@ class TiCoLoss(nn.Module):
                 "z_a and z_b must have the same shape [B, D] with D >= 1, got "
                 f"{tuple(z_a.shape)} and {tuple(z_b.shape)}"
             )
-        require_floating(z_a=z_a, z_b=z_b)
+        require_tensors(z_a=z_a, z_b=z_b)
+        require_one_device(z_a=z_a, z_b=z_b, C=self.C)
         if self.C is not None and len(self.C) != z_a.shape[1]:
             raise ValueError(
                 f"z_a and z_b must have the width of C, {len(self.C)}, got {list(z_a.shape)}: "

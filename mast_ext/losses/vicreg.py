@@ -9,8 +9,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_number
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.common.inputs import in_one_dtype, require_option
+from mast_ext.losses.common.inputs import (
+    in_one_dtype,
+    require_option,
+    require_tensors,
+    require_views,
+)
 from mast_ext.losses.common.variance_covariance import positional_terms
 
 Variant = Literal["official", "solo"]
@@ -52,11 +58,11 @@ class VICRegLoss(nn.Module):
         variant: Variant = "official",
     ) -> None:
         super().__init__()
-        self.lambda_param = lambda_param
-        self.mu_param = mu_param
-        self.nu_param = nu_param
+        self.lambda_param = require_number("lambda_param", lambda_param)
+        self.mu_param = require_number("mu_param", mu_param)
+        self.nu_param = require_number("nu_param", nu_param)
         self.gather_distributed = require_distributed(gather_distributed)
-        self.eps = eps
+        self.eps = require_number("eps", eps, 0)
         self.variant: Variant = require_option("variant", variant, Variant)
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -76,6 +82,7 @@ class VICRegLoss(nn.Module):
             ValueError: The processes' batches differ in size.
             RuntimeError: Another process died or is late.
         """
+        require_tensors(z_a=z_a, z_b=z_b)
         if z_a.shape != z_b.shape:
             raise AssertionError(
                 f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and "
@@ -119,6 +126,7 @@ class VICRegLoss(nn.Module):
         Returns:
             ``[V, V, B]``, float32 (float64 for float64 inputs).
         """
+        require_views(views)
         distance = functional.subspace_similarity(views, metric="sqeuclidean")[0]
         return distance * self.lambda_param / views.shape[2]
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_integers, require_number
 from mast_ext.distributed import gather_batch
-from mast_ext.losses.common.inputs import stack_views
+from mast_ext.losses.common.inputs import require_tensors, stack_views
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
 from mast_ext.losses.vicreg import VICRegLoss
 
@@ -60,17 +61,17 @@ class VICRegLLoss(nn.Module):
         num_matches: tuple[int, int] = (20, 4),
     ) -> None:
         super().__init__()
-        if 0 in num_matches:
+        self.num_matches = require_integers("num_matches", num_matches, 2, low=-1)
+        if 0 in self.num_matches:
             raise ValueError(f"num_matches must not be 0, got {num_matches}")
-        self.lambda_param = lambda_param
-        self.mu_param = mu_param
-        self.nu_param = nu_param
-        self.alpha = alpha
+        self.lambda_param = require_number("lambda_param", lambda_param)
+        self.mu_param = require_number("mu_param", mu_param)
+        self.nu_param = require_number("nu_param", nu_param)
+        self.alpha = require_number("alpha", alpha)
         self.gather_distributed = gather_distributed
-        self.eps = eps
-        self.num_matches = num_matches
+        self.eps = require_number("eps", eps, 0)
         self.vicreg_loss = VICRegLoss(
-            lambda_param, mu_param, 0.5 * nu_param, gather_distributed, eps
+            lambda_param, mu_param, 0.5 * self.nu_param, gather_distributed, eps
         )
 
     def forward(
@@ -119,6 +120,18 @@ class VICRegLLoss(nn.Module):
             )
         for crop, grid in zip(crops, grids, strict=True):
             _require_located(crop, grid)
+        named = {
+            "global_view_features": [x for crop in global_view_features for x in crop],
+            "global_view_grids": list(global_view_grids),
+            "local_view_features": [x for crop in local_view_features or () for x in crop],
+            "local_view_grids": list(local_view_grids or ()),
+        }
+        require_tensors(**named)
+        if len({features.shape[3] for _, features in crops}) > 1:
+            raise ValueError(
+                "view_features must have features [B, H, W, E] of one width E, got "
+                f"{[list(features.shape) for _, features in crops]}"
+            )
         local = self._local_loss([features for _, features in crops], grids, count)
         embeddings = stack_views([embedding for embedding, _ in crops], "view_features")
         return self.alpha * self._global_loss(embeddings, count) + (1 - self.alpha) * local
@@ -169,8 +182,8 @@ def _require_located(crop: tuple[Tensor, Tensor], grid: Tensor) -> None:
     if isinstance(crop, Tensor) or len(crop) != 2:
         raise ValueError("view_features must be pairs (embeddings [B, D], features [B, H, W, E])")
     embeddings, features = crop
-    batch, places = len(embeddings), (*features.shape[:3], 2)
-    if embeddings.ndim != 2 or features.ndim != 4 or len(features) != batch or grid.shape != places:
+    fits = embeddings.ndim == 2 and features.ndim == 4 and len(features) == len(embeddings)
+    if not fits or grid.shape != (*features.shape[:3], 2):
         raise ValueError(
             "view_features must be embeddings [B, D] and features [B, H, W, E], and view_grids "
             f"[B, H, W, 2], got {list(embeddings.shape)}, {list(features.shape)} and "

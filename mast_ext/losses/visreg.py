@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mast_ext.checks import require_integer, require_number, require_positive
 from mast_ext.distributed import gather_batch, require_distributed
-from mast_ext.losses.common.inputs import require_fraction, require_images
+from mast_ext.losses.common.inputs import require_images
 from mast_ext.losses.common.linear_algebra import product, widen
 from mast_ext.losses.common.slices import random_slices
 from mast_ext.losses.lejepa import distance_from_center, stack_crops
@@ -74,23 +75,13 @@ class VISRegLoss(nn.Module):
         eps: float = 1e-4,
     ) -> None:
         super().__init__()
-        if num_slices < 1:
-            raise ValueError(f"num_slices must be positive, got {num_slices}")
-        weights = (lambda_scale, lambda_shape, lambda_center)
-        if min(weights) < 0:
-            raise ValueError(
-                "lambda_scale, lambda_shape and lambda_center must not be negative, got "
-                f"{lambda_scale}, {lambda_shape} and {lambda_center}"
-            )
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}")
-        self.lambda_param = require_fraction("lambda_param", lambda_param)
-        self.num_slices = num_slices
-        self.lambda_scale = lambda_scale
-        self.lambda_shape = lambda_shape
-        self.lambda_center = lambda_center
+        self.lambda_param = require_number("lambda_param", lambda_param, 0, 1)
+        self.num_slices = require_integer("num_slices", num_slices, 1)
+        self.lambda_scale = require_number("lambda_scale", lambda_scale, 0)
+        self.lambda_shape = require_number("lambda_shape", lambda_shape, 0)
+        self.lambda_center = require_number("lambda_center", lambda_center, 0)
         self.gather_distributed = require_distributed(gather_distributed)
-        self.eps = eps
+        self.eps = require_positive("eps", eps)
 
     def forward(self, *, local_proj: Tensor, global_proj: Tensor) -> Tensor:
         """The loss of a batch: ``total`` of `forward_components`, which describes the arguments."""

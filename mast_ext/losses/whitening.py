@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
+from mast_ext.checks import require_integer, require_number, require_one_device
 from mast_ext.compiling import Function
-from mast_ext.losses.common.inputs import require_images
+from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
 
 
@@ -54,10 +55,10 @@ class Whitening2d(nn.Module):
         eps: float = 0,
     ) -> None:
         super().__init__()
-        self.num_features = num_features
-        self.momentum = momentum
+        self.num_features = require_integer("num_features", num_features, 1)
+        self.momentum = require_number("momentum", momentum, 0, 1)
         self.track_running_stats = track_running_stats
-        self.eps = eps
+        self.eps = require_number("eps", eps, 0)
         if track_running_stats:
             self.register_buffer("running_mean", torch.zeros(1, num_features, 1, 1))
             self.register_buffer("running_variance", torch.eye(num_features))
@@ -77,6 +78,9 @@ class Whitening2d(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.num_features:
             raise ValueError(f"x must have shape [N, {self.num_features}], got {list(x.shape)}")
+        require_tensors(x=x)
+        if self.track_running_stats:
+            require_one_device(x=x, running_mean=self.running_mean)
         x = widen(x)
         if self.track_running_stats and not self.training:
             mean, covariance = self.running_mean.view(1, -1), self.running_variance
@@ -176,18 +180,17 @@ class WMSELoss(nn.Module):
         num_samples: int = 2,
     ) -> None:
         super().__init__()
+        embedding_dim = require_integer("embedding_dim", embedding_dim, 1)
+        self.w_iter = require_integer("w_iter", w_iter, 1)
+        self.w_size = require_integer("w_size", w_size)
         if w_size < 2 * embedding_dim:
             raise ValueError(
                 f"w_size must be at least twice embedding_dim, {2 * embedding_dim}, got {w_size}"
             )
-        if num_samples < 2:
-            raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+        self.num_samples = require_integer("num_samples", num_samples, 2)
         self.whitening = Whitening2d(embedding_dim, momentum, track_running_stats, eps)
-        self.w_iter = w_iter
-        self.w_size = w_size
         self.loss_f = loss_fn
-        self.num_samples = num_samples
-        self.num_pairs = num_samples * (num_samples - 1) // 2
+        self.num_pairs = self.num_samples * (self.num_samples - 1) // 2
 
     def forward(self, input: Tensor) -> Tensor:
         """The loss of a batch.
@@ -205,6 +208,10 @@ class WMSELoss(nn.Module):
             ValueError: ``B`` is below ``w_size``.
             torch.linalg.LinAlgError: A covariance does not have full rank.
         """
+        width = self.whitening.num_features
+        if input.ndim != 2 or input.shape[1] != width:
+            raise ValueError(f"input must have shape [N, {width}], got {list(input.shape)}")
+        require_tensors(input=input)
         if len(input) % self.num_samples:
             raise RuntimeError(
                 f"input must hold {self.num_samples} embeddings of every image, got {len(input)}"

@@ -23,6 +23,7 @@ from mast_ext.methods.method import Encoded as Encoded
 from mast_ext.methods.method import GramTeacherSpec as GramTeacherSpec
 from mast_ext.methods.method import HiddenPatches as HiddenPatches
 from mast_ext.methods.method import Method as Method
+from mast_ext.methods.method import MethodOptions as MethodOptions
 from mast_ext.methods.method import Subspaces as Subspaces
 from mast_ext.methods.method import TeacherMethod as TeacherMethod
 from mast_ext.methods.method import TeacherSpec as TeacherSpec

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import BarlowTwinsLoss
-from mast_ext.methods.method import GATHER, Encoded, Method, register, require_views
+from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, register, require_views
 from mast_ext.models import Projector
 
 
 @dataclass(frozen=True)
-class BarlowTwinsOptions:
+class BarlowTwinsOptions(MethodOptions):
     """Settings of Barlow Twins.
 
     Attributes:
@@ -26,15 +26,15 @@ class BarlowTwinsOptions:
             takes the pair with the largest loss of the part (4 in the published code).
     """
 
+    group: ClassVar[str] = "barlow_twins"
+
     projector: tuple[int, ...] = (256, 256, 256)
     redundancy: float = 5e-3
     chunks: int = 0
 
     def __post_init__(self) -> None:
-        if not self.redundancy >= 0:
-            raise ValueError(f"barlow_twins.redundancy must be at least 0, got {self.redundancy}")
-        if self.chunks < 0:
-            raise ValueError(f"barlow_twins.chunks must be at least 0, got {self.chunks}")
+        super().__post_init__()
+        self._require(0, "redundancy", "chunks")
 
 
 @register

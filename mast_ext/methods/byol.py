@@ -8,12 +8,19 @@ from torch import Tensor
 from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import NegativeCosineSimilarity
 from mast_ext.losses.common.view_pairs import mean_over_pairs
-from mast_ext.methods.method import Encoded, TeacherMethod, TeacherSpec, register, require_views
+from mast_ext.methods.method import (
+    Encoded,
+    MethodOptions,
+    TeacherMethod,
+    TeacherSpec,
+    register,
+    require_views,
+)
 from mast_ext.models import BatchNormMode, Projector
 
 
 @dataclass(frozen=True)
-class BYOLOptions:
+class BYOLOptions(MethodOptions):
     """Settings of BYOL.
 
     Attributes:
@@ -26,6 +33,8 @@ class BYOLOptions:
         batch_norm: Batch norm of the teacher, ``own`` (the paper's) or ``ema`` (see
             `mast_ext.models.EMATeacher`).
     """
+
+    group: ClassVar[str] = "byol"
 
     projector: tuple[int, ...] = (256, 128)
     predictor: int = 256

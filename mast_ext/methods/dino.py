@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, BlockMasks, MultiCropPolicy, ViewBatch
+from mast_ext.checks import OptionError, require_positive
 from mast_ext.losses import DINOLoss, GramAnchoringLoss
 from mast_ext.methods.method import (
     Encoded,
     GramTeacherSpec,
     Method,
+    MethodOptions,
     TeacherMethod,
     TeacherSpec,
     register,
@@ -32,7 +34,7 @@ from mast_ext.models import (
 
 
 @dataclass(frozen=True)
-class DINOOptions:
+class DINOOptions(MethodOptions):
     """Settings of DINO. The defaults are made for a small network on small images.
 
     Attributes:
@@ -48,7 +50,8 @@ class DINOOptions:
         teacher_temperature: The paper's is 0.07 after a warm-up, 0.04 without; in a short run that
             leaves the teacher next to undecided.
         warmup_teacher_temperature: Where the teacher's temperature starts from (0.04).
-        temperature_warmup: Epochs (fractions allowed) of its linear change. The paper's is 30.
+        temperature_warmup: Epochs (fractions allowed) of its linear change, at most those of the
+            training. The paper's is 30.
         center_mode: What keeps the teacher from collapsing onto few prototypes: ``mean`` takes a
             moving average off its scores (the paper's), ``sinkhorn`` balances every batch (Caron
             et al. 2020; DINOv2).
@@ -75,6 +78,12 @@ class DINOOptions:
         gram_every: Steps after which the teacher is taken anew. The paper's is 10000.
     """
 
+    group: ClassVar[str] = "dino"
+    waits: ClassVar[dict[str, str]] = {
+        "temperature_warmup": "the teacher's temperature changes to the end",
+        "freeze_last_layer": "the prototypes never change",
+    }
+
     prototypes: int = 512
     head: tuple[int, ...] = (256, 256)
     bottleneck: int = 64
@@ -98,21 +107,14 @@ class DINOOptions:
     gram_every: int = 1000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gram_weight < math.inf:
-            raise ValueError(f"gram_weight must be at least 0 and finite, got {self.gram_weight}")
+        super().__post_init__()
+        self._require(0, "gram_weight", "gram_start")
+        self._require(1, "gram_every")
         if self.gram_weight > 0 and self.gram_start is None:
-            raise ValueError("gram_start must be given with gram_weight")
-        if (self.gram_start or 0) < 0 or self.gram_every < 1:
-            raise ValueError(
-                "gram_start must be at least 0 and gram_every at least 1, got "
-                f"{self.gram_start} and {self.gram_every}"
-            )
-        for name in ("freeze_last_layer", "temperature_warmup", "local_views"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            raise OptionError(f"{self.group}.gram_start must be given with gram_weight")
+        self._require(0, "freeze_last_layer", "temperature_warmup", "local_views")
         for name in ("teacher_temperature", "warmup_teacher_temperature", "student_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            require_positive(f"{self.group}.{name}", getattr(self, name))
 
 
 @register
@@ -131,7 +133,7 @@ class DINO(TeacherMethod):
     """
 
     name = "dino"
-    Options: ClassVar[type[Any]] = DINOOptions
+    Options: ClassVar[type[DINOOptions]] = DINOOptions
     multi_crop = True
     masks: BlockMasks | None = None
 
@@ -160,7 +162,7 @@ class DINO(TeacherMethod):
         self._gram_spec: GramTeacherSpec | None = None
         if options.gram_weight > 0 and options.gram_start is not None:
             self._gram_spec = GramTeacherSpec(options.gram_start, options.gram_every, recipe.views)
-        self._epoch = 0.0
+        self._epoch, self._epochs = 0.0, math.inf
 
     @classmethod
     def create(
@@ -170,7 +172,7 @@ class DINO(TeacherMethod):
             try:
                 layout = patch_layout(backbone, recipe.size)
             except ValueError as error:
-                raise ValueError(f"gram_weight: {error}") from error
+                raise OptionError(f"gram_weight: {error}") from error
             require_patches(layout)
         return cls(num_features, recipe, options)
 
@@ -195,8 +197,8 @@ class DINO(TeacherMethod):
             masks=self.masks,
         )
 
-    def at_step(self, step: int, steps_per_epoch: int) -> None:
-        self._epoch = step / steps_per_epoch
+    def at_step(self, step: int, steps_per_epoch: int, total_steps: int) -> None:
+        self._epoch, self._epochs = step / steps_per_epoch, total_steps / steps_per_epoch
 
     def before_update(self) -> None:
         if self._epoch >= self.options.freeze_last_layer:
@@ -208,7 +210,7 @@ class DINO(TeacherMethod):
 
     def _warm(self, start: float, end: float) -> float:
         """A temperature at the current step."""
-        warmup = self.options.temperature_warmup
+        warmup = min(self.options.temperature_warmup, self._epochs)
         return end if self._epoch >= warmup else start + (end - start) * self._epoch / warmup
 
     @property
@@ -260,6 +262,6 @@ def require_patches(layout: PatchLayout) -> None:
     """Raises a ValueError if there are no two patches of a view for Gram anchoring to compare."""
     height, width = layout.grid
     if height * width < 2:
-        raise ValueError(
+        raise OptionError(
             f"gram_weight: a view must have at least 2 patches, got a grid of {height} x {width}"
         )

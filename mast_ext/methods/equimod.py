@@ -5,9 +5,8 @@ image's embedding and the parameters of an augmentation a predictor says where t
 lies. The wrapped method sees neither the plain image nor these heads.
 """
 
-import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +22,12 @@ from mast_ext.augment import (
     ViewPolicy,
 )
 from mast_ext.losses import EquivarianceLoss
-from mast_ext.methods.method import GATHER, Encoded, Method, TeacherSpec
+from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, TeacherSpec
 from mast_ext.models import Projector
 
 
 @dataclass(frozen=True)
-class EquiModOptions:
+class EquiModOptions(MethodOptions):
     """Settings of EquiMod.
 
     Attributes:
@@ -40,16 +39,17 @@ class EquiModOptions:
             of epochs; on the defaults' short run 0.1 gives twice the gain and better features.
     """
 
+    group: ClassVar[str] = "equimod"
+
     weight: float = 0.0
     projector: tuple[int, ...] = (256, 256, 128)
     parameters: int = 128
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"equimod.weight must be at least 0 and finite, got {self.weight}")
-        if self.parameters < 1:
-            raise ValueError(f"equimod.parameters must be at least 1, got {self.parameters}")
+        super().__post_init__()
+        self._require(0, "weight")
+        self._require(1, "parameters")
 
 
 # EquiMod is used as a method, but does not inherit from `Method`: its defaults would hide what the

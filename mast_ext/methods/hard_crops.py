@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.augment import AugmentationRecipe, MultiCropPolicy, ViewBatch
+from mast_ext.checks import OptionError
 from mast_ext.methods.encoding import encode
 from mast_ext.methods.hard_views import (
     LOGS,
@@ -44,7 +45,7 @@ class HardCrops(HardSelection):
     ) -> None:
         plain = method.policy(recipe)
         if not isinstance(plain, MultiCropPolicy) or plain.views != 2:
-            raise ValueError(
+            raise OptionError(
                 f"hard_views needs two full-size views to train on: augment.views of {method.name}"
                 f" must be 2, got {recipe.views}"
             )
@@ -55,24 +56,24 @@ class HardCrops(HardSelection):
             ("fraction", options.fraction == 1),
         ):
             if not fits:
-                raise ValueError(
+                raise OptionError(
                     f"hard_views.{name}: {method.name} takes the hardest tuple of every image, by"
                     f" all networks together; got {getattr(options, name)!r}"
                 )
         if options.size is not None and method.hidden_token() is not None:
-            raise ValueError(
+            raise OptionError(
                 f"hard_views.size: {method.name} hides patches of views of full size, which"
                 " smaller views do not have"
             )
         if options.size is not None and options.size > recipe.size:
-            raise ValueError(
+            raise OptionError(
                 f"hard_views.size must be at most the views' {recipe.size} pixels,"
                 f" got {options.size}"
             )
         self.locals = plain.local_views
         candidates = options.local_views or self.locals
         if candidates < self.locals:
-            raise ValueError(
+            raise OptionError(
                 f"hard_views.local_views must be at least the {self.locals} that {method.name}"
                 f" trains on, got {candidates}"
             )

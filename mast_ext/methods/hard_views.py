@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,9 @@ from mast_ext.augment import (
     ViewBatch,
     ViewPolicy,
 )
+from mast_ext.checks import OptionError
 from mast_ext.losses import HardViewSelector
-from mast_ext.methods.method import Encoded, Method
+from mast_ext.methods.method import Encoded, Method, MethodOptions
 from mast_ext.models import forward_views
 
 COLOR = slice(GROUPS["color"].start, GROUPS["grayscale"].stop)
@@ -35,7 +36,7 @@ LOGS = ("margin", "iou", "iou_random", "color", "color_random")
 
 
 @dataclass(frozen=True)
-class HardViewOptions:
+class HardViewOptions(MethodOptions):
     """Settings of hard view selection.
 
     Attributes:
@@ -66,6 +67,9 @@ class HardViewOptions:
             others get a random pair.
     """
 
+    group: ClassVar[str] = "hard_views"
+    waits: ClassVar[dict[str, str]] = {"warmup": "no hard views are selected"}
+
     views: int = 0
     local_views: int = 0
     limit: int | None = None
@@ -81,27 +85,11 @@ class HardViewOptions:
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.views < 0 or self.views == 1:
-            raise ValueError(f"hard_views.views must be 0 (off) or at least 2, got {self.views}")
-        if self.local_views < 0:
-            raise ValueError(f"hard_views.local_views must be at least 0, got {self.local_views}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"hard_views.limit must be at least 1, got {self.limit}")
-        if self.every < 1:
-            raise ValueError(f"hard_views.every must be at least 1, got {self.every}")
-        if not 0 <= self.warmup < math.inf:
-            raise ValueError(f"hard_views.warmup must be at least 0 and finite, got {self.warmup}")
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"hard_views.size must be at least 1, got {self.size}")
-        for name, known in (
-            ("precision", ("same", "bf16")),
-            ("mode", ("train", "frozen")),
-            ("scorer", ("student", "teacher")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"hard_views.{name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
-                )
+            raise OptionError(f"hard_views.views must be 0 (off) or at least 2, got {self.views}")
+        self._require(0, "local_views", "warmup")
+        self._require(1, "limit", "every", "size")
 
     def selects(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a step, counted from 0, selects."""
@@ -207,20 +195,20 @@ class HardViews(HardSelection):
     ) -> None:
         for name in ("local_views", "limit"):
             if getattr(options, name):
-                raise ValueError(
+                raise OptionError(
                     f"hard_views.{name} is for dino, ibot and lejepa, got {method.name}"
                 )
         if options.scorer == "teacher" and method.teacher() is None:
-            raise ValueError(f"hard_views.scorer teacher: {method.name} has no teacher")
+            raise OptionError(f"hard_views.scorer teacher: {method.name} has no teacher")
         if options.size is not None and options.size > recipe.size:
-            raise ValueError(
+            raise OptionError(
                 f"hard_views.size must be at most the views' {recipe.size} pixels,"
                 f" got {options.size}"
             )
         plain = method.policy(recipe)
         found = plain.views + plain.local_views
         if found != 2:
-            raise ValueError(
+            raise OptionError(
                 "hard_views needs a method that trains on two views of an image, got"
                 f" {found}: set augment.views"
             )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, BlockMasks, ViewBatch
+from mast_ext.checks import require_positive
 from mast_ext.losses import IBOTPatchLoss
 from mast_ext.methods.dino import DINO, DINOOptions, require_patches
 from mast_ext.methods.method import Encoded, HiddenPatches, Method, register
@@ -34,6 +35,8 @@ class IBOTOptions(DINOOptions):
         mask_ratio: Range of the share of hidden patches of such a view (the paper's).
     """
 
+    group: ClassVar[str] = "ibot"
+
     shared_head: bool = True
     view_weight: float = 1.0
     patch_weight: float = 1.0
@@ -44,12 +47,9 @@ class IBOTOptions(DINOOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("view_weight", "patch_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        self._require(0, "view_weight", "patch_weight")
         for name in ("patch_temperature", "warmup_patch_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            require_positive(f"{self.group}.{name}", getattr(self, name))
 
 
 class IBOTHead(DINOHead):
@@ -102,7 +102,7 @@ class IBOT(DINO):
     """
 
     name = "ibot"
-    Options: ClassVar[type[Any]] = IBOTOptions
+    Options: ClassVar[type[IBOTOptions]] = IBOTOptions
     options: IBOTOptions
     head: IBOTHead
 

@@ -7,19 +7,19 @@ Balestriero & LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Wit
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from mast_ext import functional
 from mast_ext.augment import AugmentationRecipe, MultiCropPolicy, ViewBatch
 from mast_ext.losses import LeJEPALoss
-from mast_ext.methods.method import GATHER, Encoded, Method, register, require_views
+from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, register, require_views
 from mast_ext.models import Projector
 
 
 @dataclass(frozen=True)
-class LeJEPAOptions:
+class LeJEPAOptions(MethodOptions):
     """Settings of LeJEPA. The defaults are made for a small network on small images.
 
     The random directions of a step are the same in runs of different seeds.
@@ -37,6 +37,8 @@ class LeJEPAOptions:
             0.3 (and 0.3 to 1 for the full-size ones).
     """
 
+    group: ClassVar[str] = "lejepa"
+
     projector: tuple[int, ...] = (256, 256, 64)
     regularization: float = 0.05
     slices: int = 256
@@ -45,8 +47,8 @@ class LeJEPAOptions:
     local_scale: tuple[float, float] = (0.05, 0.3)
 
     def __post_init__(self) -> None:
-        if self.local_views < 1:
-            raise ValueError(f"local_views must be at least 1, got {self.local_views}")
+        super().__post_init__()
+        self._require(1, "local_views")
 
 
 @register
@@ -63,7 +65,7 @@ class LeJEPA(Method):
     """
 
     name = "lejepa"
-    Options: ClassVar[type[Any]] = LeJEPAOptions
+    Options: ClassVar[type[LeJEPAOptions]] = LeJEPAOptions
     multi_crop = True
 
     def __init__(

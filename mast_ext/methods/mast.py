@@ -21,8 +21,9 @@ from mast_ext.augment import (
     Sharing,
     ViewBatch,
 )
+from mast_ext.checks import OptionError, require_number
 from mast_ext.losses import AugmentationMasks, MASTLoss
-from mast_ext.methods.method import GATHER, Encoded, Method, Subspaces, register
+from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, Subspaces, register
 from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.models import PairUncertainty, Projector
 
@@ -48,7 +49,7 @@ _SHARED: SharedOptions = {"share": 0.5, "freed": 0.0, "start": 0.0}
 
 
 @dataclass(frozen=True)
-class MASTOptions:
+class MASTOptions(MethodOptions):
     """Settings of MAST.
 
     Attributes:
@@ -75,6 +76,8 @@ class MASTOptions:
         epochs: What ``start`` is a fraction of; by default the run's epochs.
     """
 
+    group: ClassVar[str] = "mast"
+
     projector: tuple[int, ...] = (256, 256, 256)
     shared: dict[str, SharedOptions] = field(
         default_factory=lambda: {
@@ -94,31 +97,30 @@ class MASTOptions:
     epochs: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.shared, dict) or not self.shared:
-            raise ValueError(
+            raise OptionError(
                 "mast.shared must map at least one augmentation to its settings, got "
                 f"{self.shared!r}"
             )
         # With all settings, so that what a run writes down does not depend on defaults.
         complete = {name: _completed(name, shared) for name, shared in self.shared.items()}
         object.__setattr__(self, "shared", complete)
-        if self.masks not in ("learned", "blocks"):
-            raise ValueError(f"mast.masks must be learned or blocks, got {self.masks!r}")
 
 
 def _completed(name: str, shared: SharedOptions) -> SharedOptions:
     if not isinstance(shared, dict):
-        raise ValueError(f"mast.shared: {name} takes share, freed and start, got {shared!r}")
+        raise OptionError(f"mast.shared: {name} takes share, freed and start, got {shared!r}")
     unknown = sorted(shared.keys() - _SHARED.keys())
     if unknown:
-        raise ValueError(f"mast.shared: {name} takes share, freed and start, got {unknown[0]!r}")
+        raise OptionError(f"mast.shared: {name} takes share, freed and start, got {unknown[0]!r}")
     found: SharedOptions = {**_SHARED, **shared}
     for option, value in found.items():
-        below = option == "freed"  # an augmentation that frees everything leaves nothing to compare
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1 or (below and value == 1):
-            expected = "[0, 1)" if below else "[0, 1]"
-            raise ValueError(
-                f"mast.shared: {option} of {name} must lie in {expected}, got {value!r}"
+        require_number(f"mast.shared: {option} of {name}", value, 0, 1)
+        if option == "freed" and value == 1:
+            raise OptionError(
+                f"mast.shared: freed of {name} must be below 1, got 1: an augmentation that frees"
+                " everything leaves nothing to compare"
             )
     return found
 

@@ -16,6 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, ComposedPolicy, ViewBatch, ViewPolicy
+from mast_ext.checks import OptionError, require_field_types, require_number
 from mast_ext.models import BatchNormMode
 
 GATHER = torch.distributed.is_available()
@@ -60,6 +61,33 @@ class Subspaces:
 
 
 @dataclass(frozen=True)
+class MethodOptions:
+    """Base of methods' options, which checks them against their annotations.
+
+    Attributes:
+        group: Their name among the settings of a run, with which errors begin.
+        waits: Options in epochs that may be more than a training has: what is so of one that ends
+            before them.
+
+    Raises:
+        TypeError: An option has another type than its annotation.
+        ValueError: One is NaN, or none of the literals that it takes.
+    """
+
+    group: ClassVar[str]
+    waits: ClassVar[dict[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        require_field_types(self, f"{self.group}.")
+
+    def _require(self, low: float, *names: str) -> None:
+        """Checks options that are not None against the least that they take."""
+        for name in names:
+            if getattr(self, name) is not None:
+                require_number(f"{self.group}.{name}", getattr(self, name), low)
+
+
+@dataclass(frozen=True)
 class TeacherSpec:
     """The EMA teacher that a method wants: a moving average of the backbone and a head on it.
 
@@ -79,8 +107,7 @@ class TeacherSpec:
 
     def __post_init__(self) -> None:
         for name in ("momentum", "final_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+            require_number(name, getattr(self, name), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -243,7 +270,7 @@ class Method(nn.Module, ABC):
             ``[G, G + L, B]``, as ``functional.select_hard_crops`` takes them. Rows of local views,
             if there are any behind these, are left out.
         """
-        raise ValueError(f"{self.name} does not train on crops of several sizes")
+        raise OptionError(f"{self.name} does not train on crops of several sizes")
 
     def teacher(self) -> TeacherSpec | None:
         """The teacher to train with; None for a method without one."""
@@ -255,13 +282,13 @@ class Method(nn.Module, ABC):
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
         """Like `pair_losses`, by the teacher's embeddings ``[V, B, D]`` alone."""
-        raise ValueError(f"{self.name} has no teacher")
+        raise OptionError(f"{self.name} has no teacher")
 
     def hidden_token(self) -> Tensor | None:
         """What stands for hidden patches (see `mast_ext.models.patches`); None hides none."""
         return None
 
-    def at_step(self, step: int, steps_per_epoch: int) -> None:
+    def at_step(self, step: int, steps_per_epoch: int, total_steps: int) -> None:
         """Called before every part of every step, counted from 0, for schedules.
 
         With ``train.accumulate`` a step has several parts, each with the same number.
@@ -318,7 +345,7 @@ class TeacherMethod(Method):
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
         """Refused: a method that can tell views apart by its teacher alone says how."""
-        raise ValueError(f"{self.name} cannot choose views by its teacher alone")
+        raise OptionError(f"{self.name} cannot choose views by its teacher alone")
 
     def targets_of(self, encoded: Encoded) -> Tensor:
         """The teacher's embeddings.
@@ -351,4 +378,4 @@ def register(method: MethodType) -> MethodType:
 def require_views(method: str, recipe: AugmentationRecipe) -> None:
     """Raises a ValueError unless the recipe gives the pairs of views that the method compares."""
     if recipe.views < 2:
-        raise ValueError(f"{method} needs augment.views of at least 2, got {recipe.views}")
+        raise OptionError(f"{method} needs augment.views of at least 2, got {recipe.views}")

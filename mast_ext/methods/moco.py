@@ -13,14 +13,22 @@ import torch
 from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
+from mast_ext.checks import OptionError
 from mast_ext.losses import InfoNCELoss
 from mast_ext.losses.common.memory_bank import MemoryBank
-from mast_ext.methods.method import GATHER, Encoded, TeacherMethod, TeacherSpec, register
+from mast_ext.methods.method import (
+    GATHER,
+    Encoded,
+    MethodOptions,
+    TeacherMethod,
+    TeacherSpec,
+    register,
+)
 from mast_ext.models import BatchNormMode, Projector
 
 
 @dataclass(frozen=True)
-class MoCoOptions:
+class MoCoOptions(MethodOptions):
     """Settings of MoCo.
 
     Attributes:
@@ -36,6 +44,8 @@ class MoCoOptions:
             `mast_ext.models.EMATeacher`). The averages of ``ema`` lag behind the student, so that
             short runs learn little with them.
     """
+
+    group: ClassVar[str] = "moco"
 
     projector: tuple[int, ...] = (256, 128)
     temperature: float = 0.2
@@ -64,13 +74,13 @@ class MoCo(TeacherMethod):
     def __init__(self, num_features: int, recipe: AugmentationRecipe, options: MoCoOptions) -> None:
         super().__init__()
         if recipe.views != 2:
-            raise ValueError(
+            raise OptionError(
                 f"moco compares two views: augment.views must be 2, got {recipe.views}"
             )
         self.student_views = slice(0, 2 if options.symmetric else 1)
         self.projector = Projector(num_features, options.projector)
         if options.queue < 1:
-            raise ValueError(f"moco.queue must hold at least 1 key, got {options.queue}")
+            raise OptionError(f"moco.queue must hold at least 1 key, got {options.queue}")
         self.queue = MemoryBank((options.queue, self.projector.dim), GATHER)
         self.loss = InfoNCELoss(options.temperature)
         self.teacher_spec = TeacherSpec(

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import NTXentLoss
-from mast_ext.methods.method import GATHER, Encoded, Method, register, require_views
+from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, register, require_views
 from mast_ext.models import Projector
 
 
 @dataclass(frozen=True)
-class SimCLROptions:
+class SimCLROptions(MethodOptions):
     """Settings of SimCLR.
 
     Attributes:
@@ -23,6 +23,8 @@ class SimCLROptions:
         negatives: With more than two views: ``pairs`` takes NT-Xent of every pair of views by
             itself, ``all_views`` has the other images' views of all kinds in every denominator.
     """
+
+    group: ClassVar[str] = "simclr"
 
     projector: tuple[int, ...] = (256, 128)
     temperature: float = 0.2

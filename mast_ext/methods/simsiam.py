@@ -8,12 +8,12 @@ from torch import Tensor
 from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import NegativeCosineSimilarity
 from mast_ext.losses.common.view_pairs import mean_over_pairs
-from mast_ext.methods.method import Encoded, Method, register, require_views
+from mast_ext.methods.method import Encoded, Method, MethodOptions, register, require_views
 from mast_ext.models import Projector
 
 
 @dataclass(frozen=True)
-class SimSiamOptions:
+class SimSiamOptions(MethodOptions):
     """Settings of SimSiam.
 
     Attributes:
@@ -23,6 +23,8 @@ class SimSiamOptions:
         predictor: Width of the predictor's hidden layer. The paper's is 512, a quarter of the
             embedding's dimension.
     """
+
+    group: ClassVar[str] = "simsiam"
 
     projector: tuple[int, ...] = (256, 256)
     predictor: int = 128

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
 from mast_ext.losses import VICRegLoss
-from mast_ext.methods.method import GATHER, Encoded, Method, register, require_views
+from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, register, require_views
 from mast_ext.models import Projector
 
 
 @dataclass(frozen=True)
-class VICRegOptions:
+class VICRegOptions(MethodOptions):
     """Settings of VICReg.
 
     Attributes:
@@ -25,6 +25,8 @@ class VICRegOptions:
         variance: Weight of the hinge on every dimension's standard deviation (25).
         covariance: Weight of the squared off-diagonal covariances (1).
     """
+
+    group: ClassVar[str] = "vicreg"
 
     projector: tuple[int, ...] = (256, 256, 128)
     invariance: float = 5.0

@@ -21,6 +21,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mast_ext.checks import OptionError
 from mast_ext.models.images import ImageFormat
 from mast_ext.models.weights import (
     FORMAT,
@@ -137,9 +138,9 @@ def create_backbone(
     if preset.timm_name not in timm.list_models():
         close = difflib.get_close_matches(name, [*PRESETS, *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"no backbone is called {name!r} in timm{hint}")
+        raise OptionError(f"no backbone is called {name!r} in timm{hint}")
     if "pretrained" in timm_args:
-        raise ValueError(
+        raise OptionError(
             "pretrained is not an option, since nothing is fetched; weights names a file instead"
         )
     arguments = {**preset.timm_args, **timm_args, "num_classes": 0, "pretrained": False}
@@ -149,10 +150,12 @@ def create_backbone(
     except MemoryError:
         raise
     except Exception as error:  # timm checks few of its arguments, and fails in many ways
+        if not timm_args:
+            raise
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"timm cannot build {name!r} with {timm_args}: {reason}") from error
+        raise OptionError(f"timm cannot build {name!r} with {timm_args}: {reason}") from error
     if not hasattr(backbone, "num_features"):  # as with features_only
-        raise ValueError(f"{name!r} with {timm_args} gives no pooled features")
+        raise OptionError(f"{name!r} with {timm_args} gives no pooled features")
     if small_images:
         _use_small_stem(backbone, name, preset.stem_stride)
     if weights:
@@ -334,7 +337,7 @@ def load_timm_folder(
 
 def _use_small_stem(backbone: nn.Module, name: str, stride: int) -> None:
     if not isinstance(backbone, ResNet):
-        raise ValueError(
+        raise OptionError(
             f"small_images changes the stem of ResNets, and {name!r} is none; set it to false"
             " (a vision transformer takes img_size and patch_size in timm_args)"
         )

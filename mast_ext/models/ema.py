@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mast_ext.checks import OptionError
+
 BatchNormMode = Literal["own", "ema"]
 
 
@@ -35,7 +37,7 @@ class EMATeacher(nn.Module):
     def __init__(self, student: nn.Module, *, batch_norm: BatchNormMode = "own") -> None:
         super().__init__()
         if batch_norm not in get_args(BatchNormMode):
-            raise ValueError(f"batch_norm must be 'own' or 'ema', got {batch_norm!r}")
+            raise OptionError(f"batch_norm must be 'own' or 'ema', got {batch_norm!r}")
         self.batch_norm = batch_norm
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.train(student.training)

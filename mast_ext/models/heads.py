@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from mast_ext.checks import OptionError, require_integers
+
 
 class Projector(nn.Sequential):
     """A multi-layer perceptron with batch norm and ReLU between its layers.
@@ -25,8 +27,9 @@ class Projector(nn.Sequential):
     def __init__(
         self, num_features: int, widths: Sequence[int], *, last_norm: bool = False
     ) -> None:
+        widths = require_integers("projector widths", widths)
         if not widths or min(widths) < 1:
-            raise ValueError(f"projector widths must be positive numbers, got {list(widths)}")
+            raise OptionError(f"projector widths must be positive numbers, got {list(widths)}")
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((num_features, *widths[:-1])):
             layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]

@@ -15,6 +15,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mast_ext.checks import OptionError
+
 
 @dataclass(frozen=True)
 class PatchLayout:
@@ -39,21 +41,21 @@ def patch_layout(backbone: nn.Module, size: int) -> PatchLayout:
     kind = type(backbone).__name__
     network: Any = backbone
     if isinstance(backbone, VisionTransformer) and not isinstance(network.patch_drop, nn.Identity):
-        raise ValueError(f"{kind} drops patches (patch_drop_rate): their places would be unknown")
+        raise OptionError(f"{kind} drops patches (patch_drop_rate): their places would be unknown")
     training = backbone.training
     try:
         with torch.no_grad():
             images = torch.zeros(1, _channels(backbone), size, size)
             found = network.eval().forward_features(images)
     except (AssertionError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{kind} gives no patches of {size} pixel images ({error})") from error
+        raise OptionError(f"{kind} gives no patches of {size} pixel images ({error})") from error
     finally:
         backbone.train(training)
     if isinstance(backbone, VisionTransformer):
         height, width = network.patch_embed.dynamic_feat_size((size, size))
         return PatchLayout((height, width), network.embed_dim)
     if found.ndim != 4 or found.shape[1] != network.num_features:
-        raise ValueError(
+        raise OptionError(
             f"{kind} has no patches that can be hidden: a VisionTransformer or a network with a"
             f" feature map [N, {network.num_features}, H, W] is needed, got {list(found.shape)}"
         )

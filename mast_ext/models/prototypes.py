@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import OptionError
+
 
 class NormalizedLinear(nn.Module):
     """A linear layer without bias whose weights have a norm of their own parameter.
@@ -64,7 +66,7 @@ class DINOHead(nn.Module):
         super().__init__()
         widths = (*hidden, bottleneck, prototypes)
         if min(widths) < 1:
-            raise ValueError(f"the head's widths must be positive numbers, got {list(widths)}")
+            raise OptionError(f"the head's widths must be positive numbers, got {list(widths)}")
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((num_features, *hidden)):
             layers.append(nn.Linear(inputs, outputs, bias=not batch_norm))

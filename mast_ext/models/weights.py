@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from mast_ext.checks import OptionError
+
 FORMAT = "mast_ext.backbone.1"
 BACKBONE_FILE = "backbone.safetensors"
 """What every run leaves in its directory."""
@@ -31,7 +33,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        raise OptionError(f"{path} is not a safetensors file: {error}") from error
     return tensors, header.get("__metadata__", {})
 
 
@@ -86,7 +88,7 @@ def put_weights(
     """
     problem = difference(backbone.state_dict(), tensors)
     if problem:
-        raise ValueError(f"the weights in {path} do not fit the backbone: {problem}{hint}")
+        raise OptionError(f"the weights in {path} do not fit the backbone: {problem}{hint}")
     backbone.load_state_dict(tensors)
 
 
@@ -96,7 +98,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # the unpickler raises nearly anything on foreign bytes
-        raise ValueError(
+        raise OptionError(
             f"{path} is damaged or holds more than weights ({type(error).__name__})"
         ) from error
     ours = isinstance(content, dict) and "mast_ext" in content
@@ -104,13 +106,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds no weights by name, but a {type(content).__name__}")
+        raise OptionError(f"{path} holds no weights by name, but a {type(content).__name__}")
     prefix = "backbone." if ours else "module."  # a checkpoint's; of DistributedDataParallel
     if ours:
         content = {name: value for name, value in content.items() if name.startswith(prefix)}
     tensors = {str(name).removeprefix(prefix): value for name, value in content.items()}
     if not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} holds other things than weights by name")
+        raise OptionError(f"{path} holds other things than weights by name")
     return tensors
 
 

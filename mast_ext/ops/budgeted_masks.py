@@ -2,11 +2,13 @@
 
 import torch
 
+from mast_ext.ops.common import shape_only
+
 op = torch.ops.mast_ext.budgeted_masks.default
 backward_op = torch.ops.mast_ext.budgeted_masks_backward.default
 
 
-@torch.library.register_fake("mast_ext::budgeted_masks")
+@shape_only("mast_ext::budgeted_masks")
 def _(mask_logits, mean, sharpness):
     masks, dim = mask_logits.shape
     return mask_logits.new_empty(2**masks, dim), mask_logits.new_empty(masks, dim)

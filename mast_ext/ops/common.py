@@ -1,17 +1,49 @@
 """What the shape-only kernels share."""
 
+import functools
+import inspect
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from mast_ext.checks import require_one_device
+
+Shapes = TypeVar("Shapes", bound=Callable[..., Any])
+
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """The dtype sums over ``x`` are carried, and results returned, in."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def shape_only(name: str, *, on_host: Collection[str] = ()) -> Callable[[Shapes], Shapes]:
+    """`torch.library.register_fake` of an operator, which finds tensors of two devices, too.
+
+    Kernels find them by themselves, but of a tensor without data (on ``meta``, or while a compiler
+    traces) none is run.
+
+    Args:
+        name: The operator's, with ``mast_ext::``.
+        on_host: Arguments that are on the CPU, wherever the others are.
+    """
+
+    def register(shapes: Shapes) -> Shapes:
+        names = list(inspect.signature(shapes).parameters)
+
+        @functools.wraps(shapes)
+        def checked(*args: Any, **options: Any) -> Any:
+            given = zip(names, args, strict=False)
+            require_one_device(**{name: x for name, x in given if name not in on_host})
+            return shapes(*args, **options)
+
+        torch.library.register_fake(name)(checked)
+        return shapes
+
+    return register
 
 
 def prefers_gram(rows: int, dim: int, subspaces: int) -> bool:

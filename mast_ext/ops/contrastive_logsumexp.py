@@ -2,13 +2,13 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, kept_products, wanted_like
+from mast_ext.ops.common import accumulation_dtype, kept_products, shape_only, wanted_like
 
 op = torch.ops.mast_ext.contrastive_logsumexp.default
 backward_op = torch.ops.mast_ext.contrastive_logsumexp_backward.default
 
 
-@torch.library.register_fake("mast_ext::contrastive_logsumexp")
+@shape_only("mast_ext::contrastive_logsumexp")
 def _(
     x,
     y,

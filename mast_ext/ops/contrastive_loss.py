@@ -2,13 +2,19 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, kept_products, one_by_one, wanted_like
+from mast_ext.ops.common import (
+    accumulation_dtype,
+    kept_products,
+    one_by_one,
+    shape_only,
+    wanted_like,
+)
 
 op = torch.ops.mast_ext.contrastive_loss.default
 backward_op = torch.ops.mast_ext.contrastive_loss_backward.default
 
 
-@torch.library.register_fake("mast_ext::contrastive_loss")
+@shape_only("mast_ext::contrastive_loss")
 def _(views, temperature_tensor, temperature, decoupled, within_views, one_sided, keep=True):
     first, count = views[0], len(views)
     rows = first.shape[0]

@@ -7,6 +7,7 @@ from mast_ext.ops.common import (
     accumulation_dtype,
     prefers_gram,
     product_dtype,
+    shape_only,
     wanted_like,
 )
 
@@ -14,7 +15,7 @@ op = torch.ops.mast_ext.cross_correlation_penalty.default
 backward_op = torch.ops.mast_ext.cross_correlation_penalty_backward.default
 
 
-@torch.library.register_fake("mast_ext::cross_correlation_penalty")
+@shape_only("mast_ext::cross_correlation_penalty")
 def shapes(a, b, lambda_, variant):
     """What the operator returns, without values."""
     rows, dim = a.shape

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mast_ext.ops.common import shape_only
+
 op = torch.ops.mast_ext.gather_views.default
 backward_op = torch.ops.mast_ext.gather_views_backward.default
 
@@ -24,7 +26,7 @@ def _new_rows(given: Tensor, count: int) -> Tensor:
     return given.new_empty_strided(sizes, (sizes[1] * length, length, *given.stride()[2:]))
 
 
-@torch.library.register_fake("mast_ext::gather_views")
+@shape_only("mast_ext::gather_views")
 def _(views, index):
     return _new_rows(views, index.shape[0])
 

@@ -2,13 +2,13 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, wanted_like
+from mast_ext.ops.common import accumulation_dtype, shape_only, wanted_like
 
 op = torch.ops.mast_ext.gram_difference.default
 backward_op = torch.ops.mast_ext.gram_difference_backward.default
 
 
-@torch.library.register_fake("mast_ext::gram_difference")
+@shape_only("mast_ext::gram_difference")
 def _(s, t, remove_negative, keep=True):
     images, rows, dim = s.shape
     difference = s.new_empty(images, dtype=accumulation_dtype(s))

@@ -2,13 +2,13 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, wanted_like
+from mast_ext.ops.common import accumulation_dtype, shape_only, wanted_like
 
 op = torch.ops.mast_ext.grouped_squared_difference.default
 backward_op = torch.ops.mast_ext.grouped_squared_difference_backward.default
 
 
-@torch.library.register_fake("mast_ext::grouped_squared_difference")
+@shape_only("mast_ext::grouped_squared_difference")
 def _(x, y, group, groups, weight, dimension_weights):
     sums = x.new_empty((groups, x.shape[1]), dtype=accumulation_dtype(x))
     rows = 0 if dimension_weights is None else x.shape[0]

@@ -2,13 +2,13 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, wanted_like
+from mast_ext.ops.common import accumulation_dtype, shape_only, wanted_like
 
 op = torch.ops.mast_ext.nearest_neighbor_distance.default
 backward_op = torch.ops.mast_ext.nearest_neighbor_distance_backward.default
 
 
-@torch.library.register_fake("mast_ext::nearest_neighbor_distance")
+@shape_only("mast_ext::nearest_neighbor_distance")
 def shapes(x, eps):
     """What the operator returns, without values."""
     distance = x.new_empty((x.shape[0],), dtype=accumulation_dtype(x))

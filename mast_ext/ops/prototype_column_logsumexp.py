@@ -2,12 +2,12 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype
+from mast_ext.ops.common import accumulation_dtype, shape_only
 
 op = torch.ops.mast_ext.prototype_column_logsumexp.default
 
 
-@torch.library.register_fake("mast_ext::prototype_column_logsumexp")
+@shape_only("mast_ext::prototype_column_logsumexp")
 def shapes(logits, center, temperature, normalize_rows):
     """What the operator returns, without values."""
     return logits.new_empty((logits.shape[1],), dtype=accumulation_dtype(logits))

@@ -6,7 +6,7 @@ The weighted sum has none: it is made of the others (csrc/binding/composites.cpp
 import torch
 from torch import Tensor
 
-from mast_ext.ops.common import accumulation_dtype, one_by_one
+from mast_ext.ops.common import accumulation_dtype, one_by_one, shape_only
 
 # Views that the operators take as a list (kernels/common/listed_views.h).
 MOST_LISTED = 32
@@ -27,7 +27,7 @@ def _like(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in tensors]
 
 
-@torch.library.register_fake("mast_ext::prototype_cross_entropy")
+@shape_only("mast_ext::prototype_cross_entropy")
 def shapes(student, teacher, center, student_temperature, teacher_temperature, with_mean):
     """What the operator returns, without values."""
     students, teachers = _views(student), _views(teacher)
@@ -58,7 +58,7 @@ def backward_shapes(
     return _like(student)
 
 
-@torch.library.register_fake("mast_ext::prototype_cross_entropy_with_grad")
+@shape_only("mast_ext::prototype_cross_entropy_with_grad")
 def _(student, teacher, center, weights, student_temperature, teacher_temperature, with_mean):
     total = student[0].new_empty((), dtype=accumulation_dtype(student[0]))
     mean = total.new_empty((student[0].shape[-1] if with_mean else 0,))

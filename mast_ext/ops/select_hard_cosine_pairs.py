@@ -2,12 +2,12 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype
+from mast_ext.ops.common import accumulation_dtype, shape_only
 
 op = torch.ops.mast_ext.select_hard_cosine_pairs.default
 
 
-@torch.library.register_fake("mast_ext::select_hard_cosine_pairs")
+@shape_only("mast_ext::select_hard_cosine_pairs")
 def _(x, y, candidates, eps):
     batch = x.shape[1]
     index = x.new_empty((2, batch), dtype=torch.long)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from mast_ext.compiling import never_compiled
-from mast_ext.ops.common import accumulation_dtype
+from mast_ext.ops.common import accumulation_dtype, shape_only
 
 op = torch.ops.mast_ext.select_hard_crops.default
 
 
-@torch.library.register_fake("mast_ext::select_hard_crops")
+@shape_only("mast_ext::select_hard_crops", on_host={"tuples"})
 def _(ce, tuples, num_locals):
     batch = ce.shape[2]
     index = ce.new_empty((2 + num_locals, batch), dtype=torch.long)

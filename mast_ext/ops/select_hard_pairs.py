@@ -2,12 +2,12 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype
+from mast_ext.ops.common import accumulation_dtype, shape_only
 
 op = torch.ops.mast_ext.select_hard_pairs.default
 
 
-@torch.library.register_fake("mast_ext::select_hard_pairs")
+@shape_only("mast_ext::select_hard_pairs")
 def _(pair_losses, candidates):
     batch = pair_losses.shape[2]
     index = pair_losses.new_empty((2, batch), dtype=torch.long)

@@ -5,14 +5,14 @@ The weighted sum has none: it is made of the others (csrc/binding/composites.cpp
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, wanted_like
+from mast_ext.ops.common import accumulation_dtype, shape_only, wanted_like
 
 op = torch.ops.mast_ext.sigmoid_contrast.default
 backward_op = torch.ops.mast_ext.sigmoid_contrast_backward.default
 weighted_op = torch.ops.mast_ext.weighted_sigmoid_contrast.default
 
 
-@torch.library.register_fake("mast_ext::sigmoid_contrast")
+@shape_only("mast_ext::sigmoid_contrast")
 def _(x, y, scale, bias, offset):
     return x.new_empty(x.shape[0], dtype=accumulation_dtype(x))
 
@@ -22,7 +22,7 @@ def _(grad_loss, x, y, scale, bias, offset, wanted):
     return tuple(wanted_like(t, w, x) for t, w in zip((x, y, scale, bias), wanted, strict=True))
 
 
-@torch.library.register_fake("mast_ext::sigmoid_contrast_with_grad")
+@shape_only("mast_ext::sigmoid_contrast_with_grad")
 def _(x, y, scale, bias, weights, offset, wanted):
     grads = (wanted_like(t, w, x) for t, w in zip((x, y, scale, bias), wanted, strict=True))
     return x.new_empty((), dtype=accumulation_dtype(x)), *grads

@@ -2,13 +2,13 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype
+from mast_ext.ops.common import accumulation_dtype, shape_only
 
 op = torch.ops.mast_ext.sliced_characteristic_sums.default
 backward_op = torch.ops.mast_ext.sliced_characteristic_sums_backward.default
 
 
-@torch.library.register_fake("mast_ext::sliced_characteristic_sums")
+@shape_only("mast_ext::sliced_characteristic_sums")
 def _(z, slices, knots, t_min, t_max, keep=True):
     dim, count = slices.shape
     sums = z.new_empty((z.shape[0], knots, 2, count), dtype=accumulation_dtype(z))

@@ -2,13 +2,13 @@
 
 import torch
 
-from mast_ext.ops.common import accumulation_dtype, wanted_like
+from mast_ext.ops.common import accumulation_dtype, shape_only, wanted_like
 
 op = torch.ops.mast_ext.subspace_similarity.default
 backward_op = torch.ops.mast_ext.subspace_similarity_backward.default
 
 
-@torch.library.register_fake("mast_ext::subspace_similarity")
+@shape_only("mast_ext::subspace_similarity")
 def _(x, y, masks, metric, eps):
     subspaces = 1 if masks is None else masks.shape[0]
     cosine = metric == "cosine"

@@ -7,6 +7,7 @@ from mast_ext.ops.common import (
     accumulation_dtype,
     prefers_gram,
     product_dtype,
+    shape_only,
     wanted_like,
 )
 
@@ -14,7 +15,7 @@ op = torch.ops.mast_ext.variance_covariance.default
 backward_op = torch.ops.mast_ext.variance_covariance_backward.default
 
 
-@torch.library.register_fake("mast_ext::variance_covariance")
+@shape_only("mast_ext::variance_covariance")
 def _(z, masks, eps):
     views, rows, dim = z.shape
     subspaces = 1 if masks is None else masks.shape[0]

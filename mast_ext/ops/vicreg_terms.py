@@ -3,13 +3,19 @@
 import torch
 
 from mast_ext import native
-from mast_ext.ops.common import accumulation_dtype, prefers_gram, product_dtype, wanted_like
+from mast_ext.ops.common import (
+    accumulation_dtype,
+    prefers_gram,
+    product_dtype,
+    shape_only,
+    wanted_like,
+)
 
 op = torch.ops.mast_ext.vicreg_terms.default
 backward_op = torch.ops.mast_ext.vicreg_terms_backward.default
 
 
-@torch.library.register_fake("mast_ext::vicreg_terms")
+@shape_only("mast_ext::vicreg_terms")
 def _(x, y, invariance, eps, scales, weights):
     rows, dim = x.shape
     gram = prefers_gram(rows, dim, 1)

@@ -7,18 +7,20 @@ describe a `PretrainConfig`.
 import dataclasses
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mast_ext.augment import AugmentationRecipe
+from mast_ext.checks import require_field_types, require_number, require_positive
 from mast_ext.data import SOURCES
 from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
 from mast_ext.train.errors import SettingsError
 from mast_ext.train.suggestions import did_you_mean, similar
 
 Config = TypeVar("Config")
+Item = TypeVar("Item")
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 """What `TrainConfig.logger` may name."""
@@ -80,6 +82,7 @@ class DataConfig:
     keep_gb: float = 1.0
 
     def __post_init__(self) -> None:
+        require_field_types(self, "data.")
         if self.name != "shapes" and not self.path:
             raise ValueError(
                 f"data.name {self.name} needs data.path, the folder or file with the images"
@@ -96,10 +99,8 @@ class DataConfig:
         for name in ("image_column", "label_column"):
             if getattr(self, name) is not None and self.name not in ("huggingface", "numpy"):
                 raise ValueError(f"data.{name} is for data.name huggingface or numpy alone")
-        lows = {"workers": 0, "max_images": 1, "max_test_images": 1, "channels": 1}
-        for name, low in lows.items():
-            if getattr(self, name) is not None:
-                _at_least(self, low, f"data.{name}")
+        _at_least(self, 0, "data.workers")
+        _at_least(self, 1, "data.max_images", "data.max_test_images", "data.channels")
 
 
 DEFAULT_AUGMENTATION: dict[str, AugmentationRecipe] = {
@@ -141,6 +142,7 @@ class ModelConfig:
     timm_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_field_types(self, "model.")
         # timm's name for weights, which is no property of the network.
         others = dict(self.timm_args)
         path = others.pop("checkpoint_path", None)
@@ -173,7 +175,7 @@ class OptimizerConfig:
         final_weight_decay: Where weight decay ends, by half a cosine; by default it is constant.
         clip: Largest Euclidean norm of all gradients together, above which they are scaled down to
             it; 0 does not clip.
-        warmup: Epochs (fractions allowed) of linear warm-up.
+        warmup: Epochs (fractions allowed) of linear warm-up. Those of the training at most count.
         min_lr: The cosine schedule ends at this fraction of the peak.
     """
 
@@ -187,13 +189,11 @@ class OptimizerConfig:
     min_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
-        names = ["bias_lr", "weight_decay", "clip", "warmup"]
-        names += ["final_weight_decay"] if self.final_weight_decay is not None else []
-        _at_least(self, 0, *(f"optimizer.{name}" for name in names))
-        if not 0 <= self.min_lr <= 1:
-            raise ValueError(f"optimizer.min_lr must be a fraction in [0, 1], got {self.min_lr}")
+        require_field_types(self, "optimizer.")
+        require_positive("optimizer.lr", self.lr)
+        _at_least(self, 0, "optimizer.bias_lr", "optimizer.weight_decay", "optimizer.clip")
+        _at_least(self, 0, "optimizer.final_weight_decay", "optimizer.warmup")
+        require_number("optimizer.min_lr", self.min_lr, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ class TrainConfig:
     progress: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        if not self.epochs > 0:
-            raise ValueError(f"train.epochs must be positive, got {self.epochs}")
+        require_field_types(self, "train.")
+        require_positive("train.epochs", self.epochs)
         _at_least(self, 2, "train.batch_size")
         names = ("devices", "accumulate", "checkpoint_every", "log_every")
         _at_least(self, 1, *(f"train.{name}" for name in names))
@@ -251,7 +251,7 @@ class TrainConfig:
     @property
     def loggers(self) -> tuple[str, ...]:
         """Those of ``logger``, each once."""
-        return _listed(self.logger)
+        return _each_once(self.logger, str)
 
     def share_of_batch(self, processes: int) -> int:
         """Images per step of each of several processes.
@@ -284,6 +284,7 @@ class EvaluationConfig:
     batch_size: int = 512
 
     def __post_init__(self) -> None:
+        require_field_types(self, "evaluation.")
         try:
             valid = bool(self.counts) and min(self.counts) >= 1
         except ValueError:
@@ -293,17 +294,13 @@ class EvaluationConfig:
                 "evaluation.neighbors must be one or more positive numbers, as 20,200, got"
                 f" {self.neighbors!r}"
             )
-        if not self.temperature > 0:
-            raise ValueError(f"evaluation.temperature must be positive, got {self.temperature}")
+        require_positive("evaluation.temperature", self.temperature)
         _at_least(self, 1, "evaluation.batch_size")
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Those of ``neighbors``, each once."""
-        if isinstance(self.neighbors, str):
-            return tuple(dict.fromkeys(int(count) for count in self.neighbors.split(",")))
-        listed = (self.neighbors,) if isinstance(self.neighbors, int) else self.neighbors
-        return tuple(dict.fromkeys(listed))
+        return _each_once(self.neighbors, int)
 
 
 MEASUREMENTS = ("probes", "finetune", "augmentations")
@@ -336,6 +333,7 @@ class FinetuneConfig:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
     def __post_init__(self) -> None:
+        require_field_types(self, "finetune.")
         try:
             valid = bool(self.shares) and all(0 < share <= 1 for share in self.shares)
         except ValueError:
@@ -346,19 +344,15 @@ class FinetuneConfig:
                 f" {self.labels!r}"
             )
         for name in ("epochs", "lr", "head_lr"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"finetune.{name} must be positive and finite, got {value}")
+            if getattr(self, name) is not None:
+                require_positive(f"finetune.{name}", getattr(self, name))
         _at_least(self, 2, "finetune.batch_size")
         _at_least(self, 0, "finetune.seed")
 
     @property
     def shares(self) -> tuple[float, ...]:
         """Those of ``labels``, each once."""
-        if isinstance(self.labels, str):
-            return tuple(dict.fromkeys(float(share) for share in self.labels.split(",")))
-        listed = self.labels if isinstance(self.labels, (list, tuple)) else (self.labels,)
-        return tuple(dict.fromkeys(listed))
+        return _each_once(self.labels, float)
 
 
 @dataclass(frozen=True)
@@ -374,6 +368,9 @@ class WeightsConfig:
     name: str | None = None
     small_images: bool = False
     timm_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_field_types(self, "model.")
 
 
 @dataclass(frozen=True)
@@ -399,6 +396,7 @@ class EvaluateConfig:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
+        require_field_types(self)
         _resolve_augmentation(self)
         if not self.measured or not set(self.measured) <= set(MEASUREMENTS):
             hint = did_you_mean(
@@ -412,7 +410,7 @@ class EvaluateConfig:
     @property
     def measured(self) -> tuple[str, ...]:
         """Those of ``measure``, each once."""
-        return _listed(self.measure)
+        return _each_once(self.measure, str)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as YAML and JSON hold them."""
@@ -472,6 +470,7 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        require_field_types(self)
         _resolve_augmentation(self)
         if self.method not in _METHODS:
             known, hint = ", ".join(_METHODS), did_you_mean(similar(self.method, _METHODS))
@@ -522,14 +521,17 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _listed(names: Sequence[str] | str) -> tuple[str, ...]:
-    """Several names, each once, of which a string has them separated by commas."""
-    parts = names.split(",") if isinstance(names, str) else names
-    return tuple(dict.fromkeys(name.strip() for name in parts))
+def _each_once(given: Any, kind: Callable[[Any], Item]) -> tuple[Item, ...]:
+    """One or several of a kind, each once, of which a string has them separated by commas."""
+    if isinstance(given, str):
+        given = [part.strip() for part in given.split(",")]
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    return tuple(dict.fromkeys(kind(each) for each in listed))
 
 
 def _at_least(config: Any, low: int, *names: str) -> None:
+    """Checks numbers that are not None."""
     for name in names:
         value = getattr(config, name.rpartition(".")[2])
-        if not value >= low:
+        if value is not None and not value >= low:
             raise ValueError(f"{name} must be at least {low}, got {value}")

@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+from mast_ext.checks import OptionError
+
 
 class RunError(Exception):
     """A run cannot start or go on, for a reason that its user can act upon.
@@ -14,7 +16,7 @@ class RunError(Exception):
     status = 1
 
 
-class SettingsError(ValueError):
+class SettingsError(OptionError):
     """A setting that does not fit the others, which is found when networks are built.
 
     Attributes:

@@ -10,6 +10,7 @@ from lightning.pytorch import seed_everything
 from torch import nn
 
 from mast_ext.augment import AugmentationRecipe, ViewLoader, ViewPolicy
+from mast_ext.checks import OptionError
 from mast_ext.methods import METHODS, EquiMod, HardSelection, Method, hard_selection
 from mast_ext.models import BackboneSpec, ImageFormat, create_backbone, is_resnet
 from mast_ext.train.config import PretrainConfig
@@ -55,7 +56,7 @@ def build_networks(config: PretrainConfig) -> Networks:
     Every method starts from the same backbone, and from the same heads with EquiMod as without.
 
     Raises:
-        ValueError: The backbone or an option of the method does not exist or does not fit.
+        OptionError: The backbone or an option of the method does not exist or does not fit.
         FileNotFoundError: There is no file of weights to start from.
     """
     seed_everything(config.seed, workers=True, verbose=False)
@@ -88,11 +89,11 @@ def _named(group: str, options: Any) -> Iterator[None]:
     """Puts the group before the name of an option with which a loss or head begins its error."""
     try:
         yield
-    except ValueError as error:
+    except OptionError as error:
         name = str(error).partition(" ")[0]
         if name not in {field.name for field in dataclasses.fields(options)}:
             raise
-        raise ValueError(f"{group}.{error}") from error
+        raise OptionError(f"{group}.{error}") from error
 
 
 def require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: int) -> None:
@@ -104,14 +105,14 @@ def require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: int
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(1, spec.channels, size, size))
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(
+        raise OptionError(
             f"{option}: {spec.name} does not take images of {size} pixels ({error}); vision"
             " transformers do with dynamic_img_size: true in model.timm_args"
         ) from error
     finally:
         backbone.train()
     if features.ndim != 2:
-        raise ValueError(
+        raise OptionError(
             f"model.timm_args: {spec.name} must give a vector of features for each image, got"
             f" {list(features.shape)} for one image"
         )
@@ -131,7 +132,7 @@ def backbone_spec(config: PretrainConfig) -> BackboneSpec:
     model, channels = config.model, config.augment.channels
     arguments = dict(model.timm_args)
     if arguments.setdefault("in_chans", channels) != channels:
-        raise ValueError(
+        raise OptionError(
             f"model.timm_args: in_chans is {arguments['in_chans']}, and augment.mean has"
             f" {channels} number{'s' * (channels > 1)}, one for each channel of the images:"
             " leave in_chans out"

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
+from mast_ext.checks import OptionError
 from mast_ext.data import Source
 from mast_ext.distributed import rank, run_on_first_rank
 from mast_ext.methods import METHODS
@@ -92,7 +93,7 @@ def pretrain(
         trainings = plan(config, images.train)
         remarks = [left_out] if left_out else []
         if resume is None:
-            remarks += shortened_warmup(config)
+            remarks += beyond_the_end(config)
             remarks += much_reduced(config, images.train)
         for remark in remarks:
             _tell(console, remark)
@@ -110,7 +111,7 @@ def plan(config: PretrainConfig, source: Source) -> list[Training]:
     try:
         networks = [build_networks(each) for each in configs]
         loaders = [training_loader(*each, source) for each in zip(configs, networks, strict=True)]
-    except ValueError as error:
+    except OptionError as error:  # another ValueError is no fault of the settings
         raise SettingsError(str(error)) from error
     steps = max(1, round(config.train.epochs * len(loaders[0])))
     forwards = networks[0].forwards(loaders[0], steps)
@@ -210,14 +211,25 @@ def baseline_of(config: PretrainConfig) -> list[PretrainConfig]:
     return [replace(config, method=method, equimod=plain, hard_views=hard_views, baseline="none")]
 
 
-def shortened_warmup(config: PretrainConfig) -> list[str]:
-    """A sentence, if the warm-up would be longer than the training, which ends it."""
-    warmup, epochs = config.optimizer.warmup, config.train.epochs
-    if warmup <= epochs:
-        return []
+def beyond_the_end(config: PretrainConfig) -> list[str]:
+    """A sentence for every option in epochs that are more than the training has.
+
+    It is no error: a warm-up takes the whole training then, and what waits for an epoch does not
+    happen. So one setting, or a recipe, serves short trials, too.
+    """
+    options: list[tuple[str, float, str]] = [
+        ("optimizer.warmup", config.optimizer.warmup, "the learning rate rises to the end")
+    ]
+    groups = [config.options(config.method)]
+    groups += [config.hard_views] if config.hard_views.views else []
+    for group in groups:
+        for name, outcome in group.waits.items():
+            options.append((f"{group.group}.{name}", getattr(group, name), outcome))
+    epochs = config.train.epochs
     return [
-        f"the learning rate rises to the end: optimizer.warmup is {warmup:g} epochs, train.epochs"
-        f" {epochs:g}"
+        f"{outcome}: {name} is {value:g} epochs, train.epochs {epochs:g}"
+        for name, value, outcome in options
+        if value > epochs
     ]
 
 

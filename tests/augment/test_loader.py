@@ -271,9 +271,9 @@ def test_evaluation_images_are_all_images_in_order(stacked):
 
 
 REFUSED = [
-    ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+    ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ({"batch_size": 2.0}, "batch_size must be an integer"),
-    ({"workers": -1}, "workers must be an integer of at least 0"),
+    ({"workers": -1}, "workers must be at least 0"),
     ({"rank": 2, "world_size": 2}, "rank must be below world_size 2, got 2"),
     ({"backend": "pil"}, "backend must be one of auto, torchvision, dali, got 'pil'"),
     ({"backend": "torchvision", "photometric": "fused"}, "on the CPU with exact photometry"),
@@ -285,7 +285,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("options", "message"), REFUSED)
 def test_bad_option_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         build(**options)
 
 

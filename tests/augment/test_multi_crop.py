@@ -224,7 +224,7 @@ def test_masks_are_blocks():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grid": (0, 4)}, "grid must be an integer of at least 1"),
+        ({"grid": (0, 4)}, "grid must be at least 1"),
         ({"probability": 1.5}, "probability must be a probability"),
         ({"ratio": (0.5, 0.1)}, "ratio must be 0 <= low <= high <= 1, got 0.5 and 0.1"),
         ({"ratio": (0.0, 0.0)}, "ratio must have high > 0, .* got 0.0 and 0.0"),
@@ -239,10 +239,10 @@ def test_masks_refuse(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"local_views": -1}, "local_views must be an integer"),
-        ({"local_size": 0}, "local_size must be an integer"),
+        ({"local_views": -1}, "local_views must be at least 0"),
+        ({"local_size": 0}, "local_size must be at least 1"),
         ({"local_scale": (0.5, 0.1)}, "crop_scale must be"),
-        ({"views": 0}, "views must be an integer"),
+        ({"views": 0}, "views must be at least 1"),
     ],
 )
 def test_policy_refuses(options, message):

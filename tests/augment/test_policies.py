@@ -204,8 +204,8 @@ def shared(recipe=EVERYTHING, **options):
 REFUSED = [
     (lambda: make_policy("random", EVERYTHING), "must be one of composed, shared, multi_crop"),
     (lambda: make_policy("composed", EVERYTHING, n=2), "'composed' does not take these options"),
-    (lambda: make_policy("composed", EVERYTHING, views=0), "views must be an integer"),
-    (shared(shared={"hue": Sharing()}, views=1), "views must be an integer of at least 2, got 1"),
+    (lambda: make_policy("composed", EVERYTHING, views=0), "views must be at least 1, got 0"),
+    (shared(shared={"hue": Sharing()}, views=1), "views must be at least 2, got 1"),
     (shared(shared={"tint": Sharing()}), "shared must name crop, .*'tint'"),
     (shared(shared={}), "at least one name"),
     (shared(shared=["hue"]), "shared must map at least one name to a Sharing, got .'hue'"),
@@ -219,9 +219,9 @@ REFUSED = [
         shared(shared={"geometry": Sharing(), "crop": Sharing(), "flip": Sharing()}),
         "'geometry' or 'crop' and 'flip', not both",
     ),
-    (lambda: Sharing(1.5), r"probability must be in \[0, 1\], got 1.5"),
-    (lambda: Sharing(-0.1), "probability must be in"),
-    (lambda: Sharing(0.5, -1), "start must be an integer of at least 0, got -1"),
+    (lambda: Sharing(1.5), "probability must be from 0 to 1, got 1.5"),
+    (lambda: Sharing(-0.1), "probability must be from"),
+    (lambda: Sharing(0.5, -1), "start must be at least 0, got -1"),
     (lambda: Sharing(0.5, 0.5), "start must be an integer"),
     (lambda: make("composed")[0].plan(0, 0, [1, 2], [[32, 32]]), r"shapes \[B\] and \[B, 2\]"),
 ]
@@ -229,5 +229,5 @@ REFUSED = [
 
 @pytest.mark.parametrize(("action", "message"), REFUSED)
 def test_misuse_is_refused(action, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         action()

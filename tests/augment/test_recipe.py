@@ -8,42 +8,42 @@ import pytest
 from mast_ext.augment import AUGMENTATIONS, AugmentationRecipe
 
 BAD_VALUES = [
-    ("size", 0, "size must be an integer of at least 1, got 0"),
+    ("size", 0, "size must be at least 1, got 0"),
     ("size", 32.0, "size must be an integer"),
     ("size", True, "size must be an integer"),
-    ("views", 0, "views must be an integer of at least 1"),
+    ("views", 0, "views must be at least 1"),
     ("crop_scale", (0.0, 1.0), "crop_scale must be .*0 < low <= high <= 1"),
     ("crop_scale", (0.2, 1.1), "crop_scale must be"),
     ("crop_scale", (0.8, 0.2), "crop_scale must be"),
-    ("crop_scale", (0.2,), "crop_scale must be 2 finite numbers"),
-    ("crop_scale", "ab", "crop_scale must be 2 finite numbers"),
-    ("crop_scale", 0.5, "crop_scale must be 2 finite numbers"),
+    ("crop_scale", (0.2,), "crop_scale must be 2 numbers"),
+    ("crop_scale", "ab", "crop_scale must be a list or tuple of numbers"),
+    ("crop_scale", 0.5, "crop_scale must be a list or tuple of numbers"),
     ("crop_ratio", (-1.0, 1.0), "crop_ratio must be"),
-    ("crop_ratio", (1.0, math.inf), "crop_ratio must be 2 finite numbers"),
+    ("crop_ratio", (1.0, math.inf), "crop_ratio must be a finite number"),
     ("flip", 1.5, "flip must be a probability"),
     ("flip", -0.1, "flip must be a probability"),
-    ("flip", True, "flip must be a probability"),
-    ("jitter", math.nan, "jitter must be a probability"),
-    ("grayscale", "0.2", "grayscale must be a probability"),
+    ("flip", True, "flip must be a number"),
+    ("jitter", math.nan, "jitter must be a number"),
+    ("grayscale", "0.2", "grayscale must be a number"),
     ("blur", 2, "blur must be a probability"),
     ("solarize", -1, "solarize must be a probability"),
-    ("brightness", -0.4, "brightness must be a finite strength"),
-    ("contrast", math.inf, "contrast must be a finite strength"),
-    ("saturation", None, "saturation must be a finite strength"),
+    ("brightness", -0.4, "brightness must be at least 0"),
+    ("contrast", math.inf, "contrast must be at least 0 and finite"),
+    ("saturation", None, "saturation must be a number"),
     ("hue", 0.6, "hue must be a strength in \\[0, 0.5\\]"),
     ("blur_sigma", (0.0, 2.0), "blur_sigma must be"),
-    ("solarize_threshold", 256, "solarize_threshold must be an integer in \\[0, 255\\]"),
+    ("solarize_threshold", 256, "solarize_threshold must be from 0 to 255"),
     ("solarize_threshold", 0.5, "solarize_threshold must be an integer"),
     ("mean", (0.5, 0.5), "a number for each channel, got 2 and 3 numbers"),
-    ("mean", (), "mean must be a finite number for each channel"),
-    ("mean", (0.5, math.nan, 0.5), "mean must be a finite number for each channel"),
+    ("mean", (), "mean must be a number for each channel"),
+    ("mean", (0.5, math.nan, 0.5), "mean must be a number"),
     ("std", (0.5, 0.5, 0.0), "std must be positive numbers"),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD_VALUES)
 def test_bad_value_is_refused(name, value, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         AugmentationRecipe(**{name: value})
 
 

@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 import mast_ext
+from mast_ext.methods import simclr
 from mast_ext.train import pretrain
 from mast_ext.train.loop import fit
 from mast_ext.train.loop.callbacks import MetricsFile
@@ -45,7 +48,7 @@ WRONG = [
         "method must be one of barlow_twins, byol, dino",
     ),
     (["pretrain", "--baseline=both"], 2, "baseline must be one of auto, none, barlow_twins, byol"),
-    (["pretrain", "--equimod.weight=-1"], 2, "equimod.weight must be at least 0 and finite"),
+    (["pretrain", "--equimod.weight=-1"], 2, "equimod.weight must be at least 0, got -1"),
     (["pretrain", "--equimod.parameters=0"], 2, "equimod.parameters must be at least 1, got 0"),
     (["pretrain", "--method=moco", "--moco.batch_norm=none"], 2, "--moco.batch_norm: expected one"),
     (["pretrain", "--seed=one"], 2, "--seed: expected int. Got value: one"),
@@ -84,12 +87,7 @@ WRONG = [
     (["pretrain", "--evaluation.batch_size=0"], 2, "evaluation.batch_size must be at least 1"),
     (["pretrain", "--data.size=0"], 2, "data.size must be at least 1, got 0"),
     (["pretrain", "--optimizer.clip=-1"], 2, "optimizer.clip must be at least 0, got -1"),
-    (["pretrain", "--augment.size=0"], 2, "augment.size must be an integer of at least 1, got 0"),
-    (
-        ["pretrain", "--train.epochs=1", "--optimizer.warmup=99"],
-        2,
-        "optimizer.warmup must be at most train.epochs, 1, got 99 epochs",
-    ),
+    (["pretrain", "--augment.size=0"], 2, "augment.size must be at least 1, got 0"),
     *(
         (["pretrain", *options, *SMALL], 2, message)
         for options, message in (
@@ -136,8 +134,12 @@ WRONG = [
         2,
         "--vicreg.covariance changes nothing: mast is trained",
     ),
-    (["pretrain", "--mast.shared={hue: {share: 2}}"], 2, "mast.shared: share of hue must lie in"),
-    (["pretrain", "--mast.shared={hue: {freed: 1}}"], 2, "freed of hue must lie in [0, 1), got 1"),
+    (
+        ["pretrain", "--mast.shared={hue: {share: 2}}"],
+        2,
+        "share of hue must be from 0 to 1",
+    ),
+    (["pretrain", "--mast.shared={hue: {freed: 1}}"], 2, "freed of hue must be below 1, got 1"),
     (["pretrain", "--mast.shared={hue: {fred: 1}}"], 2, "--mast.shared: Unexpected keys: {'fred'}"),
     (["pretrain", "--mast.shared={hue: 0.5}"], 2, "--mast.shared: expected dict. Got value: 0.5"),
     (["pretrain", "--mast.shared={}"], 2, "mast.shared must map at least one augmentation"),
@@ -166,7 +168,11 @@ WRONG = [
         "simclr.temperature must",
     ),
     (["pretrain", "--method=moco", "--moco.queue=0", *SMALL], 2, "moco.queue must hold at least 1"),
-    (["pretrain", "--method=moco", "--moco.momentum=2", *SMALL], 2, "moco.momentum must lie in"),
+    (
+        ["pretrain", "--method=moco", "--moco.momentum=2", *SMALL],
+        2,
+        "moco.momentum must be from 0",
+    ),
     (
         ["pretrain", "--equimod.weight=1", "--equimod.projector=[]", *SMALL],
         2,
@@ -178,11 +184,19 @@ WRONG = [
     (["pretrain", "--hard-views.view=4"], 2, "there is no option --hard_views.view; did you mean"),
     (["pretrain", "--hard-views.mode=eval"], 2, "--hard_views.mode: expected one of 'train'"),
     (["pretrain", "--hard-views.every=0"], 2, "hard_views.every must be at least 1, got 0"),
-    (["pretrain", "--hard-views=4", "--hard-views.fraction=2", *SMALL], 2, "fraction must be in"),
+    (
+        ["pretrain", "--hard-views=4", "--hard-views.fraction=2", *SMALL],
+        2,
+        "fraction must be from 0 to 1",
+    ),
     (["pretrain", "--hard-views=4", "--hard-views.size=64", *SMALL], 2, "at most the views' 32"),
     (["pretrain", "--hard-views=4", "--hard-views.scorer=teacher"], 2, "mast has no teacher"),
     (["pretrain", "--method=simclr", "--hard-views=4", "--augment.views=3"], 2, "on two views"),
-    (["pretrain", "--method=byol", "--byol.momentum=2", *SMALL], 2, "momentum must lie in [0, 1]"),
+    (
+        ["pretrain", "--method=byol", "--byol.momentum=2", *SMALL],
+        2,
+        "byol.momentum must be from 0",
+    ),
     (["pretrain", "--model.name=resnt18", *SMALL], 2, "did you mean resnet18"),
     (["pretrain", "--model.weights=none.pt", *SMALL], 1, "there is no file of weights at none.pt"),
     (["pretrain", "--model.weights=file", *SMALL], 2, "file is damaged or holds more than weights"),
@@ -300,6 +314,27 @@ def test_one_sentence_and_no_traces(
     assert err.startswith("mast-ext: ") and err.count("\n") == 1 and len(err) < 300
     assert message in err
     assert listing(tmp_path) == before
+
+
+class Broken(nn.Module):
+    """Stands for a loss of ours, or a model of timm's, that has a bug."""
+
+    def __init__(self, *args, **options):
+        raise ValueError("too many values to unpack")
+
+
+def test_a_bug_is_no_wrong_command_line(call, tiny, shapes, monkeypatch):
+    """Status 2 is for settings that somebody chose."""
+    options = ["pretrain", *tiny, *shapes, "--method=simclr"]
+    with monkeypatch.context() as patched:
+        patched.setattr(simclr, "NTXentLoss", Broken)
+        status, _, err = call(*options)
+        assert status == 1 and "too many values to unpack" in err
+    monkeypatch.setattr(timm, "create_model", Broken)
+    status, _, err = call(*options, "--model.timm_args={}")
+    assert status == 1 and "too many values to unpack" in err
+    status, _, err = call(*options, "--model.timm_args={layers: 7}")
+    assert status == 2 and "timm cannot build 'resnet_small' with {'layers': 7}" in err
 
 
 def test_truncated_jpeg_is_named_and_leaves_no_run(call, tiny, tmp_path):

@@ -208,8 +208,8 @@ WRONG = [
     (["RUN", "--finetune.epochs=3"], "--finetune.epochs changes nothing: --measure does not name"),
     (["RUN", "--measure=finetune", "--evaluation.neighbors=3"], "changes nothing: --measure does"),
     (["RUN", "--model.small_images=true"], "it is for files of weights alone, of the network"),
-    (["RUN", "--finetune.epochs=0"], "finetune.epochs must be positive and finite, got 0"),
-    (["RUN", "--finetune.lr=-1"], "finetune.lr must be positive and finite, got -1"),
+    (["RUN", "--finetune.epochs=0"], "finetune.epochs must be positive, got 0"),
+    (["RUN", "--finetune.lr=-1"], "finetune.lr must be positive, got -1"),
     (["RUN", "--finetune.batch_size=1"], "finetune.batch_size must be at least 2, got 1"),
     (
         ["RUN", "--measure=finetune", "--finetune.labels=0.01"],

@@ -243,7 +243,7 @@ def test_patch_kernels_too_small_to_normalize(tokens):
     ("name", "arguments", "message"),
     [
         ("DirectCLRLoss", {"loss_dim": 0}, "loss_dim must be at least 1, got 0"),
-        ("HypersphereLoss", {"t": 0.0}, "t and alpha must be positive, got 0.0 and 2.0"),
+        ("HypersphereLoss", {"t": 0.0}, "t must be positive, got 0.0"),
         ("EMPSSLLoss", {"tcr_eps": 0.0}, "tcr_eps must be positive, got 0.0"),
         ("EMPSSLLoss", {"variant": "x"}, "variant must be 'lightly' or 'paper', got 'x'"),
         ("CAPILoss", {"sinkhorn_iterations": -1}, "sinkhorn_iterations must be at least 0, got -1"),
@@ -281,7 +281,12 @@ LOCATED = torch.rand(4, 8), torch.rand(4, 7, 7, 6)  # embeddings and features of
             r"mask must have shape \[2, H, W\] with H·W = 3, or \[2, 3\], got \[2, 4\]",
         ),
         (losses.DetConSLoss, (ONE, ONE[:1], *MASKS), ValueError, r"one shape \[B, M, D\]"),
-        (losses.DetConSLoss, (ONE, ONE, *MASKS[..., :2]), ValueError, r"masks must have shape"),
+        (
+            losses.DetConSLoss,
+            (ONE, ONE, *MASKS[..., :2]),
+            ValueError,
+            r"mask_view0 must have shape",
+        ),
         (losses.EMPSSLLoss, ([],), ValueError, r"z_views must hold views of one shape"),
         (lambda: losses.Whitening2d(3), (ONE[0],), ValueError, r"x must have shape \[N, 3\]"),
         (losses.VICRegLLoss, ([(ONE[0], ONE[None])], [ONE[None]]), ValueError, "another crop"),

@@ -61,8 +61,8 @@ def test_rejects_shapes(shape):
     ("arguments", "message"),
     [
         ({"mode": "median"}, "center_mode must be 'mean' or 'sinkhorn', got 'median'"),
-        ({"momentum": 1.5}, r"momentum of a center must lie in \[0, 1\], got 1.5"),
-        ({"momentum": float("nan")}, r"momentum of a center must lie in \[0, 1\], got nan"),
+        ({"momentum": 1.5}, "center_momentum must be from 0 to 1, got 1.5"),
+        ({"momentum": float("nan")}, "center_momentum must be from 0 to 1, got nan"),
         ({"center_update": "later"}, "center_update must be 'now' or 'deferred', got 'later'"),
     ],
 )

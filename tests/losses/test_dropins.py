@@ -174,7 +174,7 @@ def test_compiles_whole(name, device):
             "BarlowTwinsLoss",
             [(3, 4), (3, 5)],
             ValueError,
-            r"must have shape \[3, 4\], got \[3, 5\]",
+            r"z_a and z_b must have one shape \[N, D\], got \[3, 4\] and \[3, 5\]",
         ),
         ("NegativeCosineSimilarity", [(3,), (3,)], IndexError, "must have the dimension dim=1"),
         ("NegativeCosineSimilarity", [(3, 4), (3, 5)], RuntimeError, "shapes that broadcast"),

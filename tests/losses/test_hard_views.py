@@ -364,9 +364,9 @@ def test_compiles_whole(options, candidates, device):
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"temperature": NAN}, "temperature must be positive, got nan"),
         ({"temperature": 0.1}, "temperature is of strategy 'softmax', got 0.1 with 'argmax'"),
-        ({"fraction": 1.5}, r"fraction must be in \[0, 1\], got 1.5"),
-        ({"fraction": -0.1}, r"fraction must be in \[0, 1\], got -0.1"),
-        ({"fraction": NAN}, r"fraction must be in \[0, 1\], got nan"),
+        ({"fraction": 1.5}, "fraction must be from 0 to 1, got 1.5"),
+        ({"fraction": -0.1}, "fraction must be from 0 to 1, got -0.1"),
+        ({"fraction": NAN}, "fraction must be from 0 to 1, got nan"),
     ],
 )
 def test_rejects_options(options, message):

@@ -127,10 +127,10 @@ def test_rejects_shapes(shape):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"p": 0}, "p and eps must be positive, got 0 and 1e-08"),
-        ({"eps": 0.0}, "p and eps must be positive, got 2 and 0.0"),
-        ({"topk": 0}, "topk must be at least 1 and below group_size, got 0 of None"),
-        ({"topk": 4, "group_size": 4}, "topk must be at least 1 and below group_size, got 4 of 4"),
+        ({"p": 0}, "p must be positive, got 0"),
+        ({"eps": 0.0}, "eps must be positive, got 0.0"),
+        ({"topk": 0}, "topk must be at least 1, got 0"),
+        ({"topk": 4, "group_size": 4}, "topk must be below group_size, got 4 of 4"),
         ({"reduction": "max"}, "reduction must be .*, got 'max'"),
     ],
 )

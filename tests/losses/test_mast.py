@@ -440,7 +440,7 @@ def test_rejects_a_single_pair():
     [
         ({"base": "simclr"}, "base must be 'vicreg' or 'nt_xent', got 'simclr'"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"softness": -1.0}, "softness must not be negative, got -1.0"),
+        ({"softness": -1.0}, "softness must be at least 0, got -1.0"),
     ],
 )
 def test_rejects_arguments(arguments, message):

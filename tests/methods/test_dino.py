@@ -21,7 +21,11 @@ OPTIONS_REFUSED = [
     (DINOOptions, {"student_temperature": 0.0}, "student_temperature must be positive, got 0.0"),
     (DINOOptions, {"teacher_temperature": -1.0}, "teacher_temperature must be positive"),
     (DINOOptions, {"temperature_warmup": -1.0}, "temperature_warmup must be at least 0"),
-    (DINOOptions, {"freeze_last_layer": float("nan")}, "freeze_last_layer must be at least 0"),
+    (
+        DINOOptions,
+        {"freeze_last_layer": float("nan")},
+        "freeze_last_layer must be a number",
+    ),
     (DINOOptions, {"local_views": -2}, "local_views must be at least 0, got -2"),
     (IBOTOptions, {"local_views": -2}, "local_views must be at least 0, got -2"),
     (IBOTOptions, {"patch_weight": -1.0}, "patch_weight must be at least 0"),
@@ -31,7 +35,7 @@ OPTIONS_REFUSED = [
 # changes of the options of either method, part of the sentence
 REFUSED = [
     ("dino", {"prototypes": 0}, "the head's widths must be positive"),
-    ("dino", {"momentum": 1.5}, "momentum must lie in"),
+    ("dino", {"momentum": 1.5}, "momentum must be from 0 to 1"),
     ("dino", {"center_mode": "median"}, "center_mode|mode"),
     ("dino", {"local_scale": (0.5, 0.1)}, "crop_scale must be"),
     ("ibot", {"mask_ratio": (0.5, 0.1)}, "ratio must be 0 <= low <= high <= 1"),
@@ -205,11 +209,26 @@ def test_temperatures_warm_up(crops, equimod):
     ibot = method.base if equimod else method
     found = []
     for step in (0, 5, 15, 25, 40):
-        method.at_step(step, 10)
+        method.at_step(step, 10, 1000)
         found.append((ibot.teacher_temperature, ibot.patch_temperature))
     expected = [(0.04, 0.06), (0.046, 0.052), (0.058, 0.036), (0.07, 0.02), (0.07, 0.02)]
     assert [a for a, _ in found] == pytest.approx([a for a, _ in expected])
     assert [b for _, b in found] == pytest.approx([b for _, b in expected])
+
+
+def test_a_warmup_takes_no_longer_than_the_training(crops):
+    options = replace(
+        crops.options["dino"],
+        warmup_teacher_temperature=0.04,
+        teacher_temperature=0.08,
+        temperature_warmup=30.0,
+    )
+    method, _, _ = crops.build("dino", options)
+    found = []
+    for step in (0, 10, 20):
+        method.at_step(step, 10, 20)
+        found.append(method.teacher_temperature)
+    assert found == pytest.approx([0.04, 0.06, 0.08])
 
 
 @pytest.mark.parametrize("temperature", [0.04, 0.2])
@@ -220,7 +239,7 @@ def test_losses_take_the_warmed_temperature(crops, temperature):
     method, backbone, teacher = crops.build("dino", options)
     batch = crops.batch_of(method.policy(crops.recipe))
     encoded = encode(method, backbone, teacher, batch)
-    method.at_step(0, 10)
+    method.at_step(0, 10, 1000)
     scores = method.head(encoded.features)
     losses = method.crop_losses(encoded)
     expected = cross_entropy(encoded.targets, scores, temperature, torch.zeros(10))
@@ -247,7 +266,7 @@ def test_prototypes_are_frozen_at_first(crops, shared, equimod):
     for step, held in ((0, True), (4, True), (5, False)):
         for parameter in method.parameters():
             parameter.grad = torch.ones_like(parameter)
-        method.at_step(step, 10)
+        method.at_step(step, 10, 1000)
         method.before_update()
         without = {p for p in method.parameters() if p.grad is None}
         assert without == (frozen if held else set())

@@ -189,7 +189,7 @@ def test_delegates_to_its_base():
     ("values", "message"),
     [
         ({"weight": -0.1}, "equimod.weight must be at least 0"),
-        ({"weight": float("nan")}, "equimod.weight must be at least 0"),
+        ({"weight": float("nan")}, "equimod.weight must be a number, got nan"),
         ({"weight": float("inf")}, "equimod.weight must be at least 0 and finite"),
         ({"parameters": 0}, "equimod.parameters must be at least 1"),
         ({"projector": ()}, "projector widths"),

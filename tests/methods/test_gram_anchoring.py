@@ -97,11 +97,11 @@ def test_when_the_teacher_is_taken(crops):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gram_weight": -1.0}, "gram_weight must be at least 0 and finite, got -1"),
+        ({"gram_weight": -1.0}, "gram_weight must be at least 0, got -1"),
         ({"gram_weight": float("inf")}, "gram_weight must be at least 0 and finite, got inf"),
         ({"gram_weight": 2.0, "gram_start": None}, "gram_start must be given with gram_weight"),
-        ({"gram_start": -1}, "gram_start must be at least 0 .* got -1 and 1000"),
-        ({"gram_every": 0}, "gram_every at least 1, got None and 0"),
+        ({"gram_start": -1}, "gram_start must be at least 0, got -1"),
+        ({"gram_every": 0}, "gram_every must be at least 1, got 0"),
     ],
 )
 def test_options_refused(options, change, message):

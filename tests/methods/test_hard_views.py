@@ -48,11 +48,11 @@ OPTIONS_REFUSED = [
     ({"views": -4}, "hard_views.views"),
     ({"every": 0}, "hard_views.every must be at least 1, got 0"),
     ({"warmup": -1.0}, "hard_views.warmup must be at least 0"),
-    ({"warmup": float("nan")}, "hard_views.warmup must be at least 0"),
+    ({"warmup": float("nan")}, "hard_views.warmup must be a number, got nan"),
     ({"size": 0}, "hard_views.size must be at least 1, got 0"),
-    ({"precision": "fp8"}, "hard_views.precision must be same or bf16, got 'fp8'"),
-    ({"mode": "eval"}, "hard_views.mode must be train or frozen, got 'eval'"),
-    ({"scorer": "both"}, "hard_views.scorer must be student or teacher, got 'both'"),
+    ({"precision": "fp8"}, "hard_views.precision must be 'same' or 'bf16', got 'fp8'"),
+    ({"mode": "eval"}, "hard_views.mode must be 'train' or 'frozen', got 'eval'"),
+    ({"scorer": "both"}, "hard_views.scorer must be 'student' or 'teacher', got 'both'"),
 ]
 
 # method, its options, recipe, changes of the options, part of the sentence
@@ -63,7 +63,7 @@ REFUSED = [
     ("simclr", None, RECIPE, {"candidates": "some"}, "candidates must be"),
     ("simclr", None, RECIPE, {"strategy": "best"}, "strategy must be"),
     ("simclr", None, RECIPE, {"strategy": "softmax", "temperature": 0.0}, "temperature must be"),
-    ("simclr", None, RECIPE, {"fraction": 1.5}, "fraction must be in"),
+    ("simclr", None, RECIPE, {"fraction": 1.5}, "fraction must be from 0 to 1"),
 ]
 
 # every, warm-up in epochs of 10 steps, which of 25 steps select

@@ -53,10 +53,9 @@ REFUSED = [
     ("vicreg", VICRegOptions(()), RECIPE, "projector widths"),
     ("simclr", SimCLROptions(SMALL), AugmentationRecipe(views=1), "augment.views of at least 2"),
     ("simclr", SimCLROptions(SMALL, temperature=0.0), RECIPE, "temperature must be"),
-    ("simclr", SimCLROptions(SMALL, negatives="some"), RECIPE, "negatives must be"),
     ("moco", MoCoOptions(SMALL), AugmentationRecipe(views=3), "augment.views must be 2, got 3"),
     ("moco", MoCoOptions(SMALL, queue=0), RECIPE, "moco.queue must hold at least 1 key"),
-    ("moco", MoCoOptions(SMALL, momentum=1.5), RECIPE, "momentum must lie in"),
+    ("moco", MoCoOptions(SMALL, momentum=1.5), RECIPE, "momentum must be from 0 to 1"),
     ("moco", MoCoOptions(SMALL, temperature=-1.0), RECIPE, "temperature must be"),
     *(
         (name, options(SMALL), AugmentationRecipe(views=1), f"{name} needs augment.views of at")
@@ -66,7 +65,7 @@ REFUSED = [
             ("simsiam", SimSiamOptions),
         )
     ),
-    ("byol", BYOLOptions(SMALL, momentum=-0.1), RECIPE, "momentum must lie in"),
+    ("byol", BYOLOptions(SMALL, momentum=-0.1), RECIPE, "momentum must be from 0 to 1"),
     ("byol", BYOLOptions(SMALL, 0), RECIPE, "projector widths"),
     ("simsiam", SimSiamOptions(SMALL, 0), RECIPE, "projector widths"),
     ("mast", MASTOptions(SMALL), PLAIN, "'hue', which the recipe does not change"),
@@ -79,7 +78,6 @@ REFUSED = [
         "not both: geometry is crop and flip",
     ),
     ("mast", MASTOptions(SMALL, base="nt_xent", temperature=0.0), RECIPE, "temperature must be"),
-    ("mast", MASTOptions(SMALL, base="dino"), RECIPE, "base must be"),
     ("mast", MASTOptions(SMALL, price=-1.0), RECIPE, "price must be positive"),
     ("mast", MASTOptions(SMALL, price=0.2, masks="blocks"), RECIPE, "price must be None"),
     ("mast", MASTOptions(SMALL, price=0.2, base="nt_xent"), RECIPE, "no price on the nt_xent"),
@@ -318,13 +316,16 @@ def test_masks_do_not_decay():
         ({"shared": {}}, "mast.shared must map at least one augmentation to"),
         (
             {"shared": {"hue": SharedOptions(share=1.5)}},
-            r"share of hue must lie in \[0, 1\], got 1.5",
+            r"share of hue must be from 0 to 1, got 1.5",
         ),
-        ({"shared": {"hue": SharedOptions(freed=1)}}, r"freed of hue must lie in \[0, 1\), got 1"),
-        ({"shared": {"blur": SharedOptions(start=-1)}}, "mast.shared: start of blur must lie in"),
+        ({"shared": {"hue": SharedOptions(freed=1)}}, r"freed of hue must be below 1, got 1"),
+        (
+            {"shared": {"blur": SharedOptions(start=-1)}},
+            "mast.shared: start of blur must be from 0",
+        ),
         ({"shared": ("hue",)}, "mast.shared must map at least one augmentation to its settings"),
         ({"shared": {"hue": {"fred": 0.1}}}, "hue takes share, freed and start, got 'fred'"),
-        ({"masks": "round"}, "mast.masks must be learned or blocks, got 'round'"),
+        ({"masks": "round"}, "mast.masks must be 'learned' or 'blocks', got 'round'"),
     ],
 )
 def test_mast_options_refuse(options, message):

@@ -7,6 +7,7 @@ import torch
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import open_source
+from mast_ext.methods import DINO, IBOT, HardViewOptions
 from mast_ext.methods.mast import MASTOptions
 from mast_ext.train.config import (
     DataConfig,
@@ -19,7 +20,7 @@ from mast_ext.train.config import (
 from mast_ext.train.loop import loader
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.networks import build_networks
-from mast_ext.train.pretrain import shortened_warmup
+from mast_ext.train.pretrain import beyond_the_end
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(16, 5), (0.5, 0), (100, 33)])
@@ -73,15 +74,45 @@ def test_neighbors_are_one_number_or_several(neighbors, counts):
     assert EvaluationConfig(neighbors=neighbors).counts == counts
 
 
-@pytest.mark.parametrize(("warmup", "epochs", "told"), [(1, 16, 0), (2, 2, 0), (10, 1, 1)])
-def test_a_warmup_that_is_cut_is_told(warmup, epochs, told):
-    config = PretrainConfig(
-        optimizer=OptimizerConfig(warmup=warmup), train=TrainConfig(epochs=epochs)
-    )
-    notes = shortened_warmup(config)
-    assert len(notes) == told
-    if told:
-        assert "optimizer.warmup is 10 epochs, train.epochs 1" in notes[0]
+def in_epochs(epochs, warmup, **options):
+    train = TrainConfig(epochs=epochs)
+    return PretrainConfig(optimizer=OptimizerConfig(warmup=warmup), train=train, **options)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (in_epochs(16, 1), []),
+        (in_epochs(2, 2), []),
+        (
+            in_epochs(1, 10),
+            [
+                "the learning rate rises to the end: optimizer.warmup is 10 epochs, train.epochs 1",
+            ],
+        ),
+        (
+            in_epochs(4, 1, method="ibot", ibot=IBOT.Options(temperature_warmup=30)),
+            [
+                "the teacher's temperature changes to the end: ibot.temperature_warmup is 30"
+                " epochs, train.epochs 4"
+            ],
+        ),
+        (
+            in_epochs(0.5, 0, method="dino", dino=DINO.Options(freeze_last_layer=1)),
+            [
+                "the prototypes never change: dino.freeze_last_layer is 1 epochs, train.epochs 0.5",
+            ],
+        ),
+        (in_epochs(4, 1, dino=DINO.Options(temperature_warmup=30)), []),  # mast is trained
+        (
+            in_epochs(4, 1, hard_views=HardViewOptions(views=4, warmup=5)),
+            ["no hard views are selected: hard_views.warmup is 5 epochs, train.epochs 4"],
+        ),
+        (in_epochs(4, 1, hard_views=HardViewOptions(warmup=5)), []),
+    ],
+)
+def test_what_is_longer_than_the_training_is_told(config, told):
+    assert beyond_the_end(config) == told
 
 
 @pytest.mark.parametrize("path", ["/data/images", "/data/*.tar", "s3://bucket/{0..9}.tar", None])

@@ -112,5 +112,5 @@ def test_teacher_and_queue_are_in_checkpoints(train_tiny, short, tmp_path):
 @pytest.mark.parametrize("name", ["momentum", "final_momentum"])
 def test_teacher_spec_refuses(name):
     head = torch.nn.Identity()
-    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=rf"{name} must be from 0 to 1, got 1.5"):
         TeacherSpec(head, slice(None), **{"momentum": 0.5, name: 1.5})

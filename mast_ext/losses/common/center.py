@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import require_number
 from mast_ext.compiling import copy_of_state, never_compiled
 from mast_ext.distributed import all_reduce_logsumexp, start_all_reduce, world_size
 from mast_ext.losses.common.inputs import (
@@ -60,12 +61,10 @@ class Center(nn.Module):
         center_update: CenterUpdate = "now",
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"the momentum of a center must lie in [0, 1], got {momentum}")
         self.size = tuple(size)
         self.dim = tuple(i for i, length in enumerate(self.size) if length == 1)
         self.mode: CenterMode = require_option("center_mode", mode, CenterMode)
-        self.momentum = momentum
+        self.momentum = require_number("center_momentum", momentum, 0, 1)
         self.center_update: CenterUpdate = require_option(
             "center_update", center_update, CenterUpdate
         )

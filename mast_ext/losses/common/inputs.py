@@ -1,10 +1,13 @@
 """Checks of the losses' arguments and inputs, and what becomes of their results."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from mast_ext.checks import require_one_device, require_positive
+from mast_ext.checks import require_option as require_option
 
 Negatives = Literal["pairs", "all_views"]
 Reduction = Literal["mean", "sum", "none"]
@@ -46,15 +49,33 @@ def reduce(per_image: Tensor, reduction: Reduction, name: str) -> Tensor:
     return per_image.mean()
 
 
-def require_floating(**named: Tensor) -> None:
-    """Refuses integers, which `widen` and `torch.stack` would take for numbers of a network.
+def require_tensors(**named: Tensor | Sequence[Tensor] | None) -> None:
+    """Refuses what is no tensor of floating point, and tensors of several devices.
+
+    `widen` and `torch.stack` would take integers for numbers of a network.
+
+    Args:
+        **named: The inputs of a loss by their names, for the errors; None for one left out.
 
     Raises:
-        TypeError: A tensor is not of floating point; the message has its name.
+        TypeError: One, or one of a list, is no tensor, or not of floating point.
+        ValueError: One is on another device than the first.
     """
-    for name, x in named.items():
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    device = getattr(next(iter(named.values())), "device", None)
+    for x in named.values():
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.device == device):
+            break
+    else:  # the usual case, in half of the time
+        return
+    for name, given in named.items():
+        for x in given if isinstance(given, (list, tuple)) else (given,):
+            if x is None:
+                continue
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+            if not x.is_floating_point():
+                raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    require_one_device(**named)
 
 
 def in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -81,7 +102,7 @@ def require_alike(**named: Tensor) -> None:
         ValueError: One has another shape, no dimension, or is on another device.
         TypeError: One is not of floating point.
     """
-    require_floating(**named)
+    require_tensors(**named)
     (first_name, first), *others = named.items()
     if first.ndim != 2 or not first.shape[1]:
         raise ValueError(
@@ -93,11 +114,6 @@ def require_alike(**named: Tensor) -> None:
                 f"{first_name} and {name} must have one shape [N, D], got {list(first.shape)} and "
                 f"{list(view.shape)}"
             )
-        if view.device != first.device:
-            raise ValueError(
-                f"{first_name} and {name} must be on one device, got {first.device} and "
-                f"{view.device}"
-            )
 
 
 def require_views(views: Tensor, name: str = "views") -> Tensor:
@@ -105,9 +121,11 @@ def require_views(views: Tensor, name: str = "views") -> Tensor:
 
     Raises:
         ValueError: They are not ``[V, B, D]``, or there is no view.
+        TypeError: They are not of floating point.
     """
     if views.ndim != 3 or not views.shape[0]:
         raise ValueError(f"{name} must have shape [V, B, D] with V >= 1, got {list(views.shape)}")
+    require_tensors(**{name: views})
     return views
 
 
@@ -115,7 +133,7 @@ def shape_of_views(views: Tensor | Sequence[Tensor], name: str) -> tuple[int, in
     """``(V, B, C)`` of a tensor ``[V, B, C]``, or of a list of ``[B, C]``.
 
     Raises:
-        ValueError: There is no view, or they are not of one shape.
+        ValueError: There is no view, or they are not of one shape or on one device.
     """
     if isinstance(views, Tensor):
         if views.ndim != 3 or not views.shape[0]:
@@ -127,6 +145,7 @@ def shape_of_views(views: Tensor | Sequence[Tensor], name: str) -> tuple[int, in
     shapes = [list(view.shape) for view in views]
     if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
         raise ValueError(f"{name} must hold views of one shape [B, C], at least one, got {shapes}")
+    require_one_device(**{name: views})
     return len(shapes), *views[0].shape
 
 
@@ -134,9 +153,11 @@ def stack_views(views: Tensor | Sequence[Tensor], name: str) -> Tensor:
     """Views ``[V, B, C]``: a list of ``[B, C]`` is stacked, a tensor taken as it is.
 
     Raises:
-        ValueError: There is no view, or they are not of one shape.
+        ValueError: There is no view, or they are not of one shape or on one device.
+        TypeError: They are not of floating point.
     """
     shape_of_views(views, name)
+    require_tensors(**{name: views})
     return views if isinstance(views, Tensor) else torch.stack(tuple(views))
 
 
@@ -155,34 +176,14 @@ def views_in_one_dtype(
 
 
 def require_temperature(temperature: float, name: str = "temperature") -> float:
-    """Returns ``temperature``.
+    """The temperature as a number; a scalar tensor with a gradient stays one, which is learned.
 
     Raises:
-        ValueError: It is not positive.
+        TypeError: It is not a number.
+        ValueError: It is not positive, or not finite.
     """
-    if not temperature > 0:
-        raise ValueError(f"{name} must be positive, got {temperature}")
-    return temperature
-
-
-def require_fraction(name: str, value: float) -> float:
-    """Returns ``value``.
-
-    Raises:
-        ValueError: It is not in [0, 1].
-    """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be from 0 to 1, got {value}")
-    return value
-
-
-def require_option(name: str, value: Any, options: Any) -> Any:
-    """Returns ``value``.
-
-    Raises:
-        ValueError: It is not one of the literals in ``options``.
-    """
-    *others, last = map(repr, get_args(options))
-    if value not in get_args(options):
-        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
-    return value
+    given: Any = temperature
+    if isinstance(given, Tensor) and given.ndim == 0 and given.requires_grad:
+        require_positive(name, given.detach())
+        return temperature
+    return require_positive(name, given)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mast_ext.checks import require_integers
 from mast_ext.distributed import all_gather, require_equal_batches, world_size
 
 
@@ -39,7 +40,8 @@ class MemoryBank(nn.Module):
 
     def __init__(self, size: int | Sequence[int] = 0, gather_distributed: bool = False) -> None:
         super().__init__()
-        self.size = (size,) if isinstance(size, int) else tuple(size)
+        sizes = size if isinstance(size, Sequence) else [size]
+        self.size = require_integers("memory_bank_size", sizes)
         self.gather_distributed = gather_distributed
         if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
             raise ValueError(f"memory_bank_size must be (rows, width) or 0 for none, got {size!r}")

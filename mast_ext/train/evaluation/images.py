@@ -16,7 +16,7 @@ from mast_ext.train.evaluation.ridge import FEWEST_IMAGES
 from mast_ext.train.evaluation.scores import is_unbalanced
 from mast_ext.train.waiting import told_while_waiting
 
-_LISTED = 20  # names in a note
+_MOST_NAMED = 20  # names in a note
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def open_images(
             )
         if source.skipped:
             count = len(source.skipped)
-            notes.append(f"{count} unreadable images skipped in {name}: {_listed(source.skipped)}")
+            notes.append(f"{count} unreadable images skipped in {name}: {_first(source.skipped)}")
         return source
 
     train = split("train", data.max_images, data.channels, data.bits)
@@ -158,7 +158,7 @@ def _absent(train: Source, test: Source, factor: str) -> list[str]:
         if absent:
             names = [_class_name(train, factor, i) for i in absent]
             count = f"{len(absent)} of the {len(ids[other])} {kind} in {other}"
-            notes.append(f"{split} has no images of {count}, {so}: {_listed(names)}")
+            notes.append(f"{split} has no images of {count}, {so}: {_first(names)}")
     return notes
 
 
@@ -167,5 +167,5 @@ def _class_name(source: Source, factor: str, index: int) -> str:
     return names[index] if index < len(names) else str(index)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from mast_ext.augment import ViewBatch, ViewLoader, build_loader
+from mast_ext.checks import OptionError
 from mast_ext.data import Source
 from mast_ext.distributed import rank, world_size
 from mast_ext.train.config import DataConfig, PretrainConfig
@@ -24,7 +25,7 @@ def training_loader(config: PretrainConfig, networks: Networks, source: Source) 
             the processes.
     """
     if len(source) < config.train.batch_size:
-        raise ValueError(
+        raise OptionError(
             f"{source.name} has {len(source)} training images, fewer than one batch:"
             f" set train.batch_size to {len(source)} or less"
         )

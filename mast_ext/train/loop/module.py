@@ -122,7 +122,7 @@ class PretrainModule(LightningModule):
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         """From the views of a step, or of a part of it, to the loss and what is logged."""
         step = self.trainer.global_step
-        self.method.at_step(step, self.steps_per_epoch)
+        self.method.at_step(step, self.steps_per_epoch, self.total_steps)
         self._samples.append((batch.index, batch.parameters))
         selection: dict[str, Tensor] = {}
         if self.hard_views is not None:
