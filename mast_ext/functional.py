@@ -223,8 +223,16 @@ def contrastive_logsumexp(
         exclude_self,
         exclude_positive,
         within_views,
-        _wants_gradient(x, y, masks, temperature),
+        _keeps(),
     )[:2]
+
+
+def _keeps() -> bool:
+    """Whether operators keep what their backward needs.
+
+    Tensors do not tell: those inside of torch.func.vmap never say that they require a gradient.
+    """
+    return torch.is_grad_enabled()
 
 
 def _tensor_and_number(temperature: float | Tensor, x: Tensor) -> tuple[Tensor | None, float]:
@@ -235,12 +243,6 @@ def _tensor_and_number(temperature: float | Tensor, x: Tensor) -> tuple[Tensor |
     if changes_between_calls(temperature):
         return _as_scalar("temperature", temperature, x), 0.0
     return None, temperature
-
-
-def _wants_gradient(*arguments: object) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-    )
 
 
 @explains_types
@@ -268,7 +270,8 @@ def contrastive_loss(
 
     Args:
         views: ``[V, N, D]``, or a list of ``[N, D]``, with ``V ≥ 2`` and ``N ≥ 1``: float32,
-            float16, bfloat16 or (CPU) float64. Any strides.
+            float16, bfloat16 or (CPU) float64. Any strides. The backward pass reads them again, so
+            that none may be changed in place before it.
         temperature: See :func:`contrastive_logsumexp`.
         decoupled: Leaves the positive out of the first sum (Yeh et al., ECCV 2022, eq. 6).
         within_views: Whether ``r`` runs over view ``i``, too. Without, the loss of two views is
@@ -299,7 +302,7 @@ def contrastive_loss(
         decoupled,
         within_views,
         one_sided,
-        _wants_gradient(*several, temperature),
+        _keeps(),
     )[0]
 
 
@@ -718,8 +721,7 @@ def gram_difference(
             unknown.
         TypeError: A dtype is not supported or differs from that of ``s``.
     """
-    keep = torch.is_grad_enabled() and (s.requires_grad or t.requires_grad)
-    return ops.gram_difference.op(s, t, remove_negative, keep)[0]
+    return ops.gram_difference.op(s, t, remove_negative, _keeps())[0]
 
 
 @explains_types
@@ -757,10 +759,9 @@ def sliced_characteristic_sums(
             ``t_max`` are not finite and in order.
         TypeError: A dtype is not supported.
     """
-    keep = torch.is_grad_enabled() and z.requires_grad
     knots, t_min = as_integer("knots", knots), as_number("t_min", t_min)
     return ops.sliced_characteristic_sums.op(
-        z, slices, knots, t_min, as_number("t_max", t_max), keep
+        z, slices, knots, t_min, as_number("t_max", t_max), _keeps()
     )[0]
 
 

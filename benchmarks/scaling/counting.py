@@ -102,6 +102,10 @@ def contrastive(x: Tensor, y: Tensor | None, masks: Tensor | None, *_: Any, **__
     return 2 * subspaces * x.shape[0] * y.shape[0] * x.shape[1] * y.shape[1] * x.shape[2]
 
 
+def of_views(views: list[Tensor], *_: Any, **__: Any) -> int:
+    return 2 * len(views) ** 2 * len(views[0]) * views[0].numel()
+
+
 def statistics_of(z: Tensor, masks: Tensor | None, *_: Any, **__: Any) -> int:
     rows, dim = z.shape[-2:]
     subspaces = 1 if masks is None else len(masks)
@@ -115,6 +119,8 @@ PRODUCTS: dict[str, Callable[..., int]] = {
     "contrastive_logsumexp_backward": lambda _, __, x, y, masks, *___, **____: (
         2 * contrastive(x, y, masks)
     ),
+    "contrastive_loss": of_views,
+    "contrastive_loss_backward": lambda _, views, *__, **___: 2 * of_views(views),
     "variance_covariance": statistics_of,
     "variance_covariance_backward": lambda _, __, z, masks, *___, **____: statistics_of(z, masks),
     "cross_correlation_penalty": lambda a, *_, **__: 2 * a.numel() * min(2 * len(a), a.shape[1]),

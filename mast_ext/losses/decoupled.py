@@ -50,7 +50,10 @@ class DCLLoss(ViewPairLoss):
     ) -> None:
         super().__init__(temperature, gather_distributed, negatives, reduction)
         self.weight_fn = weight_fn
-        self.plain = weight_fn is None
+
+    @property
+    def _plain(self) -> bool:
+        return self.weight_fn is None
 
     def _require_negatives(self, images: int) -> None:
         if images == 1:
@@ -109,7 +112,10 @@ class DCLWLoss(DCLLoss):
             reduction=reduction,
         )
         self.sigma = require_positive("sigma", sigma)
-        self.plain = False
+
+    @property
+    def _plain(self) -> bool:
+        return False
 
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:
         similarity = positive.detach() * self.temperature / self.sigma

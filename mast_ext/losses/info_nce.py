@@ -29,6 +29,7 @@ from mast_ext.losses.common.inputs import (
 from mast_ext.losses.common.view_pairs import both_ways
 
 LOWEST_LEARNED = 0.01
+FASTEST = 0.03  # the lowest temperature that `functional.contrastive_logsumexp` is fastest with
 
 
 class InfoNCELoss(nn.Module):
@@ -110,7 +111,7 @@ class InfoNCELoss(nn.Module):
         if negatives is not None:
             require_one_device(queries=queries, negatives=negatives)
             terms = self._against(negatives, queries[None], keys[None])[0, 0]
-        elif self.reduction == "mean" and not self._many() and self._takes_both(queries, keys):
+        elif self.reduction == "mean" and not self._many() and self._in_one(queries, keys):
             require_images(len(queries), "queries")
             return functional.contrastive_loss(
                 (queries, keys),
@@ -194,9 +195,17 @@ class InfoNCELoss(nn.Module):
         )
         return positive_cross_entropy(lse[0], positive)
 
-    def _takes_both(self, queries: Tensor, keys: Tensor) -> bool:
-        """Whether the operator of the mean, which makes both gradients, makes none in vain."""
-        return self.two_sided or keys.requires_grad or not queries.requires_grad
+    def _in_one(self, queries: Tensor, keys: Tensor) -> bool:
+        """Whether `functional.contrastive_loss` makes nothing that nobody needs.
+
+        It makes both gradients, and where it has to look for the largest similarity of a row, the
+        sums over queries as well.
+        """
+        if self.two_sided:
+            return True
+        temperature = self._temperature if self.log_temperature is None else None
+        fixed = isinstance(temperature, (float, int)) and temperature >= FASTEST
+        return fixed and (keys.requires_grad or not queries.requires_grad)
 
     def _many(self) -> bool:
         return self.gather_distributed and world_size() > 1

@@ -49,7 +49,9 @@ class MACLLoss(ViewPairLoss):
 
     view_name = "z"
 
-    plain = False
+    @property
+    def _plain(self) -> bool:
+        return False
 
     def __init__(
         self,

@@ -70,5 +70,5 @@ def _(grad, grad_student):
     return _like(grad_student)
 
 
-for each in (op, backward_op, with_grad_op, with_grad_backward_op):
+for each in (op, backward_op, weighted_op, with_grad_op, with_grad_backward_op):
     torch.library.register_vmap(each, one_by_one(each))

@@ -91,6 +91,18 @@ def test_gradients_of_many(call):
 
 
 @every_call
+def test_gradient_through_many(call):
+    """Of all of them together: what vmap is given is not known to require a gradient."""
+    tensors = call.tensors()
+    function, leaves = function_of(call, tensors), leaves_of(call, tensors)
+    many = {name: torch.stack([leaf, 0.9 * leaf]) for name, leaf in leaves.items()}
+    got = torch.func.grad(lambda many: torch.vmap(function)(many)[0].sum())(many)
+    for i, scale in enumerate((1.0, 0.9)):
+        want = gradients(function, {name: leaf * scale for name, leaf in leaves.items()})
+        assert_near({name: each[i] for name, each in got.items()}, want, 1e-5)
+
+
+@every_call
 def test_second_derivative_is_refused(call):
     if name_of(call) == "gather_views":
         pytest.skip("is linear: it has all derivatives")

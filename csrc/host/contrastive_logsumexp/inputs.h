@@ -154,9 +154,9 @@ struct ContrastiveInputs {
   }
 
  private:
-  // The distance of the views in memory, if kernels can reach them by it: they are equally far
-  // apart, as any two are. A CPU's vendor library, and that of a GPU for wide embeddings, takes
-  // stacked views.
+  // The distance of neighboring views in memory, if it is the same for all (of two views it is) and
+  // their rows are alike: kernels then reach them as if they were stacked. A CPU's vendor library,
+  // and that of a GPU for wide embeddings, needs views that are.
   static std::optional<std::int64_t> distance(at::TensorList views) {
     const Tensor& first = views.front();
     if (!uses_cuda_kernels(first) ||

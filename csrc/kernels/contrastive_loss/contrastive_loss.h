@@ -1,8 +1,7 @@
-// contrastive_loss: the mean contrastive loss of all pairs of different views, V of N images each
-// (one-sided: of those whose anchor is in view 0),
-// from the sums of contrastive_logsumexp over rows (those without the positive) and the positives'
-// logits, and its slopes: the derivatives of the mean by both. The formulas are those of
-// view_pair_cross_entropy, whose arithmetic the kernels take.
+// contrastive_loss: the mean contrastive loss of V views of N images, over all pairs of different
+// views or, one-sided, over those whose anchor is in view 0. A term is that of
+// view_pair_cross_entropy, made from the sums of contrastive_logsumexp, without the positive, and
+// the positive's logit. The slopes are the derivatives of the mean by these two.
 #pragma once
 
 #include <cstdint>

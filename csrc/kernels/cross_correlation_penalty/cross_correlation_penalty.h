@@ -31,7 +31,7 @@ struct CrossCorrelationShape {
   std::int64_t rows, dim;  // N, D
   double lambda;
   double divisor;        // of the variances: N or N - 1
-  const void* product;   // P, in dtype
+  const void* product;   // P, in dtype; in the backward of a small batch (H, H^T)
   const void* dots;      // [D]  N C_dd
   const void* row_sums;  // direct [D]  N^2 sum_{e != d} C_de^2;  Gram [N]  sum_m P_0nm P_1nm
 };
@@ -60,7 +60,7 @@ inline bool is_small(std::int64_t rows, std::int64_t dim) {
 
 struct CrossCorrelationPenaltyBackward {
   CrossCorrelationShape shape;
-  bool small;                // product_grad is (A H, B H^T), for a gradient of 1
+  bool small;
   const void* grad_penalty;  // scalar
   const void* scale;         // [2, D]  1 / deviation
   // For projection(): direct [D]  N^2 sum_{d != e} C_de^2;  Gram [2, D]  sum_n tile * product_grad
@@ -72,6 +72,7 @@ struct CrossCorrelationPenaltyBackward {
   std::int64_t first_row, tile_rows, first_dim, dims;
   const void* tile;          // (A, B) [2, tile_rows, dims] in dtype
   const void* product_grad;  // direct (B H^T, A H), Gram (B B^T A, A A^T B): [2, tile_rows, dims]
+                             // small (A H, B H^T), for a gradient of 1
   DType grad_dtype;
   void* grad_a;  // [N, D] in grad_dtype, or null
   void* grad_b;

@@ -70,7 +70,6 @@ class ViewPairLoss(nn.Module):
     """Base of the losses whose anchors and positives are all pairs of views of an image."""
 
     decoupled = False  # the positive is not in its own denominator
-    plain = True  # the mean is `functional.contrastive_loss`: blocks and terms are those below
     view_name = "out"  # of the arguments of `forward`, for errors
 
     def __init__(
@@ -106,7 +105,7 @@ class ViewPairLoss(nn.Module):
         views = (out0, out1, *views)
         require_alike(**{f"{self.view_name}{i}": view for i, view in enumerate(views)})
         mean = self.reduction == "mean"
-        if mean and self.plain and self.negatives == "pairs" and not self._many():
+        if mean and self._plain and self.negatives == "pairs" and not self._many():
             require_images(len(out0), f"{self.view_name}0")
             self._require_negatives(len(out0))
             return functional.contrastive_loss(
@@ -159,6 +158,11 @@ class ViewPairLoss(nn.Module):
             gather=self.gather_distributed,
         )
         return lse.squeeze(0), self._weighted(positive.squeeze(0), views)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether blocks and terms are those of this class, of which an operator makes the mean."""
+        return True
 
     def _many(self) -> bool:
         return self.gather_distributed and world_size() > 1
