@@ -2,6 +2,7 @@
 
 from runs import Variant
 
+LESS_HUE = "{hue: {share: 0.375, freed: 0.125}, geometry: {start: 0.3333333333333333}}"
 UNMASKED = "{hue: {}, geometry: {start: 0.3333333333333333}}"  # the same views, nothing freed
 
 VARIANTS = {
@@ -10,6 +11,7 @@ VARIANTS = {
     "MAST": Variant(("--method=mast",)),
     "MAST, fixed masks": Variant(("--method=mast", "--mast.masks=blocks")),
     "MAST without masks": Variant(("--method=mast", f"--mast.shared={UNMASKED}")),
+    "MAST, hue shared by 3 in 8": Variant(("--method=mast", f"--mast.shared={LESS_HUE}")),
     "MAST with uncertainty": Variant(("--method=mast", "--mast.uncertainty=true")),
     "separate heads (LooC)": Variant(("--method=looc",)),
     "VICReg + AugSelf": Variant(("--method=augself",)),

@@ -60,7 +60,7 @@ def prototype_column_logsumexp(
 @torch.library.custom_op("mast_ext_scheduled::cross_correlation_penalty", mutates_args=())
 def cross_correlation_penalty(
     a: Tensor, b: Tensor, lambda_: Tensor, variant: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``mast_ext::cross_correlation_penalty``."""
     return correlations.op(a, b, lambda_.item(), variant)
 

@@ -1,5 +1,6 @@
 """Recipes: each is a whole run, and what the command line does with them."""
 
+import gc
 import shutil
 
 import numpy as np
@@ -50,6 +51,13 @@ def images(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def nothing_left():
+    """Collects what a run leaves, gigabytes in cycles, before the next one needs as much."""
+    yield
+    gc.collect()
+
+
 LARGE = pytest.mark.slow  # 134 million weights in some projectors: seconds and gigabytes each
 
 
@@ -57,6 +65,7 @@ LARGE = pytest.mark.slow  # 134 million weights in some projectors: seconds and 
     ("name", "method"),
     [pytest.param(*each, marks=LARGE if "imagenet" in each[0] else ()) for each in EVERY],
 )
+@pytest.mark.usefixtures("nothing_left")
 def test_trains_two_steps(name, method, images, tmp_path):
     """With its own networks, views, optimizer and loss, but of few images and in float32, since
     many CPUs take minutes for a network in bfloat16."""

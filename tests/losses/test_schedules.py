@@ -206,3 +206,19 @@ def test_gradient_of_one_view_alone(device):
         a.requires_grad_()
         grads = [torch.autograd.grad(each(a, b), a)[0] for each in (loss, compiled)]
         assert_close(*grads)
+
+
+def test_operators_return_what_those_of_their_names_do():
+    """torch does not compare what a Python operator returns with its schema: it would crash."""
+    scheduled = [
+        name.split("::")[1]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("mast_ext_scheduled::")
+    ]
+    assert "cross_correlation_penalty" in scheduled
+    for name in scheduled:
+        own, native = (
+            getattr(getattr(torch.ops, library), name).default._schema.returns
+            for library in ("mast_ext_scheduled", "mast_ext")
+        )
+        assert [str(each.type) for each in own] == [str(each.type) for each in native], name
