@@ -131,11 +131,11 @@ def test_gradient_norm_is_of_all_parameters():
     ("values", "message"),
     [
         ({"lr": 0.0}, "optimizer.lr must be positive"),
-        ({"lr": float("nan")}, "optimizer.lr must be positive"),
+        ({"lr": float("nan")}, "optimizer.lr must be a number, got nan"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"final_weight_decay": -1.0}, "final_weight_decay must be at least 0"),
         ({"clip": -1.0}, "clip must be at least 0"),
-        ({"min_lr": 2.0}, "optimizer.min_lr must be a fraction"),
+        ({"min_lr": 2.0}, "optimizer.min_lr must be from 0 to 1"),
     ],
 )
 def test_refuses(values, message):
