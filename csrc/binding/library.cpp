@@ -100,9 +100,8 @@ void define(torch::Library& m) {
       "Tensor grad_temperature)");
   m.def(
       "contrastive_loss(Tensor[] views, Tensor? temperature_tensor, float temperature, "
-      "bool decoupled, bool within_views, bool one_sided, bool keep=True) -> (Tensor loss, Tensor "
-      "lse, "
-      "Tensor slopes, Tensor inv_norm, Tensor products)");
+      "bool decoupled, bool within_views, bool one_sided, bool keep=True) -> (Tensor loss, "
+      "Tensor lse, Tensor slopes, Tensor inv_norm, Tensor products)");
   m.def(
       "contrastive_loss_backward(Tensor grad, Tensor[] views, Tensor? temperature_tensor, "
       "Tensor lse, Tensor slopes, Tensor inv_norm, Tensor products, float temperature, "

@@ -18,8 +18,7 @@ MAST_EXT_HD std::int64_t terms_of(std::int64_t views, std::int64_t images, bool 
   return (one_sided ? 1 : views) * (views - 1) * images;
 }
 
-// ---- CPU: a block of images at a time; all tensors are of one dtype, float32 or float64, and
-// dense
+// ---- CPU: a block of images at a time; tensors are dense and of one dtype, float32 or float64
 
 struct ContrastiveLoss {
   DType dtype;

@@ -60,7 +60,7 @@ inline bool is_small(std::int64_t rows, std::int64_t dim) {
 
 struct CrossCorrelationPenaltyBackward {
   CrossCorrelationShape shape;
-  bool small;
+  bool small;                // is_small(): shape.product and product_grad are other ones
   const void* grad_penalty;  // scalar
   const void* scale;         // [2, D]  1 / deviation
   // For projection(): direct [D]  N^2 sum_{d != e} C_de^2;  Gram [2, D]  sum_n tile * product_grad
