@@ -169,6 +169,11 @@ void define(torch::Library& m) {
       "float sharpness) -> Tensor");
   m.def("gather_views(Tensor views, Tensor index) -> Tensor");
   m.def("gather_views_backward(Tensor grad, Tensor index, int views) -> Tensor");
+  m.def("resized_crops(Tensor images, Tensor boxes, Tensor flipped, int size) -> Tensor");
+  m.def("new_pixels(Tensor rows, int[] shape, ScalarType dtype) -> Tensor");
+  m.def(
+      "photometry(Tensor levels, Tensor rows, int solarize_threshold, Tensor? mean, Tensor? std, "
+      "Tensor(a!) out) -> ()");
 }
 
 // One function for all devices: run_on() chooses the kernel.
@@ -224,6 +229,9 @@ void implement(torch::Library& m) {
   m.impl("budgeted_masks_backward", TORCH_FN(mast_ext::budgeted_masks_backward));
   m.impl("gather_views", TORCH_FN(mast_ext::gather_views));
   m.impl("gather_views_backward", TORCH_FN(mast_ext::gather_views_backward));
+  m.impl("resized_crops", TORCH_FN(mast_ext::resized_crops));
+  m.impl("new_pixels", TORCH_FN(mast_ext::new_pixels));
+  m.impl("photometry", TORCH_FN(mast_ext::photometry));
 }
 
 }  // namespace

@@ -170,4 +170,10 @@ Tensor budgeted_masks_backward(const Tensor& grad_weights, const Tensor& weights
 Tensor gather_views(const Tensor& views, const Tensor& index);
 Tensor gather_views_backward(const Tensor& grad, const Tensor& index, std::int64_t views);
 
+Tensor resized_crops(const Tensor& images, const Tensor& boxes, const Tensor& flipped,
+                     std::int64_t size);
+Tensor new_pixels(const Tensor& rows, at::IntArrayRef shape, at::ScalarType dtype);
+void photometry(const Tensor& levels, const Tensor& rows, std::int64_t solarize_threshold,
+                const OptionalTensor& mean, const OptionalTensor& std, const Tensor& out);
+
 }  // namespace mast_ext

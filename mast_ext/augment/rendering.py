@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mast_ext import ops
 from mast_ext.augment.policies import ViewPlan, ViewPolicy
 
 Indices = NDArray[np.int64]  # [B], of samples in the source
@@ -159,8 +160,13 @@ def within(
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, *, for_gpu: bool) -> Tensor:
-    """Memory on the host, page-locked where a GPU is to copy from it while the host goes on."""
-    return torch.empty(tuple(shape), dtype=dtype, pin_memory=for_gpu)
+    """Memory on the host, page-locked where a GPU is to copy from it while the host goes on.
+
+    Either way that of batches before is used again: new pages take longer to get than to fill.
+    """
+    if for_gpu:
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+    return ops.rendering.new_pixels(torch.empty(0), tuple(shape), dtype)
 
 
 def images_of(source: ImageSource, indices: Indices) -> Tensor | list[Tensor]:

@@ -64,6 +64,15 @@ def test_no_operator_has_a_fault(kernels, sanitized_module, python):
     assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 60
 
 
+def test_no_operator_of_pixels_has_a_fault(sanitized_module, python):
+    done = python(
+        "-m", "pytest", "tests/augment/test_view_operators.py", "-q", "-m", "not slow",
+        "-p", "no:cacheprovider", MAST_EXT_LIBRARY=str(sanitized_module), EMULATE_NOTHING="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 40
+
+
 # The tensor ends after three quarters of what its shape says.
 READ_BEYOND_A_TENSOR = """
 import os, sys, torch

@@ -57,6 +57,13 @@ inline void check_long(const Tensor& t, const char* name) {
   TORCH_CHECK_TYPE(t.scalar_type() == at::kLong, name, " must be Long, got ", t.scalar_type());
 }
 
+// Checks that t has pixels on the CPU: levels of 8 or 16 bits.
+inline void check_levels(const Tensor& t, const char* name) {
+  TORCH_CHECK_VALUE(t.is_cpu(), name, " must be on the CPU, got ", t.device());
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kByte || t.scalar_type() == at::kUInt16, name,
+                   " must be uint8 or uint16, got ", t.scalar_type());
+}
+
 // Checks masks [K, D] for embeddings `x` of width D: float32, or float64 for float64 embeddings.
 // Values are checked on the CPU only, because the check would have to wait for a GPU.
 inline void check_masks(const Tensor& masks, const Tensor& x, const char* x_name = "x") {

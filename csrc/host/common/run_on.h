@@ -65,6 +65,16 @@ void run_on(const at::Tensor& tensor, Cpu&& cpu, Cuda&& cuda) {
 }
 #endif
 
+// Runs cpu(), the kernel of an op that has none for a GPU and has checked that it needs none.
+template <typename Cpu>
+void run_on_cpu([[maybe_unused]] Cpu&& cpu) {
+#ifdef MAST_EXT_WITHOUT_CPU_KERNELS
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "this build for tests has no CPU kernels");
+#else
+  cpu();
+#endif
+}
+
 // Calls body(begin, end) on torch's threads for parts of [0, rows). `row_cost` is the approximate
 // number of scalar steps of a row; little work stays on the calling thread. Parts are scheduled
 // dynamically, about `turns` per thread: a thread that wakes late, or shares its core with another
