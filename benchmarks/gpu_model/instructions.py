@@ -153,8 +153,9 @@ HEAD = """\
 
 What the inner loop of each kernel is made of: the smallest loop with half of the arithmetic that
 all of its loops have; of a kernel without loops, all of it (*no loop*). Static shares of the
-instructions of sm_90a, in %, by the disassembler; how often each runs is not in them. {kinds}
-Kernels and types are those of the launches of [the model](gpu-model.md).
+instructions of sm_90a, in %, by the disassembler. How often each runs is not in them: paths for
+rows that are not aligned count as those for rows that are. *{rest}* are also addresses, predicates
+and moves. Kernels and types are those of the launches of [the model](gpu-model.md).
 
 """
 
@@ -185,5 +186,4 @@ def instructions_table(steps: list[dict[str, Any]], mixes: dict[str, Mix]) -> st
             lines += ["", f"## {of}", "", f"| {' | '.join(columns)} |"]
             lines.append("|---|---|" + "---:|" * (len(columns) - 2))
         lines.append(row)
-    told = f"*{REST}* are also addresses, predicates and moves."
-    return HEAD.format(kinds=told).rstrip() + "\n" + "\n".join(lines) + "\n"
+    return HEAD.format(rest=REST).rstrip() + "\n" + "\n".join(lines) + "\n"

@@ -8,10 +8,16 @@ namespace mast_ext::kernels::contrastive {
 
 inline constexpr int kRowThreads = 256, kRowWarps = kRowThreads / kWarpSize;
 
-// The first element of row `at` of V * N.
+// Where row `at` of V * N begins, in elements. A division of 64 bits takes a hundred instructions:
+// it is for once a row, not for once a packet.
+__device__ __forceinline__ std::int64_t start_of(const EmbeddingRows& z, std::int64_t at) {
+  const std::int64_t view = at / z.rows;
+  return view * z.view_stride + (at - view * z.rows) * z.row_stride;
+}
+
 template <typename T>
 __device__ __forceinline__ const T* row_at(const EmbeddingRows& z, std::int64_t at) {
-  return static_cast<const T*>(z.data) + at / z.rows * z.view_stride + at % z.rows * z.row_stride;
+  return static_cast<const T*>(z.data) + start_of(z, at);
 }
 
 // One warp per row, which reads the row once for every kMasks subspaces.
@@ -83,15 +89,16 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
   constexpr int kRows = 2 * kRowWarps;
   constexpr int kTogether = 4;  // packets that are loaded before the first of them is used
   __shared__ float projection[kRows];
+  __shared__ std::int64_t start[kRows];  // of the rows
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarpSize, lane = thread % kWarpSize;
+  const auto* const embeddings = static_cast<const T*>(p.z.data);
   const auto* const mask = static_cast<const float*>(p.mask);
   const MaskFactor weight(mask);
   const auto* inv_norm = static_cast<const float*>(p.inv_norm);
   const auto* products = static_cast<const P*>(p.products);
   const auto dim = static_cast<int>(p.z.dim);
-  const bool aligned =
-      is_aligned(static_cast<const T*>(p.z.data), p.z.row_stride, dim) && p.z.view_stride % 8 == 0;
+  const bool aligned = is_aligned(embeddings, p.z.row_stride, dim) && p.z.view_stride % 8 == 0;
   const bool aligned_dense = dim % 8 == 0;  // rows of the products and of grad
   const float factor = factor_of(p.factor);
   const std::int64_t begin = p.count * blockIdx.x / p.slices;
@@ -100,7 +107,8 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
   for (std::int64_t first = begin; first < end; first += kRows) {
     const int rows = static_cast<int>(std::min<std::int64_t>(end - first, kRows));
     for (int row = warp; row < rows; row += kRowWarps) {
-      const T* z = row_at<T>(p.z, p.first + first + row);
+      const std::int64_t own_start = start_of(p.z, p.first + first + row);
+      const T* const z = embeddings + own_start;
       const P* const of_row = products + (first + row) * dim;
       float dot = 0;
       for (int first_dim = lane * 4; first_dim < dim; first_dim += kTogether * kWarpSize * 4) {
@@ -122,6 +130,7 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
       }
       dot = group_sum<kWarpSize>(dot) * factor;
       if (lane != 0) continue;
+      start[row] = own_start;
       projection[row] = row_projection(inv_norm[p.first + first + row], dot);
       dots += dot;
     }
@@ -138,7 +147,7 @@ __global__ void __launch_bounds__(kRowThreads) rows_of_slice(ContrastiveRows p) 
 #pragma unroll
         for (int i = 0; i < kTogether; ++i) {
           const int row = std::min(first_of_some + i, rows - 1);
-          read_packet(row_at<T>(p.z, p.first + first + row) + d, dim - d, aligned, z[i]);
+          read_packet(embeddings + start[row] + d, dim - d, aligned, z[i]);
           read_packet(products + (first + row) * dim + d, dim - d, aligned_dense, value[i]);
           if (p.add && p.grad != nullptr) {
             read_packet(grad_at(row), dim - d, aligned_dense, sums[i]);
