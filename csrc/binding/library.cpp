@@ -170,7 +170,7 @@ void define(torch::Library& m) {
   m.def("gather_views(Tensor views, Tensor index) -> Tensor");
   m.def("gather_views_backward(Tensor grad, Tensor index, int views) -> Tensor");
   m.def("resized_crops(Tensor images, Tensor boxes, Tensor flipped, int size) -> Tensor");
-  m.def("new_pixels(Tensor rows, int[] shape, ScalarType dtype) -> Tensor");
+  m.def("new_pixels(Tensor like, int[] shape) -> Tensor");
   m.def(
       "photometry(Tensor levels, Tensor rows, int solarize_threshold, Tensor? mean, Tensor? std, "
       "Tensor(a!) out) -> ()");

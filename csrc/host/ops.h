@@ -172,7 +172,7 @@ Tensor gather_views_backward(const Tensor& grad, const Tensor& index, std::int64
 
 Tensor resized_crops(const Tensor& images, const Tensor& boxes, const Tensor& flipped,
                      std::int64_t size);
-Tensor new_pixels(const Tensor& rows, at::IntArrayRef shape, at::ScalarType dtype);
+Tensor new_pixels(const Tensor& like, at::IntArrayRef shape);
 void photometry(const Tensor& levels, const Tensor& rows, std::int64_t solarize_threshold,
                 const OptionalTensor& mean, const OptionalTensor& std, const Tensor& out);
 

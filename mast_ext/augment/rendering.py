@@ -1,4 +1,4 @@
-"""What a loader asks of a renderer, and the renderer that needs no more than torchvision.
+"""What a loader asks of a renderer, and the renderer that needs no package besides.
 
 A renderer gets the batches of an epoch as indices, and a function that plans any of them; it gives
 their pixels in the same order, and may work ahead.
@@ -91,7 +91,8 @@ class TorchvisionRenderer:
     Args:
         source: Where the images come from.
         policy: Which views are made of them.
-        workers: Threads that render ahead; 0 renders in the calling thread.
+        workers: Threads that render ahead; 0 renders when it is called for, on as many threads as
+            torch has.
     """
 
     def __init__(self, source: ImageSource, policy: ViewPolicy, workers: int) -> None:
@@ -164,9 +165,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype, *, for_gpu: bool) -> Tensor:
 
     Either way that of batches before is used again: new pages take longer to get than to fill.
     """
-    if for_gpu:
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
-    return ops.rendering.new_pixels(torch.empty(0), tuple(shape), dtype)
+    if for_gpu or not dtype.is_floating_point:
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=for_gpu)
+    return ops.rendering.new_pixels(torch.empty(0, dtype=dtype), tuple(shape))
 
 
 def images_of(source: ImageSource, indices: Indices) -> Tensor | list[Tensor]:

@@ -47,8 +47,9 @@ def render(
         and levels, uint8, if the images are of 8 bits.
 
     Raises:
-        ValueError: Shapes or channels do not fit, a crop box is empty or leaves its image, or
-            images without color are to change theirs.
+        ValueError: Shapes or channels do not fit, a crop box is empty or leaves its image, a factor
+            that is used is not finite, sigma is above 1,000 pixels, or images without color are to
+            change theirs.
         TypeError: An image is neither uint8 nor uint16.
     """
     rows = torch.as_tensor(rows, dtype=torch.float32)
@@ -59,7 +60,9 @@ def render(
     result = empty(shape, torch.uint8 if as_levels else torch.float32, for_gpu=for_gpu)
     boxes, flipped = _boxes(images, rows), rows[..., COLUMN["flip"]] > 0.5
     threshold = recipe.solarize_threshold * _TOP[dtype] // 255
-    mean, std = (None, None) if as_levels else map(torch.tensor, (recipe.mean, recipe.std))
+    mean = std = None
+    if not as_levels:
+        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (recipe.mean, recipe.std))
     for at, same_size in _parts(images, views):
         levels = ops.rendering.resized_crops(same_size, boxes[at], flipped[at], recipe.size)
         ops.rendering.photometry(levels, rows[at], threshold, mean, std, result[at])
@@ -102,7 +105,7 @@ def _parts(
 ) -> Iterator[tuple[tuple[int | slice, int | slice], Tensor]]:
     """What is rendered at a time: places in ``[V, B]``, and their images ``[n, C, H, W]``."""
     if isinstance(images, Tensor):
-        for view in range(views):
+        for view in range(views if len(images) else 0):
             yield (view, slice(None)), images
         return
     for position, image in enumerate(images):

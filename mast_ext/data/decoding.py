@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
@@ -229,7 +228,8 @@ class _Picture:
                 pages.append(_levels(self._image))
             levels = np.concatenate(pages, axis=-1)
         else:
-            levels = self._decode_picture()
+            self._image.load()
+            levels = _levels(self._image)
         turn = _TURNS.get(_orientation(self._image))  # a TIFF was turned when it was loaded
         return levels if turn is None else np.ascontiguousarray(turn(levels))
 
@@ -253,20 +253,6 @@ class _Picture:
                 return 1
         image.seek(0)
         return image.n_frames
-
-    def _decode_picture(self) -> Levels:
-        if self._image.format == "JPEG" and self._image.mode == "RGB":
-            # torchvision decodes by the same library as Pillow, to the same pixels, and writes them
-            # where they are to stay: that takes two thirds of the time.
-            from torchvision.io import ImageReadMode, decode_jpeg
-
-            self._stream.seek(0)
-            data = torch.frombuffer(bytearray(self._stream.read()), dtype=torch.uint8)
-            with contextlib.suppress(RuntimeError, AttributeError):  # of these Pillow is to judge
-                return decode_jpeg(data, mode=ImageReadMode.RGB).movedim(0, -1).numpy()
-            self._stream.seek(0)
-        self._image.load()
-        return _levels(self._image)
 
     def _decode_deep_color(self) -> Levels:
         codecs = _import("imagecodecs", "PNG in color of 16 bits")

@@ -122,7 +122,7 @@ class EncodedSource:
         if levels.shape[:2] != tuple(self.sizes[index]):
             name = self.sample_name(index)
             raise BadImageError(f"image {name} has changed its size since it was opened")
-        # As decoded, colors last in memory: no copy, and torch crops and resizes these faster.
+        # As decoded, colors last in memory: no copy, and these are resized faster.
         return torch.from_numpy(levels).movedim(-1, 0)
 
     def encoded(self, index: int) -> NDArray[np.uint8]:

@@ -201,6 +201,16 @@ def test_bits_do_not_depend_on_threads_autocast_or_matmul_precision(smooth_image
         torch.set_float32_matmul_precision(precision)
 
 
+def test_default_dtype_does_not_matter(smooth_images):
+    images, rows = smooth_images(2, 32, 32), planned(2, (32, 32))
+    expected = render(images, rows, EVERYTHING)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(render(images, rows, EVERYTHING), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_images_are_not_changed(smooth_images):
     images = smooth_images(4, 32, 32)
     before = images.clone()

@@ -107,6 +107,35 @@ def test_crop_of_one_color_stays_it(dtype):
             assert off.min() >= 0 and off.max() <= 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 13])
+def test_crops_of_any_number_of_channels_and_strides(channels, dtype):
+    """Each channel is what it is alone, wherever the levels lie."""
+    images = levels(3, channels, 19, 26, dtype=dtype)
+    boxes, flipped = [[0, 0, 19, 26], [3, 5, 1, 20], [2, 1, 16, 2]], [False, True, False]
+    found = cropped(images, boxes, flipped, 9)
+    interleaved = torch.empty(3, 19, 26, channels, dtype=dtype).movedim(-1, 1).copy_(images)
+    assert torch.equal(cropped(interleaved, boxes, flipped, 9), found)
+    for c in range(channels):
+        assert torch.equal(cropped(images[:, c : c + 1], boxes, flipped, 9), found[:, c : c + 1])
+    one = images[:1].expand(3, -1, -1, -1)
+    assert torch.equal(cropped(one, boxes[:1] * 3, [False] * 3, 9)[2], found[0])
+
+
+def test_tall_image():
+    """Whose rows are more than a thread keeps memory for."""
+    images = torch.full((1, 3, 12_000, 2), 77, dtype=torch.uint8)
+    assert torch.equal(cropped(images, [[0, 0, 12_000, 2]], [False], 224).unique(), images.unique())
+
+
+def test_odd_numbers_of_what_is_not_done_do_no_harm():
+    given = levels(2, 3, 8, 8)
+    rows = rows_of(2, brightness=torch.inf, sigma=torch.nan)
+    assert torch.equal(changed(given, rows, normalized=False), given)
+    huge = rows_of(2, jitter=1, brightness=3e38, contrast=-3e38, saturation=3e38, hue=3e38)
+    assert changed(given, huge).isfinite().all()
+
+
 REFUSED = [  # changes to arguments that are accepted, what is said of them
     (
         "photometry",
@@ -122,11 +151,26 @@ REFUSED = [  # changes to arguments that are accepted, what is said of them
         r"rows must have shape \[2, 14\], got \[3, 14",
     ),
     ("photometry", {"rows": rows_of(2).double()}, TypeError, "rows must be float32, got Double"),
+    *(
+        (
+            "photometry",
+            {"rows": rows_of(2, blur=1, sigma=torch.tensor([1, sigma]))},
+            ValueError,
+            said,
+        )
+        for sigma, said in (
+            (1001, "sigma must be at most 1000 pixels, got 1001 in row 1"),
+            (1e19, "sigma must be at most 1000 pixels, got 1e"),
+            (np.nan, "sigma must be at most 1000 pixels, got nan in row 1"),
+        )
+    ),
     (
-        "photometry",
-        {"rows": rows_of(2, sigma=torch.tensor([1, np.nan]))},
-        ValueError,
-        "row 1 is not",
+        *("photometry", {"rows": rows_of(2, jitter=1, hue=torch.tensor([np.inf, 0]))}, ValueError),
+        "saturation and hue must be finite, those of row 0 are not",
+    ),
+    (
+        *("photometry", {"out": torch.empty(49).as_strided((2, 3, 4, 4), (1, 16, 4, 1))}),
+        *(ValueError, "each image of out must be contiguous and apart from the others"),
     ),
     ("photometry", {"std": None}, ValueError, "mean and std must be given together"),
     ("photometry", {"mean": torch.ones(2)}, ValueError, r"mean must have shape \[3\], got \[2\]"),
@@ -135,7 +179,7 @@ REFUSED = [  # changes to arguments that are accepted, what is said of them
     ("photometry", {"out": levels(2, 3, 4, 4)}, TypeError, "out must be Float, got Byte"),
     (
         *("photometry", {"out": torch.empty(2, 4, 4, 3).movedim(-1, 1)}, ValueError),
-        "each image of out must be contiguous, got strides",
+        "each image of out must be contiguous and apart from the others, got strides",
     ),
     (
         "photometry",

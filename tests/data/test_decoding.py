@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mast_ext.data import BadImageError, FolderSource, SplitError
 
@@ -54,40 +54,6 @@ def tmp_path(tmp_path):
 @pytest.fixture(params=SIZES, ids=["in memory", "decoded when used"])
 def size(request):
     return request.param
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_jpeg_is_what_pillow_decodes(tmp_path, size, mode, subsampling, progressive):
-    """Also of other sizes than whole blocks, and turned by its orientation."""
-    noise = Image.fromarray(levels(9, 7, 3, dtype=np.uint8)).resize((size[1] + 3, size[0] + 1))
-    exif = Image.Exif()
-    wanted = []
-    for i, orientation in enumerate((1, 3, 6)):
-        exif[0x0112] = orientation
-        file = tmp_path / f"{i}.jpg"
-        options = {"subsampling": subsampling} if mode == "RGB" else {}
-        noise.convert(mode).save(file, progressive=progressive, exif=exif, **options)
-        with Image.open(file) as image:
-            turned = ImageOps.exif_transpose(image)
-            wanted.append(np.array(turned if mode == "L" else turned.convert("RGB")))
-    wanted = [array if array.ndim == 3 else array[..., None] for array in wanted]
-    check(FolderSource(tmp_path.parent, "train"), *wanted)
-
-
-def test_damaged_jpeg_has_pillows_word(tmp_path):
-    """Whatever decodes it."""
-    file = tmp_path / "0.jpg"
-    Image.fromarray(levels(90, 100, 3, dtype=np.uint8)).save(file)
-    whole = file.read_bytes()
-    source = FolderSource(tmp_path.parent, "train")
-    for length in (700, len(whole) // 2, len(whole) - 50):
-        file.write_bytes(whole[:length])
-        with pytest.raises(BadImageError, match="0.jpg: image file is truncated"):
-            source.image(0)
-    file.write_bytes(whole)
-    assert source.image(0).shape == (3, 90, 100)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])

@@ -12,7 +12,7 @@ from operators import CALLS, Recorder
 KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 SHARED = {"common", "columns", "hard_pairs", "pair_sums"}  # folders of no operator
 # They render views: nothing differentiates or traces them (tests/augment/test_view_operators.py).
-OF_PIXELS = {"mast_ext::photometry", "mast_ext::resized_crops"}
+OF_PIXELS = {f"mast_ext::{name}" for name in ("new_pixels", "photometry", "resized_crops")}
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Of embeddings: a tile that is filled in part, one, several, and more than fit the fused backward.
 DIMS = [40, 64, 128, 192, 320]

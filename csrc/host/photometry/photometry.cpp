@@ -15,19 +15,37 @@ bool changes_color(const float* row) {
   return row[kernels::kSaturation] != 1 || row[kernels::kHue] != 0 || row[kernels::kGrayscale] != 0;
 }
 
+// Checks what is read of a row, which is that of image n.
+void check_row(const float* row, std::int64_t n, std::int64_t channels) {
+  const auto finite = [](float value) { return value - value == 0; };
+  if (row[kernels::kJitter] > 0.5f) {
+    TORCH_CHECK_VALUE(std::all_of(row + kernels::kBrightness, row + kernels::kHue + 1, finite),
+                      "brightness, contrast, saturation and hue must be finite, those of row ", n,
+                      " are not");
+  }
+  if (row[kernels::kBlur] > 0.5f) {
+    const float sigma = row[kernels::kSigma];
+    TORCH_CHECK_VALUE(finite(sigma) && sigma <= kernels::kMostSigma, "sigma must be at most ",
+                      kernels::kMostSigma, " pixels, got ", sigma, " in row ", n);
+  }
+  TORCH_CHECK_VALUE(channels == 3 || !changes_color(row), "row ", n,
+                    " changes saturation, hue or grayscale, and images of ", channels,
+                    " channels have no color");
+}
+
 }  // namespace
 
-Tensor new_pixels(const Tensor& rows, at::IntArrayRef shape, at::ScalarType dtype) {
-  return new_workspace(rows, shape, dtype);
+Tensor new_pixels(const Tensor& like, at::IntArrayRef shape) {
+  return new_workspace(like, shape, like.scalar_type());
 }
 
 void photometry(const Tensor& levels, const Tensor& rows_, std::int64_t solarize_threshold,
-                const OptionalTensor& mean_, const OptionalTensor& std_, const Tensor& out) {
+                const OptionalTensor& mean_, const OptionalTensor& deviation_, const Tensor& out) {
   TORCH_CHECK_VALUE(levels.dim() == 4, "levels must have shape [N, C, H, W], got ", levels.sizes());
   check_levels(levels, "levels");
   const std::int64_t count = levels.size(0), channels = levels.size(1);
   check_shape(rows_, "rows", {count, kernels::kColumns});
-  TORCH_CHECK_VALUE(mean_.has_value() == std_.has_value(),
+  TORCH_CHECK_VALUE(mean_.has_value() == deviation_.has_value(),
                     "mean and std must be given together or not at all");
   const auto dense_floats = [&](const Tensor& tensor, const char* name) {
     TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat, name, " must be float32, got ",
@@ -36,20 +54,22 @@ void photometry(const Tensor& levels, const Tensor& rows_, std::int64_t solarize
     return tensor.contiguous();
   };
   const Tensor rows = dense_floats(rows_, "rows");
-  Tensor mean, std;
+  Tensor mean, deviation;
   if (mean_) {
     mean = dense_floats(*mean_, "mean");
-    std = dense_floats(*std_, "std");
+    deviation = dense_floats(*deviation_, "std");
     check_shape(mean, "mean", {channels});
-    check_shape(std, "std", {channels});
+    check_shape(deviation, "std", {channels});
   }
   const at::ScalarType type = mean_ ? at::kFloat : levels.scalar_type();
   check_shape(out, "out", levels.sizes());
   check_device(out, "out", levels, "levels");
   TORCH_CHECK_TYPE(out.scalar_type() == type, "out must be ", type, ", got ", out.scalar_type());
   if (levels.numel() == 0) return;
-  TORCH_CHECK_VALUE(out.select(0, 0).is_contiguous(),
-                    "each image of out must be contiguous, got strides ", out.strides());
+  TORCH_CHECK_VALUE(
+      out.select(0, 0).is_contiguous() && (count == 1 || out.stride(0) >= levels.numel() / count),
+      "each image of out must be contiguous and apart from the others, got strides ",
+      out.strides());
 
   const kernels::Photometry p{
       .wide = levels.scalar_type() == at::kUInt16,
@@ -65,17 +85,12 @@ void photometry(const Tensor& levels, const Tensor& rows_, std::int64_t solarize
       .solarize_threshold = solarize_threshold,
       .normalize = mean_.has_value(),
       .mean = static_cast<const float*>(const_element(mean)),
-      .std = static_cast<const float*>(const_element(std)),
+      .std = static_cast<const float*>(const_element(deviation)),
       .out = out.mutable_data_ptr(),
       .out_stride = out.stride(0),
   };
   for (std::int64_t n = 0; n < count; ++n) {
-    const float* row = p.rows + n * kernels::kColumns;
-    TORCH_CHECK_VALUE(std::all_of(row, row + kernels::kColumns, [](float v) { return v - v == 0; }),
-                      "rows must be finite, row ", n, " is not");
-    TORCH_CHECK_VALUE(channels == 3 || !changes_color(row), "row ", n,
-                      " changes saturation, hue or grayscale, and images of ", channels,
-                      " channels have no color");
+    check_row(p.rows + n * kernels::kColumns, n, channels);
   }
   run_on_cpu([&] {
     const std::int64_t cost = 8 * channels * p.height * p.width;

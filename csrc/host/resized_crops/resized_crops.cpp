@@ -30,7 +30,7 @@ Tensor resized_crops(const Tensor& images, const Tensor& boxes_, const Tensor& f
                       ", ", box[1], ", ", box[2], ", ", box[3], ") of image ", n, " of ", height,
                       " x ", width);
   }
-  // As pixels, which is how images come from files and how they are resized faster.
+  // Channels last, as images come from files: so they are resized faster.
   const Tensor to = images.new_empty({count, size, size, images.size(1)});
   const kernels::ResizedCrops p{
       .wide = images.scalar_type() == at::kUInt16,

@@ -26,7 +26,8 @@ template <>
 struct Levels<std::uint8_t> {
   using Number = float;
   static constexpr float kTop = 255;
-  // A weight and a level have 13 + 8 bits together, of the 24 of a float; so has 3 + 8 + 13.
+  // A weight and a level have 13 + 8 bits together, and those of the second filter, with the
+  // fraction, 13 + 8 + 3: all that a float has.
   static constexpr int kRawBits = 16, kWeightBits = 13, kFractionBits = 3;
 };
 template <>

@@ -23,6 +23,9 @@ enum : std::int64_t {
   kColumns
 };
 
+// The largest sigma: that of a wider blur, weights of 13 bits cannot tell from 0.
+inline constexpr float kMostSigma = 1000;
+
 struct Photometry {
   bool wide;  // levels are uint16, not uint8
   std::int64_t channels, height, width;

@@ -23,9 +23,10 @@ T truncated(T value) {
   return static_cast<T>(static_cast<std::int32_t>(value));
 }
 
+// Of what is no number, 0.
 template <typename L>
 number_t<L> clamped(number_t<L> value) {
-  return std::min(std::max(value, number_t<L>{0}), Levels<L>::kTop);
+  return std::min(std::max(number_t<L>{0}, value), Levels<L>::kTop);
 }
 
 // Luma (ITU-R 601-2), a level.
@@ -86,7 +87,7 @@ struct HueShift {
     const auto channel = [=](T offset) {
       const T position = hue + offset;
       const T sextant = position - std::floor(position * T(1.0 / 6)) * 6;  // modulo 6
-      const T missing = std::min(std::max(std::min(sextant, 4 - sextant), T{0}), T{1});
+      const T missing = std::min(std::max(T{0}, std::min(sextant, 4 - sextant)), T{1});
       return (top - missing * chroma) * kToLevels;
     };
     r = channel(5);
@@ -267,7 +268,7 @@ void copy_out(const Photometry& p, std::int64_t n, const Planes<L>& planes) {
 }
 
 template <typename L>
-void change(const Photometry& p, std::int64_t n) {
+void render(const Photometry& p, std::int64_t n) {
   const float* row = p.rows + n * kColumns;
   const auto applied = [&](std::int64_t column) { return row[column] > 0.5f; };
   const Planes<L> planes{scratch<L, struct Pixels>(p.channels * p.height * p.width), p.channels,
@@ -284,7 +285,7 @@ void change(const Photometry& p, std::int64_t n) {
 
 void photometry_cpu(const Photometry& p, std::int64_t begin, std::int64_t end) {
   for (std::int64_t n = begin; n < end; ++n) {
-    p.wide ? change<std::uint16_t>(p, n) : change<std::uint8_t>(p, n);
+    p.wide ? render<std::uint16_t>(p, n) : render<std::uint8_t>(p, n);
   }
 }
 

@@ -1,5 +1,7 @@
 #include "kernels/resized_crops/resized_crops.h"
 
+#include <memory>
+
 #include "kernels/common/isa.h"
 #include "kernels/common/levels_cpu.h"
 
@@ -7,7 +9,8 @@ namespace mast_ext::kernels {
 namespace MAST_EXT_ISA {
 namespace {
 
-constexpr int kChannels = 4;  // that are filtered at a time
+constexpr int kChannels = 4;                 // that are filtered at a time
+constexpr std::int64_t kMostKept = 1 << 21;  // numbers
 
 // A filter along an axis: output o is the sum of weights[o * most + k] * input[first[o] + k] over
 // all k < count[o].
@@ -37,7 +40,7 @@ Taps<number_t<L>> resize_taps(std::int64_t extent, std::int64_t size, bool flipp
     for (std::int64_t k = 0; k < count; ++k) {
       const T distance = std::abs((static_cast<T>(first + k) + T(0.5)) - center);
       const T weight = std::max(distance / -reach + 1, T{0});
-      // An integer, so that the sum has one value in any order of addition.
+      // Integers, whose sum is exact unless more than 256 pixels become one.
       weights[k] = std::rint(weight * (1 << Levels<L>::kRawBits));
       sum += weights[k];
     }
@@ -64,9 +67,8 @@ void load_row(const ResizedCrops& p, const L* from, std::int64_t width, number_t
   }
 }
 
-// Filters a row of pixels, four channels at a time. Of those that there are not, it reads what lies
-// behind `from`, and what it writes for them is written over by the next pixel, or lies behind
-// `to`.
+// Filters a row of pixels, four channels at a time. The last four may reach past the last channel:
+// then up to three numbers too many are read, and as many written, which the next pixel overwrites.
 template <typename L>
 void filter_row(const number_t<L>* from, std::int64_t channels, const Taps<number_t<L>>& across,
                 number_t<L>* to) {
@@ -99,7 +101,10 @@ void resized_crop(const ResizedCrops& p, std::int64_t n) {
                     box[1] * p.column_stride;
   const std::int64_t length = p.size * p.channels, stride = whole_lines(length + kChannels);
   T* const row = scratch<T, struct Row>(width * p.channels + kChannels);
-  T* const rows = scratch<T, struct Rows>(height * stride);
+  // Kept for the next image, but for those of a very tall one.
+  std::unique_ptr<T[]> tall;
+  if (height * stride > kMostKept) tall = std::make_unique_for_overwrite<T[]>(height * stride);
+  T* const rows = tall ? tall.get() : scratch<T, struct Rows>(height * stride);
   for (std::int64_t y = 0; y < height; ++y) {
     load_row(p, corner + y * p.row_stride, width, row);
     filter_row<L>(row, p.channels, across, rows + y * stride);
