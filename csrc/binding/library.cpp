@@ -4,6 +4,7 @@
 // which gradients a backward op computes; the others are returned empty. `keep` says whether a
 // backward will read what an op returns for it; that is empty, too, otherwise.
 // weighted_prototype_cross_entropy and weighted_sigmoid_contrast call other ops (composites.cpp).
+// The last three render views: nothing differentiates or traces them (mast_ext/ops/rendering.py).
 #include <torch/library.h>
 
 #include "host/ops.h"

@@ -23,7 +23,7 @@ enum : std::int64_t {
   kColumns
 };
 
-// The largest sigma: that of a wider blur, weights of 13 bits cannot tell from 0.
+// The largest sigma. Several times as wide, and the weights of 8-bit levels would all round to 0.
 inline constexpr float kMostSigma = 1000;
 
 struct Photometry {
