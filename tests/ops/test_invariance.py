@@ -9,8 +9,10 @@ from torch.testing import assert_close
 # GPU for other strides or addresses.
 WITH_PRODUCTS = {
     "variance_covariance",
+    "vicreg_terms",
     "cross_correlation_penalty",
     "contrastive_logsumexp",
+    "contrastive_loss",
     "sigmoid_contrast",
     "nearest_neighbor_distance",
     "gram_difference",
