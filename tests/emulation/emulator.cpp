@@ -153,7 +153,7 @@ void wait(Group& group) {
 }
 
 void release_block() {
-  if (detector != nullptr) detector->order();
+  if (detector != nullptr) detector->order(block.barrier);
   release(block.threads);
 }
 

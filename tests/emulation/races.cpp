@@ -6,11 +6,17 @@
 // the same byte by different threads, one of them a store, need a barrier in between; instructions
 // of a warp do not order them. An asynchronous copy may store at any time from its start until it
 // is waited for.
+//
+// Where EMULATE_NEEDED names a file, a line file:line is appended to it for each barrier of the code
+// without which there would be a race: two such accesses have no other barrier in between.
 #include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -63,7 +69,11 @@ class ShadowMemory {
     memory_ = memory;
     if (shadows_.size() < memory.size()) shadows_.resize(memory.size());
   }
-  void end() { memory_ = {}; }
+  void end(bool with_copies) {
+    memory_ = {};
+    if (!with_copies) return;
+    for (Shadow& shadow : shadows_) shadow.copied_by = kNobody;
+  }
 
   template <typename Body>
   void each(const void* address, std::size_t bytes, const Body& body) {
@@ -86,20 +96,32 @@ class Races final : public emulation::Detector {
     static_.begin(static_memory);
     dynamic_.begin(dynamic_memory);
     ++block_;
-    ++interval_;
+    since_ = ++interval_;
+    barrier_ = {};
+    known_ = true;
   }
   void end_block() override {
-    static_.end();
-    dynamic_.end();
+    static_.end(copies_ > 0);  // of a block that failed
+    dynamic_.end(copies_ > 0);
+    copies_ = 0;
   }
-  void order() override { ++interval_; }
+  void order(const std::source_location& barrier) override {
+    if (barrier.line() != barrier_.line() || barrier.file_name() != barrier_.file_name()) {
+      barrier_ = barrier;
+      since_ = interval_;
+      known_ = needed_path_ == nullptr || needed_.contains({barrier.file_name(), barrier.line()});
+    }
+    ++interval_;
+  }
 
   void read(const void* from, std::size_t bytes) override { load(from, bytes, nullptr); }
   void start_copy(const void* to, std::size_t bytes) override {
     store(to, bytes, nullptr);
+    ++copies_;
     each(to, bytes, [](Shadow& shadow) { shadow.copied_by = emulation::current; });
   }
   void finish_copy(const void* to, std::size_t bytes) override {
+    --copies_;
     each(to, bytes, [](Shadow& shadow) { shadow.copied_by = kNobody; });
     store(to, bytes, nullptr);
   }
@@ -113,6 +135,7 @@ class Races final : public emulation::Detector {
             "thread %u reads shared memory that its block has not written yet; see\n  %s",
             now.thread, place_in_code(code).c_str());
       }
+      find_need(now, shadow.write);
       const bool shares = shadow.read.interval == interval_ && shadow.read.thread != now.thread;
       shadow.read = {interval_, shares ? kSeveral : now.thread, code};
     });
@@ -125,6 +148,8 @@ class Races final : public emulation::Detector {
       if (shadow.read.interval == interval_ && shadow.read.thread != now.thread) {
         fail_race(now, "reads", shadow.read);
       }
+      find_need(now, shadow.write);
+      find_need(now, shadow.read);
       shadow.write = {interval_, now.thread, code};
       shadow.written_by = block_;
     });
@@ -144,8 +169,27 @@ class Races final : public emulation::Detector {
     }
   }
 
+  // Notes the last barrier if only passes of it are between the two accesses.
+  void find_need(const Access& now, const LastAccess& before) {
+    const bool between = before.interval >= since_ && before.interval < interval_;
+    if (known_ || !between || before.thread == now.thread) return;
+    known_ = true;
+    needed_.insert({barrier_.file_name(), barrier_.line()});
+    std::FILE* const file = std::fopen(needed_path_, "a");
+    if (file == nullptr) emulation::fail("EMULATE_NEEDED: cannot write to %s", needed_path_);
+    std::fprintf(file, "%s:%u\n", barrier_.file_name(), static_cast<unsigned>(barrier_.line()));
+    std::fclose(file);
+  }
+
   ShadowMemory static_, dynamic_;
   std::uint64_t block_ = 0, interval_ = 0;
+  std::size_t copies_ = 0;  // in flight
+
+  const char* const needed_path_ = std::getenv("EMULATE_NEEDED");
+  std::set<std::pair<std::string, unsigned>> needed_;
+  std::source_location barrier_;  // the last one that this block passed
+  std::uint64_t since_ = 0;       // the interval from which on it passed no other
+  bool known_ = true;             // whether the barrier is known to be needed, or nobody asks
 } races;
 
 // What the compiler passes for an access that is not aligned as its type requires.

@@ -72,6 +72,11 @@ def test_matches_definition(shape, dtype, metric, device):
         assert_close(mine.cpu().double(), truth, rtol=rounding, atol=4e-6 * scale)
 
 
+def test_in_chunks_of_rows_that_warps_share(device):
+    """So many pairs that a GPU's warps do not divide each chunk of their dimensions among them."""
+    test_matches_definition((1, 1, 2100, 130, 1), torch.float32, "cosine", device)
+
+
 def test_more_subspaces_than_a_grid_has_rows(device):
     inputs = make_inputs((2, None, 1, 4, 65_540), device, requires_grad=True)
     exact = to_double(inputs)

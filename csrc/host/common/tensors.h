@@ -25,6 +25,15 @@ inline Tensor dense_rows(const Tensor& t) {
   return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
 }
 
+// Rows [row, row + rows) and columns [column, column + columns) of a matrix: what narrow() gives
+// twice, at a fraction of the time, which counts where tiles are small.
+inline Tensor part(const Tensor& matrix, std::int64_t row, std::int64_t rows, std::int64_t column,
+                   std::int64_t columns) {
+  return matrix.as_strided(
+      {rows, columns}, matrix.strides(),
+      matrix.storage_offset() + row * matrix.stride(0) + column * matrix.stride(1));
+}
+
 inline kernels::Views views_of(const Tensor& t) {
   return {.data = t.const_data_ptr(), .view_stride = t.stride(0), .batch_stride = t.stride(1)};
 }

@@ -20,7 +20,7 @@ namespace mast_ext {
 class ContrastiveCpuDriver {
  public:
   explicit ContrastiveCpuDriver(const ContrastiveInputs& inputs)
-      : in(inputs), x(rows_of(in.x)), y(in.self ? x : rows_of(in.y)) {
+      : in(inputs), x(as_rows(in.x)), y(in.self ? x : as_rows(in.y)) {
     const std::int64_t rows = std::min(tile_rows(), x.size(0));
     const std::int64_t columns = std::min(kTileColumns, y.size(0));
     buffer_ = in.new_empty({rows * (std::max(rows, columns) + kPadding)});
@@ -29,7 +29,8 @@ class ContrastiveCpuDriver {
     slice_max_ = in.new_empty({fixed_shift() ? 0 : sums});
   }
 
-  // lse and positive from the inverse norms [K, V, N]. Fills `kept` if it is defined.
+  // lse and positive from the inverse norms [K, V, N]. Fills `kept` if it is defined, for
+  // backward().
   void forward(const Tensor& inv_norm_x, const Tensor& inv_norm_y, const Tensor& lse,
                const Tensor& positive, const Tensor& kept) {
     const bool fixed = fixed_shift();
@@ -44,7 +45,7 @@ class ContrastiveCpuDriver {
           if (left_out(r)) return;
           const std::int64_t row = in_rows(k, r), column = in_columns(k, r);
           const kernels::ContrastiveTileSums p{
-              .tile = tile(products, r, k, inv_norm_x, inv_norm_y),
+              .tile = tile(products, r, k, inv_norm_x, inv_norm_y, kept.defined()),
               .row_sum = element(lse, row),
               .row_max = element(maxima, row),
               .column_sum = mirror ? element(lse, column) : nullptr,
@@ -85,11 +86,11 @@ class ContrastiveCpuDriver {
         const Tensor weights = in_buffer(a, b);
         each_rectangle(a, b, [&](const Rectangle& r) {
           if (left_out(r)) {
-            weights.narrow(0, r.row_in_tile, r.rows).narrow(1, r.column_in_tile, r.columns).zero_();
+            part(weights, r.row_in_tile, r.rows, r.column_in_tile, r.columns).zero_();
             return;
           }
           const kernels::ContrastiveTileWeights p{
-              .tile = tile(products, r, k, inv_norm_x, inv_norm_y),
+              .tile = tile(products, r, k, inv_norm_x, inv_norm_y, kept.defined()),
               .row = rows.pointers(in_rows(k, r)),
               .column = columns.pointers(in_columns(k, r)),
               .stride = weights.stride(0),
@@ -98,11 +99,9 @@ class ContrastiveCpuDriver {
             kernels::contrastive_tile_weights_cpu(p, begin, end);
           });
         });
-        if (needs_x) side_x.add(a, weights, y.narrow(0, b.first, b.count));
-        if (in.self && a.first != b.first) {
-          side_x.add(b, weights.t(), x.narrow(0, a.first, a.count));
-        }
-        if (needs_y) side_y.add(b, weights.t(), x.narrow(0, a.first, a.count));
+        if (needs_x) side_x.add(a, weights, rows_of(y, b));
+        if (in.self && a.first != b.first) side_x.add(b, weights.t(), rows_of(x, a));
+        if (needs_y) side_y.add(b, weights.t(), rows_of(x, a));
       });
       side_x.end(k);
       side_y.end(k);
@@ -160,7 +159,7 @@ class ContrastiveCpuDriver {
     }
 
     void add(const Tile& to, const Tensor& weights_, const Tensor& from) {
-      multiply(products.narrow(0, to.first, to.count), weights_, from, true);
+      multiply(rows_of(products, to), weights_, from, true);
     }
 
     void end(std::int64_t k) {
@@ -228,11 +227,12 @@ class ContrastiveCpuDriver {
   // The memory of one tile, of rows a by columns b.
   Tensor in_buffer(const Tile& a, const Tile& b) const {
     const std::int64_t stride = b.count + kPadding;
-    return buffer_.narrow(0, 0, a.count * stride).view({a.count, stride}).narrow(1, 0, b.count);
+    return buffer_.as_strided({a.count, b.count}, {stride, 1});
   }
 
   kernels::ContrastiveTile tile(const Tensor& products, const Rectangle& r, std::int64_t k,
-                                const Tensor& inv_norm_x, const Tensor& inv_norm_y) const {
+                                const Tensor& inv_norm_x, const Tensor& inv_norm_y,
+                                bool kept) const {
     const std::int64_t row = (k * in.x_views() + r.i) * in.rows() + r.row;
     const std::int64_t column = (k * in.y_views() + r.j) * in.columns() + r.column;
     return {.dtype = dtype_of(products, "products"),
@@ -246,12 +246,17 @@ class ContrastiveCpuDriver {
             .fixed_shift = fixed_shift(),
             .row_scale = element(inv_norm_x, row),
             .column_scale = element(inv_norm_y, column),
-            .products = element(products, in_tile(products, r))};
+            .products = element(products, in_tile(products, r)),
+            .keeps_exponentials = kept && fixed_shift()};
+  }
+
+  static Tensor rows_of(const Tensor& matrix, const Tile& tile) {
+    return part(matrix, tile.first, tile.count, 0, matrix.size(1));
   }
 
   // Calls body(products, a, b) with the products <w x, y> of rows a and columns b. In self-contrast
-  // b is first a itself, then the columns behind it. The products are those of `kept`, if that is
-  // defined, or are written to it if `fill`.
+  // b is first a itself, then the columns behind it. Where `kept` is defined they are written to it
+  // if `fill`, and otherwise what the forward left there is passed on.
   template <typename Body>
   void each_tile(std::int64_t k, const Tensor& kept, bool fill, const Body& body) {
     const Tensor weights = in.masks.defined() ? in.masks.select(0, k).square() : Tensor();
@@ -259,17 +264,15 @@ class ContrastiveCpuDriver {
     for (std::int64_t first = 0; first < x.size(0);) {
       const Tile a{first, length(first, tile_rows(), in.rows(), x.size(0))};
       first += a.count;
-      Tensor rows = x.narrow(0, a.first, a.count);
+      Tensor rows = rows_of(x, a);
       if (weights.defined()) rows = rows.mul(weights);
       const auto visit = [&](const Tile& b) {
         if (!any_used(a, b)) return;
-        const Tensor products = kept.defined()
-                                    ? kept.select(0, k)
-                                          .narrow(0, a.first, a.count)
-                                          .narrow(1, b.first - in.first_kept_column(), b.count)
-                                    : in_buffer(a, b);
+        const Tensor products = kept.defined() ? part(kept.select(0, k), a.first, a.count,
+                                                      b.first - in.first_kept_column(), b.count)
+                                               : in_buffer(a, b);
         if (fill || !kept.defined()) {
-          multiply(products, rows, y.narrow(0, b.first, b.count).t(), false);
+          multiply(products, rows, rows_of(y, b).t(), false);
         }
         body(products, a, b);
       };
@@ -321,7 +324,7 @@ class ContrastiveCpuDriver {
     parallel_rows(slices_of(r.rows), kEntryCost * kernels::kTileSlice * r.columns, body);
   }
 
-  Tensor rows_of(const Tensor& z) const {
+  static Tensor as_rows(const Tensor& z) {
     return z.to(accumulation_type(z)).contiguous().view({z.size(0) * z.size(1), z.size(2)});
   }
 

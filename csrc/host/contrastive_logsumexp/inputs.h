@@ -93,10 +93,10 @@ struct ContrastiveInputs {
   at::TensorOptions accumulation() const { return x.options().dtype(accumulation_type(x)); }
   Tensor new_empty(at::IntArrayRef shape) const { return x.new_empty(shape, accumulation()); }
 
-  // The products that the forward on a CPU keeps for the backward where they take little memory, of
-  // all rows of x and y; in self-contrast those on and above the diagonal of tiles. Making them
-  // again takes more than a quarter of the backward's time. Rows are padded: at a distance of a
-  // power of two they would share cache sets.
+  // The products, or their exponentials, that the forward on a CPU keeps for the backward where
+  // they take little memory, of all rows of x and y; in self-contrast those on and above the
+  // diagonal of tiles. Making them again takes more than a quarter of the backward's time. Rows are
+  // padded: at a distance of a power of two they would share cache sets.
   static constexpr std::int64_t kKeptProducts = 1 << 20, kPadding = 16;
   at::DimVector kept_shape(bool keep) const {
     const std::int64_t height = x.size(0) * x.size(1) - first_kept_column();
@@ -108,7 +108,7 @@ struct ContrastiveInputs {
   // In self-contrast without the blocks (i, i) those of the last rows and first columns are none.
   std::int64_t first_kept_column() const { return self && !options.within_views ? rows() : 0; }
 
-  // The forward's products, dense; undefined if it did not keep them.
+  // What the forward kept, dense; undefined if that is nothing.
   Tensor kept(const Tensor& products) const {
     if (products.numel() == 0) return Tensor();
     check_shape(products, "products", kept_shape(true));

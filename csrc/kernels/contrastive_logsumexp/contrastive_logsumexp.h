@@ -1,6 +1,7 @@
 // contrastive_logsumexp: log-sum-exp, per row, of the cosine similarities of all rows of
 // x [Vx, N, D] with all rows of y [Vy, M, D], which are the columns of the similarity matrix. The
-// matrix is not stored, except that a CPU keeps the products of a small one for the backward.
+// matrix is not stored, except that a CPU keeps the products of a small one for the backward, or
+// their exponentials, which then need not be computed again.
 //
 //   s[k, i, b, j, c]      = <m_k x_ib, m_k y_jc> rx ry / temperature      r = 1 / max(norm, 1e-8)
 //   positive[k, i, j, b]  = s[k, i, b, j, b + offset]
@@ -110,6 +111,9 @@ struct ContrastiveTile {
   const void* row_scale;     // [rows], 1 / norm
   const void* column_scale;  // [columns]
   void* products;            // [rows, columns]
+  // With the fixed shift: the sums write exp((cos - 1) / temperature) in the products' place, where
+  // the weights find it.
+  bool keeps_exponentials;
 };
 
 // The rows of a slice. Threads share a tile by slices, which have their own sums of each column.

@@ -86,6 +86,16 @@ struct TileRow {
     exponential(e);
   }
 
+  // Writes them in the products' place, and reads them there.
+  template <int N>
+  void keep(std::int64_t c, std::int64_t left, const vec<A> (&e)[N]) const {
+    for (int i = 0; i < N; ++i) store_some(products + c + i * kLanes<A>, e[i], left);
+  }
+  template <int N>
+  void kept_exponentials(std::int64_t c, std::int64_t left, vec<A> (&e)[N]) const {
+    for (int i = 0; i < N; ++i) e[i] = load_some(products + c + i * kLanes<A>, left);
+  }
+
   // Sets lanes behind the last column, and that of an excluded positive, to 0.
   template <int N>
   void leave_out(std::int64_t c, std::int64_t left, vec<A> (&values)[N]) const {
@@ -129,6 +139,7 @@ void fixed_shift_sums(const ContrastiveTileSums& p, std::int64_t slice) {
     each_vector<A>(tile.columns, [&]<int N>(std::int64_t c, std::int64_t left) {
       vec<A> e[N];
       row.exponentials(exponential, c, left, e);
+      if (tile.keeps_exponentials) row.keep(c, left, e);
       row.leave_out(c, left, e);
       for (int i = 0; i < N; ++i) {
         sum += e[i];
@@ -185,6 +196,20 @@ void running_max_sums(const ContrastiveTileSums& p, std::int64_t slice) {
 }
 
 template <typename A>
+void positives(const ContrastiveTileSums& p, std::int64_t begin, std::int64_t end) {
+  const std::int64_t last = std::min(end * kTileSlice, p.tile.rows);
+  for (std::int64_t r = begin * kTileSlice; r < last; ++r) {
+    const TileRow<A> row(p.tile, r);
+    if (row.partner < 0) continue;
+    const A similarity = row.partner_similarity();
+    static_cast<A*>(p.positive)[r] = similarity;
+    if (p.column_positive != nullptr) {
+      static_cast<A*>(p.column_positive)[row.partner] = similarity;
+    }
+  }
+}
+
+template <typename A>
 A positive_grad(const ContrastiveAnchor& anchor, std::int64_t at) {
   return anchor.grad_positive == nullptr ? A{0} : elements<A>(anchor.grad_positive)[at];
 }
@@ -221,7 +246,8 @@ void weights(const ContrastiveTileWeights& p, std::int64_t begin, std::int64_t e
     if constexpr (kFixedShift) {
       each_vector<A>(tile.columns, [&]<int N>(std::int64_t c, std::int64_t left) {
         vec<A> w[N];
-        row.exponentials(exponential, c, left, w);
+        tile.keeps_exponentials ? row.kept_exponentials(c, left, w)
+                                : row.exponentials(exponential, c, left, w);
         for (int i = 0; i < N; ++i) {
           const std::int64_t at = c + i * kLanes<A>;
           vec<A> factor = broadcast(row_factor);
@@ -337,21 +363,12 @@ void contrastive_rows_cpu(const ContrastiveRows& p, std::int64_t begin, std::int
 void contrastive_tile_sums_cpu(const ContrastiveTileSums& p, std::int64_t begin, std::int64_t end) {
   [[maybe_unused]] const FlushDenormals flush;
   visit_accumulation(p.tile.dtype, [&]<typename A>() {
+    if (p.positive != nullptr) positives<A>(p, begin, end);  // of products that the sums replace
     visit_flags(p.tile.fixed_shift, p.column_sum != nullptr, [&](auto fixed, auto columns) {
       for (std::int64_t slice = begin; slice < end; ++slice) {
         fixed ? fixed_shift_sums<A, columns>(p, slice) : running_max_sums<A, columns>(p, slice);
       }
     });
-    if (p.positive == nullptr) return;
-    const std::int64_t last = std::min(end * kTileSlice, p.tile.rows);
-    for (std::int64_t r = begin * kTileSlice; r < last; ++r) {
-      const TileRow<A> row(p.tile, r);
-      if (row.partner < 0) continue;
-      static_cast<A*>(p.positive)[r] = row.partner_similarity();
-      if (p.column_positive != nullptr) {
-        static_cast<A*>(p.column_positive)[row.partner] = row.partner_similarity();
-      }
-    }
   });
 }
 
