@@ -266,7 +266,8 @@ def contrastive_loss(
     ``i`` and ``j``: SimCLR's loss (Chen et al., ICML 2020, eq. 1) for two views, and the mean of
     that of all pairs for more. :func:`contrastive_logsumexp` and :func:`view_pair_cross_entropy`
     give the same in more launches, and each image's and pair's own loss. Memory is
-    ``O(V·N·(D + V))``, but for the products of small batches that a CPU keeps for the backward.
+    ``O(V·N·(D + V))``, but for the products of small batches, or exponentials of them, that a CPU
+    keeps for the backward.
 
     Args:
         views: ``[V, N, D]``, or a list of ``[N, D]``, with ``V ≥ 2`` and ``N ≥ 1``: float32,

@@ -15,6 +15,8 @@
 //   EMULATE_SKIP_BARRIER      "file:line" of a __syncthreads() that does nothing
 //   EMULATE_RECORD            a file to which launches are appended; no kernel runs, so that
 //                             results are what their memory held (benchmarks/gpu_model)
+// and read once, when a library with the race detector is loaded:
+//   EMULATE_NEEDED            a file to which each barrier is appended that is seen to be needed
 #pragma once
 
 #include <cmath>

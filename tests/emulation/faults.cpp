@@ -129,6 +129,22 @@ __global__ void write_what_is_read(DynamicShared<1024>) {
   keep(own);
 }
 
+__global__ void passes_barriers() {
+  __shared__ float own[128];
+  own[threadIdx.x] = 1;
+  __syncthreads();  // needed
+  memory[threadIdx.x % 64] = own[127 - threadIdx.x];
+  __syncthreads();  // this one would do,
+  __syncthreads();  // or this one
+  own[threadIdx.x] = 2;
+  __syncthreads();  // nobody reads what another thread wrote
+  memory[threadIdx.x % 64] = own[threadIdx.x];
+  for (int round = 0; round < 2; ++round) {
+    __syncthreads();  // needed, in the second round
+    own[(threadIdx.x + round) % 128] = 3;
+  }
+}
+
 __global__ void read_copy_on_its_way() {
   __shared__ float own[128];
   copy_async<4>(own + threadIdx.x, memory, true);
@@ -205,6 +221,7 @@ const std::map<std::string_view, cudaError_t (*)()> kFaults = {
     {"read_without_barrier", [] { return run(read_without_barrier); }},
     {"read_after_shuffle", [] { return run(read_after_shuffle); }},
     {"write_what_is_read", [] { return launch_shared(write_what_is_read, 2, 128, 1024, nullptr); }},
+    {"passes_barriers", [] { return run(passes_barriers); }},
     {"read_copy_on_its_way", [] { return run(read_copy_on_its_way); }},
     {"read_copy_without_barrier", [] { return run(read_copy_without_barrier); }},
     {"leave_copy_on_its_way", [] { return run(leave_copy_on_its_way); }},

@@ -7,13 +7,14 @@
 // of a warp do not order them. An asynchronous copy may store at any time from its start until it
 // is waited for.
 //
-// Where EMULATE_NEEDED names a file, a line file:line is appended to it for each barrier of the code
-// without which there would be a race: two such accesses have no other barrier in between.
+// Where EMULATE_NEEDED names a file, a line file:line is appended to it for each barrier of the
+// code without which there would be a race: two such accesses have no other barrier in between.
 #include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <set>
 #include <string>
 #include <utility>
@@ -106,7 +107,8 @@ class Races final : public emulation::Detector {
     copies_ = 0;
   }
   void order(const std::source_location& barrier) override {
-    if (barrier.line() != barrier_.line() || barrier.file_name() != barrier_.file_name()) {
+    if (barrier.line() != barrier_.line() ||
+        std::strcmp(barrier.file_name(), barrier_.file_name()) != 0) {
       barrier_ = barrier;
       since_ = interval_;
       known_ = needed_path_ == nullptr || needed_.contains({barrier.file_name(), barrier.line()});
@@ -169,7 +171,8 @@ class Races final : public emulation::Detector {
     }
   }
 
-  // Notes the last barrier if only passes of it are between the two accesses.
+  // Notes the last barrier if only passes of it are between the two accesses. Of reads the last one
+  // is known: a barrier that is needed for one before may be missed.
   void find_need(const Access& now, const LastAccess& before) {
     const bool between = before.interval >= since_ && before.interval < interval_;
     if (known_ || !between || before.thread == now.thread) return;

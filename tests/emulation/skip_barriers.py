@@ -1,7 +1,8 @@
 """skip_barriers.py MODULE TESTS FILE:LINE...: runs an operator's tests without one barrier.
 
-Does so for one barrier after the other, with the tests that `-k TESTS` selects, and prints a line
-for each: the barrier, and "race", or "wrong results", or "nothing" where no test fails.
+For barriers that order global memory, which the race detector does not watch. Does so for one after
+the other, with the tests that `-k TESTS` selects, and prints a line for each: the barrier, and
+"race", or "wrong results", or "nothing" where no test fails.
 """
 
 import contextlib
@@ -11,15 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-# The tests of what is not named like its folder.
-FILES = {
-    "columns": "variance_covariance",
-    "common": "variance_covariance",
-    "pair_sums": "subspace_similarity",
-    "prototype_column_logsumexp": "sinkhorn_knopp",
-    "select_hard_cosine_pairs": "select_hard_pairs",
-}
 
 
 class FirstFailure:
@@ -37,7 +29,7 @@ def outcome(module, tests, barrier):
     failure = FirstFailure()
     os.environ["EMULATE_SKIP_BARRIER"] = barrier
     arguments = [
-        f"tests/ops/test_{FILES.get(operator, operator)}.py", "-k", tests, "-x",
+        f"tests/ops/test_{operator}.py", "-k", tests, "-x",
         "-p", "no:cacheprovider", f"--emulated-cuda={module}",
     ]  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):

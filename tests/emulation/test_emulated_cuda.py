@@ -1,9 +1,9 @@
 """The operators' tests, and those of confident losses, on the CUDA kernels run on the CPU.
 
 Without test_every_operator.py, which the sanitizers' tests run on them, and what test_races.py runs
-on the same kernels, watched; and without what repeats itself here: how torch calls operators is the
-same for all kernels, blocks run one after the other, whatever the number of threads, and the least,
-the middle and the largest of five probabilities tell how exact a loss is.
+on the same kernels, watched; and without what repeats itself here: blocks run one after the other,
+whatever the number of threads, and the least, the middle and the largest of five probabilities tell
+how exact a loss is.
 """
 
 import sys
@@ -17,7 +17,7 @@ TESTS = "cpu and not any_number_of_threads and not 0.9-torch and not 0.999-torch
 def test_operators_on_emulated_kernels(run, emulated_module, watched_tests):
     out = run(
         sys.executable, "-m", "pytest", "tests/ops", "tests/losses/test_confident.py", "-q",
-        "-m", "not dispatch", "-k", f"{TESTS} and not ({watched_tests})",
+        "-k", f"{TESTS} and not ({watched_tests})",
         "--ignore=tests/ops/test_every_operator.py",
         "-p", "no:cacheprovider", f"--emulated-cuda={emulated_module}",
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """The emulator and its race detector find a fault where there is one (faults.cpp)."""
 
+from pathlib import Path
+
 import pytest
 
 # By kernel of faults.cpp: what the launch is refused for.
@@ -28,12 +30,24 @@ MESSAGES = {
     "write_the_same": "race: thread 1 writes what thread 0 writes",
     "read_without_barrier": "thread 0 reads shared memory that its block has not written yet",
     "read_after_shuffle": "race: thread 31 reads what thread 30 writes",
+    "passes_barriers": "no error",
     "write_what_is_read": "race: thread 0 reads what thread 127 writes",
     "read_copy_on_its_way": "race: thread 0 reads what thread 0 has a copy on its way to",
     "read_copy_without_barrier": "reads shared memory that its block has not written yet",
     "leave_copy_on_its_way": "a thread ends before its asynchronous copies",
     "read_what_nobody_wrote": "thread 1 reads shared memory that its block has not written yet",
 }
+
+
+def test_finds_which_barriers_are_needed(run, emulation, tmp_path):
+    """Those without which there would be a race, each on its own."""
+    needed = tmp_path / "needed"
+    run(emulation / "faults", "passes_barriers", env={"EMULATE_NEEDED": str(needed)})
+    lines = Path(__file__).with_name("faults.cpp").read_text().splitlines()
+    want = [i for i, line in enumerate(lines, 1) if "__syncthreads();  // needed" in line]
+    found = [place.rpartition(":") for place in needed.read_text().splitlines()]
+    assert all(path.endswith("faults.cpp") for path, _, _ in found)
+    assert [int(line) for _, _, line in found] == want and len(want) == 2
 
 
 def test_every_fault_is_listed(run, emulation):

@@ -100,15 +100,23 @@ class Call:
         return results if isinstance(results, tuple) else (results,)
 
     def with_gradients(
-        self, tensors: dict[str, Tensor], wanted: list[str] | None = None
+        self,
+        tensors: dict[str, Tensor],
+        wanted: list[str] | None = None,
+        *,
+        between: Callable[[], None] = lambda: None,
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Results, and the gradients of all leaves, or of those `wanted`, by name."""
+        """Results, and the gradients of all leaves, or of those `wanted`, by name.
+
+        `between` is called after the forward.
+        """
         wanted = self.leaves if wanted is None else wanted
         tensors = {
             name: tensor.detach().requires_grad_(name in wanted) for name, tensor in tensors.items()
         }
         torch.manual_seed(0)  # a search among some tuples draws them
         results = self(**tensors)
+        between()
         outputs = [result for result in results if result.requires_grad]
         if not outputs:
             return results, {}

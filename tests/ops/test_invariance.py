@@ -83,6 +83,23 @@ def test_same_bits_twice_and_on_any_number_of_threads(call, size, device):
             assert torch.equal(a, c)
 
 
+@pytest.mark.parametrize("threads", [(1, 5), (5, 1), (2, 17)], ids=str)
+@pytest.mark.parametrize("call", [call for call in CALLS if call.leaves], ids=str)
+def test_threads_may_change_before_the_backward(call, threads):
+    """What the forward keeps for it does not depend on them, or says how. On the CPU."""
+    tensors = call.tensors(200, 24)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads[0])
+        want = call.with_gradients(tensors)
+        got = call.with_gradients(tensors, between=lambda: torch.set_num_threads(threads[1]))
+    finally:
+        torch.set_num_threads(before)
+    for mine, theirs in zip(flat(got), flat(want), strict=True):
+        largest = theirs.abs().max().item() if theirs.numel() > 0 else 0
+        assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * max(1, largest), equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("call", "leaf"), [(call, leaf) for call in CALLS for leaf in call.leaves], ids=str
 )

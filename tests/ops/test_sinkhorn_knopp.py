@@ -51,6 +51,13 @@ def test_column_logsumexp_matches_definition(shape, dtype, with_center, temperat
     assert_close(got.cpu().double(), want, rtol=2e-6, atol=1e-5)
 
 
+def test_column_logsumexp_in_chunks_of_rows(device, chunk_limit):
+    """As if there were so many logits that a thread block has more rows than threads."""
+    chunk_limit(1)
+    shape = (600, 1 << 17) if device.type == "cuda" else (300, 5)
+    test_column_logsumexp_matches_definition(shape, torch.float32, True, 0.5, device)
+
+
 @pytest.mark.parametrize("with_center", [False, True])
 def test_column_logsumexp_without_dividing_rows(with_center, device):
     logits = make_logits((40, 300), device)

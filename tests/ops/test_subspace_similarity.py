@@ -72,8 +72,8 @@ def test_matches_definition(shape, dtype, metric, device):
         assert_close(mine.cpu().double(), truth, rtol=rounding, atol=4e-6 * scale)
 
 
-def test_in_chunks_of_rows_that_warps_share(device):
-    """So many pairs that a GPU's warps do not divide each chunk of their dimensions among them."""
+def test_in_chunks_of_many_pairs(device):
+    """So many that a GPU's warps do not divide each chunk of a pair's dimensions among them."""
     test_matches_definition((1, 1, 2100, 130, 1), torch.float32, "cosine", device)
 
 

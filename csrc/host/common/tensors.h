@@ -26,7 +26,7 @@ inline Tensor dense_rows(const Tensor& t) {
 }
 
 // Rows [row, row + rows) and columns [column, column + columns) of a matrix: what narrow() gives
-// twice, at a fraction of the time, which counts where tiles are small.
+// twice, at a fraction of the time, which counts where tiles are small. Bounds are not checked.
 inline Tensor part(const Tensor& matrix, std::int64_t row, std::int64_t rows, std::int64_t column,
                    std::int64_t columns) {
   return matrix.as_strided(

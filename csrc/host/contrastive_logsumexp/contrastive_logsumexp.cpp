@@ -62,8 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp_backward(
   run_on(
       in.x,
       [&] {
-        ContrastiveCpuDriver(in).backward(rows, columns, inv_norm_x, column_inv_norm, products,
-                                          grads);
+        ContrastiveCpuDriver(in, products)
+            .backward(rows, columns, inv_norm_x, column_inv_norm, grads);
       },
       [&](auto stream) {
         return ContrastiveCudaDriver(in).backward(rows, columns, inv_norm_x, column_inv_norm, grads,

@@ -19,9 +19,11 @@ namespace mast_ext {
 
 class ContrastiveCpuDriver {
  public:
-  explicit ContrastiveCpuDriver(const ContrastiveInputs& inputs)
-      : in(inputs), x(as_rows(in.x)), y(in.self ? x : as_rows(in.y)) {
-    const std::int64_t rows = std::min(tile_rows(), x.size(0));
+  // For the backward: with what the forward kept, if it is defined.
+  explicit ContrastiveCpuDriver(const ContrastiveInputs& inputs, const Tensor& kept = {})
+      : in(inputs), x(as_rows(in.x)), y(in.self ? x : as_rows(in.y)), kept_(kept) {
+    tile_rows_ = kept.defined() ? height_of_tiles(kept) : wanted_tile_rows();
+    const std::int64_t rows = std::min(tile_rows_, x.size(0));
     const std::int64_t columns = std::min(kTileColumns, y.size(0));
     buffer_ = in.new_empty({rows * (std::max(rows, columns) + kPadding)});
     const std::int64_t sums = in.self ? slices_of(rows) * columns : 0;
@@ -35,6 +37,7 @@ class ContrastiveCpuDriver {
                const Tensor& positive, const Tensor& kept) {
     const bool fixed = fixed_shift();
     Tensor maxima = fixed ? Tensor() : in.new_empty(lse.sizes());
+    if (kept.defined()) height_place(kept).fill_(tile_rows_);
     lse.zero_();  // holds the sums of exponentials until the end
     if (in.options.has_positive && !in.options.within_views) positive.zero_();
     if (!fixed) maxima.fill_(-std::numeric_limits<double>::infinity());
@@ -69,10 +72,8 @@ class ContrastiveCpuDriver {
   }
 
   // `columns` are the anchors of the columns as rows of the same loss; in self-contrast, `rows`.
-  // `kept` is that of forward(), if it is defined.
   void backward(const ContrastiveAnchors& rows, const ContrastiveAnchors& columns,
-                const Tensor& inv_norm_x, const Tensor& inv_norm_y, const Tensor& kept,
-                ContrastiveGradients& grads) {
+                const Tensor& inv_norm_x, const Tensor& inv_norm_y, ContrastiveGradients& grads) {
     const bool both = columns.any();
     const bool needs_x = grads.needs_x(), needs_y = !in.self && grads.needs_y(both);
     OperandGradient side_x(*this, in.x, x, inv_norm_x, needs_x, grads.wants_x ? &grads.x : nullptr,
@@ -82,7 +83,7 @@ class ContrastiveCpuDriver {
     for (std::int64_t k = 0; k < in.subspaces(); ++k) {
       side_x.begin();
       side_y.begin();
-      each_tile(k, kept, false, [&](const Tensor& products, const Tile& a, const Tile& b) {
+      each_tile(k, kept_, false, [&](const Tensor& products, const Tile& a, const Tile& b) {
         const Tensor weights = in_buffer(a, b);
         each_rectangle(a, b, [&](const Rectangle& r) {
           if (left_out(r)) {
@@ -90,7 +91,7 @@ class ContrastiveCpuDriver {
             return;
           }
           const kernels::ContrastiveTileWeights p{
-              .tile = tile(products, r, k, inv_norm_x, inv_norm_y, kept.defined()),
+              .tile = tile(products, r, k, inv_norm_x, inv_norm_y, kept_.defined()),
               .row = rows.pointers(in_rows(k, r)),
               .column = columns.pointers(in_columns(k, r)),
               .stride = weights.stride(0),
@@ -195,11 +196,22 @@ class ContrastiveCpuDriver {
   // 9/16 of the products that one would take.
   static constexpr std::int64_t kTileColumns = 2048;
   static constexpr std::int64_t kPadding = ContrastiveInputs::kPadding;
-  std::int64_t tile_rows() const {
+  std::int64_t wanted_tile_rows() const {
     const int threads = at::get_num_threads();
     const std::int64_t most = threads > 16 ? 2048 : threads > 4 ? 1024 : in.dim() < 384 ? 512 : 256;
     if (!in.self) return most;
     return std::clamp(x.size(0) / 8, std::max<std::int64_t>(most / 4, 128), most);
+  }
+
+  // Where the forward tells the backward how high its tiles were: in the padding of the first row.
+  static Tensor height_place(const Tensor& kept) {
+    return kept.select(0, 0).select(0, 0).select(0, kept.size(2) - 1);
+  }
+  static std::int64_t height_of_tiles(const Tensor& kept) {
+    const auto height = height_place(kept).item<double>();
+    TORCH_CHECK_VALUE(height >= 1 && height <= 1 << 20,
+                      "products must be those that the forward kept, got others");
+    return static_cast<std::int64_t>(height);
   }
 
   static std::int64_t slices_of(std::int64_t rows) {
@@ -262,7 +274,7 @@ class ContrastiveCpuDriver {
     const Tensor weights = in.masks.defined() ? in.masks.select(0, k).square() : Tensor();
     const std::int64_t columns = y.size(0);
     for (std::int64_t first = 0; first < x.size(0);) {
-      const Tile a{first, length(first, tile_rows(), in.rows(), x.size(0))};
+      const Tile a{first, length(first, tile_rows_, in.rows(), x.size(0))};
       first += a.count;
       Tensor rows = rows_of(x, a);
       if (weights.defined()) rows = rows.mul(weights);
@@ -330,6 +342,8 @@ class ContrastiveCpuDriver {
 
   const ContrastiveInputs& in;
   const Tensor x, y;  // [V * N, D] in the accumulation type
+  const Tensor kept_;
+  std::int64_t tile_rows_;
   Tensor buffer_, slice_sum_, slice_max_;
 };
 

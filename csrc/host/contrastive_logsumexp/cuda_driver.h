@@ -131,12 +131,13 @@ class ContrastiveCudaDriver {
             .column = subspaces_of(b.column, blocks * b.p.y.rows)};
   }
 
-  // How the forward is divided among thread blocks, of which a large GPU wants kWanted.
+  // How the forward is divided among thread blocks, of which a large GPU wants 512.
   struct ForwardGrid {
     std::int64_t side = 0, splits = 1;
 
     ForwardGrid(const ContrastiveInputs& in, std::int64_t subspaces) {
-      constexpr std::int64_t kTile = kernels::kSquareRows, kWanted = 512;
+      constexpr std::int64_t kTile = kernels::kSquareRows;
+      const std::int64_t wanted = chunk_limit(512);
       const std::int64_t row_tiles = (in.rows() + kTile - 1) / kTile;
       const bool fixed_shift =
           !in.temperature_tensor.defined() && in.temperature >= kernels::kLeastFixedTemperature;
@@ -152,14 +153,14 @@ class ContrastiveCudaDriver {
           return splits_of(s) * subspaces * views * views * in.rows() > kMostSums;
         };
         side = 1;
-        while (squares_of(2 * side) >= kWanted && (side < kSide || too_large(side))) side *= 2;
+        while (squares_of(2 * side) >= wanted && (side < kSide || too_large(side))) side *= 2;
         splits = splits_of(side);
         return;
       }
       // If there are few rows, columns are split.
       const std::int64_t tiles = row_tiles * subspaces * in.x_views() * in.y_views();
       const std::int64_t most = std::max<std::int64_t>(1, in.columns() / kTile);
-      splits = std::clamp<std::int64_t>(kWanted / tiles, 1, most);
+      splits = std::clamp<std::int64_t>(wanted / tiles, 1, most);
     }
   };
 

@@ -95,8 +95,10 @@ struct ContrastiveInputs {
 
   // The products, or their exponentials, that the forward on a CPU keeps for the backward where
   // they take little memory, of all rows of x and y; in self-contrast those on and above the
-  // diagonal of tiles. Making them again takes more than a quarter of the backward's time. Rows are
-  // padded: at a distance of a power of two they would share cache sets.
+  // diagonal of tiles. Making the products again would take more than a quarter of the backward's
+  // time. Rows are padded: at a distance of a power of two they would share cache sets. The last
+  // number of the first row is the height of the forward's tiles, which depends on the number of
+  // threads.
   static constexpr std::int64_t kKeptProducts = 1 << 20, kPadding = 16;
   at::DimVector kept_shape(bool keep) const {
     const std::int64_t height = x.size(0) * x.size(1) - first_kept_column();

@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor> contrastive_loss_backward(
   run_on(
       in.x,
       [&] {
-        ContrastiveCpuDriver(in).backward(anchors, anchors, inv_norm, inv_norm, products, grads);
+        ContrastiveCpuDriver(in, products).backward(anchors, anchors, inv_norm, inv_norm, grads);
       },
       [&](auto stream) {
         return ContrastiveCudaDriver(in).backward(anchors, anchors, inv_norm, inv_norm, grads,

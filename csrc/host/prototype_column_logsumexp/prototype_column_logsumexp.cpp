@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "host/common/checks.h"
+#include "host/common/chunk_limit.h"
 #include "host/common/run_on.h"
 #include "host/common/tensors.h"
 #include "host/ops.h"
@@ -17,7 +18,7 @@ std::int64_t slices_of(std::int64_t rows, std::int64_t prototypes, bool cuda) {
   constexpr std::int64_t kLeastRows = 8, kMostSlices = 1 << 12;
   constexpr std::int64_t kCpuSlices = 16, kCudaColumns = 1 << 19;  // a thread has 4 or 8 columns
   const std::int64_t wanted =
-      cuda ? kCudaColumns / std::max<std::int64_t>(prototypes, 1) : kCpuSlices;
+      cuda ? chunk_limit(kCudaColumns) / std::max<std::int64_t>(prototypes, 1) : kCpuSlices;
   return std::clamp<std::int64_t>(std::min(wanted, rows / kLeastRows), 1, kMostSlices);
 }
 

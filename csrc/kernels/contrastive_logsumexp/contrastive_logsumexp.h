@@ -111,8 +111,8 @@ struct ContrastiveTile {
   const void* row_scale;     // [rows], 1 / norm
   const void* column_scale;  // [columns]
   void* products;            // [rows, columns]
-  // With the fixed shift: the sums write exp((cos - 1) / temperature) in the products' place, where
-  // the weights find it.
+  // Only with the fixed shift: contrastive_tile_sums_cpu() replaces the products by
+  // exp((cos - 1) / temperature), which contrastive_tile_weights_cpu() then reads.
   bool keeps_exponentials;
 };
 
