@@ -54,6 +54,8 @@ std::tuple<Tensor, Tensor> cross_correlation_penalty_backward(
     const Tensor& column_sums, const Tensor& standard, double lambda, std::string_view variant,
     std::array<bool, 2> wanted);
 
+// The last result of the contrastive forwards, `products`, is what a CPU keeps for the backward of
+// the same inputs, options and temperature (ContrastiveInputs::kept_shape).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_logsumexp(
     const Tensor& x, const OptionalTensor& y, const OptionalTensor& masks,
     const OptionalTensor& temperature_tensor, double temperature,
