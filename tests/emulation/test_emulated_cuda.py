@@ -17,8 +17,7 @@ TESTS = "cpu and not any_number_of_threads and not 0.9-torch and not 0.999-torch
 def test_operators_on_emulated_kernels(run, emulated_module, watched_tests):
     out = run(
         sys.executable, "-m", "pytest", "tests/ops", "tests/losses/test_confident.py", "-q",
-        "-k", f"{TESTS} and not ({watched_tests})",
-        "--ignore=tests/ops/test_every_operator.py",
+        "-k", f"{TESTS} and not ({watched_tests})", "--ignore=tests/ops/test_every_operator.py",
         "-p", "no:cacheprovider", f"--emulated-cuda={emulated_module}",
     )  # fmt: skip
     passed = [line for line in out.splitlines() if " passed" in line]

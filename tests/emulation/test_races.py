@@ -42,7 +42,7 @@ def needed(watch, tmp_path_factory):
     file = tmp_path_factory.mktemp("barriers") / "needed"
     file.touch()
     watch(EMULATE_NEEDED=str(file))
-    return {place.partition("/csrc/kernels/")[2] for place in file.read_text().splitlines()}
+    return {place.rpartition("/csrc/kernels/")[2] for place in file.read_text().splitlines()}
 
 
 def test_no_kernel_races_and_every_barrier_is_needed(needed, run, watched_module, watched_tests):

@@ -322,6 +322,8 @@ def test_kept_products_give_the_gradient_of_new_ones(temperature, shape):
         assert_close(backward(again), first, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="products must have shape"):
         backward(products[:, 1:])
+    with pytest.raises(ValueError, match="those that the forward kept"):
+        backward(torch.zeros_like(products))
 
 
 @pytest.mark.parametrize(("rows", "kept"), [(1016, True), (1017, False)])
