@@ -29,15 +29,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 pretrain: $(or $(wildcard .venv/built),.venv/built-here$(if $(GPU),-for-gpus))
 	mast-ext pretrain $(ARGS)
 
-# The slow tests run beside the others, and print when these are through: threads with nothing to do
-# must not keep the cores from them. Exit code 5: none chosen.
+# Half of the tests run beside the others, and print when these are through: threads with nothing to
+# do must not keep the cores from them. Exit code 5: none chosen.
 test: export OMP_WAIT_POLICY ?= passive
 test: .venv/built build/emulation/built
 	@log=$$(mktemp); \
-	python -m pytest -m slow $(ARGS) >$$log 2>&1 & slow=$$!; trap "kill $$slow" INT TERM; \
-	python -m pytest -m "not slow" $(ARGS); code=$$?; \
-	wait $$slow; slow_code=$$?; cat $$log; rm $$log; \
-	test $$code = 0 -o $$code = 5 && test $$slow_code = 0 -o $$slow_code = 5 && test $$code$$slow_code != 55
+	python -m pytest -m beside $(ARGS) >$$log 2>&1 & beside=$$!; trap "kill $$beside" INT TERM; \
+	python -m pytest -m "not beside" $(ARGS); code=$$?; \
+	wait $$beside; other=$$?; cat $$log; rm $$log; \
+	test $$code = 0 -o $$code = 5 && test $$other = 0 -o $$other = 5 && test $$code$$other != 55
 
 lint: .venv/installed
 	ruff check .

@@ -640,6 +640,8 @@ def vicreg_terms(
     *,
     scales: Sequence[float],
     weights: Sequence[float],
+    group: Tensor | None = None,
+    group_weights: Tensor | None = None,
     eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     r"""VICReg's terms of two views, and their weighted sum.
@@ -651,9 +653,13 @@ def vicreg_terms(
         terms[2] = scales[2] · [covariance(x) + covariance(y)]
         total    = Σ_i weights[i] · terms[i]
 
-    with the statistics of `variance_covariance` (Bardes et al. 2022). That, `subspace_similarity`
-    and `weighted_terms` give the same by more than twice as many launches on a GPU, and read the
-    views more often.
+    with the statistics of `variance_covariance` (Bardes et al. 2022). With groups of pairs the
+    first term is that of :class:`mast_ext.losses.MASTLoss` on a VICReg base instead::
+
+        terms[0] = scales[0] · Σ_d grouped_means(group_weights, sums, counts)[d]
+
+    of the sums and counts of `grouped_squared_difference`. The operators by themselves give the
+    same by more than twice as many launches on a GPU, and read the views more often.
 
     Args:
         x: Embeddings ``[N, D]`` of one view, ``N ≥ 2``: float32, float16, bfloat16, or float64 on
@@ -664,28 +670,46 @@ def vicreg_terms(
             adds them up, so they should be no more than some thousands.)
         scales: A number for each term, such as ``1 / (N · D)`` for a mean of squared differences.
         weights: A number for each term.
+        group: The group of every pair, ``[N]`` int64, from 0 to ``G − 1``; a pair of a negative one
+            (on a GPU, of any other) has no part in the first term.
+        group_weights: What a squared difference of each group counts in each dimension, ``[G, D]``,
+            float32 (float64 beside float64 embeddings). Beside ``group``, and without
+            ``invariance``.
         eps: Added to the variances inside the root.
 
     Returns:
-        ``total``, a scalar, which is differentiable once in ``x``, ``y`` and ``invariance``; and
-        ``terms [3]``, without gradient. In float32 (float64 for float64 inputs).
+        ``total``, a scalar, which is differentiable once in ``x``, ``y``, ``invariance`` and
+        ``group_weights``; and ``terms [3]``, without gradient. In float32 (float64 for float64
+        inputs).
 
     Raises:
-        ValueError: A shape or device does not fit, ``N < 2``, ``eps`` is negative, or there are not
-            three scales and weights.
+        ValueError: A shape or device does not fit, ``N < 2``, ``eps`` is negative, a group is not
+            below ``G`` (on the CPU), one of ``group`` and ``group_weights`` is missing or beside
+            ``invariance``, or there are not three scales and weights.
         TypeError: A dtype is not supported, or differs from that of ``x``.
     """
     scales, weights = require_numbers("scales", scales), require_numbers("weights", weights)
     eps = as_number("eps", eps)
     alike = x.ndim == 2 and (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
-    apart = alike and x.device.type == "cpu" and x.numel() > MOST_TOGETHER
-    if apart or any(map(changes_between_calls, (*scales, *weights))):
+    fits = alike
+    if group is None or group_weights is None or invariance is not None:
+        fits &= group is None and group_weights is None
+    else:
+        fits &= group_weights.ndim == 2 and group_weights.shape[1:] == x.shape[1:]
+        fits &= len(group_weights) > 0
+        fits &= group_weights.dtype == torch.promote_types(x.dtype, torch.float32)
+    apart = x.device.type == "cpu" and x.numel() > MOST_TOGETHER
+    # What does not fit is left to the operator, which says so.
+    if fits and (apart or any(map(changes_between_calls, (*scales, *weights)))):
+        if group is not None and group_weights is not None:
+            found = grouped_squared_difference(x, y, group, len(group_weights))
+            invariance = grouped_means(group_weights, *found)
         if invariance is None:
             invariance = subspace_similarity(x[None], y[None], metric="sqeuclidean")
         of_x, of_y = (variance_covariance(z[None], eps=eps) for z in (x, y))
         both = map(torch.add, of_x, of_y)
         return weighted_terms(invariance, *both, scales=scales, weights=weights)
-    return ops.vicreg_terms.op(x, y, invariance, eps, scales, weights)[:2]
+    return ops.vicreg_terms.op(x, y, invariance, group, group_weights, eps, scales, weights)[:2]
 
 
 @explains_types
@@ -910,7 +934,7 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
         weights[g, d] = Π_{f in g} m_fd²                    f is in subset g if bit f of g is set
 
     So ``weights[0]`` is 1, and ``weights[2**f]`` mask ``f`` squared. The budget holds to about 1e-5
-    for logits within ±100. Two launches on a GPU, as many for the gradient: the shift ``c`` is
+    for logits within ±100. Two launches on a GPU, and one for the gradient: the shift ``c`` is
     found by Newton's method within bounds, and its derivative follows from the implicit function
     theorem. :class:`mast_ext.losses.AugmentationMasks` are made of it.
 

@@ -257,10 +257,15 @@ def vicreg_terms(
     *,
     scales: tuple[float, float, float],
     weights: tuple[float, float, float],
+    group: Tensor | None = None,
+    group_weights: Tensor | None = None,
     eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mast_ext.functional.vicreg_terms`."""
     numbers = (x - y).square() if invariance is None else invariance
+    if group is not None and group_weights is not None:
+        found = grouped_squared_difference(x, y, group, len(group_weights))
+        numbers = grouped_means(group_weights, *found)
     both = variance_covariance(torch.stack((x, y)), eps=eps)
     return weighted_terms(numbers, *both, scales=scales, weights=weights)
 

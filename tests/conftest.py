@@ -54,11 +54,20 @@ def has_cuda_kernels():
     return torch.cuda.is_available() and ops.build_info()["cuda"]
 
 
+# About half of the time of all tests.
+BESIDE = [
+    ROOT / "tests" / path for path in ("emulation", "sanitizers", "benchmarks", "test_gpu_check.py")
+]
+
+
 def pytest_collection_modifyitems(config, items):
     """Skips what needs a GPU where there is none, and what needs no emulated kernels beside them.
 
     Kernels are exercised by tests of a `device` that are not about how torch calls operators.
     """
+    for item in items:
+        if any(item.path.is_relative_to(path) for path in BESIDE):
+            item.add_marker(pytest.mark.beside)
     of_gpu = [item for item in items if parameter(item, "device") == "cuda"]
     if of_gpu and not has_cuda_kernels():
         for item in of_gpu:

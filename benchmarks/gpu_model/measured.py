@@ -15,7 +15,7 @@ STEP = re.compile(r"\| (?P<sizes>(?:\w+=\d+ )+)(?P<dtype>\w+), forward")
 KERNEL = re.compile(r"(\d+) × ([\d.]+) `([^`]*)`")
 
 # Kernels that do more work than those of their name did when they were measured.
-CHANGED = {("variance_covariance", "moments")}
+CHANGED = {("variance_covariance", "moments"), ("mast", "combine_with_differences")}
 
 # Microseconds of a launch by operator, sizes, dtype and kernel, without types.
 Times = dict[tuple[str, str, str, str], float]

@@ -218,7 +218,7 @@ WORK: dict[tuple[str, str], Callable[[Case, int], Work]] = {
     ("subspace_similarity", "grads"): _grads_of_products,
     ("subspace_nll", "sum_pairs"): _sums_of_likelihoods,
     ("subspace_nll", "grads"): _grads_of_likelihoods,
-    ("negative_cosine_similarity", "sum_pairs_unmasked"): _moves(_elements),
+    ("negative_cosine_similarity", "compare_two"): _moves(_elements),
     ("negative_cosine_similarity", "grads"): _moves(lambda c: 2 * _elements(c)),
     ("select_hard_pairs_cosine", "select_of_few"): _moves(_elements),
     ("prototype_cross_entropy", "forward"): _moves(
@@ -237,14 +237,15 @@ WORK: dict[tuple[str, str], Callable[[Case, int], Work]] = {
     # again, for what their difference adds.
     ("variance_covariance", "combine_with_differences"): _moves(lambda c: 4 * _elements(c)),
     ("cross_correlation_penalty", "combine"): _moves(lambda c: 3 * _elements(c)),
-    # VICReg's terms in MAST; of the rest MAST's own: groups of pairs have weights, sums and
-    # gradients of both, float32.
+    # VICReg's terms in MAST; of the rest MAST's own: groups of pairs have weights, their gradients
+    # and sums, float32.
     ("mast", "moments"): _moves(_elements),
-    ("mast", "combine_with_differences"): _moves(lambda c: 3 * _elements(c)),
+    ("mast", "combine_with_differences"): _moves(lambda c: 4 * _elements(c)),
     ("mast", "add_sorted_rows"): _moves(_elements),
     ("mast", "divide"): _moves_float32(lambda c: 2 * GROUPS * c["dim"]),
     ("mast", "write_subsets"): _moves_float32(lambda c: GROUPS * c["dim"]),
-    ("mast", "write_grad_shifted"): _moves_float32(lambda c: 2 * GROUPS * c["dim"]),
+    # Each of five masks reads the weights, and their gradients, of half of the groups.
+    ("mast", "write_logit_grads"): _moves_float32(lambda c: 5 * GROUPS * c["dim"]),
     ("sinkhorn_knopp", "add_rows"): _normalized_columns,
     ("sinkhorn_knopp", "normalize_rows"): _normalized_rows,
     ("gram_difference", "write_operands"): _moves_float32(_gram_operands),

@@ -87,22 +87,28 @@ struct VicregTerms : Formula<VicregTerms, Op<"vicreg_terms", decltype(vicreg_ter
   using Backward = Op<"vicreg_terms_backward", decltype(vicreg_terms_backward)>;
 
   static void save(AutogradContext* ctx, const Forward::Result& result, const Tensor& x,
-                   const Tensor& y, const OptionalTensor& invariance, double eps,
-                   at::ArrayRef<double> scales, at::ArrayRef<double> weights) {
-    const auto& [total, terms, mean, sum_squares, product, centered] = result;
-    save_tensors(ctx, x, y, invariance, mean, sum_squares, product, centered);
+                   const Tensor& y, const OptionalTensor& invariance, const OptionalTensor& group,
+                   const OptionalTensor& group_weights, double eps, at::ArrayRef<double> scales,
+                   at::ArrayRef<double> weights) {
+    const auto& [total, terms, mean, sum_squares, product, centered, sums, counts, means,
+                 compared] = result;
+    save_tensors(ctx, x, y, invariance, group, group_weights, mean, sum_squares, product, centered,
+                 sums, counts, means, compared);
     keep_options(ctx, eps, scales[0] * weights[0], scales[1] * weights[1], scales[2] * weights[2]);
   }
 
   static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
-    const auto [x, y, invariance, mean, sum_squares, product, centered] = saved_tensors<7>(ctx);
+    const auto [x, y, invariance, group, group_weights, mean, sum_squares, product, centered, sums,
+                counts, means, compared] = saved_tensors<13>(ctx);
     const auto [eps, a, b, c] = kept_options<double, double, double, double>(ctx);
     const std::array factors{a, b, c};
-    const auto wanted = which_wanted(ctx, x, y, invariance);
-    const auto [views, numbers] =
-        Backward::call(grads[0], x, y, if_defined(invariance), mean, sum_squares, product, centered,
-                       eps, at::ArrayRef<double>(factors));
-    return only(wanted, std::tuple(views.select(0, 0), views.select(0, 1), numbers));
+    const auto wanted = which_wanted(ctx, x, y, invariance, group, group_weights);
+    const auto [views, numbers, weights] =
+        Backward::call(grads[0], x, y, if_defined(invariance), if_defined(group),
+                       if_defined(group_weights), mean, sum_squares, product, centered, sums,
+                       counts, means, compared, eps, at::ArrayRef<double>(factors), wanted[4]);
+    return only(wanted,
+                std::tuple(views.select(0, 0), views.select(0, 1), numbers, Tensor(), weights));
   }
 };
 

@@ -36,13 +36,16 @@ void define(torch::Library& m) {
       "Tensor? masks, Tensor mean, Tensor sum_squares, Tensor product, Tensor row_sums, "
       "Tensor centered, float eps, bool[2] wanted) -> (Tensor grad_z, Tensor grad_masks)");
   m.def(
-      "vicreg_terms(Tensor x, Tensor y, Tensor? invariance, float eps, float[] scales, "
-      "float[] weights) -> (Tensor total, Tensor terms, Tensor mean, Tensor sum_squares, "
-      "Tensor product, Tensor centered)");
+      "vicreg_terms(Tensor x, Tensor y, Tensor? invariance, Tensor? group, Tensor? group_weights, "
+      "float eps, float[] scales, float[] weights) -> (Tensor total, Tensor terms, Tensor mean, "
+      "Tensor sum_squares, Tensor product, Tensor centered, Tensor group_sums, "
+      "Tensor group_counts, Tensor group_means, Tensor compared)");
   m.def(
-      "vicreg_terms_backward(Tensor grad, Tensor x, Tensor y, Tensor? invariance, Tensor mean, "
-      "Tensor sum_squares, Tensor product, Tensor centered, float eps, "
-      "float[] factors) -> (Tensor grad_views, Tensor grad_invariance)");
+      "vicreg_terms_backward(Tensor grad, Tensor x, Tensor y, Tensor? invariance, Tensor? group, "
+      "Tensor? group_weights, Tensor mean, Tensor sum_squares, Tensor product, Tensor centered, "
+      "Tensor group_sums, Tensor group_counts, Tensor group_means, Tensor compared, float eps, "
+      "float[] factors, bool weights_wanted) -> (Tensor grad_views, Tensor grad_invariance, "
+      "Tensor grad_group_weights)");
   m.def(
       "cross_correlation_penalty(Tensor a, Tensor b, float lambda_, str variant) -> "
       "(Tensor penalty, Tensor mean, Tensor scale, Tensor product, Tensor dots, Tensor row_sums, "

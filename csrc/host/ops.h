@@ -36,14 +36,16 @@ std::tuple<Tensor, Tensor> variance_covariance_backward(
     const Tensor& product, const Tensor& row_sums, const Tensor& centered, double eps,
     std::array<bool, 2> wanted);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> vicreg_terms(
-    const Tensor& x, const Tensor& y, const OptionalTensor& invariance, double eps,
-    at::ArrayRef<double> scales, at::ArrayRef<double> weights);
-std::tuple<Tensor, Tensor> vicreg_terms_backward(const Tensor& grad, const Tensor& x,
-                                                 const Tensor& y, const OptionalTensor& invariance,
-                                                 const Tensor& mean, const Tensor& sum_squares,
-                                                 const Tensor& product, const Tensor& centered,
-                                                 double eps, at::ArrayRef<double> factors);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+vicreg_terms(const Tensor& x, const Tensor& y, const OptionalTensor& invariance,
+             const OptionalTensor& group, const OptionalTensor& group_weights, double eps,
+             at::ArrayRef<double> scales, at::ArrayRef<double> weights);
+std::tuple<Tensor, Tensor, Tensor> vicreg_terms_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& y, const OptionalTensor& invariance,
+    const OptionalTensor& group, const OptionalTensor& group_weights, const Tensor& mean,
+    const Tensor& sum_squares, const Tensor& product, const Tensor& centered,
+    const Tensor& group_sums, const Tensor& group_counts, const Tensor& group_means,
+    const Tensor& compared, double eps, at::ArrayRef<double> factors, bool weights_wanted);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 cross_correlation_penalty(const Tensor& a, const Tensor& b, double lambda,

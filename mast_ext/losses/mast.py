@@ -6,6 +6,7 @@ ambiguous samples by their uncertainty. We could not read the paper's full text:
 is our definition of what its abstract says.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
@@ -171,34 +172,22 @@ class MASTLoss(nn.Module):
             # Pairs that differ by so much that not a dimension is left say nothing.
             comparable = weights.detach().sum(1)[group] >= 1
             weight, likelihood = self._precision(log_variance, comparable)
-        invariance_of = self._vicreg if self.base == "vicreg" else self._nt_xent
-        invariance, residual = invariance_of(x, y, group, weights, weight)
-        mean = 1 / invariance.numel()
+        residual: Tensor | None = None
         if self.base == "vicreg":
-            every_x, every_y = (
-                gather_batch(z, 0) if self.gather_distributed else z for z in (x, y)
-            )
-            require_images(len(every_x), "x", least=2)
             names: tuple[str, ...] = ("invariance", "variance", "covariance")
-            loss, terms = functional.vicreg_terms(
-                every_x,
-                every_y,
-                invariance,
-                scales=(mean, 0.5, 1.0),
-                weights=(self.invariance, self.variance, self.covariance),
-                eps=self.eps,
-            )
+            loss, terms, residual = self._vicreg(x, y, group, weights, weight)
         else:
             names = ("invariance",)
+            invariance, residual = self._nt_xent(x, y, group, weights, weight)
             loss, terms = functional.weighted_terms(
-                invariance, scales=(mean,), weights=(self.invariance,)
+                invariance, scales=(1 / len(x),), weights=(self.invariance,)
             )
         logs = dict(zip(names, terms.unbind(), strict=True))
         if self.masks.price is not None:
             freed = self.masks.freed_share().sum()
             logs["freed"] = freed.detach()
             loss = loss + self.invariance * self.masks.price * freed
-        if log_variance is not None and likelihood is not None:
+        if log_variance is not None and likelihood is not None and residual is not None:
             # Gaussian, up to a constant (Kendall & Gal, 2017).
             each = residual.detach() * (-log_variance).exp() + log_variance
             uncertainty = (likelihood * each).sum() / 2
@@ -267,11 +256,31 @@ class MASTLoss(nn.Module):
 
     def _vicreg(
         self, x: Tensor, y: Tensor, group: Tensor, weights: Tensor, weight: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The loss, its terms and, with weights, every pair's own mean squared difference."""
+        every_x, every_y = (gather_batch(z, 0) if self.gather_distributed else z for z in (x, y))
+        require_images(len(every_x), "x", least=2)
+        terms_of = functools.partial(
+            functional.vicreg_terms,
+            every_x,
+            every_y,
+            scales=(1 / x.shape[1], 0.5, 1.0),
+            weights=(self.invariance, self.variance, self.covariance),
+            eps=self.eps,
+        )
+        if weight is None and self.masks.price is None and not self._shares:
+            widened = weights.to(torch.promote_types(x.dtype, torch.float32))
+            return *terms_of(group=group, group_weights=widened), None
+        means, residual = self._means_of_pairs(x, y, group, weights, weight)
+        return *terms_of(means), residual
+
+    def _means_of_pairs(
+        self, x: Tensor, y: Tensor, group: Tensor, weights: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Every dimension's mean and, with weights, every pair's own mean squared difference."""
+        residual = None
         if weight is None:
             sums, counts = functional.grouped_squared_difference(x, y, group, len(weights))
-            residual = counts  # nobody reads it
         else:
             fixed = weights.detach().to(weight.dtype)
             sums, counts, residual = functional.grouped_squared_difference_with_residual(

@@ -17,8 +17,8 @@ MOST = {
     "InfoNCELoss two-sided": (5, 1),
     "VICRegLoss": (3, 3),
     "BarlowTwinsLoss": (3, 3),
-    "NegativeCosineSimilarity": (6, 1),
-    "MASTLoss": (11, 7),
+    "NegativeCosineSimilarity": (5, 1),
+    "MASTLoss": (7, 5),
     "SIGReg": (3, 19),
 }
 

@@ -32,7 +32,6 @@ SPILLS = {
     "forward": 32,
     "sum_pairs_unmasked": 32,
     "select_of_many": 16,
-    "combine_with_differences": 16,  # one register, on sm_90a
     "sigmoid_tiles": 16,  # one register, which branches in the place of selections would save
 }
 

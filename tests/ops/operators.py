@@ -469,6 +469,26 @@ CALLS = [
         many=((64, 2100),),
     ),
     Call(
+        functional.vicreg_terms,
+        "groups",
+        lambda n, d: {
+            **{"x": (max(n, d), d), "y": (max(n, d), d)},
+            **{"group": (max(n, d),), "group_weights": (3, d)},
+        },
+        {"scales": (0.1, 1.0, 1.0), "weights": (25.0, 25.0, 1.0)},
+        many=((600, 80),),
+    ),
+    Call(
+        functional.vicreg_terms,
+        "Gram, groups",
+        lambda n, d: {
+            **{"x": (n, max(d, 2 * n)), "y": (n, max(d, 2 * n))},
+            **{"group": (n,), "group_weights": (3, max(d, 2 * n))},
+        },
+        {"scales": (0.1, 1.0, 1.0), "weights": (25.0, 25.0, 1.0)},
+        many=((64, 2100),),
+    ),
+    Call(
         functional.weighted_terms,
         "",
         lambda n, d: {"first": (n, d), "second": (2, d), "third": (1,)},

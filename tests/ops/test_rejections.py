@@ -283,10 +283,29 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             "scales must have a number for each of the 3 terms, got 2": {"scales": (1.0, 2.0)},
             "weights must have a number for each of the 3 terms, got 4": {"weights": (1.0,) * 4},
             "eps must not be negative, got -1": {"eps": -1.0},
+            "group and group_weights must be given together": {"group": ones(3).long()},
+            "invariance must be None beside group": {
+                **{"group": ones(3).long(), "group_weights": ones(2, 5)}
+            },
+            r"group must have shape \[3\], got \[4\]": {
+                **{"invariance": None, "group": ones(4).long(), "group_weights": ones(2, 5)}
+            },
+            r"group_weights must have shape \[G, 5\] with 1 <= G <= 65535 to fit x, got \[2, 4\]": {
+                **{"invariance": None, "group": ones(3).long(), "group_weights": ones(2, 4)}
+            },
+            "group must lie below 1, got 1": {
+                **{"invariance": None, "group": ones(3).long(), "group_weights": ones(1, 5)}
+            },
         },
         TypeError: {
             "x must be float32, .* got Long": {"x": ones(3, 5).long()},
             "y must be Float like x, got Half": {"y": ones(3, 5).half()},
+            "group must be Long, got Int": {
+                **{"invariance": None, "group": ones(3).int(), "group_weights": ones(2, 5)}
+            },
+            "group_weights must be Float beside Float embeddings, got Half": {
+                **{"invariance": None, "group": ones(3).long(), "group_weights": ones(2, 5).half()}
+            },
             "invariance must be Float beside Float embeddings, got Half": {
                 "invariance": ones(4).half()
             },

@@ -66,7 +66,8 @@ Tensor budgeted_masks_backward(const Tensor& grad_weights_, const Tensor& weight
   }
   const Tensor grad_weights = grad_weights_.contiguous(), weights = weights_.contiguous();
   const Tensor shifted = shifted_.contiguous();
-  Tensor grad_shifted = shifted.new_empty({masks, dim});
+  Tensor grad_shifted;
+  if (!uses_cuda_kernels(shifted)) grad_shifted = shifted.new_empty({masks, dim});
   Tensor grad_logits = shifted.new_empty({masks, dim});
   const kernels::BudgetedMasksBackward p{.dtype = dtype,
                                          .masks = masks,
@@ -75,7 +76,7 @@ Tensor budgeted_masks_backward(const Tensor& grad_weights_, const Tensor& weight
                                          .weights = weights.const_data_ptr(),
                                          .grad_weights = grad_weights.const_data_ptr(),
                                          .sharpness = sharpness,
-                                         .grad_shifted = grad_shifted.mutable_data_ptr(),
+                                         .grad_shifted = element(grad_shifted),
                                          .grad_logits = grad_logits.mutable_data_ptr()};
   run_on(
       shifted,

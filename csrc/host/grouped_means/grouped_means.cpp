@@ -75,6 +75,8 @@ std::tuple<Tensor, Tensor, Tensor> grouped_means_backward(
       .means = means.const_data_ptr(),
       .compared = compared.const_data_ptr(),
       .grad = grad_means.const_data_ptr(),
+      .grad_stride = 1,
+      .factor = 1,
       .grad_weights = wanted[0] ? grad_weights.mutable_data_ptr() : nullptr,
       .grad_sums = wanted[1] ? grad_sums.mutable_data_ptr() : nullptr,
       .grad_counts = wanted[2] ? grad_counts.mutable_data_ptr() : nullptr,

@@ -46,8 +46,11 @@ std::tuple<Tensor, Tensor, Tensor> subspace_similarity(const Tensor& x, const Op
         });
       },
       [&](auto stream) {
-        Tensor sums = similarity.new_empty({p.pairs.rows.count(), in.subspaces(), in.batch()});
-        p.sums = sums.mutable_data_ptr();
+        Tensor sums;
+        if (!kernels::compares_two(p.pairs)) {
+          sums = similarity.new_empty({p.pairs.rows.count(), in.subspaces(), in.batch()});
+          p.sums = sums.mutable_data_ptr();
+        }
         return kernels::subspace_similarity_cuda(p, stream);
       });
   return {similarity, inv_norm_x, inv_norm_y};

@@ -46,7 +46,7 @@ struct BudgetedMasksBackward {
   const void* weights;       // [2^F, D]
   const void* grad_weights;  // [2^F, D]
   double sharpness;
-  void* grad_shifted;  // [F, D], work space
+  void* grad_shifted;  // [F, D], work space; CPU only
   void* grad_logits;   // [F, D]
 };
 

@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kDimThreads = 64;  // of a block: there are few dimensions
+constexpr int kGradThreads = 512;
 
 // Returns to every thread the largest value of its block of `Threads` threads.
 template <int Threads>
@@ -93,42 +94,31 @@ __global__ void __launch_bounds__(kDimThreads) write_subsets(BudgetedMasks p) {
   }
 }
 
-__global__ void __launch_bounds__(kDimThreads) write_grad_shifted(BudgetedMasksBackward p) {
-  const std::int64_t d = std::int64_t{blockIdx.x} * kDimThreads + threadIdx.x;
-  if (d >= p.dim) return;
-  const float* u = static_cast<const float*>(p.shifted) + d;
-  const float* w = static_cast<const float*>(p.weights) + d;
-  const float* grad = static_cast<const float*>(p.grad_weights) + d;
-  float sums[kMostMasks] = {};
-  for (int g = 1; g < 1 << p.masks; ++g) {
-    const float product = grad[g * p.dim] * w[g * p.dim];
-#pragma unroll
-    for (int f = 0; f < kMostMasks; ++f) sums[f] += g >> f & 1 ? product : 0;
+// A thread block has a mask: they are few, but so are the numbers of each.
+__global__ void __launch_bounds__(kGradThreads) write_logit_grads(BudgetedMasksBackward p) {
+  const int f = static_cast<int>(blockIdx.x), subsets = 1 << (p.masks - 1);
+  const float* u = static_cast<const float*>(p.shifted) + f * p.dim;
+  const float* w = static_cast<const float*>(p.weights);
+  const float* grad = static_cast<const float*>(p.grad_weights);
+  float* out = static_cast<float*>(p.grad_logits) + f * p.dim;
+  float sums[2] = {};  // of the slopes and of the gradients of u
+  for (std::int64_t d = threadIdx.x; d < p.dim; d += kGradThreads) {
+    float sum = 0;
+#pragma unroll 4
+    for (int i = 0; i < subsets; ++i) {  // with bit f
+      const int low = i & ((1 << f) - 1), g = (i - low) * 2 + (1 << f) + low;
+      sum += grad[g * p.dim + d] * w[g * p.dim + d];
+    }
+    const float rest = sigmoid(-u[d]);  // 1 - sigmoid(u) would be 0 for a large u
+    out[d] = 2 * rest * sum;            // read again by this thread alone
+    sums[0] += sigmoid(u[d]) * rest;
+    sums[1] += out[d];
   }
-  float* out = static_cast<float*>(p.grad_shifted) + d;
-#pragma unroll
-  for (int f = 0; f < kMostMasks; ++f) {
-    if (f < p.masks) out[f * p.dim] = 2 * sigmoid(-u[f * p.dim]) * sums[f];
-  }
-}
-
-__global__ void __launch_bounds__(kThreads) write_grad_logits(BudgetedMasksBackward p) {
-  const float* u = static_cast<const float*>(p.shifted) + blockIdx.x * p.dim;
-  const float* grad = static_cast<const float*>(p.grad_shifted) + blockIdx.x * p.dim;
-  float* out = static_cast<float*>(p.grad_logits) + blockIdx.x * p.dim;
-  float slopes = 0, grads = 0;
-  for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) {
-    // 1 - sigmoid(u) would be 0 for a large u. Read again by this thread alone.
-    out[d] = sigmoid(u[d]) * sigmoid(-u[d]);
-    slopes += out[d];
-    grads += grad[d];
-  }
-  slopes = block_sum<kThreads>(slopes);
-  grads = block_sum<kThreads>(grads);
+  block_sums<kGradThreads>(sums);
   const float sharpness = static_cast<float>(p.sharpness);
-  const float share = slopes > 0 ? grads / slopes : 0;
-  for (std::int64_t d = threadIdx.x; d < p.dim; d += kThreads) {
-    out[d] = sharpness * (grad[d] - out[d] * share);
+  const float share = sums[0] > 0 ? sums[1] / sums[0] : 0;
+  for (std::int64_t d = threadIdx.x; d < p.dim; d += kGradThreads) {
+    out[d] = sharpness * (out[d] - sigmoid(u[d]) * sigmoid(-u[d]) * share);
   }
 }
 
@@ -147,10 +137,7 @@ int budgeted_masks_cuda(const BudgetedMasks& p, cudaStream_t stream) {
 
 int budgeted_masks_backward_cuda(const BudgetedMasksBackward& p, cudaStream_t stream) {
   if (p.dtype != DType::kFloat32) return cudaErrorInvalidValue;
-  const cudaError_t error =
-      launch(write_grad_shifted, blocks(p.dim, kDimThreads), kDimThreads, stream, p);
-  if (error != cudaSuccess) return error;
-  return launch(write_grad_logits, blocks(p.masks, 1), kThreads, stream, p);
+  return launch(write_logit_grads, blocks(p.masks, 1), kGradThreads, stream, p);
 }
 
 }  // namespace mast_ext::kernels

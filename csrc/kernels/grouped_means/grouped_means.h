@@ -37,10 +37,12 @@ struct GroupedMeansBackward {
   GroupedMeansInputs in;
   const void* means;     // [D]
   const void* compared;  // [D]
-  const void* grad;      // [D]
-  void* grad_weights;    // [G, D], or null
-  void* grad_sums;       // [G, D], or null
-  void* grad_counts;     // [G], or null
+  const void* grad;      // [D], or [] with a stride of 0
+  std::int64_t grad_stride;
+  double factor;       // of the gradient
+  void* grad_weights;  // [G, D], or null
+  void* grad_sums;     // [G, D], or null
+  void* grad_counts;   // [G], or null
 };
 
 // What the gradients of a dimension have in common: r_d and l_d.
@@ -50,8 +52,14 @@ struct MeanSlope {
 
   MAST_EXT_HD MeanSlope(const GroupedMeansBackward& p, std::int64_t d) {
     const A compared = static_cast<const A*>(p.compared)[d];
-    share = static_cast<const A*>(p.grad)[d] / (compared < 1 ? A{1} : compared);
+    const A grad = static_cast<const A*>(p.grad)[d * p.grad_stride] * static_cast<A>(p.factor);
+    share = grad / (compared < 1 ? A{1} : compared);
     level = compared >= 1 ? static_cast<const A*>(p.means)[d] : A{0};
+  }
+
+  // The gradient of element `at` of the weights, of a group of `counts` pairs.
+  MAST_EXT_HD A of_weight(const GroupedMeansBackward& p, std::int64_t at, A counts) const {
+    return share * (static_cast<const A*>(p.in.sums)[at] - level * counts);
   }
 };
 

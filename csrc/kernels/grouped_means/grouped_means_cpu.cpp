@@ -34,13 +34,11 @@ template <typename A>
 void grads_of_group(const GroupedMeansBackward& p, std::int64_t g) {
   const std::int64_t dim = p.in.dim;
   const A* w = static_cast<const A*>(p.in.weights) + g * dim;
-  const A* sums = static_cast<const A*>(p.in.sums) + g * dim;
   const A pairs = static_cast<const A*>(p.in.counts)[g];
   if (p.grad_weights != nullptr) {
     A* const to = static_cast<A*>(p.grad_weights) + g * dim;
     for (std::int64_t d = 0; d < dim; ++d) {
-      const MeanSlope<A> slope(p, d);
-      to[d] = slope.share * (sums[d] - slope.level * pairs);
+      to[d] = MeanSlope<A>(p, d).of_weight(p, g * dim + d, pairs);
     }
   }
   if (p.grad_sums != nullptr) {

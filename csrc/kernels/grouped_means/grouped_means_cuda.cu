@@ -2,36 +2,17 @@
 // dimensions, the gradient of the counts, is a thread block for every group.
 #include "kernels/common/launch.cuh"
 #include "kernels/common/reductions.cuh"
-#include "kernels/grouped_means/grouped_means.h"
+#include "kernels/grouped_means/grouped_means_cuda.cuh"
 
 namespace mast_ext::kernels {
 namespace {
 
 constexpr int kThreads = 64;  // of a block: there are few dimensions
 constexpr int kCountThreads = 256;
-constexpr int kParts = 4;  // sums of a thread that run side by side
 
 __global__ void __launch_bounds__(kThreads) divide(GroupedMeans p) {
-  const std::int64_t d = std::int64_t{blockIdx.x} * kThreads + threadIdx.x, dim = p.in.dim;
-  if (d >= dim) return;
-  const float* w = static_cast<const float*>(p.in.weights) + d;
-  const float* sums = static_cast<const float*>(p.in.sums) + d;
-  const float* counts = static_cast<const float*>(p.in.counts);
-  float totals[kParts] = {}, compared[kParts] = {};
-  for (std::int64_t first = 0; first < p.in.groups; first += kParts) {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      const std::int64_t g = first + i;
-      if (g >= p.in.groups) break;
-      const float weight = w[g * dim];
-      totals[i] += weight * sums[g * dim];
-      compared[i] += weight * counts[g];
-    }
-  }
-  const float pairs = (compared[0] + compared[1]) + (compared[2] + compared[3]);
-  const float total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
-  static_cast<float*>(p.compared)[d] = pairs;
-  static_cast<float*>(p.means)[d] = total / (pairs < 1 ? 1 : pairs);
+  const std::int64_t d = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (d < p.in.dim) write_mean(p, d);
 }
 
 __global__ void __launch_bounds__(kThreads) write_grads(GroupedMeansBackward p) {
@@ -41,8 +22,7 @@ __global__ void __launch_bounds__(kThreads) write_grads(GroupedMeansBackward p) 
   const MeanSlope<float> slope(p, d);
   if (p.grad_weights != nullptr) {
     const float pairs = static_cast<const float*>(p.in.counts)[g];
-    static_cast<float*>(p.grad_weights)[at] =
-        slope.share * (static_cast<const float*>(p.in.sums)[at] - slope.level * pairs);
+    static_cast<float*>(p.grad_weights)[at] = slope.of_weight(p, at, pairs);
   }
   if (p.grad_sums != nullptr) {
     static_cast<float*>(p.grad_sums)[at] =

@@ -23,8 +23,14 @@ struct SubspaceSimilarity {
   void* similarity;  // [K, Vx, Vy, B]
   void* inv_norm_x;  // [K, Vx, B]  1 / max(norm, eps); cosine only
   void* inv_norm_y;  // [K, Vy, B]  cosine with y given only
-  void* sums;        // [rows, K, B] workspace; CUDA only
+  void* sums;        // [rows, K, B] workspace; CUDA only, null where it compares_two()
 };
+
+// Whether a view of x is compared with one of y, without masks, for which a GPU needs no workspace.
+inline bool compares_two(const PairSums& p) {
+  return !p.rows.self && p.rows.x_views == 1 && p.rows.y_views == 1 && p.masks == nullptr &&
+         p.subspaces == 1;
+}
 
 struct SubspaceSimilarityBackward {
   PairSums pairs;

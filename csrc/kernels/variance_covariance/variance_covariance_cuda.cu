@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kPacketThreads)
 template <typename T, typename P, int N>
 __global__ void __launch_bounds__(kPacketThreads)
     combine(VarianceCovarianceBackward p, PacketGrid grid) {
-  combine_rows<T, P, N>(p, grid, [](std::int64_t, std::int64_t, std::int64_t, float (&)[N]) {});
+  combine_rows<T, P, N>(
+      p, grid, [](std::int64_t, std::int64_t) { return [](std::int64_t, float (&)[N]) {}; });
 }
 
 __global__ void __launch_bounds__(kThreads) grad_masks(VarianceCovarianceBackward p) {

@@ -93,11 +93,11 @@ __device__ __forceinline__ void write_matrix(const VarianceCovarianceBackward& p
   }
 }
 
-// Rows of the gradient in the Gram form. add(v, n, d, sum) is called for every packet before it is
-// written.
-template <typename T, typename P, int N, typename Add>
+// Rows of the gradient in the Gram form. What add_of(v, d) returns is called as add(n, sum) for
+// every packet of view v from column d on, before it is written.
+template <typename T, typename P, int N, typename AddOf>
 __device__ __forceinline__ void combine_rows(const VarianceCovarianceBackward& p,
-                                             const PacketGrid& grid, const Add& add) {
+                                             const PacketGrid& grid, const AddOf& add_of) {
   const VarianceCovarianceShape& s = p.shape;
   const PacketRows own(grid, s.rows, N);
   if (own.d >= p.dims) return;
@@ -105,6 +105,7 @@ __device__ __forceinline__ void combine_rows(const VarianceCovarianceBackward& p
   const std::int64_t corner = own.view * s.rows * p.dims + own.d;
   const P* const centered = static_cast<const P*>(p.centered) + corner;
   T* const grad_z = static_cast<T*>(p.grad_z) + own.view * s.rows * s.dim + at;
+  const auto add = add_of(own.view, at);
   // All loads come before the divisions, which the compiler does not move loads across.
   float squares[N], diagonal[N] = {};
 #pragma unroll
@@ -144,7 +145,7 @@ __device__ __forceinline__ void combine_rows(const VarianceCovarianceBackward& p
     for (int r = 0; r < kBatch; ++r) {
       const std::int64_t n = first + r * own.step;
       if (n >= own.last) break;
-      add(own.view, n, at, sum[r]);
+      add(n, sum[r]);
       write<N>(sum[r], grad_z + n * s.dim);
     }
   }
