@@ -22,6 +22,8 @@ COLOR_CHANGES = ("saturation", "hue", "grayscale")
 AUGMENTATIONS = ("crop", "flip", "color", "grayscale", "blur", "solarize")
 """Every augmentation the schema knows, in the order in which a renderer applies them."""
 
+MOST_SIGMA = 1000.0  # kMostSigma of csrc/kernels/photometry
+
 
 @dataclass(frozen=True)
 class AugmentationRecipe:
@@ -45,7 +47,8 @@ class AugmentationRecipe:
         hue: Strength of the hue change in turns; lies in ``[0, 0.5]``.
         grayscale: Probability of conversion to gray.
         blur: Probability of a Gaussian blur.
-        blur_sigma: Range of the blur's standard deviation in pixels of the view, positive.
+        blur_sigma: Range of the blur's standard deviation in pixels of the view, positive and at
+            most 1000.
         solarize: Probability of solarization (pixels at or above the threshold are inverted).
         solarize_threshold: Level from which pixels are inverted, an integer in ``[0, 255]``; of
             images of 16 bits 257 times that.
@@ -91,7 +94,7 @@ class AugmentationRecipe:
         )
         self._check_range("crop_scale", 1.0)
         self._check_range("crop_ratio", math.inf)
-        self._check_range("blur_sigma", math.inf)
+        self._check_range("blur_sigma", MOST_SIGMA)
         for name in ("mean", "std"):
             values = require_numbers(name, getattr(self, name))
             if not values:

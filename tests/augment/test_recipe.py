@@ -32,6 +32,7 @@ BAD_VALUES = [
     ("saturation", None, "saturation must be a number"),
     ("hue", 0.6, "hue must be a strength in \\[0, 0.5\\]"),
     ("blur_sigma", (0.0, 2.0), "blur_sigma must be"),
+    ("blur_sigma", (0.1, 1001.0), "with 0 < low <= high <= 1000, got"),
     ("solarize_threshold", 256, "solarize_threshold must be from 0 to 255"),
     ("solarize_threshold", 0.5, "solarize_threshold must be an integer"),
     ("mean", (0.5, 0.5), "a number for each channel, got 2 and 3 numbers"),
