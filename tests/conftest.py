@@ -54,16 +54,17 @@ def has_cuda_kernels():
     return torch.cuda.is_available() and ops.build_info()["cuda"]
 
 
-# About half of the time of all tests.
+# What is in them takes about half of the time of all tests: `make test` runs it beside the others.
 BESIDE = [
     ROOT / "tests" / path for path in ("emulation", "sanitizers", "benchmarks", "test_gpu_check.py")
 ]
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skips what needs a GPU where there is none, and what needs no emulated kernels beside them.
+    """Marks one half of the tests, and skips what needs a GPU where there is none.
 
-    Kernels are exercised by tests of a `device` that are not about how torch calls operators.
+    With emulated kernels, leaves out what does not exercise them: tests of a `device` do that are
+    not about how torch calls operators.
     """
     for item in items:
         if any(item.path.is_relative_to(path) for path in BESIDE):

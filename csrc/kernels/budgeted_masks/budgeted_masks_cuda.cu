@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kGradThreads) write_logit_grads(BudgetedMasksB
   for (std::int64_t d = threadIdx.x; d < p.dim; d += kGradThreads) {
     float sum = 0;
 #pragma unroll 4
-    for (int i = 0; i < subsets; ++i) {  // with bit f
+    for (int i = 0; i < subsets; ++i) {  // of those with mask f: g is i with a 1 put in at bit f
       const int low = i & ((1 << f) - 1), g = (i - low) * 2 + (1 << f) + low;
       sum += grad[g * p.dim + d] * w[g * p.dim + d];
     }

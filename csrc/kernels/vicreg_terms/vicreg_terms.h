@@ -12,7 +12,8 @@
 //   grad x = 2 G f_0 (x - y) + that of variance_covariance for G f_1 and G f_2
 //   grad y = 2 G f_0 (y - x) + the same of y
 //
-// With groups, row n of x - y is multiplied by w_gd / max(compared_d, 1) of its group, too.
+// With groups, row n of x - y is multiplied by w_gd / max(compared_d, 1) of its group, too, and
+// grad w_gd is that of grouped_means for a gradient G f_0 of every mean.
 //
 // The passes over columns and the matrix products are those of variance_covariance.
 #pragma once

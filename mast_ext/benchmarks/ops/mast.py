@@ -32,7 +32,7 @@ def make_inputs(batch, dim, dtype):
 
 def mast(x: Tensor, y: Tensor, logits: Tensor, changed: Tensor) -> Tensor:
     loss = loss_of(x.shape[1], x.device)
-    # The leaf whose gradient is asked for is no Parameter.
+    # Takes the parameter's place: the tensor whose gradient is asked for, which is no Parameter.
     loss.masks._parameters["logits"] = logits  # type: ignore[assignment]
     return loss(x, y, changed).loss
 
@@ -66,7 +66,7 @@ def plain(x: Tensor, y: Tensor, logits: Tensor, changed: Tensor) -> Tensor:
 
 
 def vicreg(x: Tensor, y: Tensor, logits: Tensor, changed: Tensor) -> Tensor:
-    return VICREG(x, y) + 0 * logits.sum()
+    return VICREG(x, y) + 0 * logits.sum()  # gradients of all inputs are asked for
 
 
 def least(batch: int, dim: int) -> tuple[int, int]:
