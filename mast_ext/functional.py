@@ -691,16 +691,18 @@ def vicreg_terms(
     scales, weights = require_numbers("scales", scales), require_numbers("weights", weights)
     eps = as_number("eps", eps)
     alike = x.ndim == 2 and (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
-    fits = alike
     if group is None or group_weights is None or invariance is not None:
-        fits &= group is None and group_weights is None
+        grouped = group is None and group_weights is None
     else:
-        fits &= group_weights.ndim == 2 and group_weights.shape[1:] == x.shape[1:]
-        fits &= len(group_weights) > 0
-        fits &= group_weights.dtype == torch.promote_types(x.dtype, torch.float32)
+        grouped = (
+            group_weights.ndim == 2
+            and len(group_weights) > 0
+            and group_weights.shape[1:] == x.shape[1:]
+            and group_weights.dtype == torch.promote_types(x.dtype, torch.float32)
+        )
     apart = x.device.type == "cpu" and x.numel() > MOST_TOGETHER
     # What does not fit is left to the operator, which says so.
-    if fits and (apart or any(map(changes_between_calls, (*scales, *weights)))):
+    if alike and grouped and (apart or any(map(changes_between_calls, (*scales, *weights)))):
         if group is not None and group_weights is not None:
             found = grouped_squared_difference(x, y, group, len(group_weights))
             invariance = grouped_means(group_weights, *found)
