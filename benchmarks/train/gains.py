@@ -2,9 +2,9 @@
 
 Two plain runs are compared with: one of equal epochs, and one of equal image forwards, which is the
 program's ``--baseline`` and lies in the directory of the run that it is equal to. Runs of a seed
-have the same initial weights, images and order. The learning rate is that of the plain method, see
-`tuned_rates`. Nothing is chosen by the test images: they are for the probes at a run's end, and for
-what features know of augmentations.
+have the same initial weights, images and order. The learning rate is that of the plain method:
+given, or see `tuned_rates`. Nothing is chosen by the test images: they are for the probes at a
+run's end, and for what features know of augmentations.
 """
 
 import argparse
@@ -81,6 +81,14 @@ def main(
     parser.add_argument("--methods", nargs="+", default=list(methods))
     parser.add_argument("--treatments", nargs="+", choices=treatments, default=list(treatments))
     parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=named_rate,
+        default=[],
+        metavar="METHOD=RATE",
+        help="Learning rates of methods that are not tuned here, such as simclr=0.032.",
+    )
+    parser.add_argument(
         "--until",
         choices=["tuned", "trained"],
         help="Stop there: the rest can run on another machine, with all files at the same paths.",
@@ -88,7 +96,9 @@ def main(
     values = parser.parse_args()
 
     data = ["--data.name=folder", f"--data.path={values.path}", *network(values.width)]
-    rates = tuned_rates(values)
+    given = dict(values.rates)
+    to_tune = [method for method in values.methods if method not in given]
+    rates = given | tuned_rates(values, to_tune)
     if values.until == "tuned":
         return
     chosen = {PLAIN: Treatment(())} | {name: treatments[name] for name in values.treatments}
@@ -129,10 +139,7 @@ def main(
             f"Accuracy in %, mean ± standard deviation over seeds {values.seeds}.",
             f"Plain runs of {values.epochs:g} epochs; others have as many, and beside them are"
             " plain runs of as many image forwards.",
-            "Learning rates, chosen for the plain method by a tenth of the training images, after"
-            f" training on the others for {values.epochs:g} epochs: "
-            + ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
-            + ".",
+            *rate_notes(rates, to_tune, values.epochs),
             "Δ: difference of the linear probe to the plain run of the same seed, and to the one of"
             " as many forwards: mean ± standard error, and p of a paired t-test, not corrected for"
             " how many there are.",
@@ -161,6 +168,25 @@ def main(
         values,
         append=True,
     )
+
+
+def named_rate(text: str) -> tuple[str, float]:
+    """Of METHOD=RATE."""
+    method, _, rate = text.partition("=")
+    return method, float(rate)
+
+
+def rate_notes(rates: Mapping[str, float], tuned: Sequence[str], epochs: float) -> Iterator[str]:
+    """What a table says of its learning rates."""
+    of_how = {
+        "chosen for the plain method by a tenth of the training images, after training on the"
+        f" others for {epochs:g} epochs": [method for method in rates if method in tuned],
+        "as given": [method for method in rates if method not in tuned],
+    }
+    for how, methods in of_how.items():
+        if methods:
+            listed = ", ".join(f"{method} {rates[method]:g}" for method in methods)
+            yield f"Learning rates, {how}: {listed}."
 
 
 def accuracy_rows(found: Mapping[tuple[str, str], Sequence[Scores]]) -> Iterator[list[str]]:
@@ -260,20 +286,22 @@ def measure_augmentations(training: Path, values: argparse.Namespace) -> None:
     partial.rename(measured)
 
 
-def tuned_rates(values: argparse.Namespace) -> dict[str, float]:
-    """The best learning rate of every plain method, by a linear probe of held-out training images.
+def tuned_rates(values: argparse.Namespace, methods: Sequence[str]) -> dict[str, float]:
+    """The best learning rate of each of these methods, plain.
 
-    Of `RATES`, doubled or halved while that is better, so that the best is never the grid's end;
-    one seed that no table has.
+    By a linear probe of held-out training images, with one seed that no table has; of `RATES`,
+    doubled or halved while that is better, so that the best is never the grid's end.
     """
+    if not methods:
+        return {}
     tuning = copy(values)
     tuning.runs, tuning.seeds = values.runs / "tuning", [1000]
     folder = held_out(values.path, tuning.runs / "images")
     data = ["--data.name=folder", f"--data.path={folder}", *network(values.width)]
-    scores: dict[str, dict[float, float]] = {method: {} for method in values.methods}
+    scores: dict[str, dict[float, float]] = {method: {} for method in methods}
     while missing := {
         f"{method} {rate:g}": (method, rate)
-        for method in values.methods
+        for method in methods
         for rate in next_rates(scores[method])
     }:
         variants = {

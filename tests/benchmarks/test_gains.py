@@ -61,6 +61,14 @@ def test_rates_are_tried_until_the_best_lies_between_others(gains):
     assert gains.next_rates({4e-3: 0.3, 8e-3: 0.4, 1.6e-2: 0.2}) == []
 
 
+def test_a_table_says_which_rates_were_tuned(gains):
+    rates = dict([gains.named_rate("simclr=0.032"), ("byol", 0.008)])
+    tuned, given = gains.rate_notes(rates, ["byol"], 4)
+    assert tuned.startswith("Learning rates, chosen") and tuned.endswith("4 epochs: byol 0.008.")
+    assert given == "Learning rates, as given: simclr 0.032."
+    assert list(gains.rate_notes({"byol": 0.008}, ["byol"], 4)) == [tuned]
+
+
 def test_held_out_images_are_training_images_once(gains, tmp_path):
     images = folder_of_images(tmp_path / "images")
     folder = gains.held_out(images, tmp_path / "made")
