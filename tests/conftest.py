@@ -5,6 +5,7 @@ place of the installed one, and keeps the tests that exercise kernels.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,14 @@ def pytest_collection_modifyitems(config, items):
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay():
+    """No test leaves a handler of SIGTERM or SIGINT: another would not end by them as it should."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 # Without a GPU thousands of tests need not even be made, to be skipped.

@@ -3,6 +3,7 @@
 ``config``      all settings of a run
 ``recipes/``    settings from papers
 ``launch``      processes that train together, and on which device
+``signals``     handlers that end with what set them
 ``networks``    what is trained: backbone, method, hard views
 ``inputs``      what images ask of the settings: channels, no changes of color without colors
 ``waiting``     a line on the terminal while something takes long

@@ -6,6 +6,7 @@ launcher. It reads its rank from its environment and joins the others (`process_
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,10 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 from mast_ext.distributed import rank, world_size
 from mast_ext.train.config import TrainConfig
 from mast_ext.train.errors import EndedByAnother, ProcessKilled, RunError, SettingsError
+from mast_ext.train.signals import handlers_restored
+
+LAUNCHER_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""For which torch's launcher sets handlers, and leaves them set."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +290,8 @@ def launch(module: str, arguments: Sequence[str], count: int) -> int:
     )
     logging.disable()  # the launcher's account of the failure; ours has been given
     try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
+        with handlers_restored(LAUNCHER_SIGNALS):
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
     except SignalException as error:
         return 128 + error.sigval
     except ChildFailedError as error:

@@ -1,4 +1,6 @@
-"""How many processes a machine has a place for."""
+"""How many processes a machine has a place for, and what is left when they have ended."""
+
+import signal
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from mast_ext.train import launch
 from mast_ext.train.config import TrainConfig
 from mast_ext.train.errors import SettingsError
-from mast_ext.train.launch import require_devices
+from mast_ext.train.launch import LAUNCHER_SIGNALS, require_devices
 
 
 @pytest.mark.parametrize(("devices", "told"), [(1, ""), (2, ""), (4, "more than the 2 CPU cores")])
@@ -23,3 +25,10 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     assert require_devices(TrainConfig(devices=2)) == ""
     with pytest.raises(SettingsError, match="train.devices is 4, but there are 2 GPUs here"):
         require_devices(TrainConfig(devices=4))
+
+
+def test_the_launcher_leaves_no_handlers(monkeypatch):
+    """A SIGTERM afterwards would raise torch's exception in whatever runs then."""
+    before = [signal.getsignal(number) for number in LAUNCHER_SIGNALS]
+    assert launch.launch("mast_ext.cli.main", ["--version"], 2) == 0
+    assert [signal.getsignal(number) for number in LAUNCHER_SIGNALS] == before

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mast_ext.distributed import all_gather_numbers, all_gather_object, rank, world_size
 from mast_ext.train.errors import Interrupted
 from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.signals import handlers_restored
 from mast_ext.train.state.checkpoint import (
     FORMAT,
     copy_file,
@@ -164,12 +165,8 @@ class Checkpoints(Callback):
 @contextmanager
 def signals_restored() -> Iterator[None]:
     """Restores the handlers of `SIGNALS`; a SIGTERM before the first step is `Interrupted`, too."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        yield
+        with handlers_restored(SIGNALS):
+            yield
     except SIGTERMException as error:
         raise Interrupted(signal.SIGTERM, 0) from error
-    finally:
-        with suppress(ValueError):
-            for number, handler in before.items():
-                signal.signal(number, handler)
