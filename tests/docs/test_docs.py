@@ -163,12 +163,17 @@ def test_the_site_builds_without_a_warning(tmp_path):
         text=True,
     )
     assert built.returncode == 0, built.stderr
-    performance = (tmp_path / "performance" / "index.html").read_text()
-    plots = re.findall(r'<img [^>]*src="([^"]+\.svg)"', performance)
-    source = (ROOT / "docs" / "performance.md").read_text()
-    assert len(plots) == source.count("<!-- plot: ") > 0
-    for plot in plots:
-        assert "mast_ext" in (tmp_path / "performance" / plot).read_text()
+    for page, kind, shown in (
+        ("performance", "plot", "mast_ext"),
+        ("hard-views", "gains", "4 views"),
+        ("equimod", "gains", "EquiMod"),
+    ):
+        html = (tmp_path / page / "index.html").read_text()
+        plots = re.findall(r'<img [^>]*src="([^"]+\.svg)"', html)
+        source = (ROOT / "docs" / f"{page}.md").read_text()
+        assert len(plots) == source.count(f"<!-- {kind}: ") > 0
+        for plot in plots:
+            assert shown in (tmp_path / page / plot).read_text()
 
 
 def test_page_of_losses_has_every_class():
