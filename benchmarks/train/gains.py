@@ -49,11 +49,13 @@ class Treatment:
         options: Of ``mast-ext pretrain``.
         against_forwards: Whether a plain run of as many image forwards is trained beside it.
         unfit: Methods that do not take these options.
+        length: Epochs, relative to those of the plain method.
     """
 
     options: tuple[str, ...]
     against_forwards: bool = False
     unfit: tuple[str, ...] = ()
+    length: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def main(
                 f"--optimizer.lr={rates[method]:g}",
                 *treatment.options,
                 *([f"--baseline={method}"] if treatment.against_forwards else []),
-            )
+            ),
+            treatment.length,
         )
         for method in values.methods
         for name, treatment in chosen.items()
@@ -137,8 +140,8 @@ def main(
         title,
         [
             f"Accuracy in %, mean ± standard deviation over seeds {values.seeds}.",
-            f"Plain runs of {values.epochs:g} epochs; others have as many, and beside them are"
-            " plain runs of as many image forwards.",
+            f"Plain runs of {values.epochs:g} epochs; others have as many unless they say so, and"
+            " beside some are plain runs of as many image forwards.",
             *rate_notes(rates, to_tune, values.epochs),
             "Δ: difference of the linear probe to the plain run of the same seed, and to the one of"
             " as many forwards: mean ± standard error, and p of a paired t-test, not corrected for"
