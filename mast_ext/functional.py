@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mast_ext import ops
 from mast_ext.checks import (
@@ -30,7 +29,6 @@ __all__ = [
     "cross_correlation_penalty",
     "epps_pulley_distance",
     "epps_pulley_grid",
-    "epps_pulley_roots",
     "gather_views",
     "gram_difference",
     "grouped_means",
@@ -218,7 +216,7 @@ def contrastive_logsumexp(
         x,
         y,
         masks,
-        *_tensor_and_number(temperature, x),
+        *_tensor_and_number("temperature", temperature, x),
         None if offset is None else as_integer("offset", offset),
         exclude_self,
         exclude_positive,
@@ -235,14 +233,16 @@ def _keeps() -> bool:
     return torch.is_grad_enabled()
 
 
-def _tensor_and_number(temperature: float | Tensor, x: Tensor) -> tuple[Tensor | None, float]:
+def _tensor_and_number(
+    name: str, number: float | Tensor, like: Tensor
+) -> tuple[Tensor | None, float]:
     """The two arguments that the operators take in its place."""
-    if isinstance(temperature, Tensor):
-        return temperature, 0.0
-    temperature = as_number("temperature", temperature)
-    if changes_between_calls(temperature):
-        return _as_scalar("temperature", temperature, x), 0.0
-    return None, temperature
+    if isinstance(number, Tensor):
+        return number, 0.0
+    number = as_number(name, number)
+    if changes_between_calls(number):
+        return _as_scalar(name, number, like), 0.0
+    return None, number
 
 
 @explains_types
@@ -299,7 +299,7 @@ def contrastive_loss(
         raise ValueError(f"views must be 2 or more, got {len(several)}")
     return ops.contrastive_loss.op(
         several,
-        *_tensor_and_number(temperature, several[0]),
+        *_tensor_and_number("temperature", temperature, several[0]),
         decoupled,
         within_views,
         one_sided,
@@ -833,7 +833,7 @@ def sliced_characteristic_distance(
     dtype = torch.promote_types(z.dtype, torch.float32)
     t_min, t, phi, weights = epps_pulley_grid(knots, t_max, interval, dtype=dtype, device=z.device)
     sums = sliced_characteristic_sums(z, slices, knots=len(t), t_min=t_min, t_max=t_max)
-    return epps_pulley_distance(sums, z.shape[1], *epps_pulley_roots(phi, weights))
+    return epps_pulley_distance(sums, z.shape[1], phi, weights)
 
 
 @explains_types
@@ -882,48 +882,34 @@ def epps_pulley_grid(
 
 
 @explains_types
-def epps_pulley_roots(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """What `epps_pulley_distance` takes of a grid, whose sum of squares needs no other weights.
+def epps_pulley_distance(
+    sums: Tensor, images: float | Tensor, phi: Tensor, weights: Tensor
+) -> Tensor:
+    r"""`sliced_characteristic_distance` of sums, such as those that processes have added up.
+
+    ::
+
+        T[v] = N/M · Σ_{k,m} weights_k [(sums_vk0m / N − phi_k)² + (sums_vk1m / N)²]
+
+    One launch on a GPU, and one for the gradient.
 
     Args:
-        phi: ``[K]``, of `epps_pulley_grid`.
+        sums: ``[V, K, 2, M]``, float32, or float64 on the CPU: what `sliced_characteristic_sums`
+            returns at the knots of `epps_pulley_grid`.
+        images: ``N``, over how many they are sums: a number, or a scalar tensor.
+        phi: ``[K]``, of `epps_pulley_grid`, dtype of ``sums``.
         weights: ``[K]``, of the same.
 
     Returns:
-        The square roots of the weights, ``[K, 1, 1]``; and, times these, what cosines and sines are
-        compared with, ``phi`` and 0, ``[K, 2, 1]``.
+        ``[V]``, dtype of ``sums``; NaN of no images. Differentiable once in ``sums``.
 
     Raises:
-        RuntimeError: The shapes do not fit.
+        ValueError: A shape or device does not fit, or the number of images is negative.
+        TypeError: A dtype is not supported, or differs from that of ``sums``.
     """
-    roots = weights.sqrt()[:, None]
-    return roots[..., None], (roots * torch.stack((phi, torch.zeros_like(phi)), 1))[..., None]
-
-
-@explains_types
-def epps_pulley_distance(
-    sums: Tensor, images: float | Tensor, roots: Tensor, targets: Tensor
-) -> Tensor:
-    """`sliced_characteristic_distance` of sums, such as those that processes have added up.
-
-    Args:
-        sums: ``[V, K, 2, M]``, what `sliced_characteristic_sums` returns at the knots of
-            `epps_pulley_grid`.
-        images: How many they are sums over: a number or a scalar tensor.
-        roots: ``[K, 1, 1]``, of `epps_pulley_roots`.
-        targets: ``[K, 2, 1]``, of the same.
-
-    Returns:
-        ``[V]``, dtype of ``sums``. Differentiable in ``sums``.
-
-    Raises:
-        RuntimeError: The shapes do not fit.
-    """
-    images = images if isinstance(images, Tensor) else require_number("images", images)
-    # The statistic's factor, images / M, goes inside of the square.
-    scaled = sums * (roots / (images * sums.shape[3]) ** 0.5)
-    targets = (targets * (images / sums.shape[3]) ** 0.5).expand_as(scaled)
-    return F.mse_loss(scaled, targets, reduction="none").sum((1, 2, 3))
+    tensor, number = _tensor_and_number("images", images, sums)
+    tensor = None if tensor is None else tensor.to(sums.dtype)
+    return ops.epps_pulley_distance.op(sums, tensor, number, phi, weights)
 
 
 @explains_types

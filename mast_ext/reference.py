@@ -14,6 +14,7 @@ __all__ = [
     "contrastive_logsumexp",
     "contrastive_loss",
     "cross_correlation_penalty",
+    "epps_pulley_distance",
     "gather_views",
     "nearest_neighbor_distance",
     "prototype_column_logsumexp",
@@ -295,6 +296,15 @@ def sliced_characteristic_distance(
     squares = (angles.cos().mean(1) - of_normal).square() + angles.sin().mean(1).square()
     integral = torch.trapezoid(squares * of_normal, t)  # [V, M]
     return z.shape[1] * (2 if interval == "half" else 1) * integral.mean(1)
+
+
+def epps_pulley_distance(
+    sums: Tensor, images: float | Tensor, phi: Tensor, weights: Tensor
+) -> Tensor:
+    """See :func:`mast_ext.functional.epps_pulley_distance`."""
+    cosines, sines = (sums / images).unbind(2)  # [V, K, M]
+    squares = (cosines - phi[:, None]).square() + sines.square()
+    return images * (weights[:, None] * squares).sum(1).mean(1)
 
 
 def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:

@@ -53,7 +53,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "cross_correlation_penalty": {"a": VIEW, "b": VIEW, "lambda_": 0.1},
     "epps_pulley_distance": {
         **{"sums": ones(2, 4, 2, 3), "images": 3},
-        **{"roots": ones(4, 1, 1), "targets": ones(4, 2, 1)},
+        **{"phi": ones(4), "weights": ones(4)},
     },
     "epps_pulley_grid": {"knots": 17, "t_max": 3.0},
     "grouped_squared_difference": {

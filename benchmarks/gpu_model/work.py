@@ -164,6 +164,17 @@ def _characteristic_grads(case: Case, _: int) -> Work:
     return Work(2 * projections * 4, simple=projections * (2 * ROTATION + 4 * KNOTS))
 
 
+def _characteristic_distance(case: Case, _: int) -> Work:
+    # A product, a difference and a square of every sum.
+    sums = case["views"] * 2 * KNOTS * SLICES
+    return Work(sums * 4, simple=3 * sums)
+
+
+def _characteristic_distance_grads(case: Case, _: int) -> Work:
+    sums = case["views"] * 2 * KNOTS * SLICES
+    return Work(2 * sums * 4, simple=3 * sums)
+
+
 def _view_pairs(case: Case) -> tuple[int, int]:
     """Views, and images of each."""
     return case.get("views", 2), case.get("images") or case["batch"]
@@ -260,6 +271,8 @@ WORK: dict[tuple[str, str], Callable[[Case, int], Work]] = {
     ),
     ("sliced_characteristic_distance", "add_rows"): _characteristic_sums,
     ("sliced_characteristic_distance", "differentiate"): _characteristic_grads,
+    ("sliced_characteristic_distance", "measure"): _characteristic_distance,
+    ("sliced_characteristic_distance", "write_grads"): _characteristic_distance_grads,
     ("view_pair_cross_entropy", "write_mean"): _view_pair_terms,
     ("view_pair_cross_entropy", "write_gradients"): _view_pair_slopes,
     ("ntxent", "anchors"): _anchors,

@@ -245,6 +245,26 @@ struct SlicedCharacteristicSums
   }
 };
 
+// The sums alone have a gradient.
+struct EppsPulleyDistance
+    : Formula<EppsPulleyDistance, Op<"epps_pulley_distance", decltype(epps_pulley_distance)>> {
+  using Backward = Op<"epps_pulley_distance_backward", decltype(epps_pulley_distance_backward)>;
+
+  static void save(AutogradContext* ctx, const Tensor& /*distance*/, const Tensor& sums,
+                   const OptionalTensor& images_tensor, double images, const Tensor& phi,
+                   const Tensor& weights) {
+    save_tensors(ctx, sums, images_tensor, phi, weights);
+    keep_options(ctx, images);
+  }
+
+  static Tensors gradients(AutogradContext* ctx, const Tensors& grads) {
+    if (!ctx->needs_input_grad(0)) return {};
+    const auto [sums, images_tensor, phi, weights] = saved_tensors<4>(ctx);
+    const auto [images] = kept_options<double>(ctx);
+    return {Backward::call(grads[0], sums, if_defined(images_tensor), images, phi, weights)};
+  }
+};
+
 struct ContrastiveLogsumexp
     : Formula<ContrastiveLogsumexp, Op<"contrastive_logsumexp", decltype(contrastive_logsumexp)>> {
   using Backward = Op<"contrastive_logsumexp_backward", decltype(contrastive_logsumexp_backward)>;
@@ -531,6 +551,7 @@ TORCH_LIBRARY_IMPL(mast_ext, Autograd, m) {
   differentiable_once<WeightedTerms>(m);
   differentiable_once<GramDifference>(m);
   differentiable_once<SlicedCharacteristicSums>(m);
+  differentiable_once<EppsPulleyDistance>(m);
   differentiable_once<ContrastiveLogsumexp>(m);
   differentiable_once<ContrastiveLoss>(m);
   differentiable_once<ViewPairCrossEntropy>(m);

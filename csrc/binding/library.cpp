@@ -90,6 +90,12 @@ void define(torch::Library& m) {
       "sliced_characteristic_sums_backward(Tensor grad_sums, Tensor z, Tensor slices, "
       "Tensor projections, float t_min, float t_max) -> Tensor");
   m.def(
+      "epps_pulley_distance(Tensor sums, Tensor? images_tensor, float images, Tensor phi, "
+      "Tensor weights) -> Tensor");
+  m.def(
+      "epps_pulley_distance_backward(Tensor grad_distance, Tensor sums, Tensor? images_tensor, "
+      "float images, Tensor phi, Tensor weights) -> Tensor");
+  m.def(
       "contrastive_logsumexp(Tensor x, Tensor? y, Tensor? masks, Tensor? temperature_tensor, "
       "float temperature, int? offset, bool exclude_self, bool exclude_positive, "
       "bool within_views, bool keep=True) -> (Tensor lse, Tensor positive, Tensor inv_norm_x, "
@@ -205,6 +211,8 @@ void implement(torch::Library& m) {
   m.impl("sliced_characteristic_sums", TORCH_FN(mast_ext::sliced_characteristic_sums));
   m.impl("sliced_characteristic_sums_backward",
          TORCH_FN(mast_ext::sliced_characteristic_sums_backward));
+  m.impl("epps_pulley_distance", TORCH_FN(mast_ext::epps_pulley_distance));
+  m.impl("epps_pulley_distance_backward", TORCH_FN(mast_ext::epps_pulley_distance_backward));
   m.impl("contrastive_logsumexp", TORCH_FN(mast_ext::contrastive_logsumexp));
   m.impl("contrastive_logsumexp_backward", TORCH_FN(mast_ext::contrastive_logsumexp_backward));
   m.impl("contrastive_loss", TORCH_FN(mast_ext::contrastive_loss));

@@ -160,6 +160,12 @@ Tensor sliced_characteristic_sums_backward(const Tensor& grad_sums, const Tensor
                                            const Tensor& slices, const Tensor& projections,
                                            double t_min, double t_max);
 
+Tensor epps_pulley_distance(const Tensor& sums, const OptionalTensor& images_tensor, double images,
+                            const Tensor& phi, const Tensor& weights);
+Tensor epps_pulley_distance_backward(const Tensor& grad_distance, const Tensor& sums,
+                                     const OptionalTensor& images_tensor, double images,
+                                     const Tensor& phi, const Tensor& weights);
+
 std::tuple<Tensor, Tensor> select_hard_pairs(const Tensor& pair_losses,
                                              const OptionalTensor& candidates);
 std::tuple<Tensor, Tensor> select_hard_cosine_pairs(const Tensor& x, const OptionalTensor& y,

@@ -63,8 +63,6 @@ class SIGReg(nn.Module):
     t: Tensor
     phi: Tensor
     weights: Tensor
-    _roots: Tensor
-    _targets: Tensor
 
     def __init__(
         self,
@@ -88,11 +86,6 @@ class SIGReg(nn.Module):
         self.register_buffer("t", t)
         self.register_buffer("phi", phi)
         self.register_buffer("weights", weights)
-        # What the loss takes of these, which are there for lightly's states: of the same arguments
-        # they are the same.
-        roots, targets = functional.epps_pulley_roots(phi, weights)
-        self.register_buffer("_roots", roots, persistent=False)
-        self.register_buffer("_targets", targets, persistent=False)
 
     def forward(self, proj: Tensor) -> Tensor:
         """The loss of a batch.
@@ -137,8 +130,8 @@ class SIGReg(nn.Module):
             own = sums.new_full((1,), views.shape[1])
             every = sum_for_common_loss(torch.cat((sums.flatten(), own)))
             sums, images = every[:-1].view(sums.shape), every[-1].detach()
-        roots, targets = self._roots.to(sums), self._targets.to(sums)
-        return functional.epps_pulley_distance(sums, images, roots, targets).mean()
+        phi, weights = self.phi.to(sums), self.weights.to(sums)
+        return functional.epps_pulley_distance(sums, images, phi, weights).mean()
 
     def _many(self) -> bool:
         return self.gather_distributed and world_size() > 1

@@ -18,7 +18,7 @@ from mast_ext import functional
 # Arguments that have no gradient, and functions that have none.
 CONSTANT = {
     *("teacher", "center", "weights", "index", "candidates", "group", "dimension_weights"),
-    *("mean", "slices", "teacher_0", "teacher_1"),
+    *("mean", "slices", "teacher_0", "teacher_1", "phi"),
 }
 # In the dtype of sums.
 WIDE = {
@@ -33,6 +33,7 @@ WIDE = {
         "second",
         "third",
         "invariance",
+        "phi",
     ),
 }
 WITHOUT_GRADIENT = {
@@ -301,6 +302,13 @@ CALLS = [
         "knots",
         lambda n, d: {"z": (2, n, d), "slices": (d, 8 * d)},
         {"knots": 20, "t_min": 0.1},
+        many=((600, 70),),
+    ),
+    Call(
+        functional.epps_pulley_distance,
+        "",
+        lambda n, d: {"sums": (n, 3, 2, d), "phi": (3,), "weights": (3,)},
+        {"images": 7.0},
         many=((600, 70),),
     ),
     Call(

@@ -160,6 +160,32 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             "interval must be 'half' or 'symmetric', got 'whole'": {"interval": "whole"},
         },
     },
+    "epps_pulley_distance": {
+        "accepts": {
+            **{"sums": ones(2, 4, 2, 5), "images": 3},
+            **{"phi": ones(4), "weights": ones(4)},
+        },
+        ValueError: {
+            r"sums must have shape \[V, K, 2, M\] with K >= 1 and M >= 1, got \[2, 4, 5\]": {
+                "sums": ones(2, 4, 5)
+            },
+            r"sums must have shape .* got \[2, 4, 3, 5\]": {"sums": ones(2, 4, 3, 5)},
+            r"sums must have shape .* got \[2, 0, 2, 5\]": {"sums": ones(2, 0, 2, 5)},
+            r"sums must have shape .* got \[2, 4, 2, 0\]": {"sums": ones(2, 4, 2, 0)},
+            r"phi must have shape \[4\], got \[5\]": {"phi": ones(5)},
+            r"weights must have shape \[4\], got \[4, 1\]": {"weights": ones(4, 1)},
+            r"images must have shape \[\], got \[1\]": {"images": ones(1)},
+            "images must be at least 0, got -1": {"images": -1},
+            "images must be at least 0, got nan": {"images": NAN},
+        },
+        TypeError: {
+            "sums must be float32 or float64, got Half": {"sums": ones(2, 4, 2, 5).half()},
+            "sums must be float32, .* got Long": {"sums": ones(2, 4, 2, 5).long()},
+            "phi must be Float like sums, got Double": {"phi": ones(4).double()},
+            "weights must be Float like sums, got Long": {"weights": ones(4).long()},
+            "images must be a tensor or a number, got '3'": {"images": "3"},
+        },
+    },
     "view_pair_cross_entropy": {
         "accepts": {"lse": ones(2, 2, 5), "positive": ones(2, 2, 5)},
         ValueError: {

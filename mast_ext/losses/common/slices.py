@@ -38,5 +38,7 @@ def seeded_slices(dim: int, count: int, like: Tensor, seed: int) -> Tensor:
 
 
 def _normalize(slices: Tensor) -> Tensor:
+    if slices.is_cuda:
+        return slices / torch.linalg.vector_norm(slices, dim=0)
     # A norm over the first dimension by vector_norm() takes as long as drawing, on a CPU.
     return slices / slices.square().sum(0).sqrt()
