@@ -19,7 +19,7 @@ MOST = {
     "BarlowTwinsLoss": (3, 3),
     "NegativeCosineSimilarity": (5, 1),
     "MASTLoss": (7, 5),
-    "SIGReg": (5, 10),
+    "SIGReg": (5, 12),
 }
 
 
