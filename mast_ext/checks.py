@@ -208,9 +208,10 @@ def explains_types(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            given = inspect.signature(function).bind(*args, **kwargs).arguments
-            hints = get_type_hints(function)
-            for name, value in given.items():
+            signature, hints = inspect.signature(function), get_type_hints(function)
+            for name, value in signature.bind(*args, **kwargs).arguments.items():
+                if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+                    continue
                 if expected := _not_as_annotated(value, hints.get(name)):
                     raise TypeError(
                         f"{name} must be {expected}, got {_described(value)}"
@@ -222,18 +223,20 @@ def explains_types(function: Callable[P, T]) -> Callable[P, T]:
 
 def _not_as_annotated(value: Any, kind: Any) -> str:
     """What an argument must be: a tensor, a name or a switch; empty if it is."""
-    parts = get_args(kind) or (kind,)
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if bool in parts:
         return "" if isinstance(value, bool) else "True or False"
     if get_origin(kind) is Literal:
         return "" if isinstance(value, str) else "a string"
-    if Tensor not in parts or (value is None and NoneType in parts):
+    lists = any(get_args(part) == (Tensor,) for part in parts)
+    if not (Tensor in parts or lists) or (value is None and NoneType in parts):
         return ""
-    numbers = " or a number" * (float in parts)
-    lists = " or a list of tensors" * any(get_origin(part) is not None for part in parts)
-    if isinstance(value, (Tensor, Real)) if numbers else isinstance(value, Tensor):
+    if isinstance(value, Tensor) or (float in parts and isinstance(value, Real)):
         return ""
-    return "" if lists and isinstance(value, Sequence) else f"a tensor{numbers}{lists}"
+    if lists and isinstance(value, Sequence) and all(isinstance(x, Tensor) for x in value):
+        return ""
+    taken = {"a tensor": Tensor in parts, "a number": float in parts, "a list of tensors": lists}
+    return " or ".join(name for name, fits in taken.items() if fits)
 
 
 def require_field_types(settings: Any, prefix: str = "") -> None:

@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     try:
         return _command(name, rest)(rest)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        return _fail(": ".join(("interrupted", *error.args)), 130)
     except UsageError as error:
         return _fail(str(error), 2)
     except Exception as error:

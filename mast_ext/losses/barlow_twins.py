@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import as_integer, require_number
+from mast_ext.checks import as_integer, explains_types, require_number
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import (
     in_one_dtype,
@@ -53,6 +53,7 @@ class BarlowTwinsLoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.variant: Variant = require_option("variant", variant, Variant)
 
+    @explains_types
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """The loss of two views.
 
@@ -71,10 +72,12 @@ class BarlowTwinsLoss(nn.Module):
         z_a, z_b = in_one_dtype(z_a, z_b)
         if self.gather_distributed:
             z_a, z_b = gather_batch(z_a, 0), gather_batch(z_b, 0)
+        require_images(len(z_a), "z_a", least=2)
         return functional.cross_correlation_penalty(
             z_a, z_b, lambda_=self.lambda_param, variant=self.variant
         )
 
+    @explains_types
     def pair_losses(self, views: Tensor, *, chunks: int | None = None) -> Tensor:
         """What the loss says about every pair of views of every image.
 

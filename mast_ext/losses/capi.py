@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_one_device, require_positive
+from mast_ext.checks import explains_types, require_integer, require_one_device, require_positive
 from mast_ext.distributed import require_distributed
 from mast_ext.losses.common.assignments import sinkhorn_centers
 from mast_ext.losses.common.inputs import (
@@ -61,6 +61,7 @@ class CAPILoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(
         self,
         teacher_logits: Tensor,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast_ext.checks import require_number, require_one_device, require_positive
+from mast_ext.checks import explains_types, require_number, require_one_device, require_positive
 from mast_ext.compiling import copy_of_state
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import (
@@ -70,6 +70,7 @@ class CO2Regularizer(nn.Module):
         self.memory_bank = MemoryBank(memory_bank_size, gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The regularizer of two views.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import explains_types, require_integer, require_number, require_positive
 from mast_ext.losses.common.inputs import require_tensors
 from mast_ext.losses.common.linear_algebra import singular_values, widen, without_autocast
 
@@ -59,6 +59,7 @@ class DSERegularizer(nn.Module):
         self.max_kmeans_iters = require_integer("max_kmeans_iters", max_kmeans_iters, 1)
         self.tol = require_positive("tol", tol)
 
+    @explains_types
     def forward(self, representations: Tensor) -> Tensor:
         """The regularizer of a batch.
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.checks import require_one_device
+from mast_ext.checks import explains_types, require_one_device
 from mast_ext.distributed import gather_batch, rank, require_distributed
 from mast_ext.losses.common.inputs import (
     Reduction,
@@ -58,6 +58,7 @@ class DetConBLoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(
         self,
         pred_view0: Tensor,
@@ -173,6 +174,7 @@ class DetConSLoss(nn.Module):
         super().__init__()
         self.detconbloss = DetConBLoss(temperature, gather_distributed, reduction=reduction)
 
+    @explains_types
     def forward(
         self, view0: Tensor, view1: Tensor, mask_view0: Tensor, mask_view1: Tensor
     ) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import explains_types, require_integer, require_number, require_positive
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
 from mast_ext.losses.common.inputs import (
     Reduction,
@@ -85,6 +85,7 @@ class DINOLoss(Center):
     def center_momentum(self, momentum: float) -> None:
         self.momentum = momentum
 
+    @explains_types
     def forward(
         self,
         teacher_out: Tensor | Sequence[Tensor],
@@ -138,6 +139,7 @@ class DINOLoss(Center):
             return ce
         return reduce(ce.where(others, 0.0).sum((0, 1)) / terms, self.reduction, "student_out")
 
+    @explains_types
     def crop_losses(
         self,
         teacher_out: Tensor | Sequence[Tensor],
@@ -173,6 +175,7 @@ class DINOLoss(Center):
             update=False,
         )
 
+    @explains_types
     def update_center(self, teacher_out: Tensor) -> None:
         """Moves the center towards the mean of the teacher's logits ``[T, B, C]``."""
         self.update(teacher_out)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mast_ext.checks import require_integer
-from mast_ext.losses.common.inputs import Negatives, Reduction
+from mast_ext.checks import explains_types, require_integer
+from mast_ext.losses.common.inputs import Negatives, Reduction, require_tensors
 from mast_ext.losses.nt_xent import NTXentLoss
 
 
@@ -47,6 +47,7 @@ class DirectCLRLoss(NTXentLoss):
         )
         self.loss_dim = require_integer("loss_dim", loss_dim, 1)
 
+    @explains_types
     def forward(self, out0: Tensor, out1: Tensor, *views: Tensor) -> Tensor:
         """The loss of two or more views; with a memory bank of two.
 
@@ -63,8 +64,11 @@ class DirectCLRLoss(NTXentLoss):
             TypeError: As there.
             RuntimeError: Another process died or is late.
         """
-        return super().forward(*(self._first(view, 1) for view in (out0, out1, *views)))
+        every = (out0, out1, *views)
+        require_tensors(**{f"out{i}": view for i, view in enumerate(every)})
+        return super().forward(*(self._first(view, 1) for view in every))
 
+    @explains_types
     def pair_losses(self, views: Tensor) -> Tensor:
         """As `NTXentLoss.pair_losses`, of features ``[V, B, ...]``."""
         return super().pair_losses(self._first(views, 2))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast_ext.checks import require_number, require_positive
+from mast_ext.checks import explains_types, require_number, require_positive
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import require_images, require_option, stack_views
 from mast_ext.losses.common.linear_algebra import log_determinant, smaller_gram, widen
@@ -56,6 +56,7 @@ class EMPSSLLoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.variant: Variant = require_option("variant", variant, Variant)
 
+    @explains_types
     def forward(self, z_views: Sequence[Tensor]) -> Tensor:
         """The loss of a batch.
 

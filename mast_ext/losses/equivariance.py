@@ -8,7 +8,7 @@ away, the other views of the same image included: embeddings that ignore the aug
 import torch
 from torch import Tensor, nn
 
-from mast_ext.checks import require_one_device
+from mast_ext.checks import explains_types, require_one_device
 from mast_ext.distributed import require_distributed
 from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.common.inputs import (
@@ -54,6 +54,7 @@ class EquivarianceLoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(self, actual: Tensor, predicted: Tensor) -> Tensor:
         """The loss of a batch of views.
 
@@ -78,6 +79,7 @@ class EquivarianceLoss(nn.Module):
         terms = positive_cross_entropy(negatives, _partners(positive))
         return reduce(terms.mean((0, 1)), self.reduction, "actual")
 
+    @explains_types
     def pair_losses(self, actual: Tensor, predicted: Tensor) -> Tensor:
         """The loss of training on a pair of views alone, for every pair and image.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast_ext.checks import require_number
+from mast_ext.checks import explains_types, require_number
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import require_images, stack_views
 from mast_ext.losses.common.linear_algebra import smaller_gram, widen
@@ -38,6 +38,7 @@ class FroSSLLoss(nn.Module):
         self.invariance_weight = require_number("invariance_weight", invariance_weight)
         self.gather_distributed = require_distributed(gather_distributed)
 
+    @explains_types
     def forward(self, z_views: Sequence[Tensor]) -> Tensor:
         """The loss of a batch.
 

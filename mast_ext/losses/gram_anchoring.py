@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
+from mast_ext.checks import explains_types
 from mast_ext.distributed import all_gather_numbers, gather_batch, require_distributed, world_size
 from mast_ext.losses.common.inputs import (
     Reduction,
@@ -72,6 +73,7 @@ class GramAnchoringLoss(nn.Module):
         if not per_image and reduction != "mean":
             raise ValueError(f"reduction must be 'mean' unless per_image, got {reduction!r}")
 
+    @explains_types
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
         """The loss of a batch.
 

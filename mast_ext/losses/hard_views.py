@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_number, require_positive
+from mast_ext.checks import explains_types, require_number, require_positive
 from mast_ext.losses.common.inputs import require_option
 
 Candidates = Literal["all", "anchor", "even_odd"]
@@ -73,6 +73,7 @@ class HardViewSelector(nn.Module):
         self.generator = generator
 
     @torch.no_grad()
+    @explains_types
     def forward(self, pair_losses: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen pair of every image.
 

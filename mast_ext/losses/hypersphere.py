@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.checks import require_number, require_positive
+from mast_ext.checks import explains_types, require_number, require_positive
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.contrast import contrast_views
 from mast_ext.losses.common.inputs import in_one_dtype, require_alike, require_images, require_views
@@ -52,6 +52,7 @@ class HypersphereLoss(nn.Module):
         self.alpha = require_positive("alpha", alpha)
         self.gather_distributed = require_distributed(gather_distributed)
 
+    @explains_types
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """The loss of two views.
 
@@ -74,6 +75,7 @@ class HypersphereLoss(nn.Module):
         alignment = self._alignment(z_a[None], z_b[None]).mean()
         return alignment + self.lam * uniformity
 
+    @explains_types
     def pair_losses(self, views: Tensor) -> Tensor:
         """What the loss says about every pair of views of every image.
 

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mast_ext.checks import require_integer, require_one_device, require_positive
+from mast_ext.checks import explains_types, require_integer, require_one_device, require_positive
 from mast_ext.distributed import all_reduce, world_size
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
 from mast_ext.losses.common.inputs import Reduction, require_images, require_option, require_tensors
@@ -78,6 +78,7 @@ class IBOTPatchLoss(nn.Module):
         self.weighting: Weighting = require_option("weighting", weighting, Weighting)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(
         self,
         teacher_out: Tensor,
@@ -131,6 +132,7 @@ class IBOTPatchLoss(nn.Module):
             require_images(len(mask), "mask")
         return loss
 
+    @explains_types
     def patch_losses(
         self,
         teacher_out: Tensor,

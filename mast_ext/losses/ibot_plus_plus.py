@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import explains_types, require_integer, require_number, require_positive
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
 from mast_ext.losses.common.inputs import Reduction, require_images, require_option, require_tensors
 
@@ -59,6 +59,7 @@ class IBOTPlusPlusPatchLoss(nn.Module):
         self.center = Center((1, width), center_mode, center_momentum, center_update=center_update)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(
         self,
         teacher_out: Tensor,

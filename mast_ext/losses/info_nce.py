@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_one_device
+from mast_ext.checks import explains_types, require_one_device
 from mast_ext.distributed import (
     all_gather,
     rank,
@@ -86,6 +86,7 @@ class InfoNCELoss(nn.Module):
         """The temperature: a number, or of a learned one a scalar tensor with gradient."""
         return self._temperature if self.log_temperature is None else self.log_temperature.exp()
 
+    @explains_types
     def forward(self, queries: Tensor, keys: Tensor, negatives: Tensor | None = None) -> Tensor:
         """The loss of a batch.
 
@@ -149,6 +150,7 @@ class InfoNCELoss(nn.Module):
             terms = positive_cross_entropy(lse.flatten(), positive.flatten())
         return reduce(terms, self.reduction, "queries")
 
+    @explains_types
     def pair_losses(self, views: Tensor, negatives: Tensor | None = None) -> Tensor:
         """The loss of every view as queries with every view as keys, per image.
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_positive
+from mast_ext.checks import explains_types, require_integer, require_positive
 from mast_ext.compiling import changes_between_calls
 from mast_ext.distributed import gather_batch, rank, require_distributed
 from mast_ext.losses.common.inputs import Reduction, reduce, require_option, require_tensors
@@ -66,6 +66,7 @@ class KoLeoLoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(self, x: Tensor) -> Tensor:
         """The loss of a batch.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import explains_types, require_integer, require_number, require_positive
 from mast_ext.compiling import never_compiled
 from mast_ext.distributed import require_distributed, sum_for_common_loss, world_size
 from mast_ext.functional import Interval
@@ -87,6 +87,7 @@ class SIGReg(nn.Module):
         self.register_buffer("phi", phi)
         self.register_buffer("weights", weights)
 
+    @explains_types
     def forward(self, proj: Tensor) -> Tensor:
         """The loss of a batch.
 
@@ -233,6 +234,7 @@ class LeJEPALoss(nn.Module):
             seed=sigreg_seed,
         )
 
+    @explains_types
     def forward(self, *, local_proj: Tensor, global_proj: Tensor) -> Tensor:
         """The loss of a batch.
 

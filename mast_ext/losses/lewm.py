@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast_ext.checks import require_number
+from mast_ext.checks import explains_types, require_number
 from mast_ext.functional import Interval
 from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import widen
@@ -61,6 +61,7 @@ class LeWMLoss(nn.Module):
             seed=sigreg_seed,
         )
 
+    @explains_types
     def forward(self, *, predicted: Tensor, target: Tensor, embeddings: Tensor) -> Tensor:
         """The loss of a batch of clips.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ext import functional
-from mast_ext.checks import require_number
+from mast_ext.checks import explains_types, require_number
 from mast_ext.distributed import all_reduce, world_size
 from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.common.inputs import Negatives, Reduction
@@ -70,6 +70,7 @@ class MACLLoss(ViewPairLoss):
         if self.temperature < self.eps:
             raise ValueError(f"temperature must be at least {self.eps}, got {temperature}")
 
+    @explains_types
     def forward(self, z0: Tensor, z1: Tensor, *views: Tensor) -> Tensor:
         """The loss of two or more views.
 

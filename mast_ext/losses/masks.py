@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.checks import OptionError, require_integer, require_numbers, require_positive
+from mast_ext.checks import (
+    OptionError,
+    explains_types,
+    require_integer,
+    require_numbers,
+    require_positive,
+)
 from mast_ext.losses.common.linear_algebra import widen
 
 SMALLEST = 1e-6  # share of the dimensions, to which a sum in float32 is exact
@@ -144,12 +150,14 @@ class AugmentationMasks(nn.Module):
                     masks = masks_of(self._budgeted()[self.bits])
                     self.logits.copy_(masks.logit(SMALLEST) / self.sharpness)
 
+    @explains_types
     def forward(self) -> Tensor:
         """The masks ``[K, D]``, float32 (float64 for float64 parameters)."""
         of_one = masks_of(self.group_weights()[self.bits])  # the groups of a single augmentation
         masks = of_one.new_ones(len(self.freed), self.dim)
         return masks.index_copy(0, self.freeing_index, of_one)
 
+    @explains_types
     def group(self, changed: Tensor) -> Tensor:
         """The group of every pair, ``[N]`` int64: which freeing augmentations it differs by.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import OptionError, require_number, require_one_device
+from mast_ext.checks import OptionError, explains_types, require_number, require_one_device
 from mast_ext.distributed import (
     all_reduce,
     all_reduce_logsumexp,
@@ -97,6 +97,7 @@ class MASTLoss(nn.Module):
     Raises:
         ValueError: ``base`` is unknown, ``temperature`` is not positive, ``softness`` is negative,
             masks have a price on ``nt_xent``, or ``gather_distributed`` without torch.distributed.
+        TypeError: ``masks`` are others, or a number is none.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class MASTLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.base: Base = require_option("base", base, Base)
+        if not isinstance(masks, AugmentationMasks):
+            raise TypeError(f"masks must be AugmentationMasks, got {type(masks).__name__}")
         if masks.price is not None and base == "nt_xent":
             # It would be compared with a contrast that is no mean over dimensions.
             raise OptionError(f"masks must have no price on the nt_xent base, got {masks.price}")
@@ -128,6 +131,7 @@ class MASTLoss(nn.Module):
         self.eps = require_number("eps", eps, 0)
         self.gather_distributed = require_distributed(gather_distributed)
 
+    @explains_types
     def forward(
         self, x: Tensor, y: Tensor, changed: Tensor, log_variance: Tensor | None = None
     ) -> MASTTerms:
@@ -195,6 +199,7 @@ class MASTLoss(nn.Module):
             loss = loss + uncertainty
         return MASTTerms(loss, logs)
 
+    @explains_types
     def pair_losses(self, views: Tensor, changed: Tensor) -> Tensor:
         """What the loss says about every pair of views of every image.
 

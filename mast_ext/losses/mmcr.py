@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mast_ext.checks import require_number
+from mast_ext.checks import explains_types, require_number
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import singular_values, widen
@@ -36,6 +36,7 @@ class MMCRLoss(nn.Module):
         self.lmda = require_number("lmda", lmda, 0)
         self.gather_distributed = require_distributed(gather_distributed)
 
+    @explains_types
     def forward(self, online: Tensor, momentum: Tensor) -> Tensor:
         """The loss of a batch.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import explains_types, require_integer, require_number, require_positive
 from mast_ext.distributed import all_reduce, require_distributed, sum_over_processes, world_size
 from mast_ext.losses.common.assignments import sinkhorn_centers
 from mast_ext.losses.common.inputs import (
@@ -65,6 +65,7 @@ class MSNLoss(nn.Module):
         self.regularization_weight = require_number("regularization_weight", regularization_weight)
         self.gather_distributed = require_distributed(gather_distributed)
 
+    @explains_types
     def forward(
         self,
         anchors: Tensor,

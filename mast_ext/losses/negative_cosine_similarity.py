@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number
+from mast_ext.checks import explains_types, require_integer, require_number
 from mast_ext.losses.common.inputs import (
     Reduction,
     in_one_dtype,
@@ -41,6 +41,7 @@ class NegativeCosineSimilarity(nn.Module):
         self.eps = require_number("eps", eps)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
         """The loss of two tensors.
 
@@ -87,6 +88,7 @@ class NegativeCosineSimilarity(nn.Module):
             return functional.weighted_terms(similarity, scales=(-1 / pairs,), weights=(1.0,))[0]
         return reduce(-similarity.view(x0.shape[:-1]), self.reduction, "x0")
 
+    @explains_types
     def pair_losses(self, views: Tensor, targets: Tensor | None = None) -> Tensor:
         """The loss of every view against every target, per image.
 

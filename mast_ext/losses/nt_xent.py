@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mast_ext import functional
-from mast_ext.checks import require_one_device
+from mast_ext.checks import explains_types, require_one_device
 from mast_ext.compiling import copy_of_state
 from mast_ext.losses.common.contrast import positive_cross_entropy
 from mast_ext.losses.common.inputs import (
@@ -64,6 +64,7 @@ class NTXentLoss(ViewPairLoss):
         super().__init__(temperature, gather_distributed, negatives, reduction)
         self.memory_bank = MemoryBank(memory_bank_size, gather_distributed)
 
+    @explains_types
     def forward(self, out0: Tensor, out1: Tensor, *views: Tensor) -> Tensor:
         """The loss of two or more views; with a memory bank of two.
 
@@ -91,6 +92,7 @@ class NTXentLoss(ViewPairLoss):
         losses = self._bank_losses(out0[None], out1[None], update=out0.requires_grad)
         return reduce(losses[0, 0], self.reduction, "out0")
 
+    @explains_types
     def pair_losses(self, views: Tensor) -> Tensor:
         """The loss of every pair of views of every image.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mast_ext.checks import require_integer
+from mast_ext.checks import explains_types, require_integer
 from mast_ext.distributed import all_reduce, require_distributed, world_size
 from mast_ext.losses.common.inputs import Reduction, require_option, require_tensors
 from mast_ext.losses.common.linear_algebra import gram, product, widen
@@ -52,6 +52,7 @@ class PatchKernelAlignmentLoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(
         self, student_features: Tensor, teacher_features: Tensor, mask: Tensor | None = None
     ) -> Tensor:

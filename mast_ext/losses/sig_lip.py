@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
-from mast_ext.checks import require_number, require_one_device, require_positive
+from mast_ext.checks import explains_types, require_number, require_one_device, require_positive
 from mast_ext.compiling import Function, never_compiled
 from mast_ext.distributed import (
     require_distributed,
@@ -76,6 +76,7 @@ class SigLIPLoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(
         self,
         image_features: Tensor,
@@ -118,6 +119,7 @@ class SigLIPLoss(nn.Module):
             image_features, text_features, scale=scale, bias=bias, weights=weights
         )
 
+    @explains_types
     def pair_losses(self, views: Tensor) -> Tensor:
         """The loss of every view as images with every view as texts, per image.
 

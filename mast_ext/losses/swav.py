@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_positive
+from mast_ext.checks import explains_types, require_integer, require_positive
 from mast_ext.distributed import all_reduce_logsumexp, require_distributed, world_size
 from mast_ext.losses.common.inputs import (
     Reduction,
@@ -60,6 +60,7 @@ class SwaVLoss(nn.Module):
         self.sinkhorn_gather_distributed = require_distributed(sinkhorn_gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(
         self,
         high_resolution_outputs: Tensor | Sequence[Tensor],
@@ -93,6 +94,7 @@ class SwaVLoss(nn.Module):
         per_image = ce.masked_fill(same, 0.0).sum((0, 1)) / (high * (crops - 1))
         return reduce(per_image, self.reduction, "high_resolution_outputs")
 
+    @explains_types
     def crop_losses(
         self,
         high_resolution_outputs: Tensor | Sequence[Tensor],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mast_ext.checks import require_number, require_one_device
+from mast_ext.checks import explains_types, require_number, require_one_device
 from mast_ext.distributed import all_gather_numbers, all_reduce, require_distributed, world_size
 from mast_ext.losses.common.inputs import require_tensors
 from mast_ext.losses.common.linear_algebra import product, widen
@@ -49,6 +49,7 @@ class TiCoLoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.register_buffer("C", None)
 
+    @explains_types
     def forward(self, z_a: Tensor, z_b: Tensor, update_covariance_matrix: bool = True) -> Tensor:
         """The loss of two views.
 

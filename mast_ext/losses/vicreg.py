@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_number
+from mast_ext.checks import explains_types, require_number
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import (
     in_one_dtype,
@@ -65,6 +65,7 @@ class VICRegLoss(nn.Module):
         self.eps = require_number("eps", eps, 0)
         self.variant: Variant = require_option("variant", variant, Variant)
 
+    @explains_types
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """The loss of two views.
 
@@ -114,6 +115,7 @@ class VICRegLoss(nn.Module):
             distance, variance, covariance, scales=scales, weights=weights
         )[0]
 
+    @explains_types
     def pair_losses(self, views: Tensor) -> Tensor:
         """What the loss says about every pair of views of every image.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
-from mast_ext.checks import require_integers, require_number
+from mast_ext.checks import explains_types, require_integers, require_number
 from mast_ext.distributed import gather_batch
 from mast_ext.losses.common.inputs import require_tensors, stack_views
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
@@ -74,6 +74,7 @@ class VICRegLLoss(nn.Module):
             lambda_param, mu_param, 0.5 * self.nu_param, gather_distributed, eps
         )
 
+    @explains_types
     def forward(
         self,
         global_view_features: Features,
@@ -118,8 +119,6 @@ class VICRegLLoss(nn.Module):
                 f"there must be a global crop and another crop, got {count} global and "
                 f"{len(crops) - count} local"
             )
-        for crop, grid in zip(crops, grids, strict=True):
-            _require_located(crop, grid)
         named = {
             "global_view_features": [x for crop in global_view_features for x in crop],
             "global_view_grids": list(global_view_grids),
@@ -127,6 +126,8 @@ class VICRegLLoss(nn.Module):
             "local_view_grids": list(local_view_grids or ()),
         }
         require_tensors(**named)
+        for crop, grid in zip(crops, grids, strict=True):
+            _require_located(crop, grid)
         if len({features.shape[3] for _, features in crops}) > 1:
             raise ValueError(
                 "view_features must have features [B, H, W, E] of one width E, got "

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mast_ext.checks import require_integer, require_number, require_positive
+from mast_ext.checks import explains_types, require_integer, require_number, require_positive
 from mast_ext.distributed import gather_batch, require_distributed
 from mast_ext.losses.common.inputs import require_images
 from mast_ext.losses.common.linear_algebra import product, widen
@@ -83,10 +83,12 @@ class VISRegLoss(nn.Module):
         self.gather_distributed = require_distributed(gather_distributed)
         self.eps = require_positive("eps", eps)
 
+    @explains_types
     def forward(self, *, local_proj: Tensor, global_proj: Tensor) -> Tensor:
         """The loss of a batch: ``total`` of `forward_components`, which describes the arguments."""
         return self.forward_components(local_proj=local_proj, global_proj=global_proj).total
 
+    @explains_types
     def forward_components(
         self, *, local_proj: Tensor, global_proj: Tensor
     ) -> VISRegLossComponents:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
-from mast_ext.checks import require_integer, require_number, require_one_device
+from mast_ext.checks import explains_types, require_integer, require_number, require_one_device
 from mast_ext.compiling import Function
 from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
@@ -63,6 +63,7 @@ class Whitening2d(nn.Module):
             self.register_buffer("running_mean", torch.zeros(1, num_features, 1, 1))
             self.register_buffer("running_variance", torch.eye(num_features))
 
+    @explains_types
     def forward(self, x: Tensor) -> Tensor:
         """A whitened batch.
 
@@ -192,6 +193,7 @@ class WMSELoss(nn.Module):
         self.loss_f = loss_fn
         self.num_pairs = self.num_samples * (self.num_samples - 1) // 2
 
+    @explains_types
     def forward(self, input: Tensor) -> Tensor:
         """The loss of a batch.
 

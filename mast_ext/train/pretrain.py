@@ -142,6 +142,8 @@ def _train_all(
         if resume is not None or run.last.exists():
             if isinstance(error, Interrupted):
                 error.run = run.path
+            elif isinstance(error, KeyboardInterrupt):
+                error.args = (f"go on with mast-ext pretrain --resume {run.path}",)
         elif rank() == 0:
             run.remove()
         raise

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from mast_ext.methods import simclr
 from mast_ext.train import pretrain
 from mast_ext.train.loop import fit
 from mast_ext.train.loop.callbacks import MetricsFile
+from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.state.run_directory import RunDirectory
 
 SMALL = ["--data.max_images=24", "--train.batch_size=8"]
@@ -499,6 +501,22 @@ def test_ctrl_c_outside_of_training(call, monkeypatch):
 
     monkeypatch.setattr("mast_ext.cli.doctor.main", interrupted)
     assert call("doctor") == (130, "", "mast-ext: interrupted\n")
+
+
+def test_a_second_ctrl_c_says_how_to_go_on(call, tiny, shapes, monkeypatch, tmp_path):
+    def twice(module, batch, batch_idx):
+        if module.trainer.global_step == 2:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(PretrainModule, "on_train_batch_start", twice)
+    run = tmp_path / "run"
+    options = [*tiny, *shapes, "--method=simclr", "--train.checkpoint_every=1", f"--out={run}"]
+    status, _, err = call("pretrain", *options)
+    assert status == 130
+    assert err.endswith(f"mast-ext: interrupted: go on with mast-ext pretrain --resume {run}\n")
+    monkeypatch.undo()
+    assert call("pretrain", f"--resume={run}")[0] == 0
 
 
 def test_version(call):

@@ -134,7 +134,12 @@ CHANGES = {
     "bools": lambda x: x.detach() > 0,
     "complex numbers": lambda x: x.detach().to(torch.complex64),
     "an array": lambda x: x.detach().numpy(),
+    "a list": lambda x: x.detach().tolist(),
+    "nothing": lambda x: None,
 }
+
+
+NUMBERS = {"integers", "bools", "complex numbers"}
 
 
 @pytest.mark.parametrize(("name", "make", "call"), EACH)
@@ -142,7 +147,9 @@ CHANGES = {
 def test_another_type(name, make, call, change):
     method, given = first_call(make, call)
     for argument, path, tensor in tensors_of(given):
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and change in NUMBERS:
+            continue
+        if change == "nothing" and (path or given.signature.parameters[argument].default is None):
             continue
         value = replaced(given.arguments[argument], path, CHANGES[change])
         bound = called_with(given, argument, value)

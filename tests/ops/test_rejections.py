@@ -231,7 +231,7 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
                 "views": [ones(3, 5), ones(3, 5).half()]
             },
             r"views\[0\] must be float32, .* got Long": {"views": ones(2, 3, 5).long()},
-            "views must hold tensors, got": {"views": [[1.0, 2.0], [3.0, 4.0]]},
+            "views must be a tensor or a list of tensors, got": {"views": [[1.0, 2.0], [3.0, 4.0]]},
         },
     },
     "contrastive_logsumexp": {

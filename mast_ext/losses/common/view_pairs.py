@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext import functional
+from mast_ext.checks import explains_types
 from mast_ext.distributed import require_distributed, world_size
 from mast_ext.losses.common.contrast import contrast_views, positive_cross_entropy
 from mast_ext.losses.common.inputs import (
@@ -85,6 +86,7 @@ class ViewPairLoss(nn.Module):
         self.negatives: Negatives = require_option("negatives", negatives, Negatives)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
 
+    @explains_types
     def forward(self, out0: Tensor, out1: Tensor, *views: Tensor) -> Tensor:
         """The loss of two or more views.
 
@@ -118,6 +120,7 @@ class ViewPairLoss(nn.Module):
         per_image = mean_over_pairs(self._pairs(lse, positive, "none"))
         return per_image.sum() if self.reduction == "sum" else per_image
 
+    @explains_types
     def pair_losses(self, views: Tensor) -> Tensor:
         """The loss of every pair of views of every image.
 

@@ -164,9 +164,16 @@ class Checkpoints(Callback):
 
 @contextmanager
 def signals_restored() -> Iterator[None]:
-    """Restores the handlers of `SIGNALS`; a SIGTERM before the first step is `Interrupted`, too."""
+    """Restores the handlers of `SIGNALS`; a SIGTERM before the first step is `Interrupted`, too.
+
+    A second Ctrl-C stays a KeyboardInterrupt, which Lightning makes an exit of the program.
+    """
     try:
         with handlers_restored(SIGNALS):
             yield
     except SIGTERMException as error:
         raise Interrupted(signal.SIGTERM, 0) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
