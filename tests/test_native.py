@@ -85,6 +85,29 @@ def test_nothing_built(monkeypatch, tmp_path):
         native._binding()
 
 
+def test_a_library_that_is_older_than_the_code():
+    """As after `git pull` in an editable installation."""
+    script = """
+import torch
+from mast_ext import native
+namespace = torch.ops.mast_ext
+class Older:
+    def __getattr__(self, name):
+        if name == "gather_views":
+            raise AttributeError("'_OpNamespace' 'mast_ext' object has no attribute 'gather_views'")
+        return getattr(namespace, name)
+torch.ops.mast_ext = Older()
+try:
+    import mast_ext.ops
+except ImportError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    out = run.stdout
+    assert "libraries of mast_ext are older than its Python code" in out
+    assert "'gather_views'): build them again: `pip install" in out
+
+
 # torch's CUDA, torch's ROCm, libraries -> what is said
 CUDAS = [
     (None, None, ["cuda13"], None),

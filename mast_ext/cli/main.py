@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         if os.environ.get("MAST_EXT_DEBUG") or not _is_for_users(error):
             raise
-        return _fail(str(error) or type(error).__name__, getattr(error, "status", 1))
+        return _fail(_told(error), getattr(error, "status", 1))
 
 
 def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
@@ -90,6 +90,14 @@ def _is_for_users(error: Exception) -> bool:
     torch = sys.modules.get("torch")
     own += (torch.OutOfMemoryError,) if torch is not None else ()  # of a GPU
     return isinstance(error, (ValueError, OSError, ModuleNotFoundError, MemoryError, *own))
+
+
+def _told(error: Exception) -> str:
+    told = str(error) or type(error).__name__
+    data = sys.modules.get("mast_ext.data")
+    if data is not None and isinstance(error, data.BadImageError):
+        told += " (a run with --data.on_bad_image skip leaves such files out)"
+    return told
 
 
 def _is_reported_elsewhere(error: Exception) -> bool:

@@ -76,6 +76,11 @@ class Parser(ArgumentParser):
         groups = {dest[:at] for dest in names for at, c in enumerate(dest) if c == "."}
         return names - groups, groups
 
+    def _choices(self, option: str) -> str:
+        """Of an option that takes one of a few, these."""
+        choices = self._option_string_actions[option].choices
+        return f": one of {', '.join(map(str, choices))}" if choices else ""
+
     def _explain(self, message: str) -> str:
         known, groups = self._names()
         unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
@@ -88,6 +93,9 @@ class Parser(ArgumentParser):
             close = settings_like(option, known, self.method)
             hint = did_you_mean(f"--{name}" for name in close)
             return f"there is no option {option}{hint}"
+        missing = re.match(r"the following arguments are required: (\w+)$", message)
+        if missing and f"--{missing[1]}" in self._option_string_actions:
+            return f"--{missing[1]} is missing{self._choices(f'--{missing[1]}')}"
         message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
         group = re.match(r"--(\w+): Unable to load config '(.*?)'", message)
         if group and group[1] in groups:

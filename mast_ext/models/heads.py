@@ -51,6 +51,9 @@ class PairUncertainty(nn.Sequential):
     Args:
         inputs: Numbers that describe a pair.
         hidden: Width of the hidden layer.
+
+    Raises:
+        ValueError: Pairs have another shape than ``[B, inputs]``.
     """
 
     limit = 8.0
@@ -62,4 +65,7 @@ class PairUncertainty(nn.Sequential):
         super().__init__(nn.Linear(inputs, hidden), nn.ReLU(), last)
 
     def forward(self, pairs: Tensor) -> Tensor:
+        inputs = self[0].in_features
+        if pairs.ndim != 2 or pairs.shape[1] != inputs:
+            raise ValueError(f"pairs must have shape [B, {inputs}], got {list(pairs.shape)}")
         return self.limit * (super().forward(pairs)[:, 0] / self.limit).tanh()

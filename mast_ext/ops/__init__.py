@@ -1,33 +1,42 @@
 """The native ops as torch sees them: schema and derivative (C++), shape-only kernel."""
 
 from mast_ext import native
-from mast_ext.ops import (  # they look their operators up, which `native` has just registered
-    budgeted_masks,
-    contrastive_logsumexp,
-    contrastive_loss,
-    cross_correlation_penalty,
-    epps_pulley_distance,
-    gather_views,
-    gram_difference,
-    grouped_means,
-    grouped_squared_difference,
-    nearest_neighbor_distance,
-    prototype_column_logsumexp,
-    prototype_cross_entropy,
-    rendering,
-    scheduled,
-    select_hard_cosine_pairs,
-    select_hard_crops,
-    select_hard_pairs,
-    sigmoid_contrast,
-    sliced_characteristic_sums,
-    subspace_nll,
-    subspace_similarity,
-    variance_covariance,
-    vicreg_terms,
-    view_pair_cross_entropy,
-    weighted_terms,
-)
+
+try:
+    from mast_ext.ops import (  # they look their operators up, which `native` has just registered
+        budgeted_masks,
+        contrastive_logsumexp,
+        contrastive_loss,
+        cross_correlation_penalty,
+        epps_pulley_distance,
+        gather_views,
+        gram_difference,
+        grouped_means,
+        grouped_squared_difference,
+        nearest_neighbor_distance,
+        prototype_column_logsumexp,
+        prototype_cross_entropy,
+        rendering,
+        scheduled,
+        select_hard_cosine_pairs,
+        select_hard_crops,
+        select_hard_pairs,
+        sigmoid_contrast,
+        sliced_characteristic_sums,
+        subspace_nll,
+        subspace_similarity,
+        variance_covariance,
+        vicreg_terms,
+        view_pair_cross_entropy,
+        weighted_terms,
+    )
+except AttributeError as error:
+    if "_OpNamespace" not in str(error):
+        raise
+    raise ImportError(
+        f"the native libraries of mast_ext are older than its Python code ({error}): build them "
+        f"again: {native.FROM_SOURCE}"
+    ) from error
 
 __all__ = [
     "budgeted_masks",

@@ -15,6 +15,8 @@ OTHER_NAMES = {
     "data.name": ("dataset",),
     "data.path": ("data", "data_dir", "data_path", "root", "train_dir", "train_path"),
     "data.workers": ("num_workers", "workers"),
+    "equimod.weight": ("equimod",),
+    "hard_views.views": ("hardviews", "hvp"),
     "model.name": ("arch", "backbone", "model"),
     "model.weights": ("checkpoint", "initial_checkpoint", "load_from", "pretrained"),
     "optimizer.clip": ("clip_grad", "grad_clip", "gradient_clip_val"),

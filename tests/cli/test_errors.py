@@ -30,6 +30,8 @@ BESIDE = ["--baseline=vicreg", "--vicreg.projector=[16,16]", "--train.log_every=
 # arguments, status, part of the sentence
 WRONG = [
     (["pretrian"], 2, "there is no command 'pretrian'"),
+    (["pretrain", "--hardviews=4"], 2, "no option --hardviews; did you mean --hard_views.views?"),
+    (["pretrain", "--equimod=1"], 2, "and 1 is none; did you mean --equimod.weight?"),
     (["pretrain", "--metod=mast"], 2, "there is no option --metod; did you mean --method?"),
     (["pretrain", "--data.nam=folder"], 2, "there is no option --data.nam; did you mean"),
     (["pretrain", "surplus"], 2, "there is one argument too many, surplus"),
@@ -353,6 +355,7 @@ def test_truncated_jpeg_is_named_and_leaves_no_run(call, tiny, tmp_path):
     status, _, err = call("pretrain", *tiny, *data, "--out=run")
     assert status == 1
     assert err.splitlines()[-1].startswith(f"mast-ext: cannot decode image {damaged}: ")
+    assert "(a run with --data.on_bad_image skip leaves such files out)" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
 

@@ -48,7 +48,7 @@ def test_nothing_of_a_run_is_replaced(trained, call):
     ("arguments", "status", "message"),
     [
         (["nowhere", "--format=timm"], 1, "nowhere"),
-        (["RUN"], 2, "required: format"),
+        (["RUN"], 2, "--format is missing: one of timm, hf, torchscript, onnx"),
         (["RUN", "--format=tflite"], 2, "tflite"),
         (["RUN", "--format=timm"], 1, "timm builds no such stem; torchscript and onnx can"),
     ],

@@ -65,6 +65,11 @@ def check_belongs(checkpoint: dict[str, Any], identity: dict[str, Any], path: Pa
             raise CheckpointError(f"{path} is not whole: it has no {', '.join(missing)}")
     for name, value in identity.items():
         found = checkpoint["mast_ext"]["identity"].get(name)
+        if found != value and name == "images":
+            raise CheckpointError(
+                f"{path} is of a run on {found} training images, and there are {value} now: "
+                "bring back those of then, or begin a new run"
+            )
         if found != value:
             raise CheckpointError(
                 f"{path} belongs to another run: its {name} is {found}, this run's is {value}"
