@@ -201,42 +201,67 @@ def explains_types(function: Callable[P, T]) -> Callable[P, T]:
         TypeError: An argument has another type than its annotation, and the call failed.
     """
 
-    @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         try:
             return function(*args, **kwargs)
-        except Exception as error:
-            signature, hints = inspect.signature(function), get_type_hints(function)
-            for name, value in signature.bind(*args, **kwargs).arguments.items():
-                if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
-                    continue
-                if expected := _not_as_annotated(value, hints.get(name)):
-                    raise TypeError(
-                        f"{name} must be {expected}, got {_described(value)}"
-                    ) from error
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and (
+                told := _first_misfit(function, args, kwargs)
+            ):
+                raise TypeError(told) from error
             raise
 
-    return call
+    # Code of its own, since torch.compile keeps only a few programs for a piece of code.
+    call.__code__ = call.__code__.replace(co_name=function.__name__)
+    return functools.wraps(function)(call)
 
 
-def _not_as_annotated(value: Any, kind: Any) -> str:
-    """What an argument must be: a tensor, a name or a switch; empty if it is."""
+def _first_misfit(function: Callable[..., Any], args: Any, kwargs: Any) -> str:
+    """What is wrong with the first argument that is not as annotated; empty if there is none."""
+    signature, hints = inspect.signature(function), get_type_hints(function)
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:  # an argument too many or too few, which the call itself says best
+        return ""
+    for name, value in given.items():
+        several = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        every = {f"{name}[{i}]": x for i, x in enumerate(value)} if several else {name: value}
+        for each, x in every.items():
+            if told := _misfit(each, x, hints.get(name)):
+                return told
+    return ""
+
+
+def _misfit(name: str, value: Any, kind: Any) -> str:
+    """What is wrong with an argument that shall be a tensor, a list of them, a name or a switch.
+
+    Empty if nothing is, and of other annotations.
+    """
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if bool in parts:
-        return "" if isinstance(value, bool) else "True or False"
-    if get_origin(kind) is Literal:
-        return "" if isinstance(value, str) else "a string"
-    lists = any(get_args(part) == (Tensor,) for part in parts)
-    if not (Tensor in parts or lists) or (value is None and NoneType in parts):
-        return ""
-    if isinstance(value, Tensor) or (float in parts and isinstance(value, Real)):
-        return ""
-    if lists and isinstance(value, Sequence) and all(isinstance(x, Tensor) for x in value):
-        return ""
-    taken = {"a tensor": Tensor in parts, "a number": float in parts, "a list of tensors": lists}
-    return " or ".join(name for name, fits in taken.items() if fits)
+        taken = "" if isinstance(value, bool) else "True or False"
+    elif get_origin(kind) is Literal:
+        taken = "" if isinstance(value, str) else "a string"
+    else:
+        lists = any(get_args(part) == (Tensor,) for part in parts)
+        if not (Tensor in parts or lists) or (value is None and NoneType in parts):
+            return ""
+        if isinstance(value, Tensor) or (float in parts and isinstance(value, Real)):
+            return ""
+        if lists and isinstance(value, Sequence) and not isinstance(value, str):
+            wrong = ((i, x) for i, x in enumerate(value) if not isinstance(x, Tensor))
+            return next(
+                (f"{name}[{i}] must be a tensor, got {_described(x)}" for i, x in wrong), ""
+            )
+        names = {
+            "a tensor": Tensor in parts,
+            "a number": float in parts,
+            "a list of tensors": lists,
+        }
+        taken = " or ".join(name for name, fits in names.items() if fits)
+    return f"{name} must be {taken}, got {_described(value)}" if taken else ""
 
 
 def require_field_types(settings: Any, prefix: str = "") -> None:

@@ -904,7 +904,8 @@ def epps_pulley_distance(
         ``[V]``, dtype of ``sums``; NaN of no images. Differentiable once in ``sums``.
 
     Raises:
-        ValueError: A shape or device does not fit, or the number of images is negative.
+        ValueError: A shape or device does not fit, or a number of images is negative
+            or not finite (of a tensor it is not looked at).
         TypeError: A dtype is not supported, or differs from that of ``sums``.
     """
     tensor, number = _tensor_and_number("images", images, sums)

@@ -105,7 +105,7 @@ except ImportError as error:
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     out = run.stdout
     assert "libraries of mast_ext are older than its Python code" in out
-    assert "'gather_views'): build them again: `pip install" in out
+    assert "'gather_views'): build them again, in the source by `pip" in out
 
 
 # torch's CUDA, torch's ROCm, libraries -> what is said

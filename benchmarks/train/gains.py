@@ -98,7 +98,7 @@ def main(
     values = parser.parse_args()
 
     data = ["--data.name=folder", f"--data.path={values.path}", *network(values.width)]
-    given = dict(values.rates)
+    given = {method: rate for method, rate in values.rates if method in values.methods}
     to_tune = [method for method in values.methods if method not in given]
     rates = given | tuned_rates(values, to_tune)
     if values.until == "tuned":

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(name, rest)(rest)
     except KeyboardInterrupt as error:
-        return _fail(": ".join(("interrupted", *error.args)), 130)
+        return _fail(": ".join(("interrupted", *map(str, error.args))), 130)
     except UsageError as error:
         return _fail(str(error), 2)
     except Exception as error:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         if os.environ.get("MAST_EXT_DEBUG") or not _is_for_users(error):
             raise
-        return _fail(_told(error), getattr(error, "status", 1))
+        return _fail(_told(error, rest), getattr(error, "status", 1))
 
 
 def _command(name: str, arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
@@ -92,10 +92,12 @@ def _is_for_users(error: Exception) -> bool:
     return isinstance(error, (ValueError, OSError, ModuleNotFoundError, MemoryError, *own))
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception, arguments: Sequence[str]) -> str:
     told = str(error) or type(error).__name__
     data = sys.modules.get("mast_ext.data")
-    if data is not None and isinstance(error, data.BadImageError):
+    bad = data is not None and isinstance(error, data.BadImageError)
+    settled = any(each.startswith(("--data.on_bad_image", "--resume")) for each in arguments)
+    if bad and not settled and not isinstance(error.__cause__, ModuleNotFoundError):
         told += " (a run with --data.on_bad_image skip leaves such files out)"
     return told
 

@@ -150,7 +150,6 @@ class AugmentationMasks(nn.Module):
                     masks = masks_of(self._budgeted()[self.bits])
                     self.logits.copy_(masks.logit(SMALLEST) / self.sharpness)
 
-    @explains_types
     def forward(self) -> Tensor:
         """The masks ``[K, D]``, float32 (float64 for float64 parameters)."""
         of_one = masks_of(self.group_weights()[self.bits])  # the groups of a single augmentation

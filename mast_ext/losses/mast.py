@@ -115,7 +115,7 @@ class MASTLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.base: Base = require_option("base", base, Base)
-        if not isinstance(masks, AugmentationMasks):
+        if not hasattr(masks, "group_weights"):  # compiled, they are of another class
             raise TypeError(f"masks must be AugmentationMasks, got {type(masks).__name__}")
         if masks.price is not None and base == "nt_xent":
             # It would be compared with a contrast that is no mean over dimensions.

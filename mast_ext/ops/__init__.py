@@ -35,7 +35,7 @@ except AttributeError as error:
         raise
     raise ImportError(
         f"the native libraries of mast_ext are older than its Python code ({error}): build them "
-        f"again: {native.FROM_SOURCE}"
+        "again, in the source by `pip install --no-build-isolation --editable .`"
     ) from error
 
 __all__ = [

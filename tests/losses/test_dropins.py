@@ -169,7 +169,12 @@ def test_compiles_whole(name, device):
         ("VICRegLoss", [(1, 4), (1, 4)], AssertionError, r"with B > 1, got \(1, 4\)"),
         ("VICRegLoss", [(3, 4), (3, 5)], AssertionError, r"same shape, got \(3, 4\) and \(3, 5\)"),
         ("VICRegLoss", [(3,), (3,)], AssertionError, r"shape \[B, ..., D\] with B > 1, got \(3,\)"),
-        ("BarlowTwinsLoss", [(1, 4), (1, 4)], ValueError, r"with N >= 2 and D >= 1, got \[1, 4\]"),
+        (
+            "BarlowTwinsLoss",
+            [(1, 4), (1, 4)],
+            ValueError,
+            "^z_a must hold 2 or more images, got 1$",
+        ),
         (
             "BarlowTwinsLoss",
             [(3, 4), (3, 5)],

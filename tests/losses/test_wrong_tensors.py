@@ -90,7 +90,9 @@ def called_with(given: inspect.BoundArguments, argument: str, value: Any) -> ins
 def shown(given: inspect.BoundArguments, argument: str, path: tuple[int, ...]) -> str:
     """How errors call an argument, as a pattern."""
     several = given.signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL
-    return rf"\b(out|z){2 + path[0]}\b" if several else rf"\b{argument}\b"
+    if several:
+        return rf"\b(out|z){2 + path[0]}\b|\b{argument}\[{path[0]}\]"
+    return rf"\b{argument}\b"
 
 
 EACH = [
@@ -149,11 +151,11 @@ def test_another_type(name, make, call, change):
     for argument, path, tensor in tensors_of(given):
         if not tensor.is_floating_point() and change in NUMBERS:
             continue
-        if change == "nothing" and (path or given.signature.parameters[argument].default is None):
+        if change == "nothing" and given.signature.parameters[argument].default is None:
             continue
         value = replaced(given.arguments[argument], path, CHANGES[change])
         bound = called_with(given, argument, value)
-        with pytest.raises(TypeError, match=r"\w+ must be ") as caught:
+        with pytest.raises(TypeError, match=r"\w+(\[\d+\])? must be ") as caught:
             getattr(make(), method)(*bound.args, **bound.kwargs)
         assert re.search(shown(given, argument, path), str(caught.value))
 

@@ -464,7 +464,7 @@ def test_lists_of_no_views_are_refused(which, bad, message, device):
 @pytest.mark.parametrize("which", ["student", "teacher"])
 def test_lists_of_no_tensors_are_refused(which, bad):
     logits = {"student": torch.ones(1, 3, 5), "teacher": torch.ones(1, 3, 5), which: bad}
-    with pytest.raises(TypeError, match=f"{which} must (be a tensor|hold tensors)"):
+    with pytest.raises(TypeError, match=rf"{which}(\[\d\])? must be a tensor"):
         functional.prototype_cross_entropy(**logits, **TEMPERATURES)
 
 

@@ -1,5 +1,7 @@
 #include "kernels/epps_pulley_distance/epps_pulley_distance.h"
 
+#include <cmath>
+
 #include "host/common/checks.h"
 #include "host/common/run_on.h"
 #include "host/ops.h"
@@ -29,7 +31,8 @@ struct CheckedSums {
       check_like(*images_tensor, "images", sums_, "sums");
       images = *images_tensor;
     } else {
-      TORCH_CHECK_VALUE(images_ >= 0, "images must be at least 0, got ", images_);
+      TORCH_CHECK_VALUE(images_ >= 0 && std::isfinite(images_),
+                        "images must be finite and at least 0, got ", images_);
     }
     sums = sums_.contiguous(), phi = phi_.contiguous(), weights = weights_.contiguous();
     plain = {.dtype = dtype,

@@ -68,9 +68,9 @@ def require_tensors(**named: Tensor | Sequence[Tensor] | None) -> None:
     else:  # the usual case, in half of the time
         return
     for name, given in named.items():
+        if given is None:
+            continue
         for x in given if isinstance(given, (list, tuple)) else (given,):
-            if x is None:
-                continue
             if not isinstance(x, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
             if not x.is_floating_point():
