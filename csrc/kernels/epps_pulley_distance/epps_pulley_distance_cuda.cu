@@ -62,8 +62,7 @@ int epps_pulley_distance_cuda(const EppsPulleyDistance& p, cudaStream_t stream) 
 
 int epps_pulley_distance_backward_cuda(const EppsPulleyDistanceBackward& p, cudaStream_t stream) {
   if (p.in.dtype != DType::kFloat32) return cudaErrorInvalidValue;
-  return launch(write_grads, blocks(p.in.views * p.in.rows_of_view(), 1), kGradThreads, stream,
-                p);
+  return launch(write_grads, blocks(p.in.views * p.in.rows_of_view(), 1), kGradThreads, stream, p);
 }
 
 }  // namespace mast_ext::kernels
