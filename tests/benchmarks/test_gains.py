@@ -155,4 +155,4 @@ def test_every_treatment_fits_its_methods():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 2 * 2 + 6 * 8 - 1
+    assert len(done.stdout.split()) == 2 * 2 + 6 * 10 - 1
