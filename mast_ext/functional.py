@@ -293,8 +293,6 @@ def contrastive_loss(
     if isinstance(views, Tensor) and views.ndim != 3:
         raise ValueError(f"views must have shape [V, N, D], got {list(views.shape)}")
     several = list(views)
-    if not all(isinstance(view, Tensor) for view in several):
-        raise TypeError(f"views must hold tensors, got {[type(view).__name__ for view in several]}")
     if len(several) < 2:
         raise ValueError(f"views must be 2 or more, got {len(several)}")
     return ops.contrastive_loss.op(
@@ -1091,9 +1089,6 @@ def _as_views(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     if isinstance(logits, Tensor):
         return [logits]
     views = list(logits) if isinstance(logits, Sequence) else [logits]
-    for view in views:
-        if not isinstance(view, Tensor):
-            raise TypeError(f"{name} must hold tensors, got {type(view).__name__}")
     if 1 < len(views) <= ops.prototype_cross_entropy.MOST_LISTED:
         return views
     shapes = [list(view.shape) for view in views]

@@ -42,3 +42,8 @@ def test_pair_uncertainty_starts_at_zero_learns_and_is_bounded():
     assert (head(torch.randn(5, 6)) == -8).all()
     torch.nn.init.constant_(head[-1].bias, 0.1)
     torch.testing.assert_close(head(torch.randn(5, 6)), torch.full((5,), 0.1), atol=1e-4, rtol=0)
+
+
+def test_pairs_of_another_width_are_refused():
+    with pytest.raises(ValueError, match=r"^pairs must have shape \[B, 6\], got \[3, 5\]$"):
+        PairUncertainty(6)(torch.zeros(3, 5))

@@ -29,6 +29,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 def test_the_launcher_leaves_no_handlers(monkeypatch):
     """A SIGTERM afterwards would raise torch's exception in whatever runs then."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it would be set, and stay
     before = [signal.getsignal(number) for number in LAUNCHER_SIGNALS]
     assert launch.launch("mast_ext.cli.main", ["--version"], 2) == 0
     assert [signal.getsignal(number) for number in LAUNCHER_SIGNALS] == before
