@@ -16,7 +16,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,13 @@ def main(
         help="Learning rates of methods that are not tuned here, such as simclr=0.032.",
     )
     parser.add_argument(
+        "--equal-forwards",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Train plain runs of as many image forwards, too, beside treatments that are compared"
+        " with them.",
+    )
+    parser.add_argument(
         "--until",
         choices=["tuned", "trained"],
         help="Stop there: the rest can run on another machine, with all files at the same paths.",
@@ -103,7 +110,7 @@ def main(
     rates = given | tuned_rates(values, to_tune)
     if values.until == "tuned":
         return
-    chosen = {PLAIN: Treatment(())} | {name: treatments[name] for name in values.treatments}
+    chosen = chosen_of(treatments, values.treatments, values.equal_forwards)
     variants = {
         f"{method} {name}": Variant(
             (
@@ -171,6 +178,16 @@ def main(
         values,
         append=True,
     )
+
+
+def chosen_of(
+    treatments: Mapping[str, Treatment], names: Sequence[str], equal_forwards: bool
+) -> dict[str, Treatment]:
+    """What is trained of every method, the plain one first."""
+    chosen = {PLAIN: Treatment(())} | {name: treatments[name] for name in names}
+    if equal_forwards:
+        return chosen
+    return {name: replace(each, against_forwards=False) for name, each in chosen.items()}
 
 
 def named_rate(text: str) -> tuple[str, float]:

@@ -61,6 +61,16 @@ def test_rates_are_tried_until_the_best_lies_between_others(gains):
     assert gains.next_rates({4e-3: 0.3, 8e-3: 0.4, 1.6e-2: 0.2}) == []
 
 
+def test_the_plain_method_is_first_and_equal_forwards_can_be_left_out(gains):
+    longer, hard = gains.Treatment(("--a=1",)), gains.Treatment(("--b=1",), against_forwards=True)
+    treatments = {"longer": longer, "hard": hard}
+    chosen = gains.chosen_of(treatments, ["hard"], equal_forwards=True)
+    assert chosen == {gains.PLAIN: gains.Treatment(()), "hard": hard}
+    assert list(chosen)[0] == gains.PLAIN
+    chosen = gains.chosen_of(treatments, ["hard"], equal_forwards=False)
+    assert chosen["hard"] == gains.Treatment(("--b=1",))
+
+
 def test_a_table_says_which_rates_were_tuned(gains):
     rates = dict([gains.named_rate("simclr=0.032"), ("byol", 0.008)])
     tuned, given = gains.rate_notes(rates, ["byol"], 4)
