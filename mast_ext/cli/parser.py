@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, is_typeddict
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -81,6 +81,11 @@ class Parser(ArgumentParser):
         choices = self._option_string_actions[option].choices
         return f": one of {', '.join(map(str, choices))}" if choices else ""
 
+    def _keys(self, option: str) -> list[str]:
+        """Of an option that takes mappings of certain keys, these."""
+        kinds = get_args(getattr(self._option_string_actions[option], "_typehint", None))
+        return [key for kind in kinds if is_typeddict(kind) for key in kind.__annotations__]
+
     def _explain(self, message: str) -> str:
         known, groups = self._names()
         unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
@@ -101,7 +106,13 @@ class Parser(ArgumentParser):
         if group and group[1] in groups:
             hint = did_you_mean(f"--{name}" for name in settings_like(group[1], known))
             return f"--{group[1]} takes a file of settings, and {group[2]} is none{hint}"
+        keys = re.match(r"--([\w.]+): Unexpected keys: \{'(\w+)'", message)
+        if keys and (own := self._keys(f"--{keys[1]}")):
+            return f"--{keys[1]} takes {', '.join(own)}, got {keys[2]!r}"
         message = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", message)
+        message = message.replace(
+            "expected dict.", "expected a mapping, {name: value} with its space."
+        )
         message = re.sub(r"Expected a typing\.Literal\[([^]]+)\]", r"expected one of \1", message)
         choice = re.search(r"expected one of ('.+')\. Got value: (\S+)", message)
         return message + did_you_mean(
