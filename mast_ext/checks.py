@@ -267,8 +267,8 @@ def _misfit(name: str, value: Any, kind: Any) -> str:
 def require_field_types(settings: Any, prefix: str = "") -> None:
     """Checks fields of a frozen dataclass against their annotations.
 
-    Numbers, bools, literals, tuples of numbers, and unions of these with None or strings; others
-    are left alone. NumPy's numbers become Python's, and a list of numbers becomes a tuple.
+    Numbers, bools, strings, literals, tuples of numbers, and unions of these with None or strings;
+    others are left alone. NumPy's numbers become Python's, and a list of numbers becomes a tuple.
 
     Args:
         settings: The dataclass.
@@ -301,6 +301,8 @@ def _as_annotated(name: str, value: Any, kind: Any) -> Any:
         return number
     if kind is int:
         return as_integer(name, value)
+    if kind is str and not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {_described(value)}")
     if kind is bool:
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {_described(value)}")
@@ -310,7 +312,7 @@ def _as_annotated(name: str, value: Any, kind: Any) -> Any:
     if origin in (Union, UnionType):
         if isinstance(value, tuple(part for part in parts if part in (NoneType, str))):
             return value
-        others = [part for part in parts if part not in (NoneType, str)]
+        others = [part for part in parts if part not in (NoneType, str)] or [str]
         of_lists = [part for part in others if get_origin(part) is tuple]
         many = of_lists and not isinstance(value, (Number, Tensor, NoneType))
         return _as_annotated(name, value, of_lists[0] if many else others[-1])
@@ -347,7 +349,7 @@ def _described(value: Any) -> str:
 
 def _range(low: float, high: float) -> str:
     if math.isfinite(low) and math.isfinite(high):
-        return f"from {low:g} to {high:g}"
+        return "from {} to {}".format(*(n if isinstance(n, int) else f"{n:g}" for n in (low, high)))
     if math.isfinite(low):
         return f"at least {low:g}"
     return f"at most {high:g}" if math.isfinite(high) else "a finite number"

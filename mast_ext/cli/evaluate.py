@@ -39,7 +39,7 @@ from mast_ext.train.state.restore import (
     restore_timm,
     restore_weights,
 )
-from mast_ext.train.state.run_directory import RunDirectory, write_text
+from mast_ext.train.state.run_directory import RunDirectory, require_writable, write_text
 
 OVERVIEW = Overview(
     examples="""\
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     values = parse(parser, arguments)
     config: EvaluateConfig = build(parser, values, EvaluateConfig, "path", "json")
     refuse_unused(arguments, unused_in_evaluation(config))
+    require_writable(values.json)
 
     if run_config is not None:
         checkpoint = RunDirectory.open(path).last if path.is_dir() else path

@@ -187,7 +187,7 @@ def build(parser: Parser, values: Namespace, settings: type, *others: str) -> An
         made = vars(parser.instantiate(values))
         fields = {name: each for name, each in made.items() if name not in ("config", *others)}
         return settings(**fields)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # a file may set anything to null
         raise UsageError(str(error)) from error
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mast_ext.data.decoding import check_array, convert
 from mast_ext.data.encoded import STACKED_LIMIT, to_tensor
 from mast_ext.data.labels import class_ids, class_names, numbered
-from mast_ext.data.splits import SPLIT_FOLDERS, Split, SplitError, share, spread
+from mast_ext.data.splits import SPLIT_NAMES, Split, SplitError, share, spread
 
 IMAGES, LABELS = "images", "labels"
 """What arrays are called by default."""
@@ -108,7 +108,7 @@ class NumpySource:
     def _read_labels(self, arrays: "_Arrays", name: str, path: str, count: int) -> None:
         labels, where = arrays.read(name), f"{name} in {path}"
         train = labels
-        for kind in SPLIT_FOLDERS["test"]:
+        for kind in SPLIT_NAMES["test"]:
             own = name.replace(kind, "train", 1) if kind in name else name
             train = arrays.read(own) if own != name and own in arrays.names else train
         if labels.ndim not in (1, 2) or len(labels) != count:
@@ -117,6 +117,11 @@ class NumpySource:
                 f" {list(labels.shape)}"
             )
         columns, of_train = (each.reshape(len(each), -1).T for each in (labels, train))
+        if len(columns) != len(of_train):
+            raise ValueError(
+                f"{where} must have as many labels of each image as those to train on,"
+                f" {len(of_train)}, got {len(columns)}"
+            )
         for k, (column, all_names) in enumerate(zip(columns, of_train, strict=True)):
             factor = "class" if len(columns) == 1 else f"class {k}"
             names = class_names(all_names)
@@ -152,11 +157,11 @@ class _Arrays:
         if self._alone:
             return self.names[0], False
         if any(each in self.names for each in _of_split(name, "train")):
-            for kind in SPLIT_FOLDERS[split]:
+            for kind in SPLIT_NAMES[split]:
                 for each in _of_split(name, kind):
                     if each in self.names:
                         return each, True
-            wanted = " or ".join(f"{kind}_{name}" for kind in SPLIT_FOLDERS[split])
+            wanted = " or ".join(f"{kind}_{name}" for kind in SPLIT_NAMES[split])
             raise FileNotFoundError(f"{self._path} has train_{name} but no {wanted}")
         if name in self.names:
             return name, False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mast_ext.data.encoded import EncodedSource, Progress
 from mast_ext.data.files import ARRAY_SUFFIXES, SUFFIXES, UNREAD_SUFFIXES
-from mast_ext.data.splits import SPLIT_FOLDERS, SplitError, share
+from mast_ext.data.splits import SplitError, share, split_folders
 
 
 class FolderSource(EncodedSource):
@@ -20,6 +20,8 @@ class FolderSource(EncodedSource):
     ``DIR/train`` beside ``DIR/test`` or ``DIR/val``, each with one folder per class or with files
     only; ``DIR/<class>/``; or files directly under ``DIR``. In the last two a tenth of each class
     (chosen by a hash of the names) is the test split. Names that start with a dot are ignored.
+    ``training``, ``valid`` and ``validation`` are names of splits, too, in any case of letters. Of
+    several test folders the first counts that has images, of classes that are trained on.
     Where there are no image files, ``.npy`` files are the images: each an array ``[H, W]`` or
     ``[H, W, C]`` of uint8 or uint16.
 
@@ -39,6 +41,7 @@ class FolderSource(EncodedSource):
         skipped: Names of the files that were left out.
         unread: How many files of pictures of other kinds there are, by their endings. Those of a
             folder without splits count for ``"train"``.
+        beside: Folders with images beside that of the training split, which are of no split.
 
     Raises:
         FileNotFoundError: The folder, or the split in it, does not exist.
@@ -61,6 +64,7 @@ class FolderSource(EncodedSource):
         progress: Progress | None = None,
     ) -> None:
         self.unread: Counter[str] = Counter()
+        self.beside = _beside(Path(path)) if split == "train" else []
         paths, ids, names = _select(Path(path), split, self.unread)
         super().__init__(
             paths,
@@ -102,19 +106,42 @@ def _files(
     root: Path, split: str, suffixes: Sequence[str], unread: Counter[str]
 ) -> tuple[dict[str, list[Path]], list[str], str]:
     """Files of a split by class, the classes of the training split, and where it was looked."""
-    if not (root / "train").is_dir():
+    training = split_folders(root, "train")[:1]
+    if not training:
         files = _list(root, suffixes, unread if split == "train" else Counter())
         return _split(files, root, split), list(files), f"the {split} split of {root}"
-    folders = [root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()]
+    if split == "train":
+        paths = _list(training[0], suffixes, unread)
+        return paths, list(paths), str(training[0])
+    name = f"{training[0].name}/"
+    names = list(_list(training[0], suffixes, Counter()))
+    folders = split_folders(root, split)
     if not folders:
-        wanted = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
-        raise FileNotFoundError(f"image folder {root} has train/ but no {wanted}")
-    paths = _list(folders[0], suffixes, unread)
-    names = list(paths if split == "train" else _list(root / "train", suffixes, Counter()))
-    unknown = [name or "files without a class" for name in paths if name not in names]
-    if unknown:
-        raise SplitError(f"{folders[0]} has classes that train/ has not: {', '.join(unknown)}")
-    return paths, names, str(folders[0])
+        raise FileNotFoundError(f"image folder {root} has {name} but no test/ or val/")
+    misfits = []
+    for folder in folders:
+        paths = _list(folder, suffixes, unread)
+        unknown = [each or "files without a class" for each in paths if each not in names]
+        if unknown:
+            misfits.append(f"{folder} has classes that {name} has not: {', '.join(unknown)}")
+        elif paths:
+            return paths, names, str(folder)
+    if misfits:
+        raise SplitError(misfits[0])
+    return {}, names, " or ".join(map(str, folders))
+
+
+def _beside(root: Path) -> list[str]:
+    """Names of folders with images beside that of the training split, which are of no split."""
+    if not root.is_dir() or not split_folders(root, "train"):
+        return []
+    splits = {each for split in ("train", "test") for each in split_folders(root, split)}
+    others = sorted(each for each in root.iterdir() if each.is_dir() and each not in splits)
+    return [
+        each.name
+        for each in others
+        if not each.name.startswith(".") and any(_walk(each, SUFFIXES, Counter()))
+    ]
 
 
 def _list(folder: Path, suffixes: Sequence[str], unread: Counter[str]) -> dict[str, list[Path]]:

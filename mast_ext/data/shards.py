@@ -21,7 +21,7 @@ from mast_ext.data.decoding import BadImageError
 from mast_ext.data.encoded import EncodedSource, Progress
 from mast_ext.data.files import SUFFIXES, Member
 from mast_ext.data.labels import numbered
-from mast_ext.data.splits import SPLIT_FOLDERS, SplitError, share
+from mast_ext.data.splits import SPLIT_NAMES, SplitError, share, split_folders
 
 LABEL_FIELDS = ("label", "class", "cls")
 """Fields of a ``.json`` member that hold the label; the first that is there counts."""
@@ -175,9 +175,9 @@ def _archives(path: Path, split: str) -> tuple[list[Path], bool]:
             reason = "no archives match" if glob.has_magic(str(path)) else "there is no"
             raise FileNotFoundError(f"{reason} {path}")
         return found, False
-    kinds, own, where = SPLIT_FOLDERS[split], True, path
-    if (path / "train").is_dir():
-        folders = [path / kind for kind in kinds if (path / kind).is_dir()]
+    kinds, own, where = SPLIT_NAMES[split], True, path
+    if split_folders(path, "train"):
+        folders = split_folders(path, split)
         where = folders[0] if folders else path
         found = _tars(where) if folders else []
     else:

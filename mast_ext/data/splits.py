@@ -1,7 +1,9 @@
 """Which images are of the training split and which of the test split, and how many are kept."""
 
+import os
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,12 +14,21 @@ Split = Literal["train", "test"]
 TEST_FRACTION = 0.1
 """Share of the images that is the test split of what has no split of its own."""
 
-SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
-"""Names of the folders of each split."""
+SPLIT_NAMES = {"train": ("train",), "test": ("test", "val")}
+"""What arrays and archives of each split have in their names."""
+
+_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 
 
 class SplitError(ValueError):
     """A split has no images, or labels that the training split has not; the message says which."""
+
+
+def split_folders(root: Path, split: str) -> list[Path]:
+    """The folders of a split, the first that counts first; upper and lower case are the same."""
+    with os.scandir(root) as entries:
+        folders = {each.name.lower(): each.name for each in entries if each.is_dir()}
+    return [root / folders[name] for name in _FOLDERS[split] if name in folders]
 
 
 def spread(count: int, most: int | None) -> NDArray[np.int64]:

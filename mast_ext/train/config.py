@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mast_ext.augment import AugmentationRecipe
-from mast_ext.checks import require_field_types, require_number, require_positive
+from mast_ext.checks import require_field_types, require_integer, require_number, require_positive
 from mast_ext.data import SOURCES
 from mast_ext.methods import METHODS, EquiModOptions, HardViewOptions
 from mast_ext.train.errors import SettingsError
@@ -24,6 +24,9 @@ Item = TypeVar("Item")
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 """What `TrainConfig.logger` may name."""
+
+_LARGEST_SEED = 2**32 - 1
+"""Of NumPy's generator, which is seeded as the others are."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +194,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require_field_types(self, "optimizer.")
         require_positive("optimizer.lr", self.lr)
-        _at_least(self, 0, "optimizer.bias_lr", "optimizer.weight_decay", "optimizer.clip")
-        _at_least(self, 0, "optimizer.final_weight_decay", "optimizer.warmup")
+        for name in ("bias_lr", "weight_decay", "final_weight_decay", "clip", "warmup"):
+            if getattr(self, name) is not None:
+                require_number(f"optimizer.{name}", getattr(self, name), 0)
         require_number("optimizer.min_lr", self.min_lr, 0, 1)
 
 
@@ -257,13 +261,19 @@ class TrainConfig:
         """Images per step of each of several processes.
 
         Raises:
-            SettingsError: The batch does not divide into equal parts.
+            SettingsError: The batch does not divide into equal parts, or has parts of one image.
         """
         parts = processes * self.accumulate
         if self.batch_size % parts:
             raise SettingsError(
                 f"train.batch_size {self.batch_size} does not divide into {parts} equal parts"
                 f" (processes: {processes}, train.accumulate: {self.accumulate})"
+            )
+        if self.accumulate > 1 and self.batch_size == parts:
+            raise SettingsError(
+                f"train.batch_size {self.batch_size} leaves one image for each of {parts} parts"
+                f" (processes: {processes}, train.accumulate: {self.accumulate}), and a part has"
+                " only its own to compare with: at least two are needed"
             )
         return self.batch_size // processes
 
@@ -347,7 +357,7 @@ class FinetuneConfig:
             if getattr(self, name) is not None:
                 require_positive(f"finetune.{name}", getattr(self, name))
         _at_least(self, 2, "finetune.batch_size")
-        _at_least(self, 0, "finetune.seed")
+        require_integer("finetune.seed", self.seed, 0, _LARGEST_SEED)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -481,7 +491,7 @@ class PretrainConfig:
                 f"baseline must be one of {', '.join(baselines)}, got {self.baseline!r}"
                 + did_you_mean(similar(self.baseline, baselines))
             )
-        _at_least(self, 0, "seed")
+        require_integer("seed", self.seed, 0, _LARGEST_SEED)
         for name in _METHODS:
             complete = METHODS[name].complete(self.options(name), self.train.epochs)
             object.__setattr__(self, name, complete)

@@ -4,6 +4,7 @@ Everything that can be wrong with settings and data is found before the run dire
 """
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,7 @@ def pretrain(
         ValueError: A setting does not fit, or an image cannot be decoded.
         FileNotFoundError: The images' folder does not exist.
     """
-    with process_group(config.train.accelerator):
+    with process_group(config.train.accelerator), ExitStack() as locks:
         device = resolve_device(config.train.accelerator)
         first = rank() == 0
         console = (console or Console(stderr=True)) if first else Console(quiet=True)
@@ -97,8 +98,10 @@ def pretrain(
             remarks += much_reduced(config, images.train)
         for remark in remarks:
             _tell(console, remark)
-        run, modules = _train_all(config, trainings, resume, console)
-    return _report(config, images, run, trainings, modules, device, console) if first else None
+        run, modules = _train_all(config, trainings, resume, console, locks)
+        if not first:
+            return None
+        return _report(config, images, run, trainings, modules, device, console)
 
 
 def plan(config: PretrainConfig, source: Source) -> list[Training]:
@@ -123,12 +126,16 @@ def plan(config: PretrainConfig, source: Source) -> list[Training]:
 
 
 def _train_all(
-    config: PretrainConfig, trainings: list[Training], resume: Path | None, console: Console
+    config: PretrainConfig,
+    trainings: list[Training],
+    resume: Path | None,
+    console: Console,
+    locks: ExitStack,
 ) -> tuple[RunDirectory, list[PretrainModule]]:
-    """Trains one after the other in a run directory, new or resumed."""
+    """Trains one after the other in a run directory, new or resumed, which ``locks`` keep."""
     stem = f"{trainings[0].name}-{config.data.name}"
     require_loggers(config, str(resume or config.out or ""))
-    run, checkpoint = run_on_first_rank(lambda: _open_run(stem, config.out, resume))
+    run, checkpoint = run_on_first_rank(lambda: _open_run(stem, config.out, resume, locks))
     runs = [run, run.baseline()]
     checkpoints = [each.last if each.last.exists() else None for each in runs]
     checkpoints[0] = checkpoint or checkpoints[0]
@@ -235,12 +242,18 @@ def beyond_the_end(config: PretrainConfig) -> list[str]:
     ]
 
 
-def _open_run(stem: str, out: str | None, resume: Path | None) -> tuple[RunDirectory, Path | None]:
+def _open_run(
+    stem: str, out: str | None, resume: Path | None, locks: ExitStack
+) -> tuple[RunDirectory, Path | None]:
+    checkpoint = None
     if resume is None:
-        return RunDirectory.create(out, stem), None
-    if resume.is_dir():
-        return RunDirectory.open(resume), None
-    return RunDirectory.open(run_of_checkpoint(resume)), resume
+        run = RunDirectory.create(out, stem)
+    elif resume.is_dir():
+        run = RunDirectory.open(resume)
+    else:
+        run, checkpoint = RunDirectory.open(run_of_checkpoint(resume)), resume
+    locks.enter_context(run.locked())
+    return run, checkpoint
 
 
 def run_of_checkpoint(path: Path) -> Path:

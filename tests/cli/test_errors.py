@@ -85,12 +85,20 @@ WRONG = [
     (["pretrain", "--train.devices=3", *SMALL], 2, "8 does not divide into 3 equal parts"),
     (["pretrain", "--train.accumulate=0"], 2, "train.accumulate must be at least 1, got 0"),
     (["pretrain", "--train.accumulate=5", *SMALL], 2, "8 does not divide into 5 equal parts"),
+    (["pretrain", "--train.accumulate=8", *SMALL], 2, "leaves one image for each of 8 parts"),
+    (["pretrain", "--seed=4294967296"], 2, "seed must be from 0 to 4294967295, got 4294967296"),
+    (["pretrain", "--config=null.yaml"], 2, "method must be a string, got None"),
+    (["pretrain", "--config=nulls.yaml"], 2, "train.epochs must be a number, got None"),
+    (["pretrain", "--config=inf.yaml"], 2, "optimizer.warmup must be at least 0 and finite"),
     (["pretrain", "--train.batch_size=1"], 2, "train.batch_size must be at least 2, got 1"),
     (["pretrain", "--evaluation.neighbors=[]"], 2, "evaluation.neighbors must be one or more"),
     (["pretrain", "--evaluation.neighbors=abc"], 2, "positive numbers, as 20,200, got 'abc'"),
     (["pretrain", "--evaluation.batch_size=0"], 2, "evaluation.batch_size must be at least 1"),
     (["pretrain", "--data.size=0"], 2, "data.size must be at least 1, got 0"),
     (["pretrain", "--optimizer.clip=-1"], 2, "optimizer.clip must be at least 0, got -1"),
+    (["bench", "ops", "--report=none/x.md"], 1, "cannot write none/x.md: no such file"),
+    (["bench", "data", "--name=shapes", "--report=empty"], 1, "cannot write empty: is a directory"),
+    (["bench", "step", "--report=none/x.md"], 1, "cannot write none/x.md: no such file"),
     (["pretrain", "--augment.size=0"], 2, "augment.size must be at least 1, got 0"),
     *(
         (["pretrain", *options, *SMALL], 2, message)
@@ -274,6 +282,9 @@ def surroundings(tmp_path):
     (tmp_path / "odd.yaml").write_text("data: {nme: shapes}")
     (tmp_path / "settings.yaml").write_text("vicreg: {covariance: 3}\nhard_views: {size: 8}")
     (tmp_path / "old.yaml").write_text("mast: {shared: [hue], share: 0.5}")
+    (tmp_path / "null.yaml").write_text("method: null")
+    (tmp_path / "nulls.yaml").write_text("train: {epochs: null}")
+    (tmp_path / "inf.yaml").write_text("optimizer: {warmup: .inf}")
     (tmp_path / "flat.yaml").write_text("data: 3")
     (tmp_path / "top.yaml").write_text("sed: 3")
     (tmp_path / "older.yaml").write_text("mast: {policy: sampled}")

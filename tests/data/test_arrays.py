@@ -105,6 +105,16 @@ def test_class_unknown_to_train(write):
         NumpySource(write(**images, **names), "test")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_splits_with_different_numbers_of_labels(write, split):
+    images = {"train_images": levels(2, 8, 8), "test_images": levels(2, 8, 8)}
+    other = {"train": "test", "test": "train"}[split]
+    labels = {f"{split}_labels": np.zeros((2, 2), int), f"{other}_labels": np.zeros(2, int)}
+    path, message = write(**images, **labels), "as many labels of each image as those to train on"
+    with pytest.raises(ValueError, match=message):
+        NumpySource(path, "test")
+
+
 def test_several_labels_are_factors(write):
     labels = np.array([[0, 5], [1, 4], [0, 3]])
     source = NumpySource(write(train_images=levels(3, 8, 8), train_labels=labels), "train")

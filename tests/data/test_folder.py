@@ -54,6 +54,34 @@ def test_val_stands_in_for_test(split_folder):
     assert len(FolderSource(split_folder, "test")) == 2
 
 
+@pytest.mark.parametrize("test", ["validation", "Val", "VALID", "Test"])
+@pytest.mark.parametrize("train", ["Train", "training"])
+def test_names_of_splits_in_any_case(split_folder, train, test):
+    for name, other in (("train", train), ("test", test)):
+        (split_folder / name).rename(split_folder / "moved")
+        (split_folder / "moved").rename(split_folder / other)
+    sources = [FolderSource(split_folder, split) for split in ("train", "test")]
+    assert [len(source) for source in sources] == [5, 2]
+    assert sources[0].classes == {"class": ["cat", "dog"]} and sources[0].beside == []
+
+
+@pytest.mark.parametrize("images", [["0.png"], []])
+def test_val_stands_in_for_a_test_split_that_does_not_fit(split_folder, images):
+    """Of images without classes, as ImageNet's, or of none."""
+    (split_folder / "test").rename(split_folder / "val")
+    (split_folder / "test").mkdir()
+    for name in images:
+        save(split_folder / "test" / name)
+    assert FolderSource(split_folder, "test").labels["class"].tolist() == [0, 1]
+
+
+def test_folders_beside_the_training_split_are_named(split_folder):
+    save(split_folder / "unlabeled/deeper/0.png")
+    (split_folder / "logs").mkdir()
+    assert FolderSource(split_folder, "train").beside == ["unlabeled"]
+    assert FolderSource(split_folder, "test").beside == []
+
+
 def test_split_folder_without_classes(tmp_path):
     save(tmp_path / "train/0.png")
     save(tmp_path / "test/0.png")

@@ -44,6 +44,13 @@ UNPROBED = [
 ]
 
 
+def test_what_lies_beside_the_training_images_is_told(tmp_path):
+    """A class may be called train."""
+    found = open_images(folder(tmp_path, train=6, car=3, bus=3))
+    assert len(found.train) == 6
+    assert found.notes == ["left out, as beside the folder of the training split: bus, car"]
+
+
 @pytest.mark.parametrize(("counts", "images", "why"), UNPROBED)
 def test_trains_on_what_cannot_be_probed(tmp_path, counts, images, why):
     found = open_images(folder(tmp_path, **counts))

@@ -8,7 +8,7 @@ from mast_ext.train.evaluation.probes import (
     linear_accuracy,
     majority_predictions,
 )
-from mast_ext.train.evaluation.ridge import STRENGTHS
+from mast_ext.train.evaluation.ridge import STRENGTHS, chooses_the_penalty
 
 
 def clusters(count, classes=3, dim=6, noise=0.1, seed=0):
@@ -57,6 +57,35 @@ def test_knn_agrees_with_a_loop():
     )
 
 
+def test_classes_that_take_turns_are_all_held_out():
+    """In an order of images that repeats itself every ten."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 10
+    directions = torch.randn(10, 256, generator=generator)
+    noise = torch.randn(600, 256, generator=generator)
+    points = directions[labels].repeat(2, 1) + 2 * noise
+    train, test = points[:300], points[300:]
+    shuffle = torch.randperm(300, generator=generator)
+    in_turns = linear_accuracy(train, test, {"f": labels}, {"f": labels})["f"]
+    mixed = linear_accuracy(train[shuffle], test, {"f": labels[shuffle]}, {"f": labels})["f"]
+    assert in_turns == pytest.approx(mixed, abs=0.03) and mixed > 0.9
+
+
+def test_knn_at_a_small_temperature_is_the_nearest():
+    train, labels = clusters(60, noise=1.0)
+    test, _ = clusters(40, noise=1.0, seed=1)
+    found = knn_predictions(train, test, {"f": labels}, neighbors=(1, 20), temperature=1e-4)
+    assert torch.equal(found[20]["f"], found[1]["f"])
+
+
+def test_large_ids_of_classes_take_no_memory():
+    train, labels = clusters(90)
+    ids = torch.tensor([7, 2_000_000_000, 3])
+    for probe in (linear_accuracy, knn_accuracy):
+        found = probe(train, train, {"f": ids[labels]}, {"f": ids[labels]})
+        assert found in ({"f": 1.0}, {20: {"f": 1.0}, 200: found.get(200)})
+
+
 def test_knn_with_more_neighbors_than_images():
     train, labels = clusters(6)
     assert knn_accuracy(train, train, {"f": labels}, {"f": labels}, neighbors=(200,)) == {
@@ -78,7 +107,7 @@ def test_linear_probe_is_ridge_regression():
         weights = torch.linalg.solve(gram + penalty, a.T @ (b - b.mean(0)))
         return lambda z: ((z - x[rows].mean(0)) @ weights + b.mean(0)).argmax(1)
 
-    everything, held = torch.arange(60), torch.arange(60) % 5 == 4
+    everything, held = torch.arange(60), chooses_the_penalty(60)
     scores = [(solve(~held, s)(x[held]) == labels[held]).sum().item() for s in STRENGTHS]
     best = STRENGTHS[scores.index(max(scores))]
     expected = (solve(everything, best)(y) == truth).double().mean().item()

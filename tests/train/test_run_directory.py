@@ -1,11 +1,12 @@
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from mast_ext.train.errors import RunError
-from mast_ext.train.state.run_directory import RunDirectory, write_text
+from mast_ext.train.state.run_directory import RunDirectory, require_writable, write_text
 
 
 def test_numbers_runs(tmp_path, monkeypatch):
@@ -13,6 +14,63 @@ def test_numbers_runs(tmp_path, monkeypatch):
     paths = [RunDirectory.create(None, "mast-shapes").path.as_posix() for _ in range(3)]
     assert paths == [f"runs/mast-shapes-{n}" for n in (1, 2, 3)]
     assert (tmp_path / paths[0] / "checkpoints").is_dir()
+
+
+def test_two_runs_at_the_same_moment_have_a_number_each(tmp_path, monkeypatch):
+    """Another process makes the directory between our look and our making."""
+    monkeypatch.chdir(tmp_path)
+    make = pathlib.Path.mkdir
+
+    def late(path, *arguments, **options):
+        if path.name == "x-1":
+            make(path)
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", late)
+    assert RunDirectory.create(None, "x").path.name == "x-2"
+
+
+def test_a_numbered_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RunDirectory.create(None, "x").remove()
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+IN_ANOTHER_PROCESS = """
+import sys
+from pathlib import Path
+from mast_ext.train.state.run_directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time_trains_in_a_directory(tmp_path):
+    run = RunDirectory.create(str(tmp_path / "run"), "x")
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(run.path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(RunError, match=f"another process trains in {run.path}"), run.locked():
+            pass
+        other.kill()
+        other.wait()
+        with run.locked():  # the other has died, and its lock with it
+            pass
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("none/x.json", "no such file or directory"), ("folder", "is a directory"), ("file/x", "not")],
+)
+def test_what_cannot_be_written_is_told_before(tmp_path, name, reason):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=f"cannot write .*{name}: {reason}"):
+        require_writable(None, tmp_path / name)
+    require_writable(tmp_path / "new.json", tmp_path / "file")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file", tmp_path / "folder"]
 
 
 def test_takes_an_empty_directory(tmp_path):

@@ -31,6 +31,7 @@ from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import Parser, build, canonical, output_console, parse, settings_parser
 from mast_ext.data import Source, open_source
 from mast_ext.data.source import Name
+from mast_ext.train.state.run_directory import require_writable
 
 RIVAL = "torchvision v2 (PIL), DataLoader"
 """The contestant that the others are compared with."""
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(
             "bench data needs PATH, the folder or file with the images (or --name shapes)"
         )
+    require_writable(values.report)
     began = time.perf_counter()
     source = open_source(
         config.name,

@@ -25,7 +25,7 @@ from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import Parser, build, canonical, output_console, parse, settings_parser
 from mast_ext.train.launch import resolve_device
-from mast_ext.train.state.run_directory import replacing, write_text
+from mast_ext.train.state.run_directory import replacing, require_writable, write_text
 from mast_ext.train.suggestions import did_you_mean, similar
 
 HEADS = ("contestant", "ms, memory held", "times ours", "GB/s", "GFLOP/s", "of the machine")
@@ -102,6 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = choose(values.operators, sizes)
     if values.plot is not None and not any(_is_drawn(each, config.mode) for each in chosen):
         raise UsageError("--plot draws whole steps whose least work is known: none was chosen")
+    require_writable(values.report, values.plot)
     device = resolve_device(config.accelerator).type
     console = Console(stderr=True)
     dtype = next(iter(chosen)).dtype_on(device)

@@ -108,6 +108,10 @@ def open_images(
             kinds = ", ".join(f"{n} {ending}" for ending, n in sorted(source.unread.items()))
             count = source.unread.total()
             notes.append(f"{count} images of kinds that are not read left out in {name}: {kinds}")
+        if isinstance(source, FolderSource) and source.beside:
+            notes.append(
+                f"left out, as beside the folder of the training split: {_first(source.beside)}"
+            )
         if isinstance(source, EncodedSource) and source.reduced:
             notes.append(
                 f"{source.reduced} images of 16 bits are read with 8 in {name}, as many as the"

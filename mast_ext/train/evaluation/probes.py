@@ -43,18 +43,20 @@ def knn_predictions(
     """
     train, test = normalize(train.float(), dim=1), normalize(test.float(), dim=1)
     largest = min(max(neighbors), len(train))
+    compact = _compact(train_labels)
     found: dict[int, dict[str, list[Tensor]]] = {
         k: {factor: [] for factor in train_labels} for k in neighbors
     }
     for part in test.split(chunk):
         similarity, nearest = (part @ train.T).topk(largest)
-        weights = ((similarity - 1) / temperature).exp()
-        for factor, labels in train_labels.items():
+        # Relative to the nearest, whose weight must not vanish at any temperature.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        for factor, (classes, labels) in compact.items():
             said = labels[nearest]
-            none = weights.new_zeros(len(said), int(labels.max()) + 1)
+            none = weights.new_zeros(len(said), len(classes))
             for k in neighbors:
                 votes = none.scatter_add(1, said[:, :k], weights[:, :k])
-                found[k][factor].append(votes.argmax(1))
+                found[k][factor].append(classes[votes.argmax(1)])
     return {k: {f: torch.cat(parts) for f, parts in each.items()} for k, each in found.items()}
 
 
@@ -72,13 +74,22 @@ def linear_predictions(train: Tensor, test: Tensor, train_labels: Labels) -> dic
     Raises:
         ValueError: Fewer than 5 training images.
     """
+    compact = _compact(train_labels)
 
     def score(factor: str, predicted: Tensor, rows: Tensor) -> float:
-        return accuracy(predicted.argmax(1), train_labels[factor][rows])
+        return accuracy(predicted.argmax(1), compact[factor][1][rows])
 
-    targets = {name: one_hot(labels).double() for name, labels in train_labels.items()}
+    targets = {name: one_hot(labels).double() for name, (_, labels) in compact.items()}
     found = ridge_predictions(train, test, targets, score)
-    return {name: predicted.argmax(1) for name, predicted in found.items()}
+    return {name: compact[name][0][predicted.argmax(1)] for name, predicted in found.items()}
+
+
+def _compact(labels: Labels) -> dict[str, tuple[Tensor, Tensor]]:
+    """By factor: the ids that there are, and positions among them, ``[N]``.
+
+    What is as wide as the number of classes then does not depend on how large their ids are.
+    """
+    return {name: ids.unique(return_inverse=True) for name, ids in labels.items()}
 
 
 def majority_predictions(train_labels: Labels, count: int) -> dict[str, Tensor]:

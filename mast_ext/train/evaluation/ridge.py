@@ -9,7 +9,7 @@ STRENGTHS = tuple(10.0**exponent for exponent in range(-6, 3))
 """Penalties that are tried, in units of the Gram matrix's mean eigenvalue."""
 
 FEWEST_IMAGES = 5
-"""Training examples that are needed: each fifth one chooses the penalty."""
+"""Training examples that are needed: a fifth of them chooses the penalty."""
 
 Score = Callable[[str, Tensor, Tensor], float]
 """How good predictions ``[H, C]`` are: name of the target, predictions, and whose they are, a mask
@@ -21,9 +21,9 @@ def ridge_predictions(
 ) -> dict[str, Tensor]:
     """Predictions of ridge regressions onto several targets.
 
-    Features are standardized. The penalty is chosen for every target on each fifth training
-    example, then all of them are used. What costs, an eigendecomposition, does not depend on the
-    targets.
+    Features are standardized. The penalty is chosen for every target on a fifth of the training
+    examples, the same random ones for as many examples, then all of them are used. What costs, an
+    eigendecomposition, does not depend on the targets.
 
     Args:
         train: Features of the training examples, ``[N, F]``, at least 5.
@@ -44,7 +44,7 @@ def ridge_predictions(
     mean, std = train.double().mean(0), train.double().std(0)
     scale = torch.where(std > 1e-9, 1 / std, torch.zeros_like(std))
     x, x_test = ((part.double() - mean) * scale for part in (train, test))
-    held_out = torch.arange(len(x)) % 5 == 4
+    held_out = chooses_the_penalty(len(x))
 
     chosen, best = dict.fromkeys(targets, STRENGTHS[0]), dict.fromkeys(targets, -torch.inf)
     ridge = _Ridge(x[~held_out])
@@ -60,6 +60,14 @@ def ridge_predictions(
         ridge.fit(target)
         result[name] = ridge.predict(x_test, chosen[name])
     return result
+
+
+def chooses_the_penalty(count: int) -> Tensor:
+    """A fifth of so many training examples, as a mask.
+
+    Random ones, the same each time: in the order that there is, classes may take turns.
+    """
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0)) % 5 == 4
 
 
 class _Ridge:

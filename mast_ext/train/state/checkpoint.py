@@ -44,6 +44,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the unpickler raises nearly anything on foreign bytes
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint of mast-ext ({type(error).__name__})"

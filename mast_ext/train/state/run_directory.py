@@ -1,10 +1,14 @@
 """The run directory: the files that a run leaves, each of which is written as a whole or not."""
 
 import csv
+import errno
+import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +50,11 @@ class RunDirectory:
         Raises:
             RunError: The directory holds something already, or cannot be made or written to.
         """
-        path = Path(out) if out is not None else _next_free(Path("runs"), stem)
+        path = Path(out) if out is not None else Path("runs", stem)
         try:
+            path = path if out is not None else _make_numbered(path)
             run = cls(path)
+            run._was_there &= out is not None
             if path.is_dir() and not run._left_by_remove().issuperset(path.iterdir()):
                 hint = f"continue it with --resume {path}, or " if run.config.exists() else ""
                 raise RunError(f"{path} exists and is not empty: {hint}choose another --out")
@@ -70,6 +76,28 @@ class RunDirectory:
         if not run.config.is_file():
             raise RunError(f"{path} is not a run directory: it has no config.yaml")
         return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in the directory.
+
+        Two that wrote the same checkpoint at a time would leave a mixture of both. Where the file
+        system knows no locks, nobody is kept from it.
+
+        Raises:
+            RunError: Another process trains in it, or it cannot be written to.
+        """
+        path = self.path / ".lock"
+        with named_failure(path):
+            file = path.open("w")
+        with file:
+            try:
+                # Of this process alone: a lock of flock would live on in its children.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise RunError(f"another process trains in {self.path}") from error
+            yield
 
     def baseline(self) -> "RunDirectory":
         """The directory of the run's baseline, inside this one."""
@@ -206,6 +234,20 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors=READABLE)
 
 
+def require_writable(*paths: str | Path | None) -> None:
+    """Tells before the work that a file could not be written after it. None is left out.
+
+    Raises:
+        RunError: The folder that it would lie in is missing or cannot be written to, or there is a
+            folder of its name.
+    """
+    for path in (Path(path) for path in paths if path is not None):
+        with named_failure(path):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            tempfile.TemporaryFile(dir=path.parent).close()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives the name of a file to write beside ``path``, and moves it there when it is written.
@@ -249,8 +291,12 @@ def named_failure(path: Path) -> Iterator[None]:
         raise RunError(f"cannot write {path}: {reason[:1].lower()}{reason[1:]}") from error
 
 
-def _next_free(parent: Path, stem: str) -> Path:
-    number = 1
-    while (parent / f"{stem}-{number}").exists():
-        number += 1
-    return parent / f"{stem}-{number}"
+def _make_numbered(path: Path) -> Path:
+    """Makes the first directory that there is not of ``path``-1, ``path``-2, …"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        numbered = path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):  # another run may take it at this moment
+            numbered.mkdir()
+            return numbered
+    raise AssertionError("numbers do not end")
