@@ -121,8 +121,9 @@ def subspace_nll(
         log_var [V, B, K] ("subspace"):   s_k = exp(lvx_ibk) + exp(lvy_jbk)
             L[k,i,j,b] = ½ · [ δ_k / s_k + log s_k ],   δ_k = Σ_d w_kd (x_ibd − y_jbd)² / Σ_d w_kd
 
-    ``log s`` is a log-add-exp, so that log-variances of ±80 give finite values and gradients. A
-    mask of zeros counts as distance 0 (``L = 0`` in the diagonal form).
+    ``log s`` is a log-add-exp, so that log-variances of ±80 give finite values and gradients
+    (below about -75 those of ``x``, ``y`` and ``masks`` in the subspace form are bounded, and
+    smaller than the formula's). A mask of zeros counts as distance 0 (``L = 0`` in the diagonal form).
 
     Args:
         x: Embeddings ``[Vx, B, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.
@@ -186,9 +187,8 @@ def contrastive_logsumexp(
             ``(j, i)``.
         masks: Non-negative masks ``[K, D]``, float32 (float64 beside float64 embeddings). ``None``
             is one subspace of all ones; the results keep their leading axis ``K = 1``.
-        temperature: A positive number, or a scalar tensor in float32 (float64 beside float64
-            embeddings), which may require gradient. A number of at least 0.03 is fastest: a
-            running maximum is not needed then.
+        temperature: A positive number, or a scalar tensor of floating point, which may require
+            gradient. A number of at least 0.03 is fastest: a running maximum is not needed then.
         offset: Column of row 0's positive; row ``b``'s is ``b + offset``. ``None``: the columns
             hold no positives (a queue of negatives), and ``positive`` is empty.
         exclude_self: In the blocks ``(i, i)`` of a view with itself, column ``b + offset`` is the
@@ -238,6 +238,8 @@ def _tensor_and_number(
 ) -> tuple[Tensor | None, float]:
     """The two arguments that the operators take in its place."""
     if isinstance(number, Tensor):
+        if number.is_floating_point():
+            number = number.to(torch.promote_types(like.dtype, torch.float32))
         return number, 0.0
     number = as_number(name, number)
     if changes_between_calls(number):

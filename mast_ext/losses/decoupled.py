@@ -118,7 +118,8 @@ class DCLWLoss(DCLLoss):
         return False
 
     def _weighted(self, positive: Tensor, views: Tensor) -> Tensor:
-        similarity = positive.detach() * self.temperature / self.sigma
+        with torch.no_grad():  # a learned temperature has no gradient from here, either
+            similarity = positive * self.temperature / self.sigma
         if not self.gather_distributed or world_size() == 1:
             return positive * (2 - similarity.shape[-1] * similarity.softmax(-1))
         every = gather_last(similarity)

@@ -90,7 +90,7 @@ class HardViewSelector(nn.Module):
             ValueError: ``pair_losses`` has another shape, or fewer than two views.
             TypeError: The dtype is not supported.
         """
-        candidates = self._marks(pair_losses)
+        candidates = self.marks(pair_losses)
         index, score = functional.select_hard_pairs(pair_losses, candidates=candidates)
         hard = _highest(score, self.fraction) if self.fraction < 1 else None
         if self.strategy == "softmax":
@@ -104,7 +104,7 @@ class HardViewSelector(nn.Module):
             score = torch.where(hard, score, easy_score)
         return index, score
 
-    def _marks(self, pair_losses: Tensor) -> Tensor | None:
+    def marks(self, pair_losses: Tensor) -> Tensor | None:
         """The candidates as bool ``[V, V]``; ``None`` for all."""
         if self.candidates == "all":
             return None

@@ -69,14 +69,17 @@ class InfoNCELoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self._temperature = require_temperature(temperature)
-        if learn_temperature and temperature < LOWEST_LEARNED:
+        number = require_temperature(temperature)
+        if learn_temperature and isinstance(number, Tensor):
+            number = number.item()  # where the parameter starts, which is one of the loss
+        self._temperature = number
+        if learn_temperature and number < LOWEST_LEARNED:
             raise ValueError(
-                f"a learned temperature must start at {LOWEST_LEARNED} or above, got {temperature}"
+                f"a learned temperature must start at {LOWEST_LEARNED} or above, got {number}"
             )
         self.log_temperature: nn.Parameter | None = None
         if learn_temperature:
-            self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(number)))
         self.two_sided = two_sided
         self.gather_distributed = require_distributed(gather_distributed)
         self.reduction: Reduction = require_option("reduction", reduction, Reduction)
@@ -217,7 +220,8 @@ class InfoNCELoss(nn.Module):
         if self.log_temperature is None:
             return self._temperature
         with torch.no_grad():
-            self.log_temperature.clamp_(min=math.log(LOWEST_LEARNED))
+            # By its data, whose change is none to what else a graph has made of the parameter.
+            self.log_temperature.data.clamp_(min=math.log(LOWEST_LEARNED))
         return self.log_temperature.to(torch.promote_types(embeddings.dtype, torch.float32)).exp()
 
     def extra_repr(self) -> str:

@@ -172,6 +172,9 @@ class SIGReg(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, *args
         )
+        # The sums have to be taken where the grid is, which may be another than that made here.
+        if f"{prefix}t" in state_dict and not self.t.is_meta:
+            self.t_min, self.t_max = self.t[0].item(), self.t[-1].item()
 
     def extra_repr(self) -> str:
         return (

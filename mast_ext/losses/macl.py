@@ -98,8 +98,8 @@ class MACLLoss(ViewPairLoss):
             total = torch.stack((pairs.sum(), pairs.new_tensor(pairs.numel())))
             if self.gather_distributed and world_size() > 1:
                 total = all_reduce(total)
-            agreement = total[0] / total[1].clamp_min(1)
-            temperature = self.temperature * (1 + self.alpha * (agreement - self.A_0))
+            factor = 1 + self.alpha * (total[0] / total[1].clamp_min(1) - self.A_0)
+        temperature = self.temperature * factor
         lse, positive = contrast_views(
             views, temperature=temperature, gather=self.gather_distributed
         )

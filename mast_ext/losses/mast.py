@@ -175,7 +175,10 @@ class MASTLoss(nn.Module):
             log_variance = log_variance.to(torch.promote_types(x.dtype, torch.float32))
             # Pairs that differ by so much that not a dimension is left say nothing.
             comparable = weights.detach().sum(1)[group] >= 1
+            # At most what float32 can take the exponential of; where nothing counts, nothing.
+            log_variance = log_variance.clamp(-80, 80)
             weight, likelihood = self._precision(log_variance, comparable)
+            log_variance = log_variance.where(comparable, 0.0)
         residual: Tensor | None = None
         if self.base == "vicreg":
             names: tuple[str, ...] = ("invariance", "variance", "covariance")
@@ -327,7 +330,7 @@ class MASTLoss(nn.Module):
         """NT-Xent of every pair of views under its group's mask, ``[V, V, N]``."""
         blocks = contrast_views(
             views,
-            masks_of(weights),
+            masks_of(weights.to(torch.promote_types(views.dtype, torch.float32))),
             temperature=self.temperature,
             gather=self.gather_distributed,
         )

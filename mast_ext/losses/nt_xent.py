@@ -129,8 +129,8 @@ class NTXentLoss(ViewPairLoss):
         # The bank's rows are not rounded to 16 bits.
         dtype = torch.promote_types(queries.dtype, bank.dtype)
         rows = bank.to(dtype)
-        if update:  # a copy: the backward pass needs the bank as it was before the update
-            rows = copy_of_state(rows)
+        if update or torch.is_grad_enabled():
+            rows = copy_of_state(rows)  # what the backward pass needs, before an update changes it
         lse, _ = functional.contrastive_logsumexp(
             queries.to(dtype),
             rows[None],

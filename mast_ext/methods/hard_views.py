@@ -185,6 +185,7 @@ class HardViews(HardSelection):
 
     Attributes:
         trained: Views of an image that are trained on, the plain one included.
+        choices: Pairs ``[2, P]`` of views that there are to choose from.
 
     Raises:
         ValueError: The method does not train on two views, or an option does not fit.
@@ -222,6 +223,10 @@ class HardViews(HardSelection):
             temperature=options.temperature if options.strategy == "softmax" else 1.0,
             fraction=options.fraction,
         )
+        views = options.views
+        self.choices = torch.triu_indices(views, views, 1)
+        if (marks := self.selector.marks(torch.empty(views, views, 0))) is not None:
+            self.choices = self.choices[:, marks[self.choices[0], self.choices[1]]]
 
     def forwards(self, steps: int, steps_per_epoch: int) -> float:
         networks = 1
@@ -271,8 +276,7 @@ class HardViews(HardSelection):
     def _logs(
         self, batch: ViewBatch, chosen: ViewBatch, losses: Tensor, score: Tensor
     ) -> dict[str, Tensor]:
-        views = len(losses)
-        pairs = torch.triu_indices(views, views, 1, device=losses.device)
+        pairs = self.choices.to(losses.device)
         mean = (losses[pairs[0], pairs[1]] + losses[pairs[1], pairs[0]]).mean(0) / 2
         random = self._differences(batch.parameters[pairs].flatten(1, 2))
         iou, color = self._differences(chosen.parameters[:2])

@@ -330,6 +330,28 @@ def test_sigreg_over_another_interval(interval, t_max):
     assert_close(found.double(), want, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **grid: losses.SIGReg(num_vectors=9, seed=1, **grid),
+        lambda **grid: losses.LeJEPALoss(
+            sigreg_seed=1, **{f"sigreg_{name}": value for name, value in grid.items()}
+        ),
+    ],
+)
+def test_a_loaded_grid_is_integrated_on(make):
+    """As lightly's, whose checkpoints have it, too."""
+    views = torch.randn(2, IMAGES, DIM)
+    sigreg = isinstance(make(), losses.SIGReg)
+    given = {"proj": views} if sigreg else {"local_proj": views, "global_proj": views}
+    for grid in ({"t_max": 5.0}, {"interval": "symmetric", "t_max": 2.0, "knots": 33}):
+        saved, loss = make(**grid), make()
+        assert not torch.allclose(saved(**given), loss(**given))
+        saved, loss = make(**grid), make()  # from the first call on
+        loss.load_state_dict(saved.state_dict())
+        assert_close(loss(**given), saved(**given))
+
+
 def test_sigreg_of_pooled_views():
     views = torch.randn(3, IMAGES, DIM)
     torch.manual_seed(1)

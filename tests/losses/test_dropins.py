@@ -22,6 +22,31 @@ class Distance(torch.nn.Module):  # a module, whose name is the same in every pr
         return (a - b).square().sum(1)
 
 
+# Classes that divide by a temperature, from it and further arguments.
+LEARNED = {
+    "NTXentLoss": {},
+    "DCLLoss": {},
+    "DCLWLoss": {"sigma": 0.4},
+    "DirectCLRLoss": {"loss_dim": 5},
+    "MACLLoss": {"alpha": 0.5},
+}
+
+
+@pytest.mark.parametrize("of_temperature", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_temperature_of_the_users_is_learned(name, of_temperature):
+    """With lightly's gradient, in whatever precision it is kept."""
+    views = torch.randn(2, 6, 8, dtype=torch.float64)
+    grads = []
+    for package in (losses, lightly.loss):
+        temperature = torch.nn.Parameter(torch.tensor(0.4, dtype=of_temperature))
+        loss = getattr(package, name)(temperature=temperature, **LEARNED[name])
+        loss(*views).backward()
+        grads.append(temperature.grad)
+    assert grads[0].dtype == of_temperature
+    assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+
 ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "VICRegLoss": [
         {},

@@ -95,6 +95,21 @@ def test_a_learned_temperature_stays_above_0_01(device):
     assert loss.log_temperature.grad < 0
 
 
+def test_a_penalty_of_the_learned_temperature_may_come_first(device):
+    """The loss keeps the parameter in its bounds, which must not undo what was made of it."""
+    queries, keys = torch.randn(2, 6, DIM, device=device)
+    loss = InfoNCELoss(0.05, learn_temperature=True).to(device)
+    penalty = loss.log_temperature.square()
+    (loss(queries, keys) + penalty).backward()
+    assert loss.log_temperature.grad.isfinite()
+
+
+def test_a_learned_temperature_is_the_only_parameter():
+    start = torch.nn.Parameter(torch.tensor(0.2))
+    loss = InfoNCELoss(start, learn_temperature=True)
+    assert [name for name, _ in loss.named_parameters()] == ["log_temperature"]
+
+
 def test_temperature(device):
     assert InfoNCELoss(0.07).temperature == 0.07
     learned = InfoNCELoss(0.07, learn_temperature=True).to(device)

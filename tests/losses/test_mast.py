@@ -230,6 +230,32 @@ def test_nothing_is_held_by_less_than_a_pair(device):
 
 
 @pytest.mark.parametrize("base", BASES)
+def test_uncertainty_that_float32_cannot_hold(base, device):
+    """Of pairs that agree entirely, and of one that has no dimension left."""
+    loss = make_loss(device, base, freed=(1 / DIM, 0.95), learned=False)
+    x, *_ = make_inputs(device)
+    changed = torch.zeros(BATCH, 2, dtype=torch.bool, device=device)
+    changed[0] = True
+    for value in (-200.0, 200.0):
+        log_variance = torch.full((BATCH,), value, device=device, requires_grad=True)
+        found = loss(x, x.detach(), changed, log_variance).loss
+        grads = torch.autograd.grad(found, (x, log_variance))
+        assert all(each.isfinite().all() for each in (found, *grads))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_embeddings_wider_than_the_masks(base):
+    loss = make_loss("cpu", base)
+    x, y, changed, _ = make_inputs("cpu", torch.float64)
+    assert_close(
+        loss(x, y, changed).loss.float(),
+        loss(x.float(), y.float(), changed).loss,
+        rtol=1e-4,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("base", BASES)
 def test_uncertain_pairs_count_less(base, device):
     """A few among many: the others weigh hardly more than without uncertainty."""
     loss = make_loss(device, base, variance=0.0, covariance=0.0, temperature=5.0)

@@ -24,6 +24,20 @@ def make_batch(batch, device, width=WIDTH):
     return [torch.randn(batch, width, device=device).requires_grad_() for _ in range(2)]
 
 
+def test_what_compared_with_the_bank_before_an_update_has_its_gradient(device):
+    ours, _ = make_pair(device)
+    x, y = make_batch(6, device)
+    views = torch.stack((x, y))
+    before = ours.memory_bank.bank.clone()
+    (ours.pair_losses(views).mean() + ours(x, y)).backward()
+    alone = make_pair(device)[0]
+    copies = [view.detach().clone().requires_grad_() for view in (x, y)]
+    alone.pair_losses(torch.stack(copies)).mean().backward()
+    assert torch.equal(alone.memory_bank.bank, before)
+    alone(*copies).backward()
+    assert_close([x.grad, y.grad], [copy.grad for copy in copies])
+
+
 def test_equals_lightly_step_by_step(device):
     ours, theirs = make_pair(device)
     for batch in BATCHES:

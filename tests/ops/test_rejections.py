@@ -277,8 +277,8 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
         TypeError: {
             "y must be Float like x, got Half": {"y": ones(2, 3, 5).half()},
             "x must be float32, .* got Long": {"x": ones(2, 3, 5).long()},
-            "temperature must be Float beside Float embeddings, got Double": {
-                "temperature": tensor(1.0).double()
+            "temperature must be Float beside Float embeddings, got Long": {
+                "temperature": tensor(1.0).long()
             },
         },
     },
