@@ -98,9 +98,11 @@ WORK = [
 
 
 @pytest.mark.parametrize(("part", "owner", "name"), WORK, ids=[part for part, *_ in WORK])
-def test_work_counts_as_its_part(timed, clock, monkeypatch, part, owner, name):
+def test_work_counts_as_its_part(timed, tiny, clock, monkeypatch, part, owner, name):
     slower(monkeypatch, clock, owner, name)
-    steps, _ = timed("moco" if "teacher" in part else "simclr")
+    if part == "head, forward":  # which sees the images whose ranks are measured, too
+        tiny = replace(tiny, train=replace(tiny.train, rank_every=0))
+    steps, _ = timed("moco" if "teacher" in part else "simclr", tiny)
     times = steps[-1].parts  # at the last step everything is due
     assert times[part] >= PAUSE
     assert sum(times.values()) == times[part]
@@ -143,6 +145,19 @@ def test_selection_of_views_is_a_part_of_its_own(timed, tiny, method):
     steps, _ = timed(method, replace(tiny, hard_views=HardViewOptions(4)))
     for step in steps:
         assert step.parts["selection, networks"] > 0 and step.parts["selection, choice"] > 0
+
+
+def test_images_whose_ranks_are_measured_count_there(timed, clock, monkeypatch):
+    own = nn.Conv2d.forward
+
+    def forward(self, images):
+        clock.now += 0.0 if self.training else PAUSE
+        return own(self, images)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", forward)
+    steps, _ = timed("simclr")
+    times = steps[-1].parts
+    assert times["ranks"] >= PAUSE and sum(times.values()) == times["ranks"]
 
 
 def test_time_of_the_cpu_leaves_out_waiting(timed, monkeypatch):

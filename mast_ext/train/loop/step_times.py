@@ -232,6 +232,8 @@ class _Parts(Profiler):
         """A part begins."""
         if self._open[-1].startswith("selection"):
             part = "selection, networks" if part in NETWORKS else "selection, choice"
+        elif self._open[-1] == "ranks":  # which passes images through the networks, too
+            part = "ranks"
         self._open.append(part)
         self._mark()
 
