@@ -6,7 +6,7 @@ And `Function`, for derivatives in Python.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -60,6 +60,69 @@ class Function(torch.autograd.Function):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+
+
+def compiles_transform() -> bool:
+    """Whether torch.compile traces a transform of torch.func.
+
+    There a `Function` cannot be in vmap, and a derivative of its gradient leaves out, silently,
+    what the gradient owes to the inputs (torch 2.11): a program has to do without it.
+    """
+    return torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def differentiable_once(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Of the backward of a `Function`: that differentiating its gradients again is an error.
+
+    torch's ``once_differentiable`` refuses only the derivative with respect to what comes in. With
+    respect to the inputs of the function, whose gradients would be constants, that would be zero.
+
+    Args:
+        name: Of whom the error speaks.
+
+    Returns:
+        A decorator of a backward that has saved an input or a differentiable output.
+    """
+
+    def decorate(backward: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(backward)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            if not torch.is_grad_enabled():
+                return backward(*args, **kwargs)
+            with torch.no_grad():
+                found: Any = backward(*args, **kwargs)
+            ctx: Any
+            ctx, *grads = args
+            depends_on = (*grads, *ctx.saved_tensors)
+            if isinstance(found, tuple):
+                return cast(T, tuple(_constant(name, each, depends_on) for each in found))
+            return cast(T, _constant(name, found, depends_on))
+
+        return checked
+
+    return decorate
+
+
+def _constant(name: str, gradient: Tensor | None, depends_on: tuple[Any, ...]) -> Tensor | None:
+    return None if gradient is None else _NoSecondDerivative.apply(name, gradient, *depends_on)
+
+
+class _NoSecondDerivative(Function):
+    """A gradient, to autograd a function of what it depends on."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name: str, gradient: Tensor, *depends_on: Any) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError(f"{ctx.name} has no second derivative: its gradient was differentiated")
 
 
 def never_compiled(function: Callable[P, T]) -> Callable[P, T]:

@@ -123,7 +123,8 @@ def subspace_nll(
 
     ``log s`` is a log-add-exp, so that log-variances of ±80 give finite values and gradients
     (below about -75 those of ``x``, ``y`` and ``masks`` in the subspace form are bounded, and
-    smaller than the formula's). A mask of zeros counts as distance 0 (``L = 0`` in the diagonal form).
+    smaller than the formula's). A mask of zeros counts as distance 0 (``L = 0`` in the diagonal
+    form).
 
     Args:
         x: Embeddings ``[Vx, B, D]``: float32, float16, bfloat16 or (CPU) float64. Any strides.

@@ -19,6 +19,7 @@ is an error that names the file.
 import contextlib
 import importlib.util
 import io
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -386,6 +387,7 @@ def _ahead(
     """Prepares batches in another thread; calling what it yields waits for one and returns it."""
     pending: deque[Future[_Batch]] = deque()
     pool = ThreadPoolExecutor(1, "files")
+    ending = sys.is_finalizing  # when modules may have gone
     try:
         for indices in parts:
             pending.append(pool.submit(prepare, indices))
@@ -394,4 +396,5 @@ def _ahead(
         while pending:
             yield pending.popleft().result
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        if not ending():
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -4,6 +4,7 @@ A renderer gets the batches of an epoch as indices, and a function that plans an
 their pixels in the same order, and may work ahead.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -112,6 +113,7 @@ class TorchvisionRenderer:
             return
         pending: deque[Future[Rendered]] = deque()
         pool = _single_threaded_pool(self.workers)
+        ending = sys.is_finalizing  # when modules may have gone
         try:
             for indices in parts:
                 pending.append(pool.submit(self._batch, indices, plan, for_gpu))
@@ -120,7 +122,8 @@ class TorchvisionRenderer:
             while pending:
                 yield pending.popleft().result()
         finally:  # also when the caller leaves the loop early
-            pool.shutdown(wait=False, cancel_futures=True)
+            if not ending():
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _batch(self, indices: Indices, plan: Plan, for_gpu: bool) -> Rendered:
         from mast_ext.augment.torchvision import render

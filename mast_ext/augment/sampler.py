@@ -122,8 +122,8 @@ def _crop(
     # The largest central box whose ratio lies within the recipe's range.
     narrow, wide = recipe.crop_ratio
     tall_image, wide_image = width / height < narrow, width / height > wide
-    central_h = np.where(tall_image, np.rint(width / narrow), height).astype(np.int64)
-    central_w = np.where(wide_image, np.rint(height * wide), width).astype(np.int64)
+    central_h = np.where(tall_image, np.rint(width / narrow), height).clip(1).astype(np.int64)
+    central_w = np.where(wide_image, np.rint(height * wide), width).clip(1).astype(np.int64)
     h, w = np.where(fitted, h, central_h), np.where(fitted, w, central_w)
     top = np.where(fitted, top, (height - h) // 2)
     left = np.where(fitted, left, (width - w) // 2)

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -182,14 +183,60 @@ def _cuda(torch: Any, build: dict[str, str | None] | None, why: str) -> Finding:
     kernels += f": {why}" if why and build else ""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        if native:
-            return Finding("ok", "gpu", f"{name}, {kernels}")
+        if build and native:
+            return _gpus(torch, build.get("cuda_archs") or "", kernels)
         fix = f"with nvcc of CUDA {torch.version.cuda}: {REBUILD}"
         return Finding("missing", "gpu", f"{name}, but {kernels}", fix)
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         fix = "install a CUDA build of torch (pytorch.org)"
         return Finding("slow", "gpu", "a driver is there, but torch is built without CUDA", fix)
     return Finding("ok", "gpu", f"none here: everything runs on the CPU ({kernels})")
+
+
+def _gpus(torch: Any, archs: str, kernels: str) -> Finding:
+    """Whether every GPU has kernels in the library: an operator raises on one without."""
+    count = torch.cuda.device_count()
+    gpus = {
+        torch.cuda.get_device_capability(i): torch.cuda.get_device_name(i) for i in range(count)
+    }
+    without = {its: name for its, name in gpus.items() if not runs_on(its, archs)}
+    if not without:
+        return Finding("ok", "gpu", f"{torch.cuda.get_device_name()}, {kernels}")
+    names = ", ".join(f"{name} ({its[0]}.{its[1]})" for its, name in without.items())
+    detail = f"{names}, but {kernels}, which do not run there"
+    state = "missing" if len(without) == len(gpus) else "slow"
+    if max(without) < (8, 0):
+        fix = "take the CPU or, with CUDA_VISIBLE_DEVICES, a GPU of compute capability 8.0 or newer"
+    else:
+        fix = f"on this machine, with nvcc: CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native {REBUILD}"
+    return Finding(state, "gpu", detail, fix)
+
+
+def runs_on(capability: tuple[int, int], archs: str) -> bool:
+    """Whether kernels of these architectures run on a GPU of this compute capability.
+
+    Machine code (``-real``) runs on GPUs of its own major version, from its minor one on; PTX,
+    which other entries have besides or alone, on all newer ones. What is for one chip (``90a``) or
+    one family (``100f``) runs there alone.
+
+    Args:
+        capability: Of the GPU: its major and its minor version.
+        archs: As CMake writes them: ``80-real 90a-real 120``. Of other words, such as ``native``,
+            it is not known for which GPUs they are: the answer is yes.
+    """
+    for arch in archs.split():
+        found = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", arch)
+        if found is None:
+            return True
+        own, narrow, kind = (int(found[1]), int(found[2])), found[3], found[4]
+        if narrow == "a":
+            runs = capability == own
+        else:
+            family = narrow == "f" or kind == "-real"
+            runs = capability >= own and (capability[0] == own[0] or not family)
+        if runs:
+            return True
+    return False
 
 
 def _distributed(torch: Any) -> Finding:

@@ -1,7 +1,9 @@
 """Images in arrays of NumPy's: ``.npy`` files, memory-mapped, or a ``.npz`` file."""
 
+import re
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +111,11 @@ class NumpySource:
         labels, where = arrays.read(name), f"{name} in {path}"
         train = labels
         for kind in SPLIT_NAMES["test"]:
-            own = name.replace(kind, "train", 1) if kind in name else name
-            train = arrays.read(own) if own != name and own in arrays.names else train
+            for own in (
+                re.sub(f"^{kind}_", "train_", name),
+                re.sub(f"_{kind}$", "_train", name),
+            ):
+                train = arrays.read(own) if own != name and own in arrays.names else train
         if labels.ndim not in (1, 2) or len(labels) != count:
             raise ValueError(
                 f"{where} must have a label for each of {count} images, [N] or [N, K], got"
@@ -172,10 +177,17 @@ class _Arrays:
 
     def labels_of(self, found: str, images: str, labels: str | None) -> str | None:
         """The array of the labels of an array of images; None if there is none by default."""
-        name = found.replace(images, labels or LABELS, 1)
+        name = labels or LABELS
+        for kind in chain(*SPLIT_NAMES.values()):
+            for own, theirs in zip(_of_split(images, kind), _of_split(name, kind), strict=True):
+                if own == found:
+                    return self._labels_called(theirs, labels is None)
+        return self._labels_called(name, labels is None)
+
+    def _labels_called(self, name: str, may_be_missing: bool) -> str | None:
         if name in self.names and not self._alone:
             return name
-        if labels is None:
+        if may_be_missing:
             return None
         raise ValueError(f"{self._path} has no array {name} (but {', '.join(self.names)})")
 

@@ -39,6 +39,7 @@ _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # interpretations of the samples of TI
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _ORIENTATION = 0x0112  # EXIF tag
+_ZERO_IS_WHITE = 0  # photometric interpretation of a TIFF
 _QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap height and width
 _TURNS: dict[int, Callable[[NDArray], NDArray]] = {
     2: lambda a: a[:, ::-1],
@@ -197,12 +198,14 @@ class _Picture:
 
     def __init__(self, image: Image.Image, stream: BinaryIO) -> None:
         self._image, self._stream = image, stream
-        self._deep_color, self._paged = False, False
+        self._deep_color, self._paged, self._negative = False, False, False
         width, height = image.size
         gray = image.mode in _GRAY_MODES or image.mode.startswith("I")
         channels, bits = (1 if gray else 3), (16 if image.mode.startswith(("I", "F")) else 8)
         if isinstance(image, TiffImageFile):  # whose size Pillow turns, or not, by its version
             width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+            kind = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION)
+            self._negative = bits == 16 and kind == _ZERO_IS_WHITE  # of 8 bits Pillow turns it
             if gray and image.mode != "1" and image.tag_v2.next:
                 channels = self._pages()
                 self._paged = channels > 1
@@ -230,6 +233,8 @@ class _Picture:
         else:
             self._image.load()
             levels = _levels(self._image)
+        if self._negative:
+            levels = np.uint16(0xFFFF) - levels
         turn = _TURNS.get(_orientation(self._image))  # a TIFF was turned when it was loaded
         return levels if turn is None else np.ascontiguousarray(turn(levels))
 
@@ -298,6 +303,8 @@ class _Tiff:
             levels = levels[..., None]
         elif self._page.axes.startswith("S"):  # one plane after the other
             levels = np.moveaxis(levels, 0, -1)
+        if self._page.photometric == _ZERO_IS_WHITE:
+            levels = levels.dtype.type(np.iinfo(levels.dtype).max) - levels
         levels = _TURNS.get(self._orientation, lambda a: a)(levels)
         return np.ascontiguousarray(levels[..., : self.header.channels])
 
@@ -343,7 +350,7 @@ def check_array(shape: Sequence[int], dtype: np.dtype, *, first: str = "") -> No
         raise ValueError(f"its array {wanted}, got {got}")
     if 0 in shape:
         raise ValueError(f"its array {wanted}, got {got}, which has no pixels")
-    if len(shape) == 3 and 2 * shape[0] <= min(shape[1:]):  # no image has such sides
+    if len(shape) == 3 and shape[2] > 4 and 2 * shape[0] <= min(shape[1:]):  # no image's sides
         axis = 1 if first else 0
         raise ValueError(
             f"its array {wanted}, got {got}, whose channels seem to be first: numpy.moveaxis(array,"

@@ -98,7 +98,7 @@ def _select(
         others = f", but {unread.total()} of other kinds ({', '.join(unread)})" if unread else ""
         kinds = ", ".join((*SUFFIXES, *ARRAY_SUFFIXES))
         raise SplitError(f"no images ({kinds}) in {where}{others}")
-    ids = [names.index(name) for name, members in paths.items() for _ in members]
+    ids = [i for name, members in paths.items() for i in [names.index(name)] * len(members)]
     return flat, np.array(ids, np.int64), [] if names == [""] else names
 
 

@@ -97,8 +97,12 @@ class HuggingFaceSource(EncodedSource):
                 kind = train.features[column]
                 own_names = getattr(kind, "names", None)
                 names = class_names(train[column][:]) if own_names is None else list(own_names)
-                numbers = own_names is not None or not names
-                ids = class_ids(table[column][:], () if numbers else names, where)
+                numbers, values = own_names is not None or not names, table[column][:]
+                given = getattr(table.features[column], "names", None)
+                if own_names is not None and given not in (None, own_names):
+                    # The same ids stand for other classes here: their names count.
+                    numbers, values = False, [given[i] if i >= 0 else i for i in values]
+                ids = class_ids(values, () if numbers else names, where)
                 labels[factor], classes[factor] = ids[rows], numbered(names, ids)
             encoded = table.select_columns([images])
             encoded = encoded.cast_column(images, datasets.Image(decode=False))

@@ -7,8 +7,9 @@ Nothing is cached in files.
 
 import glob
 import json
+import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,7 @@ class ShardsSource(EncodedSource):
         archives, own = _archives(Path(path), split)
         samples, unusable = _samples(archives, skip)
         labeled = any(sample.label is not None for sample in samples)
+        beside = {extension for sample in samples for extension in sample.beside}
         names = _class_names(samples)
         if names and split == "test" and own:
             train, _ = _samples(_archives(Path(path), "train")[0], skip=True)
@@ -92,7 +94,7 @@ class ShardsSource(EncodedSource):
 
         good: list[_Sample] = []
         for sample in samples:
-            problem = sample.problem(labeled, names)
+            problem = sample.problem(labeled, names, beside)
             if problem and not skip:
                 kind = SplitError if sample.is_of_unknown_class(names) else BadImageError
                 raise kind(f"{sample}: {problem}")
@@ -133,6 +135,7 @@ class _Sample:
     archive: Path
     key: str
     images: list[Member] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)  # "mask.png", of images that are not the one
     label: Label | None = None
     bad_label: str = ""
     missing_bytes: bool = False
@@ -140,10 +143,19 @@ class _Sample:
     def __str__(self) -> str:
         return f"sample {self.key} in {self.archive}"
 
-    def problem(self, labeled: bool, names: Mapping[str, int]) -> str:
-        """Why the sample cannot be used; empty if it can."""
+    def problem(self, labeled: bool, names: Mapping[str, int], beside: Set[str]) -> str:
+        """Why the sample cannot be used; empty if it can.
+
+        Args:
+            labeled: Whether samples have labels.
+            names: Ids of the names of classes.
+            beside: What samples have as `beside`.
+        """
         if not self.images:
             return f"it has no image ({', '.join(SUFFIXES)})"
+        if all(_extension(image) in beside for image in self.images):
+            listed = ", ".join(Path(image.name).name for image in self.images)
+            return f"it has no image, but what others have beside theirs: {listed}"
         if len(self.images) > 1:
             listed = ", ".join(Path(image.name).name for image in self.images)
             return f"it has more than one image: {listed}"
@@ -182,14 +194,23 @@ def _archives(path: Path, split: str) -> tuple[list[Path], bool]:
         found = _tars(where) if folders else []
     else:
         found = _tars(path)
-        own = any("train" in archive.name for archive in found)
+        own = any(_names_split(archive, "train") for archive in found)
         if own:
-            found = [a for a in found if any(kind in a.name for kind in kinds)]
-            if split == "test":  # "val" is in "retrieval-train", too
-                found = [a for a in found if "train" not in a.name]
+            found = [a for a in found if any(_names_split(a, kind) for kind in kinds)]
+            if split == "test":  # "test-of-train" is of the training split
+                found = [a for a in found if not _names_split(a, "train")]
     if not found:
         raise FileNotFoundError(f"no shards (.tar) of the {split} split in {where}")
     return found, own
+
+
+def _extension(image: Member) -> str:
+    return Path(image.name).name.partition(".")[2].lower()
+
+
+def _names_split(archive: Path, kind: str) -> bool:
+    """Whether a word of an archive's name begins with that of a split: not in "strain-0.tar"."""
+    return re.search(rf"(?<![a-z]){kind}", archive.name.lower()) is not None
 
 
 def _tars(folder: Path) -> list[Path]:
@@ -234,7 +255,9 @@ def _scan(archive: Path) -> tuple[list["_Sample"], str]:
         problem = str(error) or type(error).__name__
     for sample in samples.values():
         plain = [image for image in sample.images if Path(image.name).name.count(".") == 1]
-        sample.images = plain if len(plain) == 1 else sample.images
+        if len(plain) == 1:
+            sample.beside = [_extension(each) for each in sample.images if each not in plain]
+            sample.images = plain
     return list(samples.values()), problem or ("" if samples else "it has no samples")
 
 
@@ -270,6 +293,8 @@ def _read_label(
         sample.bad_label = f"{member.name} has no number or name as its label, but {value!r}"
     else:
         sample.label = value
+        if extension == "cls":  # whatever a json before it has
+            sample.bad_label = ""
 
 
 def _class_names(samples: Sequence["_Sample"]) -> dict[str, int]:

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
 from mast_ext.checks import explains_types, require_number, require_one_device, require_positive
-from mast_ext.compiling import Function, never_compiled
+from mast_ext.compiling import Function, differentiable_once, never_compiled
 from mast_ext.distributed import (
     require_distributed,
     require_equal_batches,
@@ -228,7 +227,7 @@ class _RingContrast(Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("sigmoid_contrast")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale, bias = ctx.saved_tensors
         of_x, of_y, *_ = wanted = ctx.needs_input_grad

@@ -1,15 +1,15 @@
 """Whitening MSE (Ermolov et al., ICML 2021), drop-ins for lightly's classes."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mast_ext import functional
 from mast_ext.checks import explains_types, require_integer, require_number, require_one_device
-from mast_ext.compiling import Function
+from mast_ext.compiling import Function, compiles_transform, differentiable_once
 from mast_ext.losses.common.inputs import require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import widen, without_autocast
 
@@ -85,9 +85,10 @@ class Whitening2d(nn.Module):
         x = widen(x)
         if self.track_running_stats and not self.training:
             mean, covariance = self.running_mean.view(1, -1), self.running_variance
-            return _Whiten.apply(x, mean.to(x), self._factor(covariance.to(x)), None)
+            return _solve(self._factor(covariance.to(x)), x - mean.to(x))
         require_images(len(x), "x", least=2)
-        with torch.no_grad(), without_autocast(x):
+        of_autograd = compiles_transform()  # left to it
+        with nullcontext() if of_autograd else torch.no_grad(), without_autocast(x):
             mean = x.mean(0, keepdim=True)
             centered = x - mean
             covariance = centered.T @ centered / (len(x) - 1)
@@ -98,7 +99,10 @@ class Whitening2d(nn.Module):
                     (self.running_variance, covariance),
                 )
                 for average, new in moved:
-                    average.mul_(1 - self.momentum).add_(self.momentum * new.to(average))
+                    change = self.momentum * new.detach().to(average)
+                    average.mul_(1 - self.momentum).add_(change)
+        if of_autograd:
+            return _solve(factor, centered)
         return _Whiten.apply(x, mean, factor, (1 - self.eps) / (len(x) - 1))
 
     def _factor(self, covariance: Tensor) -> Tensor:
@@ -109,38 +113,42 @@ class Whitening2d(nn.Module):
         return f"{self.num_features}, momentum={self.momentum}, eps={self.eps}"
 
 
-class _Whiten(Function):
-    """``y = L⁻¹ (x − mean)`` of every row ``[N, D]``.
+def _solve(factor: Tensor, x: Tensor) -> Tensor:
+    """``L⁻¹ x`` of every row ``[N, D]``."""
+    return torch.linalg.solve_triangular(factor.T, x, upper=True, left=False)
 
-    ``share`` is what ``L Lᵀ`` takes of ``Σ_n (x_n − mean)(x_n − mean)ᵀ``, if that is the batch's.
-    With ``S`` the symmetric matrix of the lower triangle of ``gradᵀ y``, the gradient of a row less
-    the mean is then ``(grad − share · y S) L⁻¹``, by the derivative of a Cholesky factor.
+
+class _Whiten(Function):
+    """``y = L⁻¹ (x − mean)`` of every row ``[N, D]``, with the batch's mean and covariance.
+
+    ``share`` is what ``L Lᵀ`` takes of ``Σ_n (x_n − mean)(x_n − mean)ᵀ``. With ``S`` the symmetric
+    matrix of the lower triangle of ``gradᵀ y``, the gradient of a row less the mean is then
+    ``(grad − share · y S) L⁻¹``, by the derivative of a Cholesky factor.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(x: Tensor, mean: Tensor, factor: Tensor, share: float | None) -> Tensor:
-        return torch.linalg.solve_triangular(factor.T, x - mean, upper=True, left=False)
+    def forward(x: Tensor, mean: Tensor, factor: Tensor, share: float) -> Tensor:
+        return _solve(factor, x - mean)
 
     @staticmethod
     def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float | None], output: Tensor
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor
     ) -> None:
         _, _, factor, ctx.share = inputs
         ctx.save_for_backward(output, factor)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("Whitening2d")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         y, factor = ctx.saved_tensors
         with without_autocast(grad):
-            if ctx.share is not None:
-                lower = (grad.T @ y).tril()
-                symmetric = lower + lower.tril(-1).T
-                grad = grad - ctx.share * (y @ symmetric)
+            lower = (grad.T @ y).tril()
+            symmetric = lower + lower.tril(-1).T
+            grad = grad - ctx.share * (y @ symmetric)
             grad = torch.linalg.solve_triangular(factor, grad, upper=False, left=False)
-        if ctx.share is not None:
-            grad = grad - grad.mean(0)
-        return grad, None, None, None
+        return grad - grad.mean(0), None, None, None
 
 
 class WMSELoss(nn.Module):

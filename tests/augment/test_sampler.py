@@ -87,6 +87,13 @@ CROPS = [  # height, width, scale, ratio
 ]
 
 
+@pytest.mark.parametrize(("size", "ratio"), [((1, 5), (0.1, 0.4)), ((5, 1), (3.0, 4.0))])
+def test_no_crop_is_empty(size, ratio):
+    recipe = AugmentationRecipe(crop_ratio=ratio)
+    boxes = draw(np.arange(100), recipe=recipe, size=size)[:, GROUPS["crop"]]
+    assert (boxes[:, 2:] > 0).all() and (boxes[:, 2:] <= 1).all()
+
+
 @pytest.mark.parametrize(("height", "width", "scale", "ratio"), CROPS)
 def test_crops_are_distributed_as_torchvisions(height, width, scale, ratio):
     recipe = AugmentationRecipe(crop_scale=scale, crop_ratio=ratio)

@@ -88,6 +88,29 @@ def test_names_of_other_programs(write):
     assert train.labels["class"].tolist() == [0, 1, 2, 3, 4] and test.labels == {}
 
 
+@pytest.mark.parametrize("column", ["in", "t", "rain"])
+def test_names_that_are_in_those_of_splits(write, column):
+    ids = {"train": [0, 1, 0], "test": [1, 0]}
+    images = {f"{split}_{column}": levels(len(ids[split]), 8, 8) for split in ids}
+    path = write(**images, **{f"{split}_labels": np.array(ids[split]) for split in ids})
+    for split in ids:
+        source = NumpySource(path, split, image_column=column)
+        assert source.labels["class"].tolist() == ids[split]
+
+
+def test_labels_with_a_split_in_their_name(write):
+    names = {"latest_train": np.array(["b", "a"]), "latest_test": np.array(["b"])}
+    path = write(images_train=levels(2, 8, 8), images_test=levels(1, 8, 8), **names)
+    source = NumpySource(path, "test", label_column="latest")
+    assert source.labels["class"].tolist() == [1]
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 7, 3), (5, 2, 8, 4)])
+def test_images_of_few_rows(write, shape):
+    array = levels(*shape)
+    check(NumpySource(write(train_images=array), "train"), array)
+
+
 def test_names_of_classes_are_those_of_the_training_split(write):
     images = {"train_images": levels(3, 8, 8), "val_images": levels(2, 8, 8)}
     names = {"train_labels": np.array(["b", "a", "c"]), "val_labels": np.array(["c", "b"])}

@@ -133,6 +133,19 @@ def test_names_as_labels_are_those_of_the_training_split(datasets, table, tmp_pa
                 HuggingFaceSource(path, "test")
 
 
+def test_ids_of_a_split_are_those_of_its_own_names(datasets, table, write):
+    """Splits that were encoded apart have other ids for the same classes."""
+    splits = {}
+    for name, classes in (("train", ["cat", "dog", "emu"]), ("test", ["dog", "emu"])):
+        kinds = {"label": datasets.ClassLabel(names=classes)}
+        ids = list(range(len(classes)))
+        splits[name] = table([pixels(i) for i in ids], kinds, label=ids)
+    path = write(**splits)
+    test = HuggingFaceSource(path, "test")
+    assert test.labels["class"].tolist() == [1, 2]
+    assert test.classes == {"class": ["cat", "dog", "emu"]}
+
+
 def test_test_split_without_labels_gives_way_to_validation(datasets, table, tmp_path):
     kinds = {"label": datasets.ClassLabel(names=["a", "b"])}
     splits = {

@@ -69,6 +69,8 @@ LAYOUTS = [  # archives, path under the folder, images in train and test
     (["train/0.tar", "train/1.tar", "test/0.tar"], "", 20, 10),
     (["a-train-0.tar", "a-train-1.tar", "a-val-0.tar"], "", 20, 10),
     (["retrieval-train-0.tar", "retrieval-train-1.tar", "retrieval-test-0.tar"], "", 20, 10),
+    (["strain-0.tar", "interval-1.tar"], "", 18, 2),
+    (["Train000.tar", "train_1.tar", "valid-0.tar"], "", 20, 10),
     (["0.tar", "1.tar"], "", 18, 2),
     (["x0.tar", "x1.tar", "y0.tar"], "x*.tar", 18, 2),
     (["x/0.tar", "y/0.tar"], "[xy]/*.tar", 18, 2),
@@ -134,6 +136,26 @@ def test_keys_with_several_extensions(tmp_path):
     assert [file.name for file in source.files] == ["a/1.png", "b/1.jpg", "c/1.2.JPEG", "d/1.webp"]
     assert source.labels["class"].tolist() == [3, 1, 1, 0]
     assert torch.equal(source.image(0), torch.from_numpy(pixels(0)).permute(2, 0, 1))
+
+
+def test_a_mask_is_no_image_where_the_image_is_missing(tmp_path):
+    members = {}
+    for i in range(3):
+        members |= {f"{i}.png": encode(pixels(i)), f"{i}.mask.png": encode(pixels(9))}
+    del members["1.png"]
+    write(tmp_path / "train/0.tar", members)
+    with pytest.raises(BadImageError, match=r"sample 1 in .*has no image, .*: 1\.mask\.png"):
+        ShardsSource(tmp_path, "train")
+    source = ShardsSource(tmp_path, "train", on_bad_image="skip")
+    assert [file.name for file in source.files] == ["0.png", "2.png"]
+
+
+@pytest.mark.parametrize("order", [("json", "cls"), ("cls", "json")])
+def test_a_label_in_cls_goes_before_any_in_json(tmp_path, order):
+    labels = {"json": b'{"label": [1, 2]}', "cls": b"3"}
+    members = {"0.png": encode(pixels(0))} | {f"0.{each}": labels[each] for each in order}
+    write(tmp_path / "train/0.tar", members)
+    assert ShardsSource(tmp_path, "train").labels["class"].tolist() == [3]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -15,6 +15,7 @@
 //   EMULATE_SKIP_BARRIER      "file:line" of a __syncthreads() that does nothing
 //   EMULATE_RECORD            a file to which launches are appended; no kernel runs, so that
 //                             results are what their memory held (benchmarks/gpu_model)
+//   EMULATE_ERROR             the number of the error that launches fail with; no kernel runs
 // and read once, when a library with the race detector is loaded:
 //   EMULATE_NEEDED            a file to which each barrier is appended that is seen to be needed
 #pragma once
@@ -37,6 +38,8 @@
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st*;
 inline constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
+inline constexpr cudaError_t cudaErrorInvalidDeviceFunction = 98;
+inline constexpr cudaError_t cudaErrorNoKernelImageForDevice = 209;
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 struct dim3 {
@@ -56,6 +59,19 @@ extern dim3 blockIdx, threadIdx, blockDim, gridDim;
 
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);  // of the last error alone
+
+struct cudaDeviceProp {
+  char name[256];
+  int major, minor;
+};
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {"emulated GPU", 7, 5};
+  return cudaSuccess;
+}
 
 namespace emulation {
 

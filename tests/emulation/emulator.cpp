@@ -399,6 +399,11 @@ void run(Kernel kernel, dim3 grid, dim3 block_shape, std::size_t dynamic_bytes,
   if (const char* path = std::getenv("EMULATE_RECORD"); path != nullptr && failure.empty()) {
     return record(path, kernel, grid, block_shape, dynamic_bytes);
   }
+  if (const char* error = std::getenv("EMULATE_ERROR"); error != nullptr && failure.empty()) {
+    failure = "error " + std::string(error);
+    last_error = std::atoi(error);
+    return;
+  }
   fixed_memory = static_memory();
   poison(fixed_memory);
   poison(dynamic_memory);

@@ -33,7 +33,7 @@ function(mast_ext_emulate target)
   target_include_directories(${target} PRIVATE ${emulation} csrc)
   target_include_directories(${target} SYSTEM PRIVATE ${TORCH_DIR}/include)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Werror -O1 ${ARGN})
-  target_compile_definitions(${target} PRIVATE MAST_EXT_CUDA_VERSION="" MAST_EXT_CUDA_ARCHS="")
+  target_compile_definitions(${target} PRIVATE MAST_EXT_CUDA_VERSION="" MAST_EXT_CUDA_ARCHS="80-real")
 endfunction()
 
 list(GET TORCH_MINORS 0 torch)

@@ -442,6 +442,20 @@ def dead(directory, rank, world_size):
     return errors_of(loss.backward), errors_of(save_center), errors_of(ring)
 
 
+def second_derivatives(images):
+    """What losses say that gather when their gradient is differentiated, by named inputs."""
+    found = {}
+    for loss in (
+        losses.NTXentLoss(gather_distributed=True),
+        losses.SigLIPLoss(gather_distributed=True),
+    ):
+        x, y = (view.detach().requires_grad_() for view in images[:2])
+        (grad,) = torch.autograd.grad(loss(x, y), x, create_graph=True)
+        penalty = grad.square().sum()
+        found[type(loss).__name__] = errors_of(lambda p=penalty, x=x: torch.autograd.grad(p, x))
+    return found
+
+
 def run_world(rank, world_size, directory):
     join(directory, f"equal{world_size}", rank, world_size)
 
@@ -472,6 +486,7 @@ def run_world(rank, world_size, directory):
         "unequal": unequal_batches(rank) if world_size > 1 else None,
         "on_gpu": sizes_of_what_lies_on_a_gpu(rank) if world_size > 1 else None,
         "traffic": traffic_of_gradients(rank) if world_size > 1 else None,
+        "second": second_derivatives(images[:, mine]) if world_size > 1 else None,
     }
     if world_size == max(WORLD_SIZES):
         found["compiled"] = {
@@ -647,6 +662,13 @@ def test_sizes_are_compared_without_waiting_for_a_gpu(world_size, processes):
             "unequal": ("ValueError", message, False),
             "equal again": None,
         }
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_second_derivatives_are_refused(world_size, processes):
+    for found in processes[:world_size]:
+        for name, error in found[world_size]["second"].items():
+            assert error is not None and "has no second derivative" in error[1], name
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES[1:])

@@ -19,6 +19,19 @@ namespace mast_ext {
 // CUDA kernels get tensors of the CPU.
 inline bool on_gpu(const at::Tensor& tensor) { return tensor.is_cuda(); }
 
+// A launch fails where the CUDA library was compiled for other GPUs. CUDA's own words for it name
+// neither.
+inline void require_kernels_for(const c10::Device& device, int error) {
+  kernels::CudaDevice gpu = {};
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !kernels::cuda_lacks_kernels(error, gpu), "mast_ext has no kernels for ", device, " (",
+      gpu.name, ", compute capability ", gpu.major, ".", gpu.minor,
+      "): its CUDA library is compiled for ", kernels::cuda_architectures(),
+      ". For a GPU of compute capability 8.0 or newer compile it on that machine, in the source of "
+      "mast_ext by `CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native pip install "
+      "--no-build-isolation .`; older ones are not supported");
+}
+
 #ifdef MAST_EXT_EMULATE_CUDA
 // A build for tests: the CUDA kernels run emulated (tests/emulation), on CPU tensors. If the
 // environment variable EMULATE_NOTHING is set, the CPU kernels run instead, if the build has them.
@@ -31,10 +44,9 @@ template <typename Cpu, typename Cuda>
 void run_on(const at::Tensor& tensor, [[maybe_unused]] Cpu&& cpu, Cuda&& cuda) {
 #ifndef MAST_EXT_WITHOUT_CPU_KERNELS
   if (!uses_cuda_kernels(tensor)) return cpu();
-#else
-  (void)tensor;
 #endif
   const int error = cuda(static_cast<CUstream_st*>(nullptr));
+  if (error != 0) require_kernels_for(tensor.device(), error);
   TORCH_CHECK(error == 0, "emulated CUDA: ", kernels::cuda_error_text(error));
 }
 #else
@@ -59,6 +71,7 @@ void run_on(const at::Tensor& tensor, Cpu&& cpu, Cuda&& cuda) {
   void* const stream = device->getStreamNativeHandle(device->getStream(tensor.device()));
   const int error = cuda(static_cast<CUstream_st*>(stream));
   if (error != 0) {
+    require_kernels_for(tensor.device(), error);
     throw c10::AcceleratorError({__func__, __FILE__, static_cast<std::uint32_t>(__LINE__)}, error,
                                 std::string("CUDA error: ") + kernels::cuda_error_text(error));
   }

@@ -12,6 +12,15 @@ namespace mast_ext::kernels {
 [[gnu::weak]] const char* cuda_version();        // of the compiler: "13.0.48"
 [[gnu::weak]] const char* cuda_architectures();  // separated by blanks: "80-real 120"
 
+struct CudaDevice {
+  char name[256];
+  int major, minor;  // its compute capability
+};
+
+// Whether an error means that the library was compiled for other GPUs than the current device; then
+// says which one that is. CUDA forgets the error, as above.
+[[gnu::weak]] bool cuda_lacks_kernels(int error, CudaDevice& device);
+
 inline bool has_cuda_library() { return cuda_error_text != nullptr; }
 
 }  // namespace mast_ext::kernels

@@ -358,7 +358,7 @@ __global__ void __launch_bounds__(kFinishThreads, 4)
   const bool aligned_grad = dim % 8 == 0;
   const bool first = f.first_subspace == 0;
   const bool last = f.first_subspace + subspaces == f.all_subspaces;
-  __shared__ float grad_masks[kFinishRows][kChunks * 128];
+  alignas(16) __shared__ float grad_masks[kFinishRows][kChunks * 128];
 
   float dots = 0;  // of the warp's rows
   for (std::int64_t from = begin; from < end; from += kFinishRows) {

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.compiling import Function, never_compiled
+from mast_ext.compiling import Function, differentiable_once, never_compiled
 from mast_ext.distributed import all_gather, rank, require_equal_batches, world_size
 from mast_ext.ops import contrastive_logsumexp
 
@@ -128,7 +127,7 @@ class _GatheredContrast(Function):
         ctx.save_for_backward(x, y, masks, temperature_tensor, lse, *kept)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("contrastive_logsumexp")
     def backward(
         ctx: Any, grad_lse: Tensor | None, grad_positive: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
