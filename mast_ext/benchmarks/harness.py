@@ -45,7 +45,8 @@ class Workload:
         inputs: Makes the tensors of a case; those of floating point get a gradient.
         contestants: Name to function of the tensors; the first is ours.
         beside: What is timed beside them though its result is another.
-        tolerance: How far contestants may differ from ours, relative to the loss.
+        tolerance: How far contestants may differ from ours, relative to the loss, or to 0.01 where
+            it is smaller.
         backward: Whether there is a backward pass.
         least: Of a case, the elements that a step must read or write at least, and the operations
             of its matrix products.
@@ -206,7 +207,7 @@ def race(
         steps[f"{ours}, CUDA graph"] = graphed(steps[ours])
     ours, ours_loss = next(iter(losses.items()))
     for name, loss in losses.items():
-        if not abs(loss - ours_loss) <= workload.tolerance_in(dtype) * max(1.0, abs(ours_loss)):
+        if not abs(loss - ours_loss) <= workload.tolerance_in(dtype) * max(0.01, abs(ours_loss)):
             raise DisagreementError(
                 f"{workload.name} of {case}: {name} gives {loss}, but {ours} gives {ours_loss}"
             )

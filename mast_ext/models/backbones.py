@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,32 +178,55 @@ def to_channels_last(backbone: nn.Module) -> nn.Module:
 def forward_views(network: nn.Module, views: Tensor) -> Tensor:
     """``[V, B, C, S, S]`` to ``[V, B, F]``, as one batch: batch norm sees all views together."""
     images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    return _call(network, images).unflatten(0, views.shape[:2])
+    return at_any_size(network, images).unflatten(0, views.shape[:2])
 
 
-def _call(network: nn.Module, images: Tensor) -> Tensor:
+def at_any_size(
+    network: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """A network's outputs; a transformer's at other sizes than its own are made deterministic.
 
     timm interpolates the positions of a transformer with ``dynamic_img_size`` by an operator whose
     gradient torch refuses to compute deterministically on a GPU. Here the same interpolation is a
     matrix product, and timm is told that the positions fit.
+
+    Args:
+        network: Any; only timm's transformers are treated so.
+        images: ``[N, C, S, S]``.
+        function: What is called in its place: a method of it, such as ``forward_features``.
     """
     transformer: Any = network
+    function = network if function is None else function
     if not isinstance(network, VisionTransformer) or not transformer.dynamic_img_size:
-        return network(images)
+        return function(images)
     patches, positions = transformer.patch_embed, transformer.pos_embed
     own, grid = patches.grid_size, patches.dynamic_feat_size(images.shape[-2:])
     if positions is None or tuple(own) == tuple(grid):
-        return network(images)
+        return function(images)
     prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
     matrix = _interpolation(tuple(own), tuple(grid)).to(positions.device)
     with torch.autocast(positions.device.type, enabled=False):
         moved = torch.cat((positions[:, :prefix], matrix @ positions[:, prefix:]), dim=1)
     patches.grid_size = grid
     try:
-        return torch.func.functional_call(network, {"pos_embed": moved}, (images,))
+        caller = _Caller(network, function)
+        return torch.func.functional_call(caller, {"network.pos_embed": moved}, (images,))
     finally:
         patches.grid_size = own
+
+
+class _Caller(nn.Module):
+    """Calls a function of a network, as a module: only what modules do can have other weights."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __init__(self, network: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        object.__setattr__(self, "function", function)  # which may be the network itself
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)
 
 
 @functools.lru_cache(maxsize=16)

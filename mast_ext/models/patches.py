@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mast_ext.checks import OptionError
+from mast_ext.models.backbones import at_any_size
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def forward_patches(
         found = network.forward_features(images)
         return network.forward_head(found), found.permute(0, 2, 3, 1)
     with _hidden_patches(network, hidden, token):
-        tokens = network.forward_features(images)
+        tokens = at_any_size(network, images, network.forward_features)
     grid = network.patch_embed.dynamic_feat_size(images.shape[-2:])
     patches = tokens[:, network.num_prefix_tokens :]
     return network.forward_head(tokens), patches.unflatten(1, grid)

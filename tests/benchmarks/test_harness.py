@@ -49,6 +49,9 @@ def test_who_does_not_agree_is_not_timed():
     with pytest.raises(DisagreementError, match=r"squares of {'rows': 4}: wrong gives .* mast_ext"):
         race(wrong, {"rows": 4}, "forward", "cpu", 4, memory=False)
     assert CALLS == ["ours", "rival", "wrong"]
+    small = {"mast_ext": lambda x: 0 * x.sum() + 7e-4, "nothing": lambda x: 0 * x.sum()}
+    with pytest.raises(DisagreementError, match="nothing gives"):  # of a loss that is small
+        race(replace(SQUARES, contestants=small), {"rows": 4}, "forward", "cpu", 4, memory=False)
     nan = replace(SQUARES, contestants={**SQUARES.contestants, "NaN": called("nan", float("nan"))})
     with pytest.raises(DisagreementError, match="NaN gives nan"):
         race(nan, {"rows": 4}, "forward", "cpu", 4, memory=False)
@@ -81,6 +84,26 @@ def test_peak_memory_is_what_a_contestant_holds():
     command = [sys.executable, "-m", "mast_ext.benchmarks.peak_memory", *contestant]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert 30e6 < int(found) < 300e6
+
+
+HELD = """
+import torch
+from mast_ext.benchmarks.peak_memory import forget, peak
+
+torch.ones(100_000_000).sum()  # a peak that is over
+blocks = [torch.ones(10_000) for _ in range(5_000)]  # memory of the heap, which is free again
+del blocks
+forget()
+before = peak()
+blocks = [torch.ones(10_000) for _ in range(2_000)]
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_counts_whatever_was_there_before():
+    found = subprocess.run([sys.executable, "-c", HELD], check=True, capture_output=True, text=True)
+    assert 60e6 < int(found.stdout) < 120e6
 
 
 def test_rates_say_the_least_time():

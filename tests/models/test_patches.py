@@ -50,6 +50,28 @@ def test_features_of_transformers_are_their_own(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+def test_transformers_at_other_sizes_have_deterministic_gradients(name, monkeypatch):
+    """torch has no deterministic gradient of timm's interpolation on a GPU."""
+    model, timm_args = OTHERS[name]
+    torch.manual_seed(0)
+    backbone, _ = create_backbone(model, **{**timm_args, "dynamic_img_size": True})
+    images, hidden, token = torch.randn(2, 3, 24, 24), some_hidden(2, (6, 6)), torch.randn(16)
+    expected = backbone.forward_features(images)[:, backbone.num_prefix_tokens :]
+    own = torch.nn.functional.interpolate
+
+    def interpolate(x, *args, **options):
+        assert not (x.requires_grad and torch.is_grad_enabled())
+        return own(x, *args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", interpolate)
+    _, patches = forward_patches(backbone, images)
+    torch.testing.assert_close(patches.flatten(1, 2), expected, atol=1e-5, rtol=1e-4)
+    forward_patches(backbone, images, hidden, token)[1].sum().backward()
+    assert backbone.pos_embed.grad.abs().sum() > 0
+    assert backbone.patch_embed.grid_size == (4, 4)
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_hidden_patches_of_transformers_are_not_seen(name):
     """Changing their pixels changes nothing, changing others' does; no mask is a plain pass."""
     backbone, images, token = vit(name), torch.randn(3, 3, 16, 16), torch.randn(16)

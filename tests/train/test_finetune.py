@@ -88,6 +88,20 @@ def test_the_same_again_and_nothing_is_left_behind(colors, small):
     assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
+def test_transformers_at_other_sizes_have_deterministic_gradients(colors, monkeypatch):
+    """torch has no deterministic gradient of timm's interpolation on a GPU."""
+    own = nn.functional.interpolate
+
+    def interpolate(x, *args, **options):
+        assert not (x.requires_grad and torch.is_grad_enabled())
+        return own(x, *args, **options)
+
+    monkeypatch.setattr(nn.functional, "interpolate", interpolate)
+    tiny = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    transformer, _ = create_backbone("vit_small_images", **tiny)  # of 32 pixels
+    finetune(transformer, colors, RECIPE, FinetuneConfig(epochs=1, batch_size=16), 1.0)
+
+
 def test_seed_decides(colors, small):
     """Which images have labels; and so what is learned from few of them."""
     found = [

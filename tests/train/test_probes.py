@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.probes import (
     accuracies,
     knn_accuracy,
@@ -55,6 +56,14 @@ def test_knn_agrees_with_a_loop():
     assert (
         knn_accuracy(train, test, {"f": labels}, {"f": truth}, neighbors=tuple(right)) == expected
     )
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_features_that_are_not_finite_are_named(which):
+    (train, labels), (test, truth) = clusters(30), clusters(20, seed=1)
+    (train, test)[which][3, 2] = torch.nan
+    with pytest.raises(RunError, match="features of (training|test) images are not finite"):
+        linear_accuracy(train, test, {"f": labels}, {"f": truth})
 
 
 def test_classes_that_take_turns_are_all_held_out():

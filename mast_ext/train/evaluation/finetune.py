@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mast_ext.augment import AugmentationRecipe, ComposedPolicy, ViewLoader, build_loader
 from mast_ext.data import Source
 from mast_ext.models import to_channels_last
+from mast_ext.models.backbones import at_any_size
 from mast_ext.train.config import FinetuneConfig
 from mast_ext.train.errors import RunError
 from mast_ext.train.evaluation.features import center_views
@@ -170,7 +171,8 @@ def _train(
     for step, batch in enumerate(islice(batches, steps), start=1):
         images = batch.images[0].contiguous(memory_format=torch.channels_last)
         with autocast:
-            scores = network(images).float().split(list(classes.values()), dim=1)
+            together = network[1](at_any_size(network[0], images))
+        scores = together.float().split(list(classes.values()), dim=1)
         losses = [
             cross_entropy(logits, batch.labels[name])
             for name, logits in zip(classes, scores, strict=True)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from mast_ext.train.errors import RunError
+
 STRENGTHS = tuple(10.0**exponent for exponent in range(-6, 3))
 """Penalties that are tried, in units of the Gram matrix's mean eigenvalue."""
 
@@ -36,11 +38,17 @@ def ridge_predictions(
 
     Raises:
         ValueError: Fewer than 5 training examples.
+        RunError: Features are not finite.
     """
     if len(train) < FEWEST_IMAGES:
         raise ValueError(
             f"ridge regression needs {FEWEST_IMAGES} training images, got {len(train)}"
         )
+    for name, features in (("training", train), ("test", test)):
+        if not features.isfinite().all():
+            raise RunError(
+                f"features of {name} images are not finite: nothing can be read off them"
+            )
     mean, std = train.double().mean(0), train.double().std(0)
     scale = torch.where(std > 1e-9, 1 / std, torch.zeros_like(std))
     x, x_test = ((part.double() - mean) * scale for part in (train, test))
