@@ -8,7 +8,8 @@ up the gradients that all processes found for an embedding, and does not average
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -60,8 +61,16 @@ def host_group() -> Any:
         return None
     world = dist.group.WORLD
     if world not in _side_groups:
-        _side_groups[world] = dist.new_group(backend="gloo")
+        _side_groups[world] = dist.new_group(backend="gloo", timeout=_timeout_of(world))
     return _side_groups[world]
+
+
+def _timeout_of(group: Any) -> timedelta | None:
+    """What its processes wait for each other at most; None if it does not say so."""
+    for device in ("cuda", "cpu"):
+        with suppress(RuntimeError, AttributeError):  # no backend for it, or one without options
+            return group._get_backend(torch.device(device)).options._timeout
+    return None
 
 
 def all_reduce(x: Tensor) -> Tensor:

@@ -81,7 +81,14 @@ def main(arguments: Sequence[str]) -> int:
         config = load_config(resume)
 
     wanted = config.train.devices
-    if wanted > 1 and launched_rank() is None:
+    launched = launched_rank()
+    if launched is not None and launched.rank == 0 and 1 < wanted != launched.world_size:
+        print(
+            f"mast-ext: {launched.world_size} processes, as the environment says (WORLD_SIZE), not"
+            f" train.devices {wanted}",
+            file=sys.stderr,
+        )
+    if wanted > 1 and launched is None:
         if remark := require_devices(config.train):
             print(remark, file=sys.stderr)
         return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)

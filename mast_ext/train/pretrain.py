@@ -84,23 +84,25 @@ def pretrain(
         ValueError: A setting does not fit, or an image cannot be decoded.
         FileNotFoundError: The images' folder does not exist.
     """
-    with process_group(config.train.accelerator), ExitStack() as locks:
-        device = resolve_device(config.train.accelerator)
-        first = rank() == 0
-        console = (console or Console(stderr=True)) if first else Console(quiet=True)
-        data = config.data if resume is None else as_trained(config.data, config.augment)
-        images = open_images(data, console)
-        config, left_out = fitted(config, images.train)
-        trainings = plan(config, images.train)
-        remarks = [left_out] if left_out else []
-        if resume is None:
-            remarks += beyond_the_end(config)
-            remarks += much_reduced(config, images.train)
-        for remark in remarks:
-            _tell(console, remark)
-        run, modules = _train_all(config, trainings, resume, console, locks)
+    with ExitStack() as locks:  # until the report is written
+        with process_group(config.train.accelerator):
+            device = resolve_device(config.train.accelerator)
+            first = rank() == 0
+            console = (console or Console(stderr=True)) if first else Console(quiet=True)
+            data = config.data if resume is None else as_trained(config.data, config.augment)
+            images = open_images(data, console)
+            config, left_out = fitted(config, images.train)
+            trainings = plan(config, images.train)
+            remarks = [left_out] if left_out else []
+            if resume is None:
+                remarks += beyond_the_end(config)
+                remarks += much_reduced(config, images.train)
+            for remark in remarks:
+                _tell(console, remark)
+            run, modules = _train_all(config, trainings, resume, console, locks)
         if not first:
             return None
+        # By itself: the others have gone, and losses would wait for them.
         return _report(config, images, run, trainings, modules, device, console)
 
 
@@ -135,10 +137,8 @@ def _train_all(
     """Trains one after the other in a run directory, new or resumed, which ``locks`` keep."""
     stem = f"{trainings[0].name}-{config.data.name}"
     require_loggers(config, str(resume or config.out or ""))
-    run, checkpoint = run_on_first_rank(lambda: _open_run(stem, config.out, resume, locks))
-    runs = [run, run.baseline()]
-    checkpoints = [each.last if each.last.exists() else None for each in runs]
-    checkpoints[0] = checkpoint or checkpoints[0]
+    runs, checkpoints = run_on_first_rank(lambda: _open_runs(stem, config.out, resume, locks))
+    run = runs[0]
     try:
         if resume is None and rank() == 0:
             _save_settings(run, config, trainings[0].networks)
@@ -242,9 +242,13 @@ def beyond_the_end(config: PretrainConfig) -> list[str]:
     ]
 
 
-def _open_run(
+def _open_runs(
     stem: str, out: str | None, resume: Path | None, locks: ExitStack
-) -> tuple[RunDirectory, Path | None]:
+) -> tuple[list[RunDirectory], list[Path | None]]:
+    """The run's directory and its baseline's, and the checkpoints to go on from.
+
+    All processes have to go on from the same ones: another machine may not see a file yet.
+    """
     checkpoint = None
     if resume is None:
         run = RunDirectory.create(out, stem)
@@ -253,7 +257,9 @@ def _open_run(
     else:
         run, checkpoint = RunDirectory.open(run_of_checkpoint(resume)), resume
     locks.enter_context(run.locked())
-    return run, checkpoint
+    runs = [run, run.baseline()]
+    found = [each.last if each.last.exists() else None for each in runs]
+    return runs, [checkpoint or found[0], found[1]]
 
 
 def run_of_checkpoint(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ from mast_ext.train.launch import process_group
 pytestmark = pytest.mark.distributed
 
 PROCESSES = 2
+TIMEOUT = timedelta(minutes=3)
 
 # What every process sees: the GPUs' UUIDs, and the one it is to take.
 LAUNCHERS = {
@@ -76,7 +78,11 @@ def join_with_gpus(rank, port, uuids):
 def talk(rank, folder):
     """In a group that, like one of NCCL, has nothing for tensors on the CPU."""
     dist.init_process_group(
-        "cuda:gloo", init_method=f"file://{folder}/group", rank=rank, world_size=PROCESSES
+        "cuda:gloo",
+        init_method=f"file://{folder}/group",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=TIMEOUT,
     )
     side = host_group()
     found = {
@@ -84,6 +90,7 @@ def talk(rank, folder):
         "values": all_gather_object({"rank": rank}),
         "first": run_on_first_rank(lambda: f"said by {rank}"),
         "one side group": host_group() is side is not None,
+        "timeout": side._get_backend(torch.device("cpu")).options._timeout == TIMEOUT,
     }
     dist.destroy_process_group()
     found["ended"] = pytest.raises(ValueError, dist.get_backend, side) is not None
@@ -144,6 +151,7 @@ def test_hosts_talk_beside_a_group_of_gpus(processes):
             "values": [{"rank": 0}, {"rank": 1}],
             "first": "said by 0",
             "one side group": True,
+            "timeout": True,
             "ended": True,
             "not needed": True,
         }
