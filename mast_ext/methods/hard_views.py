@@ -276,7 +276,9 @@ class HardViews(HardSelection):
     def _logs(
         self, batch: ViewBatch, chosen: ViewBatch, losses: Tensor, score: Tensor
     ) -> dict[str, Tensor]:
-        pairs = self.choices.to(losses.device)
+        if self.choices.device != losses.device:  # once: a GPU would be waited for
+            self.choices = self.choices.to(losses.device)
+        pairs = self.choices
         mean = (losses[pairs[0], pairs[1]] + losses[pairs[1], pairs[0]]).mean(0) / 2
         random = self._differences(batch.parameters[pairs].flatten(1, 2))
         iou, color = self._differences(chosen.parameters[:2])
