@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="Of all sizes, not of the last alone.")
     parser.add_argument("--operators", nargs="+", default=[*workloads()], choices=[*workloads()])
     values = parser.parse_args()
+    if sys.platform != "linux":
+        parser.error("memory on the CPU is measured on Linux only")
     lines = [
         "# Memory on the CPU",
         "",
@@ -55,7 +57,8 @@ def row_of(workload: Workload, case: Case) -> str:
     for contestant in workload.contestants:
         if not contestant.startswith("torch.compile"):
             held = peak_bytes(workload, case, MODES[-1], "cpu", contestant, lambda: None)
-            found[contestant] = (held or 0) / 1e6
+            assert held is not None  # on Linux
+            found[contestant] = held / 1e6
     ours, *rivals = found
     cells = [f"{each}: {found[each]:.1f} ({found[each] / found[ours]:.1f}×)" for each in rivals]
     size = " ".join(f"{key}={value}" for key, value in case.items())

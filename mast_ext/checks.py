@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from numbers import Integral, Number, Real
+from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -301,8 +302,12 @@ def _as_annotated(name: str, value: Any, kind: Any) -> Any:
         return number
     if kind is int:
         return as_integer(name, value)
-    if kind is str and not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, got {_described(value)}")
+    if kind is str:
+        if isinstance(value, PathLike):
+            value = fspath(value)
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a string, got {_described(value)}")
+        return value
     if kind is bool:
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {_described(value)}")

@@ -89,11 +89,11 @@ def differentiable_once(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
             if not torch.is_grad_enabled():
                 return backward(*args, **kwargs)
-            with torch.no_grad():
-                found: Any = backward(*args, **kwargs)
-            ctx: Any
             ctx, *grads = args
-            depends_on = (*grads, *ctx.saved_tensors)
+            context: Any = _Context(ctx)
+            with torch.no_grad():
+                found = cast(Any, backward)(context, *grads, **kwargs)
+            depends_on = (*grads, *context.saved_tensors)
             if isinstance(found, tuple):
                 return cast(T, tuple(_constant(name, each, depends_on) for each in found))
             return cast(T, _constant(name, found, depends_on))
@@ -101,6 +101,17 @@ def differentiable_once(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]
         return checked
 
     return decorate
+
+
+class _Context:
+    """A function's context that has unpacked what was saved: checkpoints let it be done once."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.saved_tensors = ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
 
 
 def _constant(name: str, gradient: Tensor | None, depends_on: tuple[Any, ...]) -> Tensor | None:

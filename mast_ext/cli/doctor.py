@@ -205,8 +205,8 @@ def _gpus(torch: Any, archs: str, kernels: str) -> Finding:
     names = ", ".join(f"{name} ({its[0]}.{its[1]})" for its, name in without.items())
     detail = f"{names}, but {kernels}, which do not run there"
     state = "missing" if len(without) == len(gpus) else "slow"
-    if max(without) < (8, 0):
-        fix = "take the CPU or, with CUDA_VISIBLE_DEVICES, a GPU of compute capability 8.0 or newer"
+    if min(without) < (8, 0):  # for which nothing can be built
+        fix = "take the CPU or, with CUDA_VISIBLE_DEVICES, GPUs of compute capability 8.0 or newer"
     else:
         fix = f"on this machine, with nvcc: CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native {REBUILD}"
     return Finding(state, "gpu", detail, fix)

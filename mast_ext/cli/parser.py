@@ -111,7 +111,7 @@ class Parser(ArgumentParser):
             return f"--{keys[1]} takes {', '.join(own)}, got {keys[2]!r}"
         message = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", message)
         message = message.replace(
-            "expected dict.", "expected a mapping, {name: value} with its space."
+            "expected dict.", "expected a mapping, {name: value}, with a space after the colon."
         )
         message = re.sub(r"Expected a typing\.Literal\[([^]]+)\]", r"expected one of \1", message)
         choice = re.search(r"expected one of ('.+')\. Got value: (\S+)", message)

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     launched = launched_rank()
     if launched is not None and launched.rank == 0 and 1 < wanted != launched.world_size:
         print(
-            f"mast-ext: {launched.world_size} processes, as the environment says (WORLD_SIZE), not"
+            f"mast-ext: {launched.world_size} processes, as torchrun or SLURM started them, not"
             f" train.devices {wanted}",
             file=sys.stderr,
         )

@@ -39,7 +39,6 @@ _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # interpretations of the samples of TI
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _ORIENTATION = 0x0112  # EXIF tag
-_ZERO_IS_WHITE = 0  # photometric interpretation of a TIFF
 _QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap height and width
 _TURNS: dict[int, Callable[[NDArray], NDArray]] = {
     2: lambda a: a[:, ::-1],
@@ -205,7 +204,7 @@ class _Picture:
         if isinstance(image, TiffImageFile):  # whose size Pillow turns, or not, by its version
             width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
             kind = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION)
-            self._negative = bits == 16 and kind == _ZERO_IS_WHITE  # of 8 bits Pillow turns it
+            self._negative = bits == 16 and kind == _MINISWHITE  # of 8 bits Pillow turns it
             if gray and image.mode != "1" and image.tag_v2.next:
                 channels = self._pages()
                 self._paged = channels > 1
@@ -303,8 +302,8 @@ class _Tiff:
             levels = levels[..., None]
         elif self._page.axes.startswith("S"):  # one plane after the other
             levels = np.moveaxis(levels, 0, -1)
-        if self._page.photometric == _ZERO_IS_WHITE:
-            levels = levels.dtype.type(np.iinfo(levels.dtype).max) - levels
+        if self._page.photometric == _MINISWHITE:  # of gray: what comes after it is no shade
+            levels[..., 0] = np.iinfo(levels.dtype).max - levels[..., 0]
         levels = _TURNS.get(self._orientation, lambda a: a)(levels)
         return np.ascontiguousarray(levels[..., : self.header.channels])
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mast_ext.data.encoded import EncodedSource, Progress
 from mast_ext.data.files import ARRAY_SUFFIXES, SUFFIXES, UNREAD_SUFFIXES
-from mast_ext.data.splits import SplitError, share, split_folders
+from mast_ext.data.splits import FOLDER_NAMES, SplitError, share, split_folders
 
 
 class FolderSource(EncodedSource):
@@ -20,8 +20,9 @@ class FolderSource(EncodedSource):
     ``DIR/train`` beside ``DIR/test`` or ``DIR/val``, each with one folder per class or with files
     only; ``DIR/<class>/``; or files directly under ``DIR``. In the last two a tenth of each class
     (chosen by a hash of the names) is the test split. Names that start with a dot are ignored.
-    ``training``, ``valid`` and ``validation`` are names of splits, too, in any case of letters. Of
-    several test folders the first counts that has images, of classes that are trained on.
+    ``training``, ``testing``, ``valid`` and ``validation`` are names of splits, too, in any case of
+    letters. Of several test folders the first counts that has images; one without a class of the
+    training split (files without labels, say) is passed over.
     Where there are no image files, ``.npy`` files are the images: each an array ``[H, W]`` or
     ``[H, W, C]`` of uint8 or uint16.
 
@@ -64,8 +65,11 @@ class FolderSource(EncodedSource):
         progress: Progress | None = None,
     ) -> None:
         self.unread: Counter[str] = Counter()
-        self.beside = _beside(Path(path)) if split == "train" else []
         paths, ids, names = _select(Path(path), split, self.unread)
+        self.beside: list[str] = []
+        if split == "train":
+            arrays = paths[0].name.lower().endswith(ARRAY_SUFFIXES)
+            self.beside = _beside(Path(path), ARRAY_SUFFIXES if arrays else SUFFIXES)
         super().__init__(
             paths,
             {"class": ids} if names else {},
@@ -117,30 +121,41 @@ def _files(
     names = list(_list(training[0], suffixes, Counter()))
     folders = split_folders(root, split)
     if not folders:
-        raise FileNotFoundError(f"image folder {root} has {name} but no test/ or val/")
-    misfits = []
+        accepted = "/, ".join(FOLDER_NAMES[split])
+        raise FileNotFoundError(f"image folder {root} has {name} but none of {accepted}/")
+    misfit = ""
     for folder in folders:
         paths = _list(folder, suffixes, unread)
         unknown = [each or "files without a class" for each in paths if each not in names]
-        if unknown:
-            misfits.append(f"{folder} has classes that {name} has not: {', '.join(unknown)}")
-        elif paths:
+        if paths and not unknown:
             return paths, names, str(folder)
-    if misfits:
-        raise SplitError(misfits[0])
+        if unknown:
+            misfit = misfit or f"{folder} has classes that {name} has not: {', '.join(unknown)}"
+            if len(unknown) < len(paths):
+                break
+    if misfit:
+        raise SplitError(misfit)
     return {}, names, " or ".join(map(str, folders))
 
 
-def _beside(root: Path) -> list[str]:
-    """Names of folders with images beside that of the training split, which are of no split."""
-    if not root.is_dir() or not split_folders(root, "train"):
+def _beside(root: Path, suffixes: Sequence[str]) -> list[str]:
+    """Names of folders with images beside that of the training split, which are of no split.
+
+    With images in them or in folders in them: nothing is walked that may be no images at all.
+    """
+    if not split_folders(root, "train"):
         return []
     splits = {each for split in ("train", "test") for each in split_folders(root, split)}
     others = sorted(each for each in root.iterdir() if each.is_dir() and each not in splits)
     return [
         each.name
         for each in others
-        if not each.name.startswith(".") and any(_walk(each, SUFFIXES, Counter()))
+        if not each.name.startswith(".")
+        and any(
+            file.name.lower().endswith(tuple(suffixes))
+            for pattern in ("[!.]*", "[!.]*/[!.]*")
+            for file in each.glob(pattern)
+        )
     ]
 
 

@@ -99,9 +99,10 @@ class HuggingFaceSource(EncodedSource):
                 names = class_names(train[column][:]) if own_names is None else list(own_names)
                 numbers, values = own_names is not None or not names, table[column][:]
                 given = getattr(table.features[column], "names", None)
-                if own_names is not None and given not in (None, own_names):
+                known = all(isinstance(i, int) and i >= 0 for i in values)
+                if own_names is not None and given not in (None, own_names) and known:
                     # The same ids stand for other classes here: their names count.
-                    numbers, values = False, [given[i] if i >= 0 else i for i in values]
+                    numbers, values = False, [given[i] for i in values]
                 ids = class_ids(values, () if numbers else names, where)
                 labels[factor], classes[factor] = ids[rows], numbered(names, ids)
             encoded = table.select_columns([images])

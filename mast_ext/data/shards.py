@@ -187,18 +187,16 @@ def _archives(path: Path, split: str) -> tuple[list[Path], bool]:
             reason = "no archives match" if glob.has_magic(str(path)) else "there is no"
             raise FileNotFoundError(f"{reason} {path}")
         return found, False
-    kinds, own, where = SPLIT_NAMES[split], True, path
+    own, where = True, path
     if split_folders(path, "train"):
         folders = split_folders(path, split)
         where = folders[0] if folders else path
         found = _tars(where) if folders else []
     else:
         found = _tars(path)
-        own = any(_names_split(archive, "train") for archive in found)
-        if own:
-            found = [a for a in found if any(_names_split(a, kind) for kind in kinds)]
-            if split == "test":  # "test-of-train" is of the training split
-                found = [a for a in found if not _names_split(a, "train")]
+        parts = _named_splits(found)
+        own = bool(parts["train"])
+        found = parts[split] if own else found
     if not found:
         raise FileNotFoundError(f"no shards (.tar) of the {split} split in {where}")
     return found, own
@@ -208,9 +206,38 @@ def _extension(image: Member) -> str:
     return Path(image.name).name.partition(".")[2].lower()
 
 
-def _names_split(archive: Path, kind: str) -> bool:
-    """Whether a word of an archive's name begins with that of a split: not in "strain-0.tar"."""
-    return re.search(rf"(?<![a-z]){kind}", archive.name.lower()) is not None
+def _named_splits(archives: Sequence[Path]) -> dict[str, list[Path]]:
+    """Archives that have the name of a split in theirs.
+
+    There it begins a word ("a-train-0.tar", "aTrain0.tar"), unlike in "strain-0.tar"; or archives
+    of both splits have the same before it ("digitstrain-0.tar", "digitstest-0.tar").
+    """
+    words = {split: {a: _split_words(a.name, split) for a in archives} for split in SPLIT_NAMES}
+    before = [
+        {start for found in of_split.values() for start, _ in found} for of_split in words.values()
+    ]
+    of_both = set.intersection(*before)
+    parts = {
+        split: [
+            archive
+            for archive, found in of_split.items()
+            if any(start in of_both or _begins_word(start, word) for start, word in found)
+        ]
+        for split, of_split in words.items()
+    }
+    # "test-of-train" is of the training split.
+    parts["test"] = [archive for archive in parts["test"] if archive not in parts["train"]]
+    return parts
+
+
+def _split_words(name: str, split: str) -> list[tuple[str, str]]:
+    """Names of a split in that of an archive, and before each what comes before it."""
+    found = re.finditer("|".join(SPLIT_NAMES[split]), name, re.IGNORECASE)
+    return [(name[: at.start()], at[0]) for at in found]
+
+
+def _begins_word(start: str, word: str) -> bool:
+    return not start[-1:].isalpha() or (start[-1].islower() and word[0].isupper())
 
 
 def _tars(folder: Path) -> list[Path]:

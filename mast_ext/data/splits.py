@@ -17,7 +17,11 @@ TEST_FRACTION = 0.1
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "val")}
 """What arrays and archives of each split have in their names."""
 
-_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
+FOLDER_NAMES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
+}
+"""What folders of each split are called, in any case of letters; the first that is there counts."""
 
 
 class SplitError(ValueError):
@@ -25,10 +29,11 @@ class SplitError(ValueError):
 
 
 def split_folders(root: Path, split: str) -> list[Path]:
-    """The folders of a split, the first that counts first; upper and lower case are the same."""
+    """The folders of a split, by `FOLDER_NAMES`; of two that differ in case, that in lower case."""
     with os.scandir(root) as entries:
-        folders = {each.name.lower(): each.name for each in entries if each.is_dir()}
-    return [root / folders[name] for name in _FOLDERS[split] if name in folders]
+        names = sorted(each.name for each in entries if each.is_dir())
+    folders = {name.lower(): name for name in names}  # lower case comes last
+    return [root / folders[name] for name in FOLDER_NAMES[split] if name in folders]
 
 
 def spread(count: int, most: int | None) -> NDArray[np.int64]:

@@ -1,5 +1,7 @@
 """LeJEPA (Balestriero & LeCun, arXiv 2511.08544): SIGReg and LeJEPALoss, drop-ins for lightly's."""
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -172,9 +174,15 @@ class SIGReg(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, *args
         )
-        # The sums have to be taken where the grid is, which may be another than that made here.
-        if f"{prefix}t" in state_dict and not self.t.is_meta:
-            self.t_min, self.t_max = self.t[0].item(), self.t[-1].item()
+        # The sums have to be taken where the grid is, which may be another than that made here; or
+        # that one, rounded.
+        grid = state_dict.get(f"{prefix}t")
+        if grid is not None and not grid.is_meta:
+            ends, rounding = (grid[0].item(), grid[-1].item()), torch.finfo(grid.dtype).eps
+            if not all(
+                map(partial(math.isclose, rel_tol=rounding), ends, (self.t_min, self.t_max))
+            ):
+                self.t_min, self.t_max = ends
 
     def extra_repr(self) -> str:
         return (

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from mast_ext.checks import OptionError
 from mast_ext.data import Source
-from mast_ext.distributed import rank, run_on_first_rank
+from mast_ext.distributed import rank, run_on_first_rank, world_size
 from mast_ext.methods import METHODS
 from mast_ext.models import save_backbone
 from mast_ext.train.config import PretrainConfig
-from mast_ext.train.errors import CheckpointError, Interrupted, SettingsError
+from mast_ext.train.errors import CheckpointError, Interrupted, RunError, SettingsError
 from mast_ext.train.evaluation.evaluate import (
     Row,
     chance,
@@ -79,11 +79,16 @@ def pretrain(
         What was found; None in a process that is not the first one.
 
     Raises:
-        RunError: The run cannot start or go on; the message says why.
+        RunError: The run cannot start or go on; the message says why. Or the caller has joined
+            several processes in a group: that is done here, and ends before the report.
         EndedByAnother: Another process failed.
         ValueError: A setting does not fit, or an image cannot be decoded.
         FileNotFoundError: The images' folder does not exist.
     """
+    if world_size() > 1:
+        raise RunError(
+            "pretrain joins the processes itself: call it without torch.distributed's process group"
+        )
     with ExitStack() as locks:  # until the report is written
         with process_group(config.train.accelerator):
             device = resolve_device(config.train.accelerator)

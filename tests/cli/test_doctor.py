@@ -117,7 +117,7 @@ def test_gpu(monkeypatch, present, torch_cuda, native, driver, state, fix):
 
 # architectures, compute capabilities of GPUs -> state, detail, fix
 OLDER, NATIVE = (
-    "take the CPU or, with CUDA_VISIBLE_DEVICES, a GPU of",
+    "take the CPU or, with CUDA_VISIBLE_DEVICES, GPUs of",
     "on this machine, with nvcc: ",
 )
 FITS = [
@@ -125,7 +125,7 @@ FITS = [
     (WHEEL, [(7, 5)], "missing", "GPU 0 (7.5), but kernels built with CUDA 13.0 for 80-", OLDER),
     (WHEEL, [(11, 0)], "missing", "GPU 0 (11.0), but kernels", NATIVE),
     (WHEEL, [(9, 0), (7, 5)], "slow", "GPU 1 (7.5), but kernels", OLDER),
-    (WHEEL, [(7, 5), (9, 0), (11, 0)], "slow", "GPU 0 (7.5), GPU 2 (11.0), but", NATIVE),
+    (WHEEL, [(7, 5), (9, 0), (11, 0)], "slow", "GPU 0 (7.5), GPU 2 (11.0), but", OLDER),
     ("90-real", [(8, 0)], "missing", "GPU 0 (8.0), but", NATIVE),  # moved to another machine
     ("90-real", [(8, 0), (8, 0)], "missing", "(8.0), but", NATIVE),
     ("native", [(8, 0)], "ok", "for native", ""),

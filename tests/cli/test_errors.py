@@ -154,7 +154,11 @@ WRONG = [
     (["pretrain", "--mast.shared={hue: {freed: 1}}"], 2, "freed of hue must be below 1, got 1"),
     (["pretrain", "--mast.shared={hue: {fred: 1}}"], 2, "takes share, freed, start, got 'fred'"),
     (["pretrain", "--mast.shared={hue: 0.5}"], 2, "--mast.shared: expected a mapping, {name"),
-    (["pretrain", "--mast.shared={hue:{freed:0.1}}"], 2, "with its space. Got value: {hue:{freed:"),
+    (
+        ["pretrain", "--mast.shared={hue:{freed:0.1}}"],
+        2,
+        "a space after the colon. Got value: {hue:",
+    ),
     (["pretrain", "--mast.shared={}"], 2, "mast.shared must map at least one augmentation"),
     (["pretrain", "--mast.shared={tint: {}}", *SMALL], 2, "shared must name crop, flip, geometry"),
     (["pretrain", "--mast.shared={crop: {}, geometry: {}}", *SMALL], 2, "not both: geometry is"),

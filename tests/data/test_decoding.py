@@ -90,10 +90,11 @@ def test_tiff_of_many_channels(tmp_path, size, dtype, planar, channels):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_tiff_in_which_0_is_white(tmp_path, dtype, channels):
-    """Pillow turns 8 bits around, of one sample, and nothing else."""
+    """Of gray alone. Pillow turns 8 bits around, of one sample, and nothing else."""
     tifffile = pytest.importorskip("tifffile", reason="needs tifffile")
     array = levels(8, 9, channels, dtype=dtype)
-    stored = np.iinfo(dtype).max - array
+    stored = array.copy()
+    stored[..., 0] = np.iinfo(dtype).max - array[..., 0]
     extra = {"extrasamples": ["unspecified"] * (channels - 1)} if channels > 1 else {}
     stored = stored if channels > 1 else stored[..., 0]
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite", **extra)

@@ -54,7 +54,7 @@ def test_val_stands_in_for_test(split_folder):
     assert len(FolderSource(split_folder, "test")) == 2
 
 
-@pytest.mark.parametrize("test", ["validation", "Val", "VALID", "Test"])
+@pytest.mark.parametrize("test", ["validation", "Val", "VALID", "Test", "testing"])
 @pytest.mark.parametrize("train", ["Train", "training"])
 def test_names_of_splits_in_any_case(split_folder, train, test):
     for name, other in (("train", train), ("test", test)):
@@ -65,7 +65,15 @@ def test_names_of_splits_in_any_case(split_folder, train, test):
     assert sources[0].classes == {"class": ["cat", "dog"]} and sources[0].beside == []
 
 
-@pytest.mark.parametrize("images", [["0.png"], []])
+def test_lower_case_counts_of_two_names(split_folder):
+    save(split_folder / "Train" / "cat" / "0.png")
+    for split in ("Test", "TEST"):
+        save(split_folder / split / "cat" / "0.png")
+    sources = [FolderSource(split_folder, split) for split in ("train", "test")]
+    assert [len(source) for source in sources] == [5, 2]
+
+
+@pytest.mark.parametrize("images", [["0.png"], ["images/0.png"], []])
 def test_val_stands_in_for_a_test_split_that_does_not_fit(split_folder, images):
     """Of images without classes, as ImageNet's, or of none."""
     (split_folder / "test").rename(split_folder / "val")
@@ -73,6 +81,14 @@ def test_val_stands_in_for_a_test_split_that_does_not_fit(split_folder, images):
     for name in images:
         save(split_folder / "test" / name)
     assert FolderSource(split_folder, "test").labels["class"].tolist() == [0, 1]
+
+
+def test_val_does_not_stand_in_for_a_test_split_with_an_unknown_class(split_folder):
+    (split_folder / "test").rename(split_folder / "val")
+    for name in ("cat", "emu"):
+        save(split_folder / "test" / name / "0.png")
+    with pytest.raises(ValueError, match="test has classes that train/ has not: emu"):
+        FolderSource(split_folder, "test")
 
 
 def test_folders_beside_the_training_split_are_named(split_folder):
@@ -149,7 +165,7 @@ def test_empty_folder(tmp_path, layout):
 
 def test_missing_split(tmp_path):
     save(tmp_path / "train/a.png")
-    with pytest.raises(FileNotFoundError, match=r"has train/ but no test/ or val/"):
+    with pytest.raises(FileNotFoundError, match="has train/ but none of test/, testing/, val/"):
         FolderSource(tmp_path, "test")
 
 

@@ -146,6 +146,18 @@ def test_ids_of_a_split_are_those_of_its_own_names(datasets, table, write):
     assert test.classes == {"class": ["cat", "dog", "emu"]}
 
 
+@pytest.mark.parametrize("missing", [-1, None])
+def test_a_missing_label_beside_a_splits_own_names(datasets, table, write, missing):
+    train, test = (datasets.ClassLabel(names=names) for names in (["cat", "dog"], ["dog", "cat"]))
+    images = [pixels(i) for i in range(2)]
+    path = write(
+        train=table(images, {"label": train}, label=[0, 1]),
+        test=table(images, {"label": test}, label=[0, missing]),
+    )
+    with pytest.raises(ValueError, match="label -1 of image 1|labels must be integers or names"):
+        HuggingFaceSource(path, "test")
+
+
 def test_test_split_without_labels_gives_way_to_validation(datasets, table, tmp_path):
     kinds = {"label": datasets.ClassLabel(names=["a", "b"])}
     splits = {

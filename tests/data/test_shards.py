@@ -71,6 +71,8 @@ LAYOUTS = [  # archives, path under the folder, images in train and test
     (["retrieval-train-0.tar", "retrieval-train-1.tar", "retrieval-test-0.tar"], "", 20, 10),
     (["strain-0.tar", "interval-1.tar"], "", 18, 2),
     (["Train000.tar", "train_1.tar", "valid-0.tar"], "", 20, 10),
+    (["digitstrain-0.tar", "digitstrain-1.tar", "digitstest-0.tar"], "", 20, 10),
+    (["digitsTrain-0.tar", "2TRAIN.tar", "digitsTest-0.tar"], "", 20, 10),
     (["0.tar", "1.tar"], "", 18, 2),
     (["x0.tar", "x1.tar", "y0.tar"], "x*.tar", 18, 2),
     (["x/0.tar", "y/0.tar"], "[xy]/*.tar", 18, 2),

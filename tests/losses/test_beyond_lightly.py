@@ -352,6 +352,15 @@ def test_a_loaded_grid_is_integrated_on(make):
         assert_close(loss(**given), saved(**given))
 
 
+def test_a_loaded_grid_that_is_rounded_is_the_own_one():
+    loss, saved = losses.SIGReg(t_max=4.7), losses.SIGReg(t_max=4.7).bfloat16()
+    loss.load_state_dict({**loss.state_dict(), "t": saved.t})
+    assert (loss.t_min, loss.t_max) == (0.0, 4.7)
+    other = losses.SIGReg(t_max=4.7)
+    other.load_state_dict({**loss.state_dict(), "t": torch.linspace(0, 4.5, 17).bfloat16()})
+    assert (other.t_min, other.t_max) == (0.0, 4.5)
+
+
 def test_sigreg_of_pooled_views():
     views = torch.randn(3, IMAGES, DIM)
     torch.manual_seed(1)

@@ -5,6 +5,7 @@ import torch
 from loss_calls import CASES, EACH, inputs_of, tensors_in
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from mast_ext import losses
 from mast_ext.losses.common import linear_algebra
@@ -112,6 +113,28 @@ def test_second_derivative_is_right_or_refused(make, call, named, request, monke
     more, less = (weighed(gradients(make, call, leaves(sign * step))) for sign in (1, -1))
     along = sum((x * d).sum() for x, d in zip(found, directions(2), strict=True))
     assert_close(along, (more - less) / (2 * step), rtol=1e-5, atol=1e-6 * size.item())
+
+
+@pytest.mark.parametrize(("make", "call"), EACH)
+def test_gradient_that_may_be_differentiated_of_a_checkpoint(make, call):
+    """Which is computed again in the backward pass, where what was saved is unpacked once."""
+
+    def checkpointed(loss, *inputs):
+        return checkpoint(lambda *given: call(loss, *given), *inputs, use_reentrant=False)
+
+    def repeated(loss, *inputs):
+        call(loss, *inputs)
+        torch.manual_seed(0)
+        return call(loss, *inputs)
+
+    if (grads := gradients(make, call, leaves(), create_graph=True)) is None:
+        return
+    if not all(map(torch.equal, grads, gradients(make, repeated, leaves()))):
+        pytest.skip("state that moves: computed again it is another gradient")
+    for mine, plain in zip(
+        gradients(make, checkpointed, leaves(), create_graph=True), grads, strict=True
+    ):
+        assert_close(mine, plain)
 
 
 def test_names():

@@ -121,6 +121,11 @@ def test_paths_that_are_the_same_from_everywhere_stay(path):
     assert PretrainConfig(data=data).to_dict()["data"]["path"] == path
 
 
+def test_paths_may_be_of_pathlib(tmp_path):
+    config = PretrainConfig(data=DataConfig(name="folder", path=tmp_path), out=tmp_path / "run")
+    assert config.data.path == str(tmp_path) and config.to_dict()["out"] == str(tmp_path / "run")
+
+
 def test_relative_paths_become_absolute(tmp_path, monkeypatch):
     """A folder whose name has brackets is no pattern; a pattern does not take them for one."""
     place = tmp_path / "[2]"

@@ -35,7 +35,7 @@ ONE_EACH = {f"case{i}": 1 for i in range(8)}
 UNPROBED = [
     (ONE_EACH, 8, "no images .* in the test split of"),
     ({"train__a": 6, "train__b": 6, "test": 0}, 12, "no images .* in .*test"),
-    ({"train__a": 6, "train__b": 6}, 12, "has train/ but no test/ or val/"),
+    ({"train__a": 6, "train__b": 6}, 12, "has train/ but none of test/, testing/, val"),
     ({"a": 20}, 18, "all training images are of one class"),
     ({"train__a": 6, "test__a": 6}, 6, "all training images are of one class"),
     ({"train__a": 6, "train__b": 6, "test__a": 1, "test__c": 1}, 12, "that train/ has not: c"),

@@ -2,10 +2,12 @@
 
 from contextlib import contextmanager
 
+import pytest
 from rich.console import Console
 
 from mast_ext.train import pretrain as module
 from mast_ext.train.config import PretrainConfig, TrainConfig
+from mast_ext.train.errors import RunError
 
 
 def test_the_report_is_made_when_the_other_processes_have_gone(monkeypatch, tmp_path):
@@ -31,3 +33,9 @@ def test_the_report_is_made_when_the_other_processes_have_gone(monkeypatch, tmp_
     monkeypatch.setattr(module, "_train_all", training)
     monkeypatch.setattr(module, "_report", reporting)
     assert module.pretrain(config, console=Console(quiet=True)) == "found"
+
+
+def test_processes_that_have_joined_already_are_refused(monkeypatch):
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    with pytest.raises(RunError, match="without torch.distributed's process group"):
+        module.pretrain(PretrainConfig())

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -294,9 +293,12 @@ def named_failure(path: Path) -> Iterator[None]:
 def _make_numbered(path: Path) -> Path:
     """Makes the first directory that there is not of ``path``-1, ``path``-2, …"""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
+    number = 1
+    while True:
         numbered = path.with_name(f"{path.name}-{number}")
-        with suppress(FileExistsError):  # another run may take it at this moment
+        try:
             numbered.mkdir()
+        except FileExistsError:  # another run may have taken it at this moment
+            number += 1
+        else:
             return numbered
-    raise AssertionError("numbers do not end")
