@@ -153,6 +153,9 @@ def all_gather(x: Tensor, out: Tensor | None = None, group: Any = None) -> Tenso
     return out
 
 
+_SENT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 @never_compiled
 def require_equal_batches(x: Tensor, dim: int) -> None:
     """Compares what the processes are about to gather along ``dim``.
@@ -162,18 +165,28 @@ def require_equal_batches(x: Tensor, dim: int) -> None:
     graph is captured, as its shapes are fixed.
 
     Raises:
-        ValueError: The sizes differ.
+        ValueError: The sizes differ, or the dtypes, or some require a gradient and others do not.
         RuntimeError: Another process died or is late.
     """
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     batch = x.shape[dim]
     width = x.numel() // max(batch, 1)
-    every = all_gather(torch.tensor([[batch, width]]), group=host_group()).tolist()
-    whats = ("a batch of the same size", "as many numbers per image")
-    for what, sizes in zip(whats, zip(*every, strict=True), strict=True):
-        if len(set(sizes)) > 1:
-            found = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
+    dtype = _SENT_DTYPES.index(x.dtype) if x.dtype in _SENT_DTYPES else len(_SENT_DTYPES)
+    needs_gradient = x.requires_grad and torch.is_grad_enabled()
+    mine = torch.tensor([[batch, width, dtype, needs_gradient]])
+    every = all_gather(mine, group=host_group()).tolist()
+    names = [str(each).removeprefix("torch.") for each in _SENT_DTYPES] + ["another"]
+    shown = [(b, w, names[d], "yes" if needs else "no") for b, w, d, needs in every]
+    whats = (
+        "a batch of the same size",
+        "as many numbers per image",
+        "embeddings of the same dtype",
+        "embeddings that require a gradient, or none that do,",
+    )
+    for what, values in zip(whats, zip(*shown, strict=True), strict=True):
+        if len(set(values)) > 1:
+            found = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
             raise ValueError(f"gather_distributed=True needs {what} on every process, got {found}")
 
 

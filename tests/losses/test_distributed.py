@@ -311,6 +311,13 @@ def join(directory, name, rank, world_size, timeout=timedelta(minutes=2)):
     )
 
 
+OF_THE_FIRST = {  # what differs: what is needed, what the first process has, what others have
+    "width": ("as many numbers per image", 2 * DIM + 2, 2 * DIM),
+    "dtype": ("embeddings of the same dtype", "bfloat16", "float32"),
+    "gradient": ("embeddings that require a gradient, or none that do,", "yes", "no"),
+}
+
+
 def unequal_batches(rank):
     """Every loss that gathers, with a smaller batch on the last process."""
     batch = BATCH - (rank == dist.get_world_size() - 1)
@@ -320,6 +327,10 @@ def unequal_batches(rank):
     width = DIM + (rank == 0)
     loss = losses.NTXentLoss(gather_distributed=True)
     found["width"] = errors_of(lambda: loss(*torch.randn(2, BATCH, width)))
+    dtype = torch.bfloat16 if rank == 0 else torch.float32
+    found["dtype"] = errors_of(lambda: loss(*torch.randn(2, BATCH, DIM, dtype=dtype)))
+    learns = torch.randn(2, BATCH, DIM, requires_grad=rank == 0)
+    found["gradient"] = errors_of(lambda: loss(*learns))
     return found
 
 
@@ -642,11 +653,11 @@ def test_batches_of_any_size_are_one(world_size, name, processes):
 def test_unequal_batches_are_an_error_on_every_process(world_size, processes):
     for found in processes[:world_size]:
         for name, error in found[world_size]["unequal"].items():
-            what, sizes = "a batch of the same size", [BATCH] * (world_size - 1) + [BATCH - 1]
-            if name == "width":
-                what = "as many numbers per image"
-                sizes = [2 * DIM + 2] + [2 * DIM] * (world_size - 1)
-            got = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
+            what, on_ranks = "a batch of the same size", [BATCH] * (world_size - 1) + [BATCH - 1]
+            if name in OF_THE_FIRST:
+                what, first, others = OF_THE_FIRST[name]
+                on_ranks = [first] + [others] * (world_size - 1)
+            got = ", ".join(f"{each} on rank {rank}" for rank, each in enumerate(on_ranks))
             message = f"gather_distributed=True needs {what} on every process, got {got}"
             assert error == ("ValueError", message, False), name
 

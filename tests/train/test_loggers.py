@@ -14,6 +14,8 @@ from mast_ext.train.config import TrainConfig
 from mast_ext.train.errors import RunError
 from mast_ext.train.loop import loggers
 from mast_ext.train.loop.loggers import open_loggers, require_loggers
+from mast_ext.train.loop.module import PretrainModule
+from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.run_directory import RunDirectory
 
 
@@ -95,6 +97,28 @@ def test_tensorboard_has_the_rows_and_the_settings(train_tiny, tiny, tmp_path):
     losses = {event.step: event.value for event in found.Scalars("loss")}
     assert losses == pytest.approx(losses_of(tmp_path / "run")) and len(losses) == 8
     assert "seed: 0" in (tmp_path / "run" / "tensorboard" / "hparams.yaml").read_text()
+
+
+def test_steps_that_are_repeated_count_once(train_tiny, tiny, tmp_path, monkeypatch):
+    """Of a training that goes on from a checkpoint before its last row."""
+
+    def cut(module, batch, batch_idx):
+        if module.trainer.global_step == 5:
+            module.trainer.logger.save()
+            raise KeyError
+
+    at_epochs_ends = replace(tiny.train, checkpoint_every=100)
+    config = with_logger(replace(tiny, train=at_epochs_ends), ("tensorboard", "csv"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainModule, "on_train_batch_start", cut)
+        with pytest.raises(KeyError):
+            train_tiny(config=config)
+    assert read_checkpoint(checkpoint)["global_step"] == 3
+    train_tiny(config=config, resume=checkpoint)
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    steps = [event.step for event in found.Scalars("loss")]
+    assert sorted(losses_of(tmp_path / "run")) == steps
 
 
 def test_csv_is_no_more_than_metrics(train_tiny, tiny, tmp_path):

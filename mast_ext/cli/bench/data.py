@@ -219,7 +219,8 @@ def _peers(source: Source, config: BenchConfig) -> list[_Contestant]:
     transforms: dict[str, Callable[[Image.Image], Any]] = {
         RIVAL: _Repeated(_torchvision(config.augment), config.views)
     }
-    if importlib.util.find_spec("lightly") is not None:
+    # Lightly's transform has no solarization: it would be less work.
+    if importlib.util.find_spec("lightly") is not None and not config.augment.solarize:
         lightly = _lightly(config.augment)
         transforms["lightly SimCLRTransform, DataLoader"] = _Repeated(lightly, config.views)
     return [_peer(name, source, config, transform) for name, transform in transforms.items()]

@@ -108,10 +108,11 @@ def fit(
         RunError: The loss or gradient became NaN or infinite, or a file cannot be written.
     """
     config, networks = training.config, training.networks
-    checkpoint = None
+    checkpoint, steps = None, 0
     if resume is not None:
         checkpoint = read_checkpoint(resume)
         check_belongs(checkpoint, training.identity, resume)
+        steps = checkpoint["global_step"]
     if world_size() > 1 and config.train.sync_batchnorm:
         for network in (networks.backbone, networks.method):
             sync_batch_norm(network, resolve_device(config.train.accelerator))
@@ -124,7 +125,7 @@ def fit(
     )
     if resume is not None and checkpoint is not None:
         check_weights(checkpoint["state_dict"], module.state_dict(), resume)
-    with _quiet_lightning(), open_loggers(config, run) as loggers:
+    with _quiet_lightning(), open_loggers(config, run, steps) as loggers:
         callbacks = [*_callbacks(training, run, console), *watching]
         trainer = _trainer(config.train, run, callbacks, loggers, training.steps, profiler)
         stream = BatchStream(training.loader, trainer, config.train.accumulate)

@@ -59,8 +59,15 @@ def _is_installed(package: str) -> bool:
 
 
 @contextmanager
-def open_loggers(config: PretrainConfig, run: RunDirectory) -> Iterator[list[Logger]]:
+def open_loggers(
+    config: PretrainConfig, run: RunDirectory, steps: int = 0
+) -> Iterator[list[Logger]]:
     """The loggers of a training, which have its settings, and are closed at the end.
+
+    Args:
+        config: The settings.
+        run: Where the training writes.
+        steps: After which it goes on. What TensorBoard has of later ones no longer counts.
 
     Raises:
         RunError: W&B or MLflow does not start.
@@ -70,7 +77,7 @@ def open_loggers(config: PretrainConfig, run: RunDirectory) -> Iterator[list[Log
     try:
         for name in config.train.loggers if rank() == 0 else ():
             if name != "csv":
-                loggers.append(_start(name, config, run))
+                loggers.append(_start(name, config, run, steps))
         yield loggers
         status = 0
     finally:
@@ -79,19 +86,22 @@ def open_loggers(config: PretrainConfig, run: RunDirectory) -> Iterator[list[Log
                 logger.experiment.finish(exit_code=status)
 
 
-def _start(name: str, config: PretrainConfig, run: RunDirectory) -> Logger:
+def _start(name: str, config: PretrainConfig, run: RunDirectory, steps: int) -> Logger:
     title = "/".join(run.path.resolve().parts[-2:])
     try:
-        logger = _make(name, run.path, title)
+        logger = _make(name, run.path, title, steps)
         logger.log_hyperparams(config.to_dict())
     except Exception as error:  # their errors have no base in common
         raise RunError(f"train.logger {name} does not start: {error}") from error
     return logger
 
 
-def _make(name: str, path: Path, title: str) -> Logger:
+def _make(name: str, path: Path, title: str, steps: int) -> Logger:
     if name == "tensorboard":
-        return TensorBoardLogger(path / "tensorboard", name="", version="", default_hp_metric=False)
+        folder = path / "tensorboard"
+        return TensorBoardLogger(
+            folder, name="", version="", default_hp_metric=False, purge_step=steps + 1
+        )
     if name == "wandb":
         return WandbLogger(title, path, project=os.environ.get("WANDB_PROJECT", PROJECT))
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
