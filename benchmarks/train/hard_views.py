@@ -14,7 +14,7 @@ from gains import Treatment, main
 HARD = "--hard_views.views=4"
 
 TREATMENTS = {
-    "4 views": Treatment((HARD,), against_forwards=True),
+    "4 views": Treatment((HARD, "--hard_views.differ=all"), against_forwards=True),
     "8 views": Treatment(("--hard_views.views=8",)),
     "4 views at every 3rd step": Treatment((HARD, "--hard_views.every=3")),
     "4 views, frozen": Treatment((HARD, "--hard_views.mode=frozen")),
@@ -23,6 +23,7 @@ TREATMENTS = {
     ),
     "4 views after 2 epochs": Treatment((HARD, "--hard_views.warmup=2")),
     "4 views, scored at 16 pixels": Treatment((HARD, "--hard_views.size=16")),
+    "4 views of two colors": Treatment((HARD, "--hard_views.differ=geometry")),
     "a quarter longer": Treatment((), length=1.25),  # about what the selection at 16 pixels costs
     "crops from 0.4": Treatment(("--augment.crop_scale=[0.4,1.0]",)),
     "4 views, crops from 0.4": Treatment((HARD, "--augment.crop_scale=[0.4,1.0]")),

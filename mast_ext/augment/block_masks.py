@@ -97,11 +97,12 @@ class BlockMasks:
     aspect: float = 10 / 3
 
     def __post_init__(self) -> None:
-        require_integers("grid", self.grid, 2, low=1)
+        object.__setattr__(self, "grid", require_integers("grid", self.grid, 2, low=1))
         require_number("probability", self.probability, 0, 1, expected="a probability in [0, 1]")
         low, high = require_numbers("ratio", self.ratio, 2)
         if not 0 <= low <= high <= 1:
             raise OptionError(f"ratio must be 0 <= low <= high <= 1, got {low} and {high}")
+        object.__setattr__(self, "ratio", (low, high))
         if high == 0 and self.probability > 0:
             raise OptionError(
                 f"ratio must have high > 0, as a masked view hides patches, got {low} and {high} "

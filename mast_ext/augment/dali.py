@@ -4,10 +4,13 @@ DALI draws nothing and keeps no state that matters: rows come from the policy as
 and go in with the pixels, so that they cannot drift apart. What DALI does alone is ahead-of-time
 work: while the caller has one batch, the next is rendered and the files of the one after are read.
 
-``photometric="exact"`` gives torchvision's pixels (mean difference of a whole view about a fifth
-of a level). ``"fused"`` changes colors by one operator, which is faster, but another recipe:
-contrast is changed about level 128 instead of the mean gray, and the hue is turned in YIQ
-instead of HSV, so the same parameters give other colors of the same strength.
+``photometric="exact"`` gives torchvision's pixels: inside of a view to a fraction of a level. At
+its rim DALI repeats the crop's border where it is scaled down, and torchvision does not, which is a
+few levels in the outermost pixels, up to about 13; the mean difference of a whole view is about a
+fifth of a level, and 0.7 of 16 pixels of a crop of 256. ``"fused"`` changes colors by one operator,
+which is faster, but another recipe: contrast is changed about level 128 instead of the mean gray,
+and the hue is turned in YIQ instead of HSV, so the same parameters give other colors of the same
+strength.
 
 Files are decoded by DALI where it makes of them what Pillow does and nothing about them is odd
 (see `containers`), since an odd one can end the process; others go in as pixels. DALI's messages do

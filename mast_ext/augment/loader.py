@@ -238,7 +238,7 @@ class ViewLoader:
 
         The epoch of a state that was just loaded keeps its step; any other starts at its beginning.
         """
-        require_integer("epoch", epoch, 0)
+        epoch = require_integer("epoch", epoch, 0)
         if epoch != self.epoch:
             self.epoch, self._step, self._resume_at = epoch, 0, 0
 
@@ -364,6 +364,7 @@ def build_loader(
         ("workers", workers, 0),
     ):
         require_integer(name, value, low)
+    seed = require_integer("seed", seed)
     if rank >= world_size:
         raise OptionError(f"rank must be below world_size {world_size}, got {rank}")
     renderer = _renderer(source, policy, batch_size, workers, backend, photometric, device, keep_gb)

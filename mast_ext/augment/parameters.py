@@ -35,6 +35,9 @@ GROUPS = {
 }
 """Columns of every augmentation."""
 
+APPEARANCE = slice(GROUPS["color"].start, GROUPS["solarize"].stop)
+"""Columns of what an augmentation does to pixels where they are."""
+
 SHAREABLE = {
     "crop": ("y", "x", "h", "w"),
     "flip": ("flip",),

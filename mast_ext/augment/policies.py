@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import BlockMasks, HiddenPlaces
-from mast_ext.augment.parameters import COLUMN, SHAREABLE
+from mast_ext.augment.parameters import APPEARANCE, COLUMN, SHAREABLE
 from mast_ext.augment.recipe import COLOR_CHANGES, AugmentationRecipe
 from mast_ext.checks import OptionError, require_integer, require_number, require_numbers
 
@@ -36,8 +36,9 @@ class ViewPlan:
         rows: Augmentation parameters, ``[V, B, P]`` float32 (columns: `parameters.COLUMNS`), of
             the full-size views, the local ones, and the plain center view.
         changed: By which of the policy's ``shared`` augmentations the views of an image differ,
-            ``[B, K]`` bool: false where all of them have it in common. None for policies that
-            share nothing.
+            ``[B, K]`` bool: false where it was drawn that all of them have it in common, true where
+            each has its own, which may be equal by chance (a jitter that none has). None for
+            policies that share nothing.
         masks: Hidden patches of the full-size views, bool ``[F, B, H, W]``, when the policy masks.
         hidden: Where these patches are.
     """
@@ -70,6 +71,7 @@ class ViewPolicy(ABC):
     local_views: int = 0
     local_recipe: AugmentationRecipe | None = None
     shared: tuple[str, ...] = ()
+    _appearances: int | None = None
 
     def __init__(
         self, recipe: AugmentationRecipe, *, views: int | None = None, with_center: bool = False
@@ -88,13 +90,20 @@ class ViewPolicy(ABC):
         """Views of every image, local ones and the center view included."""
         return self.views + self.local_views + self.with_center
 
-    def enlarged(self: _Policy, views: int) -> _Policy:
+    def enlarged(self: _Policy, views: int, *, appearances: int | None = None) -> _Policy:
         """The same policy with another number of full-size views.
 
         What a view shows does not depend on how many there are: further ones are added to these.
+
+        Args:
+            views: Their number.
+            appearances: How many of them have colors, blur and solarization of their own; view
+                ``v`` has those of view ``v % appearances``. By default all have.
         """
         other = copy.copy(self)
         other.views = require_integer("views", views, 1)
+        if appearances is not None:
+            other._appearances = require_integer("appearances", appearances, 1)
         return other
 
     def plan(self, seed: int, epoch: int, indices: ArrayLike, sizes: ArrayLike) -> ViewPlan:
@@ -117,6 +126,9 @@ class ViewPolicy(ABC):
             )
         draw = _Draw(self.recipe, seed, epoch, indices, sizes)
         views, changed = self._views(draw)
+        if self._appearances is not None:
+            for view in range(self._appearances, self.views):
+                views[view][:, APPEARANCE] = views[view % self._appearances][:, APPEARANCE]
         if self.with_center:
             views = [*views, sampler.center_rows(sizes)]
         plan = ViewPlan(
@@ -281,6 +293,8 @@ class MultiCropPolicy(ViewPolicy):
         self.local_views = require_integer("local_views", local_views, 0)
         require_integer("local_size", local_size, 1)
         low, high = require_numbers("local_scale", local_scale, 2)
+        if not 0 < low <= high <= 1:
+            raise OptionError(f"local_scale must be 0 < low <= high <= 1, got {low} and {high}")
         local = replace(recipe, size=local_size, crop_scale=(low, high))
         self.local_recipe: AugmentationRecipe = local
         self._full: tuple[AugmentationRecipe, ...] = (recipe,)
@@ -295,10 +309,13 @@ class MultiCropPolicy(ViewPolicy):
 
     @property
     def recipes(self) -> tuple[AugmentationRecipe, ...]:
-        full = (self._full[view % len(self._full)] for view in range(self.views))
+        looks = self._appearances or self.views
+        full = (self._full[view % looks % len(self._full)] for view in range(self.views))
         return (*full, *((self.local_recipe,) * self.local_views))
 
-    def enlarged(self, views: int, local_views: int | None = None) -> "MultiCropPolicy":
+    def enlarged(
+        self, views: int, local_views: int | None = None, *, appearances: int | None = None
+    ) -> "MultiCropPolicy":
         """The same policy with other numbers of views; as many local ones by default.
 
         What a view shows does not depend on how many there are. A further full-size view has the
@@ -306,7 +323,7 @@ class MultiCropPolicy(ViewPolicy):
         two have the same masks whichever they are, and what is hidden is known before they are
         chosen.
         """
-        other = super().enlarged(views)
+        other = super().enlarged(views, appearances=appearances)
         if local_views is not None:
             other.local_views = require_integer("local_views", local_views, 0)
         return other

@@ -169,8 +169,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype, *, for_gpu: bool) -> Tensor:
     Either way that of batches before is used again: new pages take longer to get than to fill.
     """
     if for_gpu or not dtype.is_floating_point:
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=for_gpu)
-    return ops.rendering.new_pixels(torch.empty(0, dtype=dtype), tuple(shape))
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu", pin_memory=for_gpu)
+    return ops.rendering.new_pixels(torch.empty(0, dtype=dtype, device="cpu"), tuple(shape))
 
 
 def images_of(source: ImageSource, indices: Indices) -> Tensor | list[Tensor]:
@@ -194,8 +194,14 @@ def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
         started.wait()
 
     pool = ThreadPoolExecutor(workers, "views", initializer=start)
-    for _ in range(workers):  # a thread starts with the first task that finds none idle
-        pool.submit(int)
-    started.wait()
-    torch.set_num_threads(threads)
+    try:
+        for _ in range(workers):  # a thread starts with the first task that finds none idle
+            pool.submit(int)
+        started.wait()
+    except BaseException:  # a thread that does not start: the others would wait for it
+        started.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    finally:
+        torch.set_num_threads(threads)
     return pool

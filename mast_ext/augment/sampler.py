@@ -29,9 +29,9 @@ _UNIFORMS = 32
 
 def keys(seed: int, epoch: int, indices: ArrayLike, stream: int = 0) -> NDArray[np.uint64]:
     """One key for each sample: ``[B]`` uint64 from (seed, epoch, sample index, stream)."""
-    state = np.full(1, seed & _MASK, np.uint64)
+    state = np.full(1, int(seed) & _MASK, np.uint64)
     for word in (epoch, stream):
-        state = _mix(state + np.uint64(_GOLDEN)) ^ np.uint64(word & _MASK)
+        state = _mix(state + np.uint64(_GOLDEN)) ^ np.uint64(int(word) & _MASK)
     state = _mix(state + np.uint64(_GOLDEN)) ^ np.asarray(indices, np.int64).astype(np.uint64)
     return _mix(state + np.uint64(_GOLDEN))
 

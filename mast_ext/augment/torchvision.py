@@ -52,7 +52,13 @@ def render(
             change theirs.
         TypeError: An image is neither uint8 nor uint16.
     """
-    rows = torch.as_tensor(rows, dtype=torch.float32)
+    with torch.device("cpu"):  # whatever torch.set_default_device says
+        return _render(images, torch.as_tensor(rows, dtype=torch.float32), recipe, for_gpu)
+
+
+def _render(
+    images: Tensor | Sequence[Tensor], rows: Tensor, recipe: AugmentationRecipe, for_gpu: bool
+) -> Tensor:
     dtype = _check(images, rows, recipe)
     views, batch = rows.shape[:2]
     shape = (views, batch, recipe.channels, recipe.size, recipe.size)

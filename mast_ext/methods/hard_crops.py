@@ -77,7 +77,10 @@ class HardCrops(HardSelection):
                 f"hard_views.local_views must be at least the {self.locals} that {method.name}"
                 f" trains on, got {candidates}"
             )
-        self.policy: MultiCropPolicy = plain.enlarged(options.views, candidates)
+        appearances = 2 if options.by_geometry(plain) else None
+        self.policy: MultiCropPolicy = plain.enlarged(
+            options.views, candidates, appearances=appearances
+        )
         self.method, self.options = method, options
         if options.size is not None:
             local = round(self.policy.local_recipe.size * options.size / recipe.size)

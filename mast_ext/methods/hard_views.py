@@ -28,7 +28,7 @@ from mast_ext.augment import (
 from mast_ext.checks import OptionError
 from mast_ext.losses import HardViewSelector
 from mast_ext.methods.method import Encoded, Method, MethodOptions
-from mast_ext.models import forward_views
+from mast_ext.models import evaluating, forward_views
 
 COLOR = slice(GROUPS["color"].start, GROUPS["grayscale"].stop)
 
@@ -60,6 +60,12 @@ class HardViewOptions(MethodOptions):
             alone.
         candidates: Pairs to choose from: ``all``, those with the first view (``anchor``), or
             those of an even with an odd view (``even_odd``; always so with these methods).
+        differ: What the pairs to choose from differ by: ``all`` augmentations (the published code),
+            or ``geometry`` alone. There every even view has the colors, blur and solarization of
+            the first, every odd one those of the second, and a pair is one of both: what is trained
+            on then differs in color as without selection, and is hard for its crops and flips.
+            (Local views keep colors of their own.) By default ``geometry`` where views have
+            augmentations in common (MAST), which keep nothing where selection is by color.
         strategy: ``argmax`` takes the hardest pair, ``softmax`` a random one by
             ``exp(loss / temperature)``.
         temperature: Of the ``softmax``, in the loss's unit.
@@ -80,6 +86,7 @@ class HardViewOptions(MethodOptions):
     mode: Literal["train", "frozen"] = "train"
     scorer: Literal["student", "teacher"] = "student"
     candidates: Literal["all", "anchor", "even_odd"] = "all"
+    differ: Literal["all", "geometry"] | None = None
     strategy: Literal["argmax", "softmax"] = "argmax"
     temperature: float = 1.0
     fraction: float = 1.0
@@ -90,6 +97,17 @@ class HardViewOptions(MethodOptions):
             raise OptionError(f"hard_views.views must be 0 (off) or at least 2, got {self.views}")
         self._require(0, "local_views", "warmup")
         self._require(1, "limit", "every", "size")
+        if self.differ == "geometry" and self.candidates == "anchor":
+            raise OptionError(
+                "hard_views.candidates must be all or even_odd where hard_views.differ is geometry,"
+                " whose pairs are of an even and an odd view, got anchor"
+            )
+
+    def by_geometry(self, policy: ViewPolicy) -> bool:
+        """Whether pairs differ by geometry alone, of a method with this policy."""
+        if self.differ is None:
+            return bool(policy.shared) and self.candidates != "anchor"
+        return self.differ == "geometry"
 
     def selects(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a step, counted from 0, selects."""
@@ -213,12 +231,13 @@ class HardViews(HardSelection):
                 "hard_views needs a method that trains on two views of an image, got"
                 f" {found}: set augment.views"
             )
-        self.policy = plain.enlarged(options.views)
+        by_geometry = options.by_geometry(plain)
+        self.policy = plain.enlarged(options.views, appearances=2 if by_geometry else None)
         self.method, self.options = method, options
         self.sizes = () if options.size is None else (options.size,)
         self.trained = 2 + self.policy.with_center
         self.selector = HardViewSelector(
-            options.candidates,
+            "even_odd" if by_geometry else options.candidates,
             options.strategy,
             temperature=options.temperature if options.strategy == "softmax" else 1.0,
             fraction=options.fraction,
@@ -286,16 +305,3 @@ class HardViews(HardSelection):
         return {
             f"hard_views/{name}": value.mean() for name, value in zip(LOGS, values, strict=True)
         }
-
-
-@contextmanager
-def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Puts modules in evaluation mode, and those that were not back in training mode after it."""
-    training = {m for network in networks for m in network.modules() if m.training}
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -3,6 +3,8 @@
 from mast_ext.models.backbones import (
     BackboneSpec,
     create_backbone,
+    evaluating,
+    feature_width,
     forward_views,
     is_resnet,
     load_backbone,
@@ -31,6 +33,8 @@ __all__ = [
     "Projector",
     "cosine_momentum",
     "create_backbone",
+    "evaluating",
+    "feature_width",
     "forward_patches",
     "forward_views",
     "is_resnet",

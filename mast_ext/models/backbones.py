@@ -10,7 +10,8 @@ import difflib
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save
+from timm.layers import SelectAdaptivePool2d
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -155,24 +157,52 @@ def create_backbone(
             raise
         reason = f"{type(error).__name__}: {error}"
         raise OptionError(f"timm cannot build {name!r} with {timm_args}: {reason}") from error
-    if not hasattr(backbone, "num_features"):  # as with features_only
+    # Without them: features_only, and a pooling that is none.
+    if not hasattr(backbone, "num_features") or timm_args.get("global_pool", "avg") == "":
         raise OptionError(f"{name!r} with {timm_args} gives no pooled features")
     if small_images:
         _use_small_stem(backbone, name, preset.stem_stride)
     if weights:
         load_weights(backbone, Path(weights))
-    return backbone, int(backbone.num_features)
+    return backbone, feature_width(backbone)
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """The number of features that a timm model gives without its classifier.
+
+    It is not its ``num_features`` where a layer stands between pooling and classifier, or where
+    pooling gives two numbers of each.
+    """
+    network: Any = backbone
+    hidden = getattr(network, "head_hidden_size", None)
+    if hidden not in (None, network.num_features):
+        return int(hidden)
+    pools = [m for m in backbone.modules() if isinstance(m, SelectAdaptivePool2d)]
+    return int(network.num_features) * (pools[-1].feat_mult() if pools else 1)
 
 
 def is_resnet(name: str) -> bool:
     """Whether a model is a ResNet of timm's, which `BackboneSpec.small_images` needs."""
     timm_name = PRESETS[name].timm_name if name in PRESETS else name
-    return timm.models.is_model_in_modules(timm_name, ["resnet"])
+    return timm.models.is_model_in_modules(timm_name, ["resnet", "resnest", "res2net", "sknet"])
 
 
 def to_channels_last(backbone: nn.Module) -> nn.Module:
     """The backbone with its convolutions' weights in the layout that is fast on CPUs and GPUs."""
     return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Puts modules in evaluation mode, and those that were not back in training mode after it."""
+    training = {m for network in networks for m in network.modules() if m.training}
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def forward_views(network: nn.Module, views: Tensor) -> Tensor:
@@ -204,9 +234,11 @@ def at_any_size(
     if positions is None or tuple(own) == tuple(grid):
         return function(images)
     prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
-    matrix = _interpolation(tuple(own), tuple(grid)).to(positions.device)
+    precise = torch.promote_types(positions.dtype, torch.float32)
+    matrix = _interpolation(tuple(own), tuple(grid)).to(positions.device, precise)
     with torch.autocast(positions.device.type, enabled=False):
-        moved = torch.cat((positions[:, :prefix], matrix @ positions[:, prefix:]), dim=1)
+        of_patches = (matrix @ positions[:, prefix:].to(precise)).to(positions.dtype)
+        moved = torch.cat((positions[:, :prefix], of_patches), dim=1)
     patches.grid_size = grid
     try:
         caller = _Caller(network, function)

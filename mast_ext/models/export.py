@@ -1,5 +1,6 @@
 """Writes a trained backbone in the formats of other programs, and reads it back to compare."""
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -49,7 +50,7 @@ def export_backbone(
     """
     if kind not in _WRITERS:
         raise ValueError(f"the format must be one of {', '.join(FORMATS)}, got {kind!r}")
-    network = backbone.cpu().float().eval()
+    network = copy.deepcopy(backbone).cpu().float().eval()
     return _WRITERS[kind](network, spec, images, path)
 
 

@@ -1,5 +1,6 @@
 """What images a backbone takes, as stands beside its weights."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +41,12 @@ class ImageFormat:
             given = dict(values)  # type: ignore[call-overload]
             numbers = [tuple(float(x) for x in given[name]) for name in ("mean", "std")]
             found = cls(int(given["size"]), *numbers)
-            if found.size < 1 or not len(found.mean) == len(found.std) > 0 or min(found.std) <= 0:
+            if found.size != given["size"] or found.size < 1:
+                raise ValueError("not a side in pixels")
+            if not len(found.mean) == len(found.std) > 0 or min(found.std) <= 0:
                 raise ValueError("numbers out of range")
+            if not all(map(math.isfinite, (*found.mean, *found.std))):
+                raise ValueError("not finite")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"images must have size, mean and std, got {values!r}") from error
         return found

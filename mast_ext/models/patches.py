@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mast_ext.checks import OptionError
-from mast_ext.models.backbones import at_any_size
+from mast_ext.models.backbones import at_any_size, evaluating, feature_width
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,21 @@ def patch_layout(backbone: nn.Module, size: int) -> PatchLayout:
     network: Any = backbone
     if isinstance(backbone, VisionTransformer) and not isinstance(network.patch_drop, nn.Identity):
         raise OptionError(f"{kind} drops patches (patch_drop_rate): their places would be unknown")
-    training = backbone.training
+    weight = next(backbone.parameters(), torch.empty(0))
     try:
-        with torch.no_grad():
-            images = torch.zeros(1, _channels(backbone), size, size)
-            found = network.eval().forward_features(images)
+        with torch.no_grad(), evaluating(backbone):
+            found = network.forward_features(weight.new_zeros(1, _channels(backbone), size, size))
     except (AssertionError, AttributeError, RuntimeError) as error:
         raise OptionError(f"{kind} gives no patches of {size} pixel images ({error})") from error
-    finally:
-        backbone.train(training)
     if isinstance(backbone, VisionTransformer):
         height, width = network.patch_embed.dynamic_feat_size((size, size))
         return PatchLayout((height, width), network.embed_dim)
-    if found.ndim != 4 or found.shape[1] != network.num_features:
+    width = feature_width(backbone)
+    if found.ndim != 4 or found.shape[1] != width:
         raise OptionError(
             f"{kind} has no patches that can be hidden: a VisionTransformer or a network with a"
-            f" feature map [N, {network.num_features}, H, W] is needed, got {list(found.shape)}"
+            f" feature map [N, {width}, H, W], as many as its features, is needed, got"
+            f" {list(found.shape)}"
         )
     return PatchLayout((found.shape[2], found.shape[3]), _channels(backbone))
 

@@ -12,7 +12,14 @@ from torch import nn
 from mast_ext.augment import AugmentationRecipe, ViewLoader, ViewPolicy
 from mast_ext.checks import OptionError
 from mast_ext.methods import METHODS, EquiMod, HardSelection, Method, hard_selection
-from mast_ext.models import BackboneSpec, ImageFormat, create_backbone, is_resnet
+from mast_ext.models import (
+    BackboneSpec,
+    ImageFormat,
+    create_backbone,
+    evaluating,
+    feature_width,
+    is_resnet,
+)
 from mast_ext.train.config import PretrainConfig
 
 
@@ -102,19 +109,18 @@ def require_size(backbone: nn.Module, spec: BackboneSpec, option: str, size: int
     Transformers may not take them; arguments of timm may ask for other outputs.
     """
     try:
-        with torch.no_grad():
-            features = backbone.eval()(torch.zeros(1, spec.channels, size, size))
+        with torch.no_grad(), evaluating(backbone):
+            features = backbone(torch.zeros(1, spec.channels, size, size))
     except (AssertionError, RuntimeError) as error:
         raise OptionError(
             f"{option}: {spec.name} does not take images of {size} pixels ({error}); vision"
             " transformers do with dynamic_img_size: true in model.timm_args"
         ) from error
-    finally:
-        backbone.train()
-    if features.ndim != 2:
+    width = feature_width(backbone)
+    if features.shape != (1, width):
         raise OptionError(
-            f"model.timm_args: {spec.name} must give a vector of features for each image, got"
-            f" {list(features.shape)} for one image"
+            f"model.timm_args: {spec.name} must give a vector of {width} features for each image,"
+            f" got {list(features.shape)} for one image"
         )
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -325,3 +326,45 @@ def test_workers_leave_the_training_thread_its_cores():
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "2 2"
+
+
+def test_numbers_of_numpy_are_numbers():
+    policy = make_policy("composed", RECIPE)
+    loader = build_loader(Images(), policy, batch_size=10, seed=np.int64(3))
+    plain = build_loader(Images(), policy, batch_size=10, seed=3)
+    for epoch in np.arange(2):
+        loader.set_epoch(epoch), plain.set_epoch(int(epoch))
+        for mine, other in zip(loader, plain, strict=True):
+            assert torch.equal(mine.images, other.images)
+    with pytest.raises(TypeError, match="seed must be an integer, got None"):
+        build_loader(Images(), policy, batch_size=10, seed=None)
+
+
+def test_a_default_device_is_not_that_of_views():
+    loader = build_loader(Images(), make_policy("composed", RECIPE), batch_size=10, workers=0)
+    torch.set_default_device("meta")
+    try:
+        assert next(iter(loader)).images.device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+
+
+def test_threads_that_do_not_start_leave_none_waiting(monkeypatch):
+    started, threads = [], torch.get_num_threads()
+    start = threading.Thread.start
+
+    def third_fails(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", third_fails)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        next(
+            iter(build_loader(Images(), make_policy("composed", RECIPE), batch_size=10, workers=3))
+        )
+    for thread in started:
+        thread.join(20)
+    assert started and not any(thread.is_alive() for thread in started)
+    assert torch.get_num_threads() == threads

@@ -76,6 +76,15 @@ def test_views_do_not_depend_on_how_many_there_are():
     assert len(rows.unique(dim=0)) > 0.99 * len(rows)
 
 
+def test_views_of_one_appearance_have_its_recipe():
+    """Which says whether a view may be solarized."""
+    policy = make(asymmetric=True)[0].enlarged(5, appearances=3)
+    recipes = policy.recipes
+    assert recipes[3] == recipes[0] and recipes[4] == recipes[1] != recipes[0]
+    with pytest.raises(ValueError, match="appearances must be at least 1, got 0"):
+        policy.enlarged(4, appearances=0)
+
+
 def test_local_views_are_small_crops():
     plan = make(local_scale=(0.05, 0.4))[1]
     area = plan.rows[..., 2:4].prod(-1)
@@ -241,7 +250,7 @@ def test_masks_refuse(options, message):
     [
         ({"local_views": -1}, "local_views must be at least 0"),
         ({"local_size": 0}, "local_size must be at least 1"),
-        ({"local_scale": (0.5, 0.1)}, "crop_scale must be"),
+        ({"local_scale": (0.5, 0.1)}, "local_scale must be 0 < low <= high <= 1, got 0.5 and 0.1"),
         ({"views": 0}, "views must be at least 1"),
     ],
 )

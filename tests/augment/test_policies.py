@@ -79,6 +79,17 @@ def test_views_do_not_depend_on_how_many_there_are(name, options, views, count):
     assert plan.changed is None or torch.equal(more.changed, plan.changed)
 
 
+@each_policy
+def test_views_of_two_appearances(name, options, views):
+    policy, _ = make(name, **options)
+    rows = policy.enlarged(5).plan(0, 0, INDICES, SIZES).rows
+    found = policy.enlarged(5, appearances=2).plan(0, 0, INDICES, SIZES).rows
+    for view in range(policy.num_views() + 5 - policy.views):
+        own = view if view >= 5 else view % 2  # local views, and the center
+        assert torch.equal(found[view][:, :5], rows[view][:, :5])  # the crop and the flip
+        assert torch.equal(found[view][:, 5:], rows[own][:, 5:])
+
+
 def test_composed_views_are_independent():
     rows = make("composed", views=3)[1].rows.numpy()
     for i, j in combinations(range(3), 2):

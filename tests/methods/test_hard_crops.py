@@ -92,6 +92,19 @@ def test_choice_is_the_tuple_with_the_highest_training_loss(crops, name, equimod
 
 
 @both
+def test_pairs_of_full_size_views_that_differ_by_geometry_alone(crops, name):
+    """Their colors are those of the first two views, as without selection."""
+    hard, backbone, teacher = build(crops, name, replace(HARD, differ="geometry"))
+    plain, _, _ = build(crops, name)
+    batch, before = crops.batch_of(hard.policy), crops.batch_of(plain.policy)
+    chosen, _ = hard(batch, backbone, teacher, select=True)
+    appearance = slice(COLUMNS.index("jitter"), None)
+    assert torch.equal(chosen.parameters[:2, :, appearance], before.parameters[:2, :, appearance])
+    assert not torch.equal(chosen.parameters[:2], before.parameters[:2])
+    assert torch.equal(batch.parameters[GLOBALS:], before.parameters[GLOBALS:])
+
+
+@both
 @with_equimod
 def test_everything_of_a_view_stays_together(crops, name, equimod):
     hard, backbone, teacher = build(crops, name, equimod=equimod)

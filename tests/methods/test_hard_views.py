@@ -51,6 +51,8 @@ OPTIONS_REFUSED = [
     ({"warmup": float("nan")}, "hard_views.warmup must be a number, got nan"),
     ({"size": 0}, "hard_views.size must be at least 1, got 0"),
     ({"precision": "fp8"}, "hard_views.precision must be 'same' or 'bf16', got 'fp8'"),
+    ({"differ": "color"}, "hard_views.differ must be 'all' or 'geometry', got 'color'"),
+    ({"differ": "geometry", "candidates": "anchor"}, "candidates must be all or even_odd where"),
     ({"mode": "eval"}, "hard_views.mode must be 'train' or 'frozen', got 'eval'"),
     ({"scorer": "both"}, "hard_views.scorer must be 'student' or 'teacher', got 'both'"),
 ]
@@ -149,7 +151,8 @@ def brute_force(method, features, targets, changed):
 @pytest.mark.parametrize("name", [name for name in METHOD_OPTIONS if name != "moco"])
 def test_choice_is_that_of_brute_force(name, equimod):
     """And pixels and parameters of the chosen views stay together, and what they share."""
-    hard_views, backbone, teacher = build(name, equimod=equimod)
+    options = replace(OPTIONS, differ="all")
+    hard_views, backbone, teacher = build(name, options, equimod)
     batch = batch_of(hard_views)
     chosen, _ = hard_views(batch, backbone, teacher, select=True)
     method = hard_views.method.base if equimod else hard_views.method
@@ -302,7 +305,7 @@ def test_nothing_has_a_gradient():
 )
 def test_logs_by_hand(name, candidates, is_one):
     """The mean pair is the mean over all pairs that there are to choose from."""
-    hard_views, *networks = build(name, replace(OPTIONS, candidates=candidates))
+    hard_views, *networks = build(name, replace(OPTIONS, candidates=candidates, differ="all"))
     batch = batch_of(hard_views)
     chosen, logs = hard_views(batch, *networks, select=True)
     with torch.no_grad():
@@ -324,6 +327,33 @@ def test_logs_by_hand(name, candidates, is_one):
     torch.testing.assert_close(logs["hard_views/iou"], rows.crop_iou(0, 1).mean())
     expected = (colors[0] - colors[1]).norm(dim=-1).mean()
     torch.testing.assert_close(logs["hard_views/color"], expected)
+
+
+@pytest.mark.parametrize("equimod", [False, True])
+@pytest.mark.parametrize("name", ["simclr", "mast"])
+def test_pairs_that_differ_by_geometry_alone(name, equimod):
+    """Their colors are those of the first two views, as without selection."""
+    hard_views, *networks = build(name, replace(OPTIONS, differ="geometry"), equimod)
+    plain, _, _ = build(name, replace(OPTIONS, differ="all"), equimod)
+    batch, before = batch_of(hard_views), batch_of(plain)
+    chosen, logs = hard_views(batch, *networks, select=True)
+    appearance = slice(COLUMNS.index("jitter"), None)
+    pair, first_two = chosen.parameters[:2, :, appearance], before.parameters[:2, :, appearance]
+    same, swapped = (pair == first_two).all(-1).all(0), (pair == first_two.flip(0)).all(-1).all(0)
+    assert (same | swapped).all() and same.any() and swapped.any()
+    torch.testing.assert_close(logs["hard_views/color"], logs["hard_views/color_random"])
+    boxes = before.parameters[:VIEWS, :, :5]
+    assert (chosen.parameters[:2, None, :, :5] == boxes).all(-1).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "candidates", "choices"),
+    [("simclr", "all", 6), ("mast", "all", 4), ("mast", "anchor", 3)],
+)
+def test_pairs_differ_by_geometry_where_views_share_augmentations(name, candidates, choices):
+    """By default, of four views; those with the first view are no such pairs."""
+    found, _, _ = build(name, replace(OPTIONS, candidates=candidates))
+    assert found.choices.shape == (2, choices)
 
 
 def test_selector_gets_its_options():

@@ -30,6 +30,10 @@ BUILDS = [
     ("resnet10t", True, {"stem_width": 8, "channels": (8, 8, 8, 8)}, 16, 8, 16),
     ("resnet_small", True, {"stem_width": 4, **TINY}, 16, 16, 8),
     ("test_vit", False, {"img_size": 32, "patch_size": 16}, 32, 64, None),
+    ("resnet18", False, {**TINY, "global_pool": "catavgmax"}, 32, 32, 8),
+    # A layer stands between their pooling and the classifier that they had.
+    ("mobilenetv3_small_050", False, {}, 32, 1024, None),
+    ("mobilenetv3_small_050", False, {"global_pool": "catavgmax"}, 32, 1024, None),
 ]
 
 REFUSED = [
@@ -37,6 +41,8 @@ REFUSED = [
     ("test_vit", True, {}, "small_images changes the stem of ResNets, and 'test_vit' is none"),
     ("resnet18", False, {"wings": 2}, "timm cannot build 'resnet18' with {'wings': 2}"),
     ("resnet18", False, {"pretrained": True}, "pretrained is not an option"),
+    ("resnet18", False, {"global_pool": ""}, "gives no pooled features"),
+    ("test_vit", False, {"global_pool": ""}, "gives no pooled features"),
 ]
 
 
@@ -63,10 +69,15 @@ def test_refuses(name, small, arguments, message):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("resnet_small", True), ("resnet50", True), ("test_vit", False), ("nothing", False)],
+    [
+        *(("resnet_small", True), ("resnet50", True), ("test_vit", False), ("nothing", False)),
+        *(("resnest14d", True), ("res2net50_14w_8s", True), ("skresnet18", True)),
+    ],
 )
 def test_is_resnet(name, expected):
     assert is_resnet(name) is expected
+    if name.startswith("res"):
+        create_backbone(name, small_images=True)
 
 
 def test_file_rebuilds_the_backbone(tmp_path):

@@ -51,7 +51,9 @@ def test_features_are_those_of_the_backbone(name, kind, tmp_path):
     path = tmp_path / "new" / "exported"
     export_backbone(backbone, spec, images, path, kind)
     assert [each.name for each in path.parent.iterdir()] == ["exported"]
+    assert backbone.training  # as it was
     network = read(kind, path)
+    backbone.eval()
     for count in (1, 5):
         x = torch.randn(count, len(images.mean), images.size, images.size)
         with torch.inference_mode():

@@ -126,11 +126,24 @@ def test_token_and_backbone_get_gradients(make, size, dim):
     assert token.grad is not None and not token.grad.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_transformers_at_other_sizes_in_other_precisions(dtype):
+    torch.manual_seed(0)
+    backbone, _ = create_backbone(VIT[0], **VIT[1], dynamic_img_size=True)
+    backbone = backbone.to(dtype).eval()
+    images = torch.randn(2, 3, 24, 24, dtype=dtype)
+    assert patch_layout(backbone, 24).grid == (6, 6)
+    pooled, patches = forward_patches(backbone, images)
+    assert pooled.dtype == patches.dtype == dtype
+    torch.testing.assert_close(pooled, backbone(images), atol=1e-2, rtol=1e-2)
+
+
 def test_layout_leaves_the_backbone_as_it_was():
     backbone = resnet().train()
+    frozen = backbone.layer1.eval()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     patch_layout(backbone, 32)
-    assert backbone.training
+    assert backbone.training and not frozen.training
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
@@ -140,13 +153,14 @@ def test_layout_leaves_the_backbone_as_it_was():
         (vit, 18, "VisionTransformer gives no patches of 18 pixel images"),
         (lambda: timm.create_model("swin_s3_tiny_224", num_classes=0), 224, "no patches that can"),
         (lambda: torch.nn.Linear(2, 2), 16, "Linear gives no patches"),
+        (lambda: create_backbone("mobilenetv3_small_050")[0], 32, "feature map .N, 1024, H, W."),
         (
             lambda: create_backbone(VIT[0], **VIT[1], patch_drop_rate=0.5)[0],
             16,
             "drops patches",
         ),
     ],
-    ids=["size", "swin", "linear", "dropped"],
+    ids=["size", "swin", "linear", "widened", "dropped"],
 )
 def test_refuses(make, size, message):
     with pytest.raises(ValueError, match=message):

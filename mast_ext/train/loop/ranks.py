@@ -13,8 +13,7 @@ from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ImageSource, composed_views
 from mast_ext.distributed import all_gather, rank, world_size
-from mast_ext.methods.hard_views import evaluating
-from mast_ext.models import forward_views
+from mast_ext.models import evaluating, forward_views
 from mast_ext.train.evaluation.ranks import lidar, rankme
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.loop.parts import part
