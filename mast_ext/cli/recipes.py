@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.parser import Parser
 from mast_ext.train.recipes import RECIPES, methods_of, recipe_file
+from mast_ext.train.suggestions import did_you_mean, similar
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,9 +21,13 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 0
     if name is None:
-        for name in RECIPES:
-            if method in methods_of(name):
-                print(f"{name}: {RECIPES[name]}")
+        found = [name for name in RECIPES if method in methods_of(name)]
+        if not found:
+            known = sorted({each for name in RECIPES for each in methods_of(name)})
+            hint = did_you_mean(similar(method, known)) or f": those of {', '.join(known)}"
+            raise UsageError(f"no recipe has settings of {method}{hint}")
+        for name in found:
+            print(f"{name}: {RECIPES[name]}")
         return 0
     try:
         methods = methods_of(name) if method is None else [method]

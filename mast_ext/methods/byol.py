@@ -41,6 +41,10 @@ class BYOLOptions(MethodOptions):
     momentum: float = 0.98
     batch_norm: BatchNormMode = "own"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(1, "predictor")
+
 
 @register
 class BYOL(TeacherMethod):

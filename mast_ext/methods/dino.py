@@ -109,7 +109,7 @@ class DINOOptions(MethodOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(0, "gram_weight", "gram_start")
-        self._require(1, "gram_every")
+        self._require(1, "gram_every", "prototypes", "bottleneck")
         if self.gram_weight > 0 and self.gram_start is None:
             raise OptionError(f"{self.group}.gram_start must be given with gram_weight")
         self._require(0, "freeze_last_layer", "temperature_warmup", "local_views")

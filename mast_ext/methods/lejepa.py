@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mast_ext import functional
 from mast_ext.augment import AugmentationRecipe, MultiCropPolicy, ViewBatch
+from mast_ext.checks import require_number
 from mast_ext.losses import LeJEPALoss
 from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, register, require_views
 from mast_ext.models import Projector
@@ -48,7 +49,8 @@ class LeJEPAOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(1, "local_views")
+        self._require(1, "local_views", "slices")
+        require_number("lejepa.regularization", self.regularization, 0, 1)
 
 
 @register

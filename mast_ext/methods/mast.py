@@ -98,6 +98,7 @@ class MASTOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require(0, "invariance", "variance", "covariance")
         if not isinstance(self.shared, dict) or not self.shared:
             raise OptionError(
                 "mast.shared must map at least one augmentation to its settings, got "

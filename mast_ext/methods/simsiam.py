@@ -29,6 +29,10 @@ class SimSiamOptions(MethodOptions):
     projector: tuple[int, ...] = (256, 256)
     predictor: int = 128
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(1, "predictor")
+
 
 @register
 class SimSiam(Method):

@@ -33,6 +33,10 @@ class VICRegOptions(MethodOptions):
     variance: float = 25.0
     covariance: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(0, "invariance", "variance", "covariance")
+
 
 @register
 class VICReg(Method):

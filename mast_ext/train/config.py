@@ -269,7 +269,8 @@ class TrainConfig:
                 f"train.batch_size {self.batch_size} does not divide into {parts} equal parts"
                 f" (processes: {processes}, train.accumulate: {self.accumulate})"
             )
-        if self.accumulate > 1 and self.batch_size == parts:
+        alone = self.accumulate > 1 or (processes > 1 and not self.sync_batchnorm)
+        if alone and self.batch_size == parts:
             raise SettingsError(
                 f"train.batch_size {self.batch_size} leaves one image for each of {parts} parts"
                 f" (processes: {processes}, train.accumulate: {self.accumulate}), and a part has"
@@ -323,7 +324,8 @@ class FinetuneConfig:
 
     Attributes:
         labels: Shares of the labels, with a training for each, as ``0.01,0.1,1``. Every class keeps
-            its share, one image at least.
+            its share, one image at least; of several factors, images are drawn without regard to
+            them.
         epochs: Passes over the labeled images. By default 20, or as many as make 500 steps.
         batch_size: Images per step, or all labeled ones if they are fewer.
         lr: Learning rate of the backbone per 256 images. By default VICReg's on ImageNet: 0.03
@@ -508,6 +510,9 @@ class PretrainConfig:
         """
         values = _plain(dataclasses.asdict(self))
         values["data"]["path"] = _absolute(self.data.path)
+        for name in _METHODS:  # what follows from the epochs, so that it does with others, too
+            if values[name].get("epochs") == self.train.epochs:
+                values[name]["epochs"] = None
         if self.model.weights:
             values["model"]["weights"] = str(Path(os.getcwd(), self.model.weights))
         return values

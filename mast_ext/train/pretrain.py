@@ -4,6 +4,7 @@ Everything that can be wrong with settings and data is found before the run dire
 """
 
 import time
+from bisect import bisect_left
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
+from mast_ext.augment import ViewLoader
 from mast_ext.checks import OptionError
 from mast_ext.data import Source
 from mast_ext.distributed import rank, run_on_first_rank, world_size
@@ -127,9 +129,27 @@ def plan(config: PretrainConfig, source: Source) -> list[Training]:
     forwards = networks[0].forwards(loaders[0], steps)
     trainings = [Training(config, networks[0], loaders[0], steps)]
     for baseline, its_networks, loader in zip(configs[1:], networks[1:], loaders[1:], strict=True):
-        steps = max(1, round(forwards / its_networks.forwards(loader, 1)))
+        steps = _steps_of(its_networks, loader, forwards)
         trainings.append(Training(baseline, its_networks, loader, steps))
+    for training in trainings:
+        gram = training.networks.method.gram_teacher()
+        if gram is not None and gram.start >= training.steps:
+            group = training.config.options(training.config.method).group
+            raise SettingsError(
+                f"{group}.gram_start must be less than the {training.steps} steps of"
+                f" {training.name}, got {gram.start}"
+            )
     return trainings
+
+
+def _steps_of(networks: Networks, loader: ViewLoader, forwards: float) -> int:
+    """How many steps, one at least, have about as many forwards of every image of a batch."""
+    most = max(1, round(forwards / networks.forwards(loader, 1)))  # later ones may have more
+    reach = bisect_left(
+        range(1, most + 1), forwards, key=lambda steps: networks.forwards(loader, steps)
+    )
+    near = [steps for steps in (reach, reach + 1) if 1 <= steps <= most]
+    return min(near, key=lambda steps: abs(networks.forwards(loader, steps) - forwards))
 
 
 def _train_all(
@@ -196,6 +216,9 @@ def _report(
         rows.append(chance(images.labeled, protocols(rows)))
     # Training left all of it on the CPU; probing moved the backbone and the method, not the rest.
     module, loader = modules[0].to(device), trainings[0].loader
+    # Of a run that was resumed when all was done, no step has told the method where it is.
+    steps = trainings[0].steps
+    module.method.at_step(steps - 1, len(loader), steps)
     measured = Measurements(
         rows,
         notes,

@@ -168,6 +168,8 @@ def test_a_recipe_is_printed_as_a_file_of_settings(call, tmp_path):
         (["cifar-resnet18"], 2, "; did you mean cifar10-resnet18?"),
         (["imagenet-vits16", "--method=moco"], 2, "has no settings for moco: method must be one"),
         (["imagenet-vits16", "dino"], 2, "there is one argument too many, dino"),
+        (["--method=byool"], 2, "no recipe has settings of byool; did you mean byol?"),
+        (["--method=what"], 2, "no recipe has settings of what: those of "),
     ],
 )
 def test_wrong_requests(call, arguments, status, message):

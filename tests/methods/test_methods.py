@@ -9,6 +9,7 @@ from mast_ext.augment import AugmentationParameters, AugmentationRecipe, Sharing
 from mast_ext.methods import METHODS, Encoded, SharedOptions
 from mast_ext.methods.barlow_twins import BarlowTwinsOptions
 from mast_ext.methods.byol import BYOLOptions
+from mast_ext.methods.lejepa import LeJEPAOptions
 from mast_ext.methods.mast import MASTOptions
 from mast_ext.methods.moco import MoCoOptions
 from mast_ext.methods.simclr import SimCLROptions
@@ -66,8 +67,8 @@ REFUSED = [
         )
     ),
     ("byol", BYOLOptions(SMALL, momentum=-0.1), RECIPE, "momentum must be from 0 to 1"),
-    ("byol", BYOLOptions(SMALL, 0), RECIPE, "projector widths"),
-    ("simsiam", SimSiamOptions(SMALL, 0), RECIPE, "projector widths"),
+    ("byol", BYOLOptions((12, 0)), RECIPE, "projector widths"),
+    ("simsiam", SimSiamOptions((12, 0)), RECIPE, "projector widths"),
     ("mast", MASTOptions(SMALL), PLAIN, "'hue', which the recipe does not change"),
     ("mast", MASTOptions(SMALL), AugmentationRecipe(hue=0.0), "'hue', which the recipe does not"),
     ("mast", MASTOptions(SMALL, shared={"tint": KEEP}), RECIPE, "shared must name crop, .*'tint'"),
@@ -345,6 +346,23 @@ def test_mast_options_refuse(options, message):
 def test_forwards_count_student_and_teacher(name, options, forwards):
     method = build(name, options, RECIPE)
     assert method.forwards(method.policy(RECIPE).num_views()) == forwards
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "message"),
+    [
+        (BYOLOptions, {"predictor": 0}, "byol.predictor must be at least 1, got 0"),
+        (SimSiamOptions, {"predictor": 0}, "simsiam.predictor must be at least 1, got 0"),
+        (VICRegOptions, {"covariance": -1.0}, "vicreg.covariance must be at least 0, got -1"),
+        (VICRegOptions, {"invariance": float("inf")}, "vicreg.invariance must be at least 0"),
+        (MASTOptions, {"variance": -1.0}, "mast.variance must be at least 0, got -1"),
+        (LeJEPAOptions, {"regularization": 2.0}, "lejepa.regularization must be from 0 to 1"),
+        (LeJEPAOptions, {"slices": 0}, "lejepa.slices must be at least 1, got 0"),
+    ],
+)
+def test_options_are_named(options, values, message):
+    with pytest.raises(ValueError, match=message):
+        options(**values)
 
 
 def test_barlow_twins_options_refuse():

@@ -126,6 +126,13 @@ def test_paths_may_be_of_pathlib(tmp_path):
     assert config.data.path == str(tmp_path) and config.to_dict()["out"] == str(tmp_path / "run")
 
 
+def test_what_follows_from_the_epochs_does_so_in_another_run_of_these_settings():
+    config = PretrainConfig(train=TrainConfig(epochs=3))
+    assert config.mast.epochs == 3 and config.to_dict()["mast"]["epochs"] is None
+    given = replace(config, mast=replace(config.mast, epochs=7.0))
+    assert given.to_dict()["mast"]["epochs"] == 7
+
+
 def test_relative_paths_become_absolute(tmp_path, monkeypatch):
     """A folder whose name has brackets is no pattern; a pattern does not take them for one."""
     place = tmp_path / "[2]"

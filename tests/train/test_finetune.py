@@ -70,6 +70,19 @@ def test_learns_what_labels_say(colors, backbone):
     assert accuracy(found.predictions["class"], colors.test_labels["class"]) > 0.9
 
 
+def test_ids_of_classes_may_be_any(colors, small):
+    """The classes' own count decides how wide the classifier is, and how it is initialized."""
+    config, far = FinetuneConfig(epochs=2, batch_size=16), np.array([3, 1 << 20])
+    plain = finetune(small, colors, RECIPE, config, 0.5)
+    sources = (copy.copy(colors.train), copy.copy(colors.test))
+    for source in sources:
+        source.labels = {"class": far[source.labels["class"]]}
+    found = finetune(small, LabeledImages(*sources), RECIPE, config, 0.5)
+    assert torch.equal(
+        found.predictions["class"], torch.from_numpy(far)[plain.predictions["class"]]
+    )
+
+
 def test_the_same_again_and_nothing_is_left_behind(colors, small):
     """Of the network, the random numbers, and torch's choice of operators."""
     weights = copy.deepcopy(small.state_dict())

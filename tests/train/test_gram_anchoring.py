@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from mast_ext.data import open_source
-from mast_ext.methods import HardViewOptions
+from mast_ext.methods import EquiModOptions, HardViewOptions
 from mast_ext.train.config import ModelConfig
-from mast_ext.train.errors import Interrupted
+from mast_ext.train.errors import Interrupted, SettingsError
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import build_networks
+from mast_ext.train.pretrain import plan
 from mast_ext.train.state.checkpoint import read_checkpoint
 from mast_ext.train.state.restore import restore_checkpoint
 
@@ -151,3 +152,17 @@ def test_forwards_are_counted(tiny, hard):
         source = open_source("shapes", "train", size=16, max_images=24)
         counts.append(networks.forwards(training_loader(config, networks, source), 8))
     assert counts[1] - counts[0] == 2 * (8 - GRAM["gram_start"])
+
+
+def test_a_baseline_has_as_many_forwards_and_starts_within_its_steps(tiny):
+    config = replace(anchored(tiny, "dino"), method="dino", baseline="dino")
+    config = replace(config, equimod=EquiModOptions(1.0, (16,), 8))
+    source = open_source("shapes", "train", size=16, max_images=24)
+    method, baseline = plan(config, source)
+    per_step = (baseline.networks.forwards(baseline.loader, 4) - 4) / 4  # two of them anchored
+    assert abs(baseline.forwards - method.forwards) <= 8 * (per_step + 2)
+    config = replace(config, method="simclr", dino=replace(config.dino, gram_start=4))
+    with pytest.raises(
+        SettingsError, match="dino.gram_start must be less than the . steps of dino"
+    ):
+        plan(replace(config, equimod=EquiModOptions(0.0)), source)

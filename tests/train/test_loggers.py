@@ -91,6 +91,20 @@ def losses_of(run):
         return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
 
 
+def test_rates_are_those_of_their_steps(train_tiny, tmp_path, monkeypatch):
+    rates, finite = [], PretrainModule._stop_if_not_finite
+
+    def record(module, step):
+        rates.append(module.trainer.optimizers[0].param_groups[0]["lr"])
+        return finite(module, step)
+
+    monkeypatch.setattr(PretrainModule, "_stop_if_not_finite", record)
+    train_tiny()
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        assert [float(row["lr"]) for row in csv.DictReader(file)] == rates
+    assert b"\r" not in (tmp_path / "run" / "metrics.csv").read_bytes()
+
+
 def test_tensorboard_has_the_rows_and_the_settings(train_tiny, tiny, tmp_path):
     train_tiny(config=with_logger(tiny, ("tensorboard", "csv")))
     found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()

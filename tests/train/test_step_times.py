@@ -190,8 +190,24 @@ def test_summary(tiny):
     assert found["views"].seconds == 1.0 and found["views"].once is None
     assert (found["metrics"].once, found["metrics"].seconds) == (0.4, 0.2)  # of 0.4, 0.4, 0.6
     assert (found["ranks"].once, found["ranks"].seconds) == (5.0, 0.5)
-    assert found["checkpoints"].seconds == pytest.approx(3 * (1 / 100 + 1 / 50))
+    # At every 50th step, at each second of which one is due twice and written once.
+    assert found["checkpoints"].seconds == pytest.approx(3 / 50)
+    train = replace(train, log_every=20, checkpoint_every=60)
+    found = {part.name: part for part in summary(steps, replace(tiny, train=train), 50)}
+    assert found["ranks"].seconds == 5.0 / 20  # with a row of metrics
+    assert found["checkpoints"].seconds == pytest.approx(3 * (1 / 60 + 1 / 50 - 1 / 300))
     assert "teacher" in NETWORKS and "teacher's update" not in NETWORKS
+
+
+def test_selection_at_some_steps_counts_by_its_share(tiny):
+    config = replace(tiny, hard_views=HardViewOptions(4, every=3))
+    steps = [Step(n, {"views": 1.0, "selection, choice": 0.01}) for n in range(1, 8)]
+    for step in steps[2::3]:
+        step.parts.update({"selection, networks": 6.0, "selection, choice": 0.3})
+    found = {part.name: part for part in summary(steps, config, 50)}
+    for name, once in (("selection, networks", 6.0), ("selection, choice", 0.3)):
+        assert (found[name].once, found[name].every) == (once, 3)
+        assert found[name].seconds == pytest.approx(once / 3)
 
 
 def test_a_gpu_is_asked_by_events(monkeypatch):

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 
+import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
@@ -91,7 +92,10 @@ def finetune(
         RunError: The loss became NaN or infinite.
     """
     chosen = Subset(images.train, labeled_share(images.train.labels, share, config.seed))
-    classes = {name: int(ids.max()) + 1 for name, ids in images.train_labels.items()}
+    # The classes that there are, in place of their ids: of two classes one may be number a million.
+    ids = {name: np.unique(labels) for name, labels in images.train.labels.items()}
+    classes = {name: len(present) for name, present in ids.items()}
+    chosen.labels = {name: np.searchsorted(ids[name], own) for name, own in chosen.labels.items()}
     loader = build_loader(
         chosen,
         ComposedPolicy(training_recipe(recipe, images.train), views=1),
@@ -108,7 +112,8 @@ def finetune(
         seed_everything(config.seed, workers=True, verbose=False)
         network = _with_classifier(backbone, recipe, sum(classes.values())).to(device)
         _train(network, loader, classes, config, share, steps, device, progress)
-        predictions = _predict(network, images.test, recipe, classes, batch_size, device, workers)
+        found = _predict(network, images.test, recipe, classes, batch_size, device, workers)
+    predictions = {name: torch.from_numpy(ids[name])[places] for name, places in found.items()}
     return Finetuned(predictions, len(chosen), steps)
 
 

@@ -58,7 +58,7 @@ class MetricsFile:
         """
         new = not self.path.exists() or self.path.stat().st_size == 0
         with named_failure(self.path), self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
+            writer = csv.DictWriter(file, row, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)
@@ -110,7 +110,7 @@ class Metrics(Callback):
         module = cast(PretrainModule, pl_module)
         metrics = {
             **_mean_terms(parts),
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": module.learning_rate,
             "gradient_norm": float(module.gradient_norm),
             "views_per_second": round(views / (now - self._since), 1),
         }

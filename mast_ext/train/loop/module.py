@@ -45,6 +45,7 @@ class PretrainModule(LightningModule):
 
     Attributes:
         gradient_norm: Of the last step, a scalar where the weights are.
+        learning_rate: Of the last step.
         last_loss: Of the last step whose loss has been read, which on a GPU is the one before.
     """
 
@@ -65,6 +66,7 @@ class PretrainModule(LightningModule):
         self.batch_size = batch_size
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.gradient_norm = torch.tensor(math.nan)
+        self.learning_rate = math.nan
         self.last_loss = math.nan
         # Of the step under way, whose parts come one by one when gradients are accumulated.
         self._samples: list[tuple[Tensor, Tensor]] = []
@@ -82,9 +84,10 @@ class PretrainModule(LightningModule):
         self.gram_teacher: EMATeacher | None = None
         if self._gram_spec is not None:
             if self._gram_spec.start >= total_steps:
+                group = self.method.name.partition("+")[0]
                 raise ValueError(
-                    f"{self.method.name}.gram_start must be less than the run's {total_steps}"
-                    f" steps, got {self._gram_spec.start}"
+                    f"{group}.gram_start must be less than the run's {total_steps} steps, got"
+                    f" {self._gram_spec.start}"
                 )
             # What it says of an image is fixed: batch norm is in evaluation mode.
             self.gram_teacher = EMATeacher(self.backbone, batch_norm="ema")
@@ -107,6 +110,7 @@ class PretrainModule(LightningModule):
         self.method.before_update()
         decay = weight_decay_at(step, self.optimizer_config, self.total_steps)
         optimizer.param_groups[0]["weight_decay"] = decay
+        self.learning_rate = optimizer.param_groups[0]["lr"]
         with part(self.trainer, "check_gradient"):
             self.gradient_norm = gradient_norm(self)
             self._stop_if_not_finite(step)

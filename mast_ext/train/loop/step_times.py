@@ -6,6 +6,7 @@ wait for nothing. At any time one part has the clock: the innermost that has beg
 a step's parts add up to the step; what has no name of its own is "other".
 """
 
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -57,6 +58,9 @@ NETWORKS = frozenset(part for part in PARTS if part.startswith(("backbone", "hea
 NETWORKS |= {"selection, networks"}
 NETWORKS -= {"teacher's update"}
 """The parts that are forward and backward passes of backbones and heads."""
+
+SELECTION = {"selection, networks", "selection, choice"}
+"""The parts that are due where hard views are selected."""
 
 # By the names that Lightning's trainer, our module and our loader call them.
 _ACTIONS = {
@@ -165,25 +169,31 @@ class StepTimes(Callback):
 def summary(steps: Sequence[Step], config: PretrainConfig, steps_per_epoch: int) -> list[PartTime]:
     """What each part takes in a step of a long run, in the order of `PARTS`.
 
-    Rows of metrics, ranks and checkpoints are due every few steps: one of them counts by its share.
+    Rows of metrics, ranks, checkpoints and perhaps hard views are due every few steps: one of them
+    counts by its share.
 
     Args:
         steps: Those to count, the run's last one among them: at the end everything is due.
         config: Settings of the run.
         steps_per_epoch: Steps of an epoch.
     """
-    train = config.train
-    every = {
+    train, selects = config.train, config.hard_views.every
+    both = math.lcm(train.checkpoint_every, steps_per_epoch)  # where one is written for both
+    every: dict[str, float] = {
         "metrics": train.log_every,
-        "ranks": train.rank_every,
-        "checkpoints": 1 / (1 / train.checkpoint_every + 1 / steps_per_epoch),
+        "ranks": max(train.rank_every, train.log_every),  # only with a row of metrics
+        "checkpoints": 1 / (1 / train.checkpoint_every + 1 / steps_per_epoch - 1 / both),
     }
+    if selects > 1:
+        every |= dict.fromkeys(SELECTION, selects)
     found = []
     for part in PARTS:
         times = [step.parts[part] for step in steps if part in step.parts]
         if part == "metrics":  # its callback looks at every step whether a row is due
             due = [s for s in steps if s.number % train.log_every == 0 or s is steps[-1]]
             times = [step.parts[part] for step in due if part in step.parts]
+        if part in SELECTION and selects > 1:
+            times = [s.parts[part] for s in steps if s.parts.keys() >= SELECTION]
         if times and part in every:
             once = statistics.median(times)
             found.append(PartTime(part, once / every[part], once, every[part]))
