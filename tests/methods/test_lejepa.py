@@ -48,8 +48,8 @@ def test_crops_are_hard_by_their_distance(crops):
     ("changed", "message"),
     [
         ({"local_views": 0}, "local_views must be at least 1, got 0"),
-        ({"regularization": 1.5}, "lambda_param must be from 0 to 1, got 1.5"),
-        ({"slices": 0}, "num_vectors must be at least 1, got 0"),
+        ({"regularization": 1.5}, "lejepa.regularization must be from 0 to 1, got 1.5"),
+        ({"slices": 0}, "lejepa.slices must be at least 1, got 0"),
     ],
 )
 def test_refuses_options(changed, message, crops):
