@@ -226,7 +226,10 @@ WRONG = [
         (["pretrain", f"--model.timm_args={arguments}", *SMALL], 2, message)
         for arguments, message in (
             ("{in_chans: 1}", "model.timm_args: in_chans is 1, and augment.mean has 3 numbers"),
-            ("{global_pool: ''}", "model.timm_args: resnet_small must give a vector of features"),
+            (
+                "{global_pool: ''}",
+                "'resnet_small' with {'global_pool': ''} gives no pooled features",
+            ),
             ("{features_only: true}", "with {'features_only': True} gives no pooled features"),
             ("{act_layer: nope}", "cannot build 'resnet_small' with {'act_layer': 'nope'}: KeyE"),
         )
