@@ -141,6 +141,25 @@ def require_numbers(name: str, values: Any, count: int | None = None) -> tuple[f
     return numbers
 
 
+def require_range(
+    name: str, values: Any, most: float = math.inf, *, from_zero: bool = False
+) -> tuple[float, float]:
+    """A range ``(low, high)`` of finite numbers above 0, or from 0 on, up to ``most``.
+
+    Raises:
+        TypeError: They are not listed, or one is not a number.
+        ValueError: They are not two, not in order, or out of range.
+    """
+    low, high = numbers = require_numbers(name, values, 2)
+    if not (low >= 0 if from_zero else low > 0) or not low <= high <= most:
+        limit = "" if math.isinf(most) else f" <= {most:g}"
+        raise OptionError(
+            f"{name} must be (low, high) with 0 {'<=' if from_zero else '<'} low <= high{limit},"
+            f" got {numbers}"
+        )
+    return float(low), float(high)
+
+
 def require_integers(
     name: str, values: Any, count: int | None = None, *, low: float = -math.inf
 ) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mast_ext.augment import sampler
-from mast_ext.checks import OptionError, require_integers, require_number, require_numbers
+from mast_ext.checks import OptionError, require_integers, require_number, require_range
 
 BLOCKS = 24
 """Blocks tried on a mask; one that hides nothing new, or too much, is left out."""
@@ -99,9 +99,7 @@ class BlockMasks:
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", require_integers("grid", self.grid, 2, low=1))
         require_number("probability", self.probability, 0, 1, expected="a probability in [0, 1]")
-        low, high = require_numbers("ratio", self.ratio, 2)
-        if not 0 <= low <= high <= 1:
-            raise OptionError(f"ratio must be 0 <= low <= high <= 1, got {low} and {high}")
+        low, high = require_range("ratio", self.ratio, 1, from_zero=True)
         object.__setattr__(self, "ratio", (low, high))
         if high == 0 and self.probability > 0:
             raise OptionError(
@@ -127,7 +125,7 @@ class BlockMasks:
         keys = np.stack([sampler.keys(seed, epoch, indices, _STREAM + v) for v in range(views)])
         u = sampler.uniforms(keys.ravel(), 2 + 4 * BLOCKS + patches)
         masked = u[:, 0] < self.probability
-        low, high = require_numbers("ratio", self.ratio, 2)
+        low, high = self.ratio
         # A small share of a small grid rounds to nothing.
         target = np.maximum(np.rint((low + (high - low) * u[:, 1]) * patches), 1) * masked
 

@@ -20,7 +20,7 @@ from mast_ext.augment import sampler
 from mast_ext.augment.block_masks import BlockMasks, HiddenPlaces
 from mast_ext.augment.parameters import APPEARANCE, COLUMN, SHAREABLE
 from mast_ext.augment.recipe import COLOR_CHANGES, AugmentationRecipe
-from mast_ext.checks import OptionError, require_integer, require_number, require_numbers
+from mast_ext.checks import OptionError, require_integer, require_number, require_range
 
 _LOCAL = 1 << 20  # streams of local views, whose numbers so depend on no other view's
 _CHOICE = 1 << 33  # streams of what is shared lie above those of all views
@@ -102,6 +102,7 @@ class ViewPolicy(ABC):
         """
         other = copy.copy(self)
         other.views = require_integer("views", views, 1)
+        other._appearances = None
         if appearances is not None:
             other._appearances = require_integer("appearances", appearances, 1)
         return other
@@ -292,10 +293,8 @@ class MultiCropPolicy(ViewPolicy):
         super().__init__(recipe, views=views, with_center=with_center)
         self.local_views = require_integer("local_views", local_views, 0)
         require_integer("local_size", local_size, 1)
-        low, high = require_numbers("local_scale", local_scale, 2)
-        if not 0 < low <= high <= 1:
-            raise OptionError(f"local_scale must be 0 < low <= high <= 1, got {low} and {high}")
-        local = replace(recipe, size=local_size, crop_scale=(low, high))
+        scale = require_range("local_scale", local_scale, 1)
+        local = replace(recipe, size=local_size, crop_scale=scale)
         self.local_recipe: AugmentationRecipe = local
         self._full: tuple[AugmentationRecipe, ...] = (recipe,)
         if asymmetric:
@@ -309,8 +308,8 @@ class MultiCropPolicy(ViewPolicy):
 
     @property
     def recipes(self) -> tuple[AugmentationRecipe, ...]:
-        looks = self._appearances or self.views
-        full = (self._full[view % looks % len(self._full)] for view in range(self.views))
+        own = self._appearances or self.views
+        full = (self._full[view % own % len(self._full)] for view in range(self.views))
         return (*full, *((self.local_recipe,) * self.local_views))
 
     def enlarged(
@@ -321,7 +320,7 @@ class MultiCropPolicy(ViewPolicy):
         What a view shows does not depend on how many there are. A further full-size view has the
         mask of one of these, the v-th of V that of view ``v % V``: so one even and one odd view of
         two have the same masks whichever they are, and what is hidden is known before they are
-        chosen.
+        chosen. ``appearances`` are of full-size views, see `ViewPolicy.enlarged`.
         """
         other = super().enlarged(views, appearances=appearances)
         if local_views is not None:

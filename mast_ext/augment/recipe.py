@@ -14,6 +14,7 @@ from mast_ext.checks import (
     require_integer,
     require_number,
     require_numbers,
+    require_range,
 )
 
 COLOR_CHANGES = ("saturation", "hue", "grayscale")
@@ -92,9 +93,8 @@ class AugmentationRecipe:
         require_number(
             "hue", self.hue, 0, 0.5, expected="a strength in [0, 0.5] (turns of the color circle)"
         )
-        self._check_range("crop_scale", 1.0)
-        self._check_range("crop_ratio", math.inf)
-        self._check_range("blur_sigma", MOST_SIGMA)
+        for name, most in (("crop_scale", 1), ("crop_ratio", math.inf), ("blur_sigma", MOST_SIGMA)):
+            object.__setattr__(self, name, require_range(name, getattr(self, name), most))
         for name in ("mean", "std"):
             values = require_numbers(name, getattr(self, name))
             if not values:
@@ -188,12 +188,3 @@ class AugmentationRecipe:
         """
         strength: float = getattr(self, name)
         return (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
-
-    def _check_range(self, name: str, high: float) -> None:
-        values = require_numbers(name, getattr(self, name))
-        if not 0 < values[0] <= values[1] <= high:
-            limit = "" if math.isinf(high) else f" <= {high:g}"
-            raise OptionError(
-                f"{name} must be (low, high) with 0 < low <= high{limit}, got {values}"
-            )
-        object.__setattr__(self, name, tuple(map(float, values)))

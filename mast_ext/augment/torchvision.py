@@ -52,13 +52,8 @@ def render(
             change theirs.
         TypeError: An image is neither uint8 nor uint16.
     """
-    with torch.device("cpu"):  # whatever torch.set_default_device says
-        return _render(images, torch.as_tensor(rows, dtype=torch.float32), recipe, for_gpu)
-
-
-def _render(
-    images: Tensor | Sequence[Tensor], rows: Tensor, recipe: AugmentationRecipe, for_gpu: bool
-) -> Tensor:
+    # On the CPU whatever torch.set_default_device says, as all that is made here.
+    rows = torch.as_tensor(rows, dtype=torch.float32, device="cpu")
     dtype = _check(images, rows, recipe)
     views, batch = rows.shape[:2]
     shape = (views, batch, recipe.channels, recipe.size, recipe.size)
@@ -68,7 +63,10 @@ def _render(
     threshold = recipe.solarize_threshold * _TOP[dtype] // 255
     mean = std = None
     if not as_levels:
-        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (recipe.mean, recipe.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device="cpu")
+            for values in (recipe.mean, recipe.std)
+        )
     for at, same_size in _parts(images, views):
         levels = ops.rendering.resized_crops(same_size, boxes[at], flipped[at], recipe.size)
         ops.rendering.photometry(levels, rows[at], threshold, mean, std, result[at])

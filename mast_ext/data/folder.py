@@ -141,7 +141,7 @@ def _files(
 def _beside(root: Path, suffixes: Sequence[str]) -> list[str]:
     """Names of folders with images beside that of the training split, which are of no split.
 
-    With images in them or in folders in them: nothing is walked that may be no images at all.
+    Deeper folders than those in them are not looked into: there may be much that is no image.
     """
     if not split_folders(root, "train"):
         return []

@@ -98,10 +98,10 @@ class HuggingFaceSource(EncodedSource):
                 own_names = getattr(kind, "names", None)
                 names = class_names(train[column][:]) if own_names is None else list(own_names)
                 numbers, values = own_names is not None or not names, table[column][:]
-                given = getattr(table.features[column], "names", None)
-                known = all(isinstance(i, int) and i >= 0 for i in values)
-                if own_names is not None and given not in (None, own_names) and known:
-                    # The same ids stand for other classes here: their names count.
+                given: Any = getattr(table.features[column], "names", None) or own_names
+                # The same ids may stand for other classes here: their names count.
+                renamed = own_names is not None and given != own_names
+                if renamed and all(isinstance(i, int) and i >= 0 for i in values):
                     numbers, values = False, [given[i] for i in values]
                 ids = class_ids(values, () if numbers else names, where)
                 labels[factor], classes[factor] = ids[rows], numbered(names, ids)

@@ -1,7 +1,6 @@
 """LeJEPA (Balestriero & LeCun, arXiv 2511.08544): SIGReg and LeJEPALoss, drop-ins for lightly's."""
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -178,11 +177,10 @@ class SIGReg(nn.Module):
         # that one, rounded.
         grid = state_dict.get(f"{prefix}t")
         if grid is not None and not grid.is_meta:
-            ends, rounding = (grid[0].item(), grid[-1].item()), torch.finfo(grid.dtype).eps
-            if not all(
-                map(partial(math.isclose, rel_tol=rounding), ends, (self.t_min, self.t_max))
-            ):
-                self.t_min, self.t_max = ends
+            rounding, low, high = torch.finfo(grid.dtype).eps, grid[0].item(), grid[-1].item()
+            own = ((low, self.t_min), (high, self.t_max))
+            if not all(math.isclose(*ends, rel_tol=rounding) for ends in own):
+                self.t_min, self.t_max = low, high
 
     def extra_repr(self) -> str:
         return (

@@ -65,7 +65,7 @@ class HardViewOptions(MethodOptions):
             the first, every odd one those of the second, and a pair is one of both: what is trained
             on then differs in color as without selection, and is hard for its crops and flips.
             (Local views keep colors of their own.) By default ``geometry`` where views have
-            augmentations in common (MAST), which keep nothing where selection is by color.
+            augmentations in common (MAST), whose features otherwise keep neither hue nor gray.
         strategy: ``argmax`` takes the hardest pair, ``softmax`` a random one by
             ``exp(loss / temperature)``.
         temperature: Of the ``softmax``, in the loss's unit.

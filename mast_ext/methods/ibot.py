@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mast_ext.augment import AugmentationRecipe, BlockMasks, ViewBatch
-from mast_ext.checks import OptionError, require_number, require_positive
+from mast_ext.checks import require_number, require_positive, require_range
 from mast_ext.losses import IBOTPatchLoss
 from mast_ext.methods.dino import DINO, DINOOptions, require_patches
 from mast_ext.methods.method import Encoded, HiddenPatches, Method, register
@@ -48,12 +48,8 @@ class IBOTOptions(DINOOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(0, "view_weight", "patch_weight")
-        require_number("ibot.mask_probability", self.mask_probability, 0, 1)
-        low, high = self.mask_ratio
-        if not 0 <= low <= high <= 1:
-            raise OptionError(
-                f"ibot.mask_ratio must be 0 <= low <= high <= 1, got {low:g} and {high:g}"
-            )
+        require_number(f"{self.group}.mask_probability", self.mask_probability, 0, 1)
+        require_range(f"{self.group}.mask_ratio", self.mask_ratio, 1, from_zero=True)
         for name in ("patch_temperature", "warmup_patch_temperature"):
             require_positive(f"{self.group}.{name}", getattr(self, name))
 

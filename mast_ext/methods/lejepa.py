@@ -50,7 +50,7 @@ class LeJEPAOptions(MethodOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(1, "local_views", "slices")
-        require_number("lejepa.regularization", self.regularization, 0, 1)
+        require_number(f"{self.group}.regularization", self.regularization, 0, 1)
 
 
 @register

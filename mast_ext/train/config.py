@@ -510,7 +510,8 @@ class PretrainConfig:
         """
         values = _plain(dataclasses.asdict(self))
         values["data"]["path"] = _absolute(self.data.path)
-        for name in _METHODS:  # what follows from the epochs, so that it does with others, too
+        for name in _METHODS:
+            # Left out, so that it follows from the epochs of any run that takes these settings.
             if values[name].get("epochs") == self.train.epochs:
                 values[name]["epochs"] = None
         if self.model.weights:

@@ -235,7 +235,10 @@ def test_masks_are_blocks():
     [
         ({"grid": (0, 4)}, "grid must be at least 1"),
         ({"probability": 1.5}, "probability must be a probability"),
-        ({"ratio": (0.5, 0.1)}, "ratio must be 0 <= low <= high <= 1, got 0.5 and 0.1"),
+        (
+            {"ratio": (0.5, 0.1)},
+            "ratio must be .low, high. with 0 <= low <= high <= 1, got .0.5, 0.1.",
+        ),
         ({"ratio": (0.0, 0.0)}, "ratio must have high > 0, .* got 0.0 and 0.0"),
         ({"aspect": 0.3}, "aspect must be"),
     ],
@@ -250,7 +253,10 @@ def test_masks_refuse(options, message):
     [
         ({"local_views": -1}, "local_views must be at least 0"),
         ({"local_size": 0}, "local_size must be at least 1"),
-        ({"local_scale": (0.5, 0.1)}, "local_scale must be 0 < low <= high <= 1, got 0.5 and 0.1"),
+        (
+            {"local_scale": (0.5, 0.1)},
+            "local_scale must be .low, high. with 0 < low <= high <= 1, got .0.5, 0.1.",
+        ),
         ({"views": 0}, "views must be at least 1"),
     ],
 )

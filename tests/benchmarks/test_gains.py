@@ -165,4 +165,4 @@ def test_every_treatment_fits_its_methods():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 2 * 2 + 6 * 10 - 1
+    assert len(done.stdout.split()) == 2 * 2 + 6 * 11 - 1

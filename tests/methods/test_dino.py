@@ -30,7 +30,7 @@ OPTIONS_REFUSED = [
     (IBOTOptions, {"local_views": -2}, "local_views must be at least 0, got -2"),
     (DINOOptions, {"prototypes": 0}, "dino.prototypes must be at least 1, got 0"),
     (IBOTOptions, {"bottleneck": -1}, "ibot.bottleneck must be at least 1, got -1"),
-    (IBOTOptions, {"mask_ratio": (0.5, 0.1)}, "ibot.mask_ratio must be 0 <= low <= high <= 1"),
+    (IBOTOptions, {"mask_ratio": (0.5, 0.1)}, "ibot.mask_ratio must be .low, high. with 0 <= low"),
     (IBOTOptions, {"mask_probability": 2.0}, "ibot.mask_probability must be from 0 to 1"),
     (IBOTOptions, {"patch_weight": -1.0}, "patch_weight must be at least 0"),
     (IBOTOptions, {"patch_temperature": 0.0}, "patch_temperature must be positive"),
@@ -40,7 +40,7 @@ OPTIONS_REFUSED = [
 REFUSED = [
     ("dino", {"momentum": 1.5}, "momentum must be from 0 to 1"),
     ("dino", {"center_mode": "median"}, "center_mode|mode"),
-    ("dino", {"local_scale": (0.5, 0.1)}, "local_scale must be"),
+    ("dino", {"local_scale": (0.5, 0.1)}, "local_scale must be .low, high. with 0 < low"),
 ]
 
 

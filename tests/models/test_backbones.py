@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import timm
@@ -76,7 +77,7 @@ def test_refuses(name, small, arguments, message):
 )
 def test_is_resnet(name, expected):
     assert is_resnet(name) is expected
-    if name.startswith("res"):
+    if expected:
         create_backbone(name, small_images=True)
 
 
@@ -425,3 +426,10 @@ def test_transformer_for_small_images():
     assert (
         BackboneSpec("vit_small_images", False).create()(torch.randn(1, 3, 16, 16)).shape[1] == 128
     )
+
+
+@pytest.mark.parametrize("wrong", [{"size": 7.9}, {"mean": [math.nan]}, {"std": [math.inf]}])
+def test_images_of_a_file_are_described_by_numbers(wrong):
+    values = {"size": 8, "mean": [0.5], "std": [0.2], **wrong}
+    with pytest.raises(ValueError, match="images must have size, mean and std, got"):
+        ImageFormat.parse(values)

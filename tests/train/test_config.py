@@ -17,6 +17,7 @@ from mast_ext.train.config import (
     PretrainConfig,
     TrainConfig,
 )
+from mast_ext.train.errors import SettingsError
 from mast_ext.train.loop import loader
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.networks import build_networks
@@ -119,6 +120,12 @@ def test_what_is_longer_than_the_training_is_told(config, told):
 def test_paths_that_are_the_same_from_everywhere_stay(path):
     data = DataConfig() if path is None else DataConfig("shards", path)
     assert PretrainConfig(data=data).to_dict()["data"]["path"] == path
+
+
+def test_a_process_with_one_image_needs_synchronized_batch_norm():
+    assert TrainConfig(batch_size=2).share_of_batch(2) == 1
+    with pytest.raises(SettingsError, match="batch_size 2 leaves one image for each of 2 parts"):
+        TrainConfig(batch_size=2, sync_batchnorm=False).share_of_batch(2)
 
 
 def test_paths_may_be_of_pathlib(tmp_path):

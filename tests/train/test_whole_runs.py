@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -43,6 +44,16 @@ def test_a_run_is_reported(small, method):
     assert rows[0]["model"].startswith(method)
     assert all(0 <= row["accuracy"]["linear probe"]["hue"] <= 1 for row in rows)
     assert outcome.report.stat().st_size > 10_000
+
+
+def test_a_run_that_is_measured_again_shows_the_same_hard_views(small):
+    """The teacher's temperature is that of the last step, though no step is made."""
+    dino = replace(small.dino, warmup_teacher_temperature=1.0, temperature_warmup=1.0)
+    config = hard(replace(small, method="dino", dino=dino))
+    report = pretrain(config, console=QUIET).run.report
+    before = np.load(report / "hard_views.npz")["chosen"]
+    pretrain(config, resume=report.parent, console=QUIET)
+    assert np.array_equal(np.load(report / "hard_views.npz")["chosen"], before)
 
 
 @pytest.mark.parametrize("method", ["byol", "mast"])

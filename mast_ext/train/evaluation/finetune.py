@@ -92,7 +92,7 @@ def finetune(
         RunError: The loss became NaN or infinite.
     """
     chosen = Subset(images.train, labeled_share(images.train.labels, share, config.seed))
-    # The classes that there are, in place of their ids: of two classes one may be number a million.
+    # The classes that there are, not their ids: these may be large where there are two classes.
     ids = {name: np.unique(labels) for name, labels in images.train.labels.items()}
     classes = {name: len(present) for name, present in ids.items()}
     chosen.labels = {name: np.searchsorted(ids[name], own) for name, own in chosen.labels.items()}
