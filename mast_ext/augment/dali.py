@@ -47,6 +47,7 @@ from mast_ext.augment.rendering import (
     by_size,
     check_crops,
     empty,
+    image_of,
     within,
 )
 from mast_ext.checks import OptionError
@@ -208,7 +209,7 @@ class DaliRenderer:
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         """Image ``index``, ``[H, W, C]``."""
-        pixels = np.ascontiguousarray(self.source.image(index).permute(1, 2, 0).numpy())
+        pixels = np.ascontiguousarray(image_of(self.source, index).permute(1, 2, 0).numpy())
         self._require_levels(pixels)
         return pixels
 

@@ -177,7 +177,23 @@ def images_of(source: ImageSource, indices: Indices) -> Tensor | list[Tensor]:
     """Images of a batch, each ``[C, H, W]``; stacked if the source has them so."""
     if source.stacked is not None:
         return source.stacked[torch.from_numpy(indices)]
-    return [source.image(int(index)) for index in indices]
+    return [image_of(source, int(index)) for index in indices]
+
+
+def image_of(source: ImageSource, index: int) -> Tensor:
+    """Image ``index``, ``[C, H, W]``.
+
+    Raises:
+        ValueError: It is not of the size that the source says, which its crops were drawn for.
+    """
+    image = source.image(index)
+    size = tuple(source.sizes[index].tolist())
+    if image.shape[1:] != size:
+        raise ValueError(
+            f"image {index} of the source must have shape [C, {size[0]}, {size[1]}], as its sizes"
+            f" say, got {list(image.shape)}"
+        )
+    return image
 
 
 def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:

@@ -78,7 +78,7 @@ class Interrupted(RunError):
 
     Attributes:
         signal: Number of the signal.
-        step: Steps done.
+        step: Steps done; 0 before the first one of this process.
         run: The run directory to resume, when something was done that can be.
     """
 
@@ -89,4 +89,5 @@ class Interrupted(RunError):
 
     def __str__(self) -> str:
         how = f": go on with mast-ext pretrain --resume {self.run}" if self.run else ""
-        return f"stopped by signal {self.signal} after step {self.step}{how}"
+        when = f"after step {self.step}" if self.step else "before its first step"
+        return f"stopped by signal {self.signal} {when}{how}"

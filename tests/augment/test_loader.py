@@ -237,6 +237,15 @@ def test_error_names_the_file(workers):
         visited(build(source, workers=workers, drop_last=False))
 
 
+@pytest.mark.parametrize("backend", ["torchvision", "dali"])
+def test_an_image_of_another_size_than_the_source_says_is_refused(backend):
+    source = Images(stacked=False)
+    source.sizes[13] = 24, 16
+    message = r"image 13 of the source must have shape \[C, 24, 16\], .*, got \[3, 16, 16\]"
+    with pytest.raises(ValueError, match=message):
+        visited(build(source, backend=backend, drop_last=False))
+
+
 def test_leaving_early_ends_the_threads(assert_closing_ends_threads):
     assert_closing_ends_threads(lambda: iter(build(workers=2)))
 

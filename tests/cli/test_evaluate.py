@@ -187,7 +187,7 @@ def test_augmentations_need_no_labels(exported, measured, call, tmp_path):
     assert "brightness" in out
     status, _, err = call("evaluate", exported, "--measure=probes,augmentations", *data)
     assert status == 1
-    reason = "the images have no labels (--measure augmentations needs none)"
+    reason = "the images have no labels (--measure augmentations needs no labels)"
     assert err == f"mast-ext: nothing to evaluate by: {reason}\n"
 
 
@@ -235,7 +235,11 @@ WRONG = [
         ["vit.pth", "--model.name=vit_tiny_patch16_224", "--model.timm_args={depth: 1}"],
         "augment.size: vit_tiny_patch16_224 does not take images of 16 pixels",
     ),
-    (["one"], "nothing to evaluate by: all training images are of one class"),
+    (
+        ["one"],
+        "nothing to evaluate by: all training images are of one class (--measure augmentations"
+        " needs no labels)",
+    ),
 ]
 
 

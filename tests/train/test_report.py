@@ -257,6 +257,14 @@ def test_a_run_that_is_not_finished(make_run, rows):
     assert len(page.images) == (6 if rows else 0)
 
 
+@pytest.mark.parametrize(("measured", "shown"), [(None, "5 of 5.3"), (ALL, "5")])
+def test_epochs_of_a_finished_run_are_those_done(make_run, measured, shown):
+    """Steps are whole: 5.3 epochs may be a little more than these."""
+    folder = make_run("run", measured=measured, settings={"train": {"epochs": 5.3}})
+    page = Page(write_report([folder], folder / "report.html"))
+    assert f">{shown}</td>" in page.source
+
+
 def test_a_run_of_an_earlier_version(make_run):
     """Its results lack the masks, which the page says."""
     folder = make_run("old", measured=ALL, rows=0, settings={"hard_views": {"views": 3}})

@@ -58,9 +58,9 @@ def measure(
         ValueError: The backbone does not take images of this size.
     """
     kinds, labeled, test = config.measured, images.labeled, images.test
-    if test is None or (labeled is None and set(kinds) != {"augmentations"}):
-        unlabeled = not images.train.labels or (test is not None and not test.labels)
-        hint = " (--measure augmentations needs none)" if unlabeled else ""
+    by_labels = set(kinds) != {"augmentations"}
+    if test is None or (labeled is None and by_labels):
+        hint = " (--measure augmentations needs no labels)" if by_labels else ""
         raise RunError(f"nothing to evaluate by: {images.why_not}{hint}")
     require_size(restored.backbone, restored.spec, "augment.size", config.augment.size)
     notes: list[str] = []

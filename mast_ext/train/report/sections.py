@@ -115,7 +115,8 @@ def _overview(runs: Sequence[RunRecord]) -> Section:
             loss, speed = (training.columns.get(n) for n in ("loss", "views_per_second"))
             state = "finished" if run.measured else "not finished"
             epochs = f"{training.done:.4g}"
-            if training.done < training.epochs * 0.9999:
+            # A finished one may have a little less than was asked for: steps are whole.
+            if run.measured is None and training.done < training.epochs * 0.9999:
                 epochs += f" of {training.epochs:.4g}"
             cells = [
                 training.method,
