@@ -99,6 +99,8 @@ WRONG = [
     (["bench", "ops", "--report=none/x.md"], 1, "cannot write none/x.md: no such file"),
     (["bench", "data", "--name=shapes", "--report=empty"], 1, "cannot write empty: is a directory"),
     (["bench", "step", "--report=none/x.md"], 1, "cannot write none/x.md: no such file"),
+    (["bench", "ops", "--report=x.json"], 2, "--report must not end in .json"),
+    (["bench", "step", "--report=x.json"], 2, "--report must not end in .json"),
     (["pretrain", "--augment.size=0"], 2, "augment.size must be at least 1, got 0"),
     *(
         (["pretrain", *options, *SMALL], 2, message)

@@ -20,7 +20,13 @@ from mast_ext.benchmarks.harness import MODES, Case, Result, Workload, race
 from mast_ext.benchmarks.ops import workloads
 from mast_ext.benchmarks.rates import Rates, measure_rates
 from mast_ext.benchmarks.roofline import KINDS, Point, draw
-from mast_ext.cli.bench.tables import add_outputs, print_notes, print_table, write_markdown
+from mast_ext.cli.bench.tables import (
+    add_outputs,
+    print_notes,
+    print_table,
+    require_report,
+    write_markdown,
+)
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help
 from mast_ext.cli.parser import Parser, build, canonical, output_console, parse, settings_parser
@@ -102,7 +108,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = choose(values.operators, sizes)
     if values.plot is not None and not any(_is_drawn(each, config.mode) for each in chosen):
         raise UsageError("--plot draws whole steps whose least work is known: none was chosen")
-    require_writable(values.report, values.plot)
+    require_report(values.report)
+    require_writable(values.plot)
     device = resolve_device(config.accelerator).type
     console = Console(stderr=True)
     dtype = next(iter(chosen)).dtype_on(device)

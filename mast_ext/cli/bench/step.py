@@ -18,7 +18,13 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from mast_ext.benchmarks.environment import environment
-from mast_ext.cli.bench.tables import add_outputs, print_notes, print_table, write_markdown
+from mast_ext.cli.bench.tables import (
+    add_outputs,
+    print_notes,
+    print_table,
+    require_report,
+    write_markdown,
+)
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help, value_of
 from mast_ext.cli.parser import (
@@ -47,7 +53,7 @@ from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.loggers import require_loggers
 from mast_ext.train.loop.step_times import NETWORKS, PartTime, Step, StepTimes, summary
 from mast_ext.train.networks import build_networks
-from mast_ext.train.state.run_directory import RunDirectory, require_writable, write_text
+from mast_ext.train.state.run_directory import RunDirectory, write_text
 
 OVERVIEW = Overview(
     examples="""\
@@ -89,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     if cpu_time and resolve_device(config.train.accelerator).type != "cpu":
         raise UsageError("--clock cpu is for training on the CPU: see --train.accelerator")
-    require_writable(values.report)
+    require_report(values.report)
     if config.train.devices > 1 and launched_rank() is None:
         if remark := require_devices(config.train):
             print(remark, file=sys.stderr)

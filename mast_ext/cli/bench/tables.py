@@ -6,8 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mast_ext.cli.errors import UsageError
 from mast_ext.cli.parser import Parser
-from mast_ext.train.state.run_directory import write_text
+from mast_ext.train.state.run_directory import require_writable, write_text
 
 Rows = Sequence[Sequence[str]]
 
@@ -24,6 +25,18 @@ def add_outputs(parser: Parser) -> None:
         metavar="FILE.md",
         help="Write the table to this Markdown file, too, and FILE.json beside it.",
     )
+
+
+def require_report(path: str | None) -> None:
+    """Tells before the work what would keep ``--report``, if given, from being written.
+
+    Raises:
+        UsageError: It has the name of the file that is written beside it.
+        RunError: The file cannot be written.
+    """
+    if path is not None and Path(path).suffix == ".json":
+        raise UsageError(f"--report must not end in .json, which is written beside it, got {path}")
+    require_writable(path)
 
 
 def print_table(console: Console, heads: Sequence[str], rows: Rows, title: str = "") -> None:
