@@ -8,12 +8,11 @@ run's end, and for what features know of augmentations.
 """
 
 import argparse
-import csv
-import json
 import math
 import os
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -21,24 +20,25 @@ from pathlib import Path
 
 import numpy as np
 from runs import (
+    Planned,
     Variant,
     add_arguments,
     mean_and_spread,
     network,
+    plan,
     program,
     train_all,
     write_table,
 )
+from scores import AUGMENTATIONS, PROBES, Measured, ScoreFile, Scores
 
 from mast_ext.augment import AugmentationRecipe
 
 PLAIN = "plain"
 EQUAL = "plain, forwards of"
-PROBES = {"linear": "linear probe", "20-NN": "k-NN 20", "200-NN": "k-NN 200"}
 RATES = (4e-3, 8e-3)  # where `tuned_rates` begins
 HELD_OUT = 10  # one image in so many of a class
 PAIRS = 10_000  # of views, of as many training images, that R² is fitted on; half as many tell it
-AUGMENTATIONS = "augmentations.json"  # of a training: what its features know of augmentations
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,6 @@ class Treatment:
     length: float = 1.0
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What was measured of one training.
-
-    Attributes:
-        accuracy: By protocol, see `PROBES`.
-        explained: R² of every augmentation parameter's difference.
-        logged: Means over the run's rows of ``metrics.csv``.
-    """
-
-    accuracy: dict[str, float]
-    explained: dict[str, float]
-    logged: dict[str, float]
-
-
 def main(
     title: str, treatments: Mapping[str, Treatment], methods: Sequence[str], runs: str, about: str
 ) -> None:
@@ -81,7 +66,7 @@ def main(
     add_arguments(parser, epochs=4, runs=runs)
     parser.add_argument("--path", type=Path, required=True, help="The folder of images.")
     parser.add_argument("--methods", nargs="+", default=list(methods))
-    parser.add_argument("--treatments", nargs="+", choices=treatments, default=list(treatments))
+    parser.add_argument("--treatments", nargs="*", choices=treatments, default=list(treatments))
     parser.add_argument(
         "--rates",
         nargs="+",
@@ -98,6 +83,13 @@ def main(
         " with them.",
     )
     parser.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="Keep what was measured of every run in this file, too: those that are in it are not"
+        " trained again, and their directories need not be there.",
+    )
+    parser.add_argument(
         "--until",
         choices=["tuned", "trained"],
         help="Stop there: the rest can run on another machine, with all files at the same paths.",
@@ -107,7 +99,8 @@ def main(
     data = ["--data.name=folder", f"--data.path={values.path}", *network(values.width)]
     given = {method: rate for method, rate in values.rates if method in values.methods}
     to_tune = [method for method in values.methods if method not in given]
-    rates = given | tuned_rates(values, to_tune)
+    scores = ScoreFile(values.scores)
+    rates = given | tuned_rates(values, to_tune, scores)
     if values.until == "tuned":
         return
     chosen = chosen_of(treatments, values.treatments, values.equal_forwards)
@@ -126,23 +119,27 @@ def main(
         if method not in treatment.unfit
     }
 
-    def measure(run: Path) -> None:
-        for each in () if values.until else (run, run / "baseline"):
+    def measure(planned: Planned, run: Path) -> None:
+        if values.until:
+            return
+        for each in (run, run / "baseline"):
             if each.exists():
                 measure_augmentations(each, values)
+        scores.add(planned, run)
 
-    trained = train_all(variants, values, data, measure)
+    planned = plan(variants, values, data)
+    train_all([each for each in planned if each not in scores], values, measure)
     if values.until == "trained":
         return
+    measured = {(each.variant, each.seed): scores[each] for each in planned}
     found: dict[tuple[str, str], list[Scores]] = {}
     for method in values.methods:
         for name, treatment in chosen.items():
             for seed in values.seeds if method not in treatment.unfit else ():
-                run = trained[f"{method} {name}", seed]
-                found.setdefault((method, name), []).append(scores_of(run, run, 0))
-                if treatment.against_forwards:
-                    equal = scores_of(run, run / "baseline", 1)
-                    found.setdefault((method, f"{EQUAL} {name}"), []).append(equal)
+                run = measured[f"{method} {name}", seed]
+                found.setdefault((method, name), []).append(run.scores)
+                if run.equal is not None:
+                    found.setdefault((method, f"{EQUAL} {name}"), []).append(run.equal)
     write_table(
         title,
         [
@@ -150,6 +147,7 @@ def main(
             f"Plain runs of {values.epochs:g} epochs; others have as many unless they say so, and"
             " beside some are plain runs of as many image forwards.",
             *rate_notes(rates, to_tune, values.epochs),
+            *machine_notes(list(measured.values())),
             "Δ: difference of the linear probe to the plain run of the same seed, and to the one of"
             " as many forwards: mean ± standard error, and p of a paired t-test, not corrected for"
             " how many there are.",
@@ -209,6 +207,15 @@ def rate_notes(rates: Mapping[str, float], tuned: Sequence[str], epochs: float) 
             yield f"Learning rates, {how}: {listed}."
 
 
+def machine_notes(runs: Sequence[Measured]) -> Iterator[str]:
+    """Where a table's runs were measured."""
+    machines = Counter(run.machine for run in runs)
+    if len(machines) == 1:
+        yield f"Measured on {next(iter(machines))}."
+    else:
+        yield f"Measured on {'; '.join(f'{name}: {n} runs' for name, n in machines.items())}."
+
+
 def accuracy_rows(found: Mapping[tuple[str, str], Sequence[Scores]]) -> Iterator[list[str]]:
     for (method, name), seeds in found.items():
         linear = [seed.accuracy["linear"] for seed in seeds]
@@ -255,41 +262,6 @@ def paired_p(points: Sequence[float]) -> float:
     return float(tail / all_)
 
 
-def scores_of(run: Path, training: Path, position: int) -> Scores:
-    """Of the method's training in a run, or of the baseline's, the second in its report."""
-    # Here, since it registers methods, whose settings every run's file has.
-    import rivals  # noqa: F401
-
-    from mast_ext.cli.pretrain import load_config
-    from mast_ext.train.networks import build_networks
-
-    rows = json.loads((run / "report" / "results.json").read_text())["rows"]
-    accuracy = [row for row in rows if row["part"] == "backbone"][position]["accuracy"]
-    rows = json.loads((training / AUGMENTATIONS).read_text())["rows"]
-    (measured,) = (row for row in rows if row["part"] == "backbone")
-    logged: dict[str, list[float]] = {}
-    with (training / "metrics.csv").open() as file:
-        for line in csv.DictReader(file):
-            for key, text in line.items():
-                if text and math.isfinite(value := float(text)):
-                    logged.setdefault(key, []).append(value)
-    means = {key: statistics.mean(column) for key, column in logged.items()}
-    config = load_config(training)
-    views = build_networks(config).policy(config.augment).num_views()
-    means["seconds"] = (
-        config.train.batch_size * views / statistics.median(logged["views_per_second"])
-    )
-    return Scores(
-        {
-            # Few images have no k-NN of many neighbors.
-            name: accuracy[protocol]["class"] if protocol in accuracy else math.nan
-            for name, protocol in PROBES.items()
-        },
-        measured["augmentation_r2"],
-        means,
-    )
-
-
 def measure_augmentations(training: Path, values: argparse.Namespace) -> None:
     """Writes `AUGMENTATIONS` of a training, on the same views whatever it was trained on."""
     measured = training / AUGMENTATIONS
@@ -306,7 +278,9 @@ def measure_augmentations(training: Path, values: argparse.Namespace) -> None:
     partial.rename(measured)
 
 
-def tuned_rates(values: argparse.Namespace, methods: Sequence[str]) -> dict[str, float]:
+def tuned_rates(
+    values: argparse.Namespace, methods: Sequence[str], kept: ScoreFile
+) -> dict[str, float]:
     """The best learning rate of each of these methods, plain.
 
     By a linear probe of held-out training images, with one seed that no table has; of `RATES`,
@@ -316,7 +290,7 @@ def tuned_rates(values: argparse.Namespace, methods: Sequence[str]) -> dict[str,
         return {}
     tuning = copy(values)
     tuning.runs, tuning.seeds = values.runs / "tuning", [1000]
-    folder = held_out(values.path, tuning.runs / "images")
+    folder = tuning.runs / "images"
     data = ["--data.name=folder", f"--data.path={folder}", *network(values.width)]
     scores: dict[str, dict[float, float]] = {method: {} for method in methods}
     while missing := {
@@ -328,10 +302,13 @@ def tuned_rates(values: argparse.Namespace, methods: Sequence[str]) -> dict[str,
             name: Variant((f"--method={method}", f"--optimizer.lr={rate:g}"))
             for name, (method, rate) in missing.items()
         }
-        for (name, _), run in train_all(variants, tuning, data).items():
-            method, rate = missing[name]
-            rows = json.loads((run / "report" / "results.json").read_text())["rows"]
-            scores[method][rate] = rows[0]["accuracy"][PROBES["linear"]]["class"]
+        planned = plan(variants, tuning, data)
+        if to_train := [each for each in planned if each not in kept]:
+            held_out(values.path, folder)
+            train_all(to_train, tuning, kept.add)
+        for each in planned:
+            method, rate = missing[each.variant]
+            scores[method][rate] = kept[each].scores.accuracy["linear"]
     return {method: max(found, key=found.__getitem__) for method, found in scores.items()}
 
 

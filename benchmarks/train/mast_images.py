@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mast_variants import VARIANTS
-from runs import add_arguments, mean_and_spread, network, train_all, write_table
+from runs import add_arguments, mean_and_spread, network, plan, train_all, write_table
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
@@ -108,7 +108,7 @@ def runs_on_images(
     data = ["--data.name=folder", f"--data.path={values.path}", f"--augment.hue={values.hue:g}"]
     data += [f"--data.max_images={values.train_images}", *network(values.width)]
     variants = {name: VARIANTS[name] for name in values.variants}
-    return values, train_all(variants, values, data)
+    return values, train_all(plan(variants, values, data), values)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import argparse
 import json
 
 from mast_variants import VARIANTS
-from runs import add_arguments, mean_and_spread, network, train_all, write_table
+from runs import add_arguments, mean_and_spread, network, plan, train_all, write_table
 
 FACTORS = ("shape", "hue", "size", "position", "rotation", "texture")
 LINEAR = "linear probe"
@@ -29,7 +29,7 @@ def main() -> None:
     variants = {name: VARIANTS[name] for name in values.variants}
     runs = {
         key: json.loads((run / "report" / "results.json").read_text())["rows"]
-        for key, run in train_all(variants, values, data).items()
+        for key, run in train_all(plan(variants, values, data), values).items()
     }
     rows = []
     for variant in (*values.variants, None):  # the references come from the first variant's runs

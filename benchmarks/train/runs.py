@@ -56,47 +56,72 @@ def network(width: int) -> list[str]:
     return [f"--model.timm_args={{channels: {channels}, stem_width: {8 * width}}}"]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A run of a variant with a seed.
+
+    Attributes:
+        variant: Its name.
+        seed: Its seed.
+        name: Of the run, and of its directory.
+        options: Of ``mast-ext pretrain``.
+    """
+
+    variant: str
+    seed: int
+    name: str
+    options: tuple[str, ...]
+
+
+def plan(
+    variants: Mapping[str, Variant], values: argparse.Namespace, options: Sequence[str] = ()
+) -> list[Planned]:
+    """A run of every variant and seed, those of a seed one after the other."""
+    planned = []
+    for seed in values.seeds:
+        for variant, what in variants.items():
+            name = f"{variant}-{seed}-{values.epochs:g}".replace(" ", "_").replace(",", "")
+            name += "" if values.width == 1 else f"-width{values.width}"
+            chosen = [f"--seed={seed}", f"--train.epochs={values.epochs * what.length:g}"]
+            chosen += ["--baseline=none", "--train.logger=csv"]
+            chosen += [*values.option, *options, *what.options]
+            planned.append(Planned(variant, seed, name, tuple(chosen)))
+    return planned
+
+
 def train_all(
-    variants: Mapping[str, Variant],
+    planned: Sequence[Planned],
     values: argparse.Namespace,
-    options: Sequence[str] = (),
-    then: Callable[[Path], None] = lambda run: None,
+    then: Callable[[Planned, Path], None] = lambda planned, run: None,
 ) -> dict[tuple[str, int], Path]:
     """The run directory of every variant and seed; an interrupted run goes on where it stopped.
 
     `then` is called for every run at its end, as many at the same time as train.
     """
-    todo = [(name, seed) for seed in values.seeds for name in variants]
 
-    def train(each: tuple[str, int]) -> Path:
-        name, seed = each
-        run = _train(name, variants[name], seed, values, options)
-        then(run)
+    def train(each: Planned) -> Path:
+        run = _train(each, values)
+        then(each, run)
         return run
 
     with ThreadPoolExecutor(values.jobs) as pool:
-        return dict(zip(todo, pool.map(train, todo), strict=True))
+        runs = pool.map(train, planned)
+        return {(each.variant, each.seed): run for each, run in zip(planned, runs, strict=True)}
 
 
-def _train(
-    variant: str, what: Variant, seed: int, values: argparse.Namespace, options: Sequence[str]
-) -> Path:
-    name = f"{variant}-{seed}-{values.epochs:g}".replace(" ", "_").replace(",", "")
-    name += "" if values.width == 1 else f"-width{values.width}"
-    run = values.runs / name
-    chosen = [f"--seed={seed}", f"--train.epochs={values.epochs * what.length:g}"]
-    chosen += ["--baseline=none", "--train.logger=csv"]
-    chosen += [*values.option, *options, *what.options]
+def _train(planned: Planned, values: argparse.Namespace) -> Path:
+    run: Path = values.runs / planned.name
     values.runs.mkdir(parents=True, exist_ok=True)
-    _refuse_others(run, chosen)
+    _refuse_others(run, planned.options)
     if (run / "report" / "results.json").exists():
         return run
+    new = [*planned.options, f"--out={run}"]
     program(
-        ["pretrain", *(["--resume", str(run)] if run.exists() else [*chosen, f"--out={run}"])],
+        ["pretrain", *(["--resume", str(run)] if run.exists() else new)],
         values.threads,
-        values.runs / f"{name}.log",
+        values.runs / f"{planned.name}.log",
     )
-    print(f"{variant}, seed {seed}: done", file=sys.stderr, flush=True)
+    print(f"{planned.variant}, seed {planned.seed}: done", file=sys.stderr, flush=True)
     return run
 
 
@@ -108,9 +133,14 @@ def _refuse_others(run: Path, options: Sequence[str]) -> None:
         return
     if not file.exists():
         sys.exit(f"{run} is there without {file.name}: it is not known with which options")
-    if (before := json.loads(file.read_text())) != options:
+    refuse_other_options(str(run), json.loads(file.read_text()), options)
+
+
+def refuse_other_options(what: str, before: Sequence[str], options: Sequence[str]) -> None:
+    """Ends the script unless ``what`` was trained with these options."""
+    if list(before) != list(options):
         others = ", ".join(sorted(set(before) ^ set(options))) or "in another order"
-        sys.exit(f"{run} was trained with other options ({others}): choose another --runs")
+        sys.exit(f"{what} was trained with other options ({others}): choose another file or --runs")
 
 
 def program(arguments: Sequence[str], threads: int | None, log: Path) -> None:

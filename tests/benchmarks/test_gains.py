@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,15 +105,74 @@ def test_runs_of_other_options_are_refused(gains, tmp_path):
         runs._refuse_others(run, ["--a=2"])
 
 
+def planned(runs, seed=0, options=("--a=1",)):
+    return runs.Planned("simclr plain", seed, f"simclr_plain-{seed}-4", options)
+
+
+@pytest.fixture
+def scores(gains, monkeypatch):
+    """The module of the score file, for runs whose accuracy is their seed's tenth."""
+    import scores
+
+    def scores_of(run, training, position):
+        linear = int(run.name.split("-")[1]) / 10
+        return scores.Scores({"linear": linear}, {"hue": 0.5}, {"loss": 2.5})
+
+    monkeypatch.setattr(scores, "scores_of", scores_of)
+    return scores
+
+
+def test_scores_outlive_their_runs(scores, tmp_path):
+    import runs
+
+    path = tmp_path / "scores.jsonl"
+    both = [scores.ScoreFile(path), scores.ScoreFile(path)]  # of two calls at the same time
+    beside = tmp_path / "simclr_plain-1-4" / "baseline"
+    beside.mkdir(parents=True)
+    for seed, file in enumerate(both):
+        assert planned(runs, seed) not in file
+        file.add(planned(runs, seed), tmp_path / f"simclr_plain-{seed}-4")
+    again = scores.ScoreFile(path)
+    for seed, file in enumerate(both):
+        assert planned(runs, seed) in again
+        assert again[planned(runs, seed)] == file[planned(runs, seed)]
+    found = again[planned(runs, 1)]
+    assert found.scores == scores.Scores({"linear": 0.1}, {"hue": 0.5}, {"loss": 2.5})
+    assert found.equal == found.scores and again[planned(runs, 0)].equal is None
+    assert found.machine == scores.machine()
+    with pytest.raises(SystemExit, match=r"simclr_plain-0-4 of .* other options \(--a=1, --a=2\)"):
+        assert planned(runs, 0, ("--a=2",)) in again
+
+
+def test_a_line_that_is_cut_off_is_named(scores, tmp_path):
+    import runs
+
+    path = tmp_path / "scores.jsonl"
+    scores.ScoreFile(path).add(planned(runs), tmp_path / "simclr_plain-0-4")
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(SystemExit, match=r"scores\.jsonl: line 1 is cut off"):
+        scores.ScoreFile(path)
+
+
+def test_a_table_says_where_its_runs_were_measured(gains, scores):
+    def runs_on(*machines):
+        none = scores.Scores({}, {}, {})
+        return [scores.Measured("run", [], machine, none, None) for machine in machines]
+
+    assert list(gains.machine_notes(runs_on("one", "one"))) == ["Measured on one."]
+    several = list(gains.machine_notes(runs_on("one", "two", "one")))
+    assert several == ["Measured on one: 2 runs; two: 1 runs."]
+
+
 @pytest.mark.slow
 def test_a_table_is_made_and_an_interrupted_call_goes_on(tmp_path):
-    """Two seeds, all columns; a second call trains nothing."""
+    """Two seeds, all columns; a second call trains nothing, nor does one without the runs."""
     images = folder_of_images(tmp_path / "images", train=80)  # a batch is 128
     report = tmp_path / "table.md"
     command = [sys.executable, "benchmarks/train/equimod.py", "--path", str(images)]
     command += ["--methods", "simclr", "--seeds", "0", "1", "--jobs", "2", "--epochs", "1"]
     command += ["--treatments", "EquiMod", "--runs", str(tmp_path / "runs")]
-    command += ["--report", str(report)]
+    command += ["--report", str(report), "--scores", str(tmp_path / "scores.jsonl")]
     subprocess.run(command, check=True, cwd=ROOT)
     text = report.read_text()
     rows = [line for line in text.splitlines() if line.startswith("| simclr")]
@@ -134,6 +194,10 @@ def test_a_table_is_made_and_an_interrupted_call_goes_on(tmp_path):
     assert times == {
         each: each.stat().st_mtime_ns for each in (tmp_path / "runs").rglob("*") if each.is_file()
     }
+
+    shutil.rmtree(tmp_path / "runs")
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert report.read_text() == text and not (tmp_path / "runs").exists()
 
 
 BUILD_ALL = """
