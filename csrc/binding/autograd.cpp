@@ -1,6 +1,7 @@
 // Derivatives of the ops, which the dispatcher runs before a device's kernel. Gradients are
 // computed by backward ops, which are called through the dispatcher again (op_handle.h).
 #include <ATen/TensorSubclassLikeUtils.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
@@ -358,12 +359,27 @@ bool is_one(const Tensor& grad) {
          !torch::autograd::get_current_graph_task_keep_graph() && grad.item<double>() == 1;
 }
 
-// `grad` as the backward op takes it. What the forward has computed does not depend on the inputs
-// as far as autograd knows: a second derivative would be zero. With a `grad` that requires one, it
-// is an error (NoSecondDerivative).
+// Stands before the inputs of a sum in the graph of its gradients. What the forward has computed
+// does not depend on the inputs as far as autograd knows: a second derivative would be zero. With
+// this between, whoever asks for one comes to NoSecondDerivative, which is an error.
+struct BeforeInputs : torch::autograd::Node {
+  using Node::Node;
+  Tensors apply(Tensors&&) override { TORCH_CHECK(false, "a gradient was differentiated"); }
+};
+
+// `grad` as the backward op takes it.
 Tensor differentiated(const Tensor& grad) {
-  const bool unknown = at::GradMode::is_enabled() && !grad.requires_grad();
-  return unknown ? grad.detach().requires_grad_() : grad;
+  if (!at::GradMode::is_enabled()) return grad;
+  const auto sum = torch::autograd::get_current_node();
+  if (sum == nullptr || at::isTensorSubclassLike(grad)) {  // compiled, or transformed
+    return grad.requires_grad() ? grad : grad.detach().requires_grad_();
+  }
+  torch::autograd::edge_list edges = sum->next_edges();
+  if (grad.requires_grad()) edges.push_back(torch::autograd::impl::gradient_edge(grad));
+  const auto before = std::make_shared<BeforeInputs>(std::move(edges));
+  const Tensor dependent = grad.detach();
+  torch::autograd::set_history(dependent, before);
+  return dependent;
 }
 
 struct SigmoidContrast

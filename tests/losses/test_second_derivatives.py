@@ -24,17 +24,6 @@ TWICE = {
 }
 # Whose gradient takes for constant what depends on the inputs, which finite differences do not.
 STOPPED = {"PatchKernelAlignmentLoss", "TiCoLoss", "VISRegLoss"}
-# Sums with ``weights=``: docs/drop-in.md says what is not noticed of them.
-WEIGHTED = {
-    "CAPILoss",
-    "DINOLoss",
-    "IBOTPatchLoss",
-    "IBOTPlusPlusPatchLoss",
-    "MSNLoss",
-    "PMSNCustomLoss",
-    "PMSNLoss",
-    "SigLIPLoss",
-}
 
 
 double = torch.float64
@@ -100,8 +89,6 @@ def test_second_derivative_is_right_or_refused(make, call, named, request, monke
         assert REFUSED in str(error)
         assert not {name, case} & TWICE
         return
-    if named and name in WEIGHTED:
-        pytest.skip("is not noticed")
     size = torch.stack([x.norm() for x in (*grads, *found)]).max()
     if name in STOPPED:
         monkeypatch.setattr(linear_algebra._Product, "apply", torch.matmul)
@@ -138,7 +125,7 @@ def test_gradient_that_may_be_differentiated_of_a_checkpoint(make, call):
 
 
 def test_names():
-    assert CASES.keys() >= {name.partition("-")[0] for name in TWICE | WEIGHTED}
+    assert CASES.keys() >= {name.partition("-")[0] for name in TWICE}
 
 
 def positive_definite(x):

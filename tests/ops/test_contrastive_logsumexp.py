@@ -380,6 +380,18 @@ def test_blank_mask_and_zero_row(device):
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("contrast", [False, True], ids=["self", "y"])
+def test_gradients_without_subspaces_are_zero(contrast, device):
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 2, 64, 64, device=device).requires_grad_()
+    masks = torch.zeros(0, 64, device=device)
+    del (old := [torch.full((2, 64, 64), 7.0, device=device) for _ in range(4)])[:]  # memory to use
+    given = {"y": y} if contrast else {}
+    lse, *_ = functional.contrastive_logsumexp(x, masks=masks, temperature=0.1, **given)
+    for grad in torch.autograd.grad(lse.sum(), [x, *given.values()]):
+        assert not grad.any()
+
+
 def test_a_single_row(device):
     x = torch.randn(2, 1, 8, device=device, requires_grad=True)
     lse, positive = functional.contrastive_logsumexp(x, temperature=0.5)

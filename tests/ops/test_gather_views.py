@@ -112,6 +112,15 @@ def test_gradient_of_an_expanded_sum(device):
     assert_close(grad, count.unsqueeze(-1).expand(4, 5, 6).to(grad))
 
 
+@pytest.mark.parametrize("row", [16, 3072, 150528])
+def test_gradient_where_nothing_was_selected(row, device):
+    """The gradient of a sum has strides of 0, by which no memory may be measured."""
+    views = torch.randn(4, 8, row, device=device, requires_grad=True)
+    index = torch.empty(0, 8, dtype=torch.int64, device=device)
+    (grad,) = torch.autograd.grad(functional.gather_views(views, index).sum(), views)
+    assert grad.is_contiguous() and not grad.any()
+
+
 def test_float64_gradients_of_any_order():
     torch.manual_seed(0)
     views, index = make_inputs((3, 4, 2, (3,)), "cpu", torch.float64)

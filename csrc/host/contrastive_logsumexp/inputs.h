@@ -247,6 +247,10 @@ struct ContrastiveGradients {
     y = wants_y ? in.y.new_empty(in.y.sizes()) : in.x.new_empty({0});
     masks = wants_masks ? in.masks.new_empty(in.masks.sizes()) : in.new_empty({0});
     temperature = wants_temperature ? in.new_empty({}) : in.new_empty({0});
+    if (in.subspaces() == 0) {  // nothing is added to them
+      x.zero_();
+      y.zero_();
+    }
   }
 
   // Whether the sums over x's rows, or over y's rows, are needed. The masks' gradient takes those

@@ -21,7 +21,10 @@ struct Rows {
     TORCH_CHECK_VALUE(tensor.dim() >= 2, name, " must have shape [V, B, ...], got ",
                       tensor.sizes());
     for (std::int64_t d = 2; d < tensor.dim(); ++d) length *= tensor.size(d);
-    t = length == 0 || dense(tensor) ? tensor : tensor.contiguous();
+    // contiguous() leaves a tensor without elements its strides, whatever they are.
+    t = tensor.numel() == 0 ? tensor.new_empty(tensor.sizes())
+        : dense(tensor)     ? tensor
+                            : tensor.contiguous();
   }
 
   std::int64_t batch() const { return t.size(1); }
