@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mast_ext.augment import AugmentationRecipe, ViewBatch
+from mast_ext.checks import OptionError
 from mast_ext.losses import BarlowTwinsLoss
 from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, register, require_views
 from mast_ext.models import Projector
@@ -66,6 +67,14 @@ class BarlowTwins(Method):
         views = self.embed(encoded.features)
         pairs = [self.loss(views[i], views[j]) for i, j in combinations(range(len(views)), 2)]
         return {"loss": torch.stack(pairs).mean()}
+
+    def require_images(self, images: int) -> None:
+        if self.chunks is not None and 2 * self.chunks > images:
+            raise OptionError(
+                f"barlow_twins.chunks must be at most {images // 2}, got {self.chunks}: a process"
+                f" has {images} images at a time (train.batch_size by train.devices and"
+                " train.accumulate), and each part takes two"
+            )
 
     def pair_losses(self, encoded: Encoded, batch: ViewBatch) -> Tensor:
         return self.loss.pair_losses(self.embed(encoded.features), chunks=self.chunks)

@@ -79,10 +79,10 @@ class DINOOptions(MethodOptions):
     """
 
     group: ClassVar[str] = "dino"
-    waits: ClassVar[dict[str, str]] = {
-        "temperature_warmup": "the teacher's temperature changes to the end",
-        "freeze_last_layer": "the prototypes never change",
+    warmups: ClassVar[dict[str, str]] = {
+        "temperature_warmup": "the teacher's temperature changes to the end"
     }
+    waits: ClassVar[dict[str, str]] = {"freeze_last_layer": "the prototypes never change"}
 
     prototypes: int = 512
     head: tuple[int, ...] = (256, 256)

@@ -69,12 +69,11 @@ class HardViewOptions(MethodOptions):
         strategy: ``argmax`` takes the hardest pair, ``softmax`` a random one by
             ``exp(loss / temperature)``.
         temperature: Of the ``softmax``, in the loss's unit.
-        fraction: Share of a batch's images, those with the hardest pairs, that get them; the
-            others get a random pair.
+        fraction: Share of the images that a process has at a time, those with the hardest pairs,
+            that get them (rounded to whole images); the others get a random pair.
     """
 
     group: ClassVar[str] = "hard_views"
-    waits: ClassVar[dict[str, str]] = {"warmup": "no hard views are selected"}
 
     views: int = 0
     local_views: int = 0

@@ -21,8 +21,9 @@ from mast_ext.augment import (
     Sharing,
     ViewBatch,
 )
-from mast_ext.checks import OptionError, require_number
+from mast_ext.checks import OptionError, require_number, require_positive
 from mast_ext.losses import AugmentationMasks, MASTLoss
+from mast_ext.losses.masks import SMALLEST
 from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, Subspaces, register
 from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.models import PairUncertainty, Projector
@@ -36,8 +37,9 @@ class SharedOptions(TypedDict, total=False):
             augmentations (0.5).
         freed: Share of the embedding's dimensions that are compared only where they have. With 0,
             the default, sharing makes pairs easier, and the whole embedding is invariant to it.
-        start: Fraction of the run's epochs after which any views share it (0): what the dimensions
-            of another augmentation are to keep has to be learned before geometry is shared.
+        start: Fraction of the run's epochs, rounded to whole ones, after which any views share it
+            (0): what the dimensions of another augmentation are to keep has to be learned before
+            geometry is shared.
     """
 
     share: float
@@ -57,8 +59,9 @@ class MASTOptions(MethodOptions):
         shared: What the two views of an image may have in common: ``crop``, ``flip``, ``geometry``
             (both), ``brightness``, ``contrast``, ``saturation``, ``hue``, ``blur``. Of each,
             ``share`` is the probability that they have (0.5), ``freed`` the share of dimensions
-            that keep what it changes (0), and ``start`` the fraction of the epochs after which it
-            is shared (0). Example: ``{hue: {freed: 0.125}, geometry: {start: 0.33}}``.
+            that keep what it changes (0), and ``start`` the fraction of the epochs (rounded to
+            whole ones) after which it is shared (0). Example:
+            ``{hue: {freed: 0.125}, geometry: {start: 0.33}}``.
         masks: Which dimensions are freed is ``learned``, or ``blocks`` of them are.
         price: With a price, how many are freed is learned, too, starting with ``freed``: those
             where it lowers the views' mean squared difference by more than the price, in units of
@@ -99,6 +102,13 @@ class MASTOptions(MethodOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(0, "invariance", "variance", "covariance")
+        if self.epochs is not None:
+            require_positive("mast.epochs", self.epochs)
+        if self.price is not None and (self.base != "vicreg" or self.masks != "learned"):
+            raise OptionError(
+                "mast.price is for mast.base vicreg and mast.masks learned, got"
+                f" {self.base} and {self.masks}"
+            )
         if not isinstance(self.shared, dict) or not self.shared:
             raise OptionError(
                 "mast.shared must map at least one augmentation to its settings, got "
@@ -118,10 +128,10 @@ def _completed(name: str, shared: SharedOptions) -> SharedOptions:
     found: SharedOptions = {**_SHARED, **shared}
     for option, value in found.items():
         require_number(f"mast.shared: {option} of {name}", value, 0, 1)
-        if option == "freed" and value == 1:
+        if option == "freed" and value != 0 and not SMALLEST <= value <= 1 - SMALLEST:
             raise OptionError(
-                f"mast.shared: freed of {name} must be below 1, got 1: an augmentation that frees"
-                " everything leaves nothing to compare"
+                f"mast.shared: freed of {name} must be 0, or from {SMALLEST:g} to {1 - SMALLEST:g},"
+                f" got {value!r}: an augmentation that frees everything leaves nothing to compare"
             )
     return found
 
@@ -136,7 +146,8 @@ class MAST(Method):
         options: See `MASTOptions`.
 
     Raises:
-        ValueError: An option lies out of range, or the recipe does not vary what is shared.
+        ValueError: An option lies out of range, ``recipe.views`` is not 2, or the recipe does not
+            vary what is shared.
     """
 
     name = "mast"
@@ -145,6 +156,10 @@ class MAST(Method):
 
     def __init__(self, num_features: int, recipe: AugmentationRecipe, options: MASTOptions) -> None:
         super().__init__()
+        if recipe.views != 2:
+            raise OptionError(
+                f"mast compares two views: augment.views must be 2, got {recipe.views}"
+            )
         self.options = options
         self.recipe = recipe
         self.shared = self.policy(recipe).shared

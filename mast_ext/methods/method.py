@@ -66,8 +66,10 @@ class MethodOptions:
 
     Attributes:
         group: Their name among the settings of a run, with which errors begin.
-        waits: Options in epochs that may be more than a training has: what is so of one that ends
-            before them.
+        warmups: Options in epochs that may be more than a training has: what is so of one that
+            ends before them.
+        waits: Options in epochs before which something does not happen: what is so of a training
+            that has no more.
 
     Raises:
         TypeError: An option has another type than its annotation.
@@ -75,6 +77,7 @@ class MethodOptions:
     """
 
     group: ClassVar[str]
+    warmups: ClassVar[dict[str, str]] = {}
     waits: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
@@ -271,6 +274,9 @@ class Method(nn.Module, ABC):
             if there are any behind these, are left out.
         """
         raise OptionError(f"{self.name} does not train on crops of several sizes")
+
+    def require_images(self, images: int) -> None:
+        """Raises an OptionError unless hard views can be chosen for so many images at a time."""
 
     def teacher(self) -> TeacherSpec | None:
         """The teacher to train with; None for a method without one."""

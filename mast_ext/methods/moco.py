@@ -1,9 +1,10 @@
 """MoCo: a view has to be told apart from a queue of other images' keys, made by an EMA teacher.
 
-He et al. 2020, with the projector and augmentations of v2 (Chen, Fan et al. 2020). The papers
-shuffle each batch between GPUs, since a query might recognize its key by the batch statistics that
-both were normalized with. One process, and several with synchronized batch norm, have nothing to
-shuffle between; ``batch_norm="ema"`` rules it out instead.
+He et al. 2020, with the augmentations and the two-layer projector of v2 (Chen, Fan et al. 2020),
+but with batch norm between its layers. The papers shuffle each batch between GPUs, since a query
+might recognize its key by the batch statistics that both were normalized with. One process, and
+several with synchronized batch norm, have nothing to shuffle between; ``batch_norm="ema"`` rules it
+out instead.
 """
 
 from dataclasses import dataclass

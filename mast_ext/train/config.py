@@ -156,7 +156,8 @@ class ModelConfig:
             )
         if path:
             object.__setattr__(self, "weights", str(path))
-            object.__setattr__(self, "timm_args", others)
+        # As a run's file gives them back, in which tuples are lists.
+        object.__setattr__(self, "timm_args", _plain(others))
 
     @property
     def start(self) -> str:
@@ -502,6 +503,20 @@ class PretrainConfig:
         """The settings of one method."""
         return getattr(self, method)
 
+    def lasting(self, epochs: float) -> "PretrainConfig":
+        """The same settings for so many epochs, with all that by default follows from these."""
+        following = {
+            name: dataclasses.replace(self.options(name), epochs=None)
+            for name in _METHODS
+            if self._follows_epochs(name)
+        }
+        train = dataclasses.replace(self.train, epochs=epochs)
+        return dataclasses.replace(self, train=train, **following)
+
+    def _follows_epochs(self, method: str) -> bool:
+        """Whether the method's options count by the run's epochs, as they do by default."""
+        return getattr(self.options(method), "epochs", None) == self.train.epochs
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as YAML and checkpoints hold them.
 
@@ -512,7 +527,7 @@ class PretrainConfig:
         values["data"]["path"] = _absolute(self.data.path)
         for name in _METHODS:
             # Left out, so that it follows from the epochs of any run that takes these settings.
-            if values[name].get("epochs") == self.train.epochs:
+            if self._follows_epochs(name):
                 values[name]["epochs"] = None
         if self.model.weights:
             values["model"]["weights"] = str(Path(os.getcwd(), self.model.weights))

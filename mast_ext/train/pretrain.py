@@ -103,6 +103,7 @@ def pretrain(
             remarks = [left_out] if left_out else []
             if resume is None:
                 remarks += beyond_the_end(config)
+                remarks += nothing_hard(trainings[0])
                 remarks += much_reduced(config, images.train)
             for remark in remarks:
                 _tell(console, remark)
@@ -119,18 +120,20 @@ def plan(config: PretrainConfig, source: Source) -> list[Training]:
     Raises:
         SettingsError: A setting does not fit.
     """
-    configs = [config, *baseline_of(config)]
     try:
-        networks = [build_networks(each) for each in configs]
-        loaders = [training_loader(*each, source) for each in zip(configs, networks, strict=True)]
+        networks, loader = _made(config, source)
+        steps = max(1, round(config.train.epochs * len(loader)))
+        trainings = [Training(config, networks, loader, steps)]
+        forwards = networks.forwards(loader, steps)
+        for baseline in baseline_of(config):
+            networks, loader = _made(baseline, source)
+            steps = _steps_of(networks, loader, forwards)
+            lasting = baseline.lasting(steps / len(loader))
+            if lasting.options(lasting.method) != baseline.options(baseline.method):
+                networks, loader = _made(lasting, source)
+            trainings.append(Training(lasting, networks, loader, steps))
     except OptionError as error:  # another ValueError is no fault of the settings
         raise SettingsError(str(error)) from error
-    steps = max(1, round(config.train.epochs * len(loaders[0])))
-    forwards = networks[0].forwards(loaders[0], steps)
-    trainings = [Training(config, networks[0], loaders[0], steps)]
-    for baseline, its_networks, loader in zip(configs[1:], networks[1:], loaders[1:], strict=True):
-        steps = _steps_of(its_networks, loader, forwards)
-        trainings.append(Training(baseline, its_networks, loader, steps))
     for training in trainings:
         gram = training.networks.method.gram_teacher()
         if gram is not None and gram.start >= training.steps:
@@ -140,6 +143,14 @@ def plan(config: PretrainConfig, source: Source) -> list[Training]:
                 f" {training.name}, got {gram.start}"
             )
     return trainings
+
+
+def _made(config: PretrainConfig, source: Source) -> tuple[Networks, ViewLoader]:
+    networks = build_networks(config)
+    loader = training_loader(config, networks, source)
+    if networks.hard_views is not None:
+        networks.method.require_images(loader.batch_size // config.train.accumulate)
+    return networks, loader
 
 
 def _steps_of(networks: Networks, loader: ViewLoader, forwards: float) -> int:
@@ -249,25 +260,47 @@ def baseline_of(config: PretrainConfig) -> list[PretrainConfig]:
 
 
 def beyond_the_end(config: PretrainConfig) -> list[str]:
-    """A sentence for every option in epochs that are more than the training has.
+    """A sentence for every option in epochs that a training is too short for.
 
     It is no error: a warm-up takes the whole training then, and what waits for an epoch does not
     happen. So one setting, or a recipe, serves short trials, too.
     """
-    options: list[tuple[str, float, str]] = [
-        ("optimizer.warmup", config.optimizer.warmup, "the learning rate rises to the end")
-    ]
-    groups = [config.options(config.method)]
-    groups += [config.hard_views] if config.hard_views.views else []
-    for group in groups:
-        for name, outcome in group.waits.items():
-            options.append((f"{group.group}.{name}", getattr(group, name), outcome))
-    epochs = config.train.epochs
+    epochs, own = config.train.epochs, config.options(config.method)
+    told = []
+    if config.optimizer.warmup > epochs:
+        outcome = "the learning rate rises to the end"
+        told.append(("optimizer.warmup", config.optimizer.warmup, outcome))
+    for name, outcome in own.warmups.items():
+        if getattr(own, name) > epochs:
+            told.append((f"{own.group}.{name}", getattr(own, name), outcome))
+    for name, outcome in own.waits.items():
+        if getattr(own, name) >= epochs:
+            told.append((f"{own.group}.{name}", getattr(own, name), outcome))
     return [
         f"{outcome}: {name} is {value:g} epochs, train.epochs {epochs:g}"
-        for name, value, outcome in options
-        if value > epochs
+        for name, value, outcome in told
     ]
+
+
+def nothing_hard(training: Training) -> list[str]:
+    """A sentence where hard views are asked for, and no image of any step gets its hardest pair."""
+    hard = training.networks.hard_views
+    if hard is None:
+        return []
+    options, config = hard.options, training.config.train
+    if not options.selections(training.steps, len(training.loader)):
+        return [
+            f"no hard views are selected in {training.steps} steps: hard_views.warmup is"
+            f" {options.warmup:g} epochs, train.epochs {config.epochs:g}, hard_views.every"
+            f" {options.every}"
+        ]
+    images = training.loader.batch_size // config.accumulate
+    if not round(options.fraction * images):
+        return [
+            f"no image gets its hardest pair: hard_views.fraction is {options.fraction:g}, and a"
+            f" process has {images} images at a time"
+        ]
+    return []
 
 
 def _open_runs(
@@ -314,9 +347,8 @@ def _train(
     if rank() == 0:
         run.make_missing()
         if not run.config.exists():
-            # A baseline's directory is a run of its own, whose epochs follow from its steps.
-            train = replace(training.config.train, epochs=training.steps / len(training.loader))
-            _save_settings(run, replace(training.config, train=train), training.networks)
+            # A baseline's directory is a run of its own.
+            _save_settings(run, training.config, training.networks)
     seed_everything(training.config.seed, workers=True, verbose=False)
     began = time.perf_counter()
     module = fit(training, run, resume=checkpoint, console=console)

@@ -80,8 +80,7 @@ REFUSED = [
     ),
     ("mast", MASTOptions(SMALL, base="nt_xent", temperature=0.0), RECIPE, "temperature must be"),
     ("mast", MASTOptions(SMALL, price=-1.0), RECIPE, "price must be positive"),
-    ("mast", MASTOptions(SMALL, price=0.2, masks="blocks"), RECIPE, "price must be None"),
-    ("mast", MASTOptions(SMALL, price=0.2, base="nt_xent"), RECIPE, "no price on the nt_xent"),
+    ("mast", MASTOptions(SMALL), AugmentationRecipe(views=4), "augment.views must be 2, got 4"),
 ]
 
 
@@ -319,7 +318,14 @@ def test_masks_do_not_decay():
             {"shared": {"hue": SharedOptions(share=1.5)}},
             r"share of hue must be from 0 to 1, got 1.5",
         ),
-        ({"shared": {"hue": SharedOptions(freed=1)}}, r"freed of hue must be below 1, got 1"),
+        ({"shared": {"hue": SharedOptions(freed=1)}}, r"freed of hue must be 0, or from .*, got 1"),
+        (
+            {"shared": {"flip": {"freed": 0.9999999}}},
+            "freed of flip must be 0, or",
+        ),
+        ({"epochs": 0.0}, "mast.epochs must be positive"),
+        ({"price": 0.2, "masks": "blocks"}, "mast.price is for .* got vicreg and blocks"),
+        ({"price": 0.2, "base": "nt_xent"}, "mast.price is for .* got nt_xent and learned"),
         (
             {"shared": {"blur": SharedOptions(start=-1)}},
             "mast.shared: start of blur must be from 0",

@@ -7,12 +7,13 @@ import torch
 
 from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import open_source
-from mast_ext.methods import DINO, IBOT, HardViewOptions
+from mast_ext.methods import DINO, IBOT
 from mast_ext.methods.mast import MASTOptions
 from mast_ext.train.config import (
     DataConfig,
     EvaluateConfig,
     EvaluationConfig,
+    ModelConfig,
     OptimizerConfig,
     PretrainConfig,
     TrainConfig,
@@ -104,16 +105,27 @@ def in_epochs(epochs, warmup, **options):
                 "the prototypes never change: dino.freeze_last_layer is 1 epochs, train.epochs 0.5",
             ],
         ),
-        (in_epochs(4, 1, dino=DINO.Options(temperature_warmup=30)), []),  # mast is trained
         (
-            in_epochs(4, 1, hard_views=HardViewOptions(views=4, warmup=5)),
-            ["no hard views are selected: hard_views.warmup is 5 epochs, train.epochs 4"],
+            in_epochs(1, 0, method="dino", dino=DINO.Options(freeze_last_layer=1)),
+            ["the prototypes never change: dino.freeze_last_layer is 1 epochs, train.epochs 1"],
         ),
-        (in_epochs(4, 1, hard_views=HardViewOptions(warmup=5)), []),
+        (in_epochs(4, 1, dino=DINO.Options(temperature_warmup=30)), []),  # mast is trained
     ],
 )
 def test_what_is_longer_than_the_training_is_told(config, told):
     assert beyond_the_end(config) == told
+
+
+def test_lasting_longer_moves_what_follows_from_the_epochs():
+    config = PretrainConfig(train=TrainConfig(epochs=3))
+    assert config.lasting(9).mast.epochs == config.lasting(9).train.epochs == 9
+    given = replace(config, mast=MASTOptions(epochs=5))
+    assert given.lasting(9).mast.epochs == 5
+
+
+def test_arguments_of_timm_are_as_a_file_gives_them_back():
+    """A run that was started from Python with tuples resumes from its file."""
+    assert ModelConfig(timm_args={"channels": (8, 16)}).timm_args == {"channels": [8, 16]}
 
 
 @pytest.mark.parametrize("path", ["/data/images", "/data/*.tar", "s3://bucket/{0..9}.tar", None])

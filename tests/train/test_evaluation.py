@@ -67,6 +67,15 @@ def test_network_state_is_untouched(images, backbone):
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
 
 
+def test_the_network_can_be_trained_afterwards(images):
+    """Its weights are moved to other memory formats, which must not bind them to inference."""
+    torch.manual_seed(0)
+    backbone = create_backbone("resnet18", True)[0]
+    extract_features(backbone, images.test, RECIPE)
+    backbone.train()(torch.rand(2, 3, 16, 16)).sum().backward()
+    assert all(weight.grad is not None for weight in backbone.parameters())
+
+
 def test_rows(images, backbone):
     method = MAST(16, RECIPE, MASTOptions((8, 8)))
     config = EvaluationConfig(neighbors=(5,))

@@ -45,6 +45,17 @@ def test_frames_stand_around_the_chosen_views(views):
     assert np.array_equal(figure.axes[0].images[0].get_array(), examples.images[0, 0])
 
 
+def test_two_views_are_framed_where_others_are_equal_to_them():
+    """Of an image whose views share what sets them apart."""
+    recipe = AugmentationRecipe(size=4)
+    images, rows = torch.zeros(VIEWS, BATCH, 3, 4, 4), torch.rand(2, BATCH, 14).repeat(2, 1, 1)
+    rows[:, 0] = rows[0, 0]  # all of the first image
+    batch = ViewBatch(images, rows, torch.arange(BATCH), {})
+    chosen = replace(batch, parameters=rows[1:3])
+    framed = chosen_views(batch, chosen, recipe, views=VIEWS).chosen
+    assert framed.tolist() == [[True, True, False, False]] * IMAGES
+
+
 def test_large_views_are_shown_smaller():
     torch.manual_seed(0)
     recipe = AugmentationRecipe(size=2 * SIDE, mean=(0, 0, 0), std=(1, 1, 1))

@@ -25,8 +25,9 @@ from mast_ext.train.evaluation.ridge import ridge_predictions
 from mast_ext.train.evaluation.scores import r2
 from mast_ext.train.evaluation.subsets import Subset
 
-SEED = 99
-"""Of the views, which are the same for every network."""
+SEEDS = 99, 100
+"""Of the views that are fitted on and of those that are told, which are the same for every network.
+They differ: parameters follow from the seed and an image's position, and would be the same ones."""
 
 MOST_IMAGES = 20_000
 """Images of a split, evenly spread: features of pairs are twice as wide as those of images."""
@@ -65,6 +66,7 @@ def view_pairs(
     source: Source,
     recipe: AugmentationRecipe,
     *,
+    seed: int,
     batch_size: int = 512,
     method: Method | None = None,
     device: torch.device | str = "cpu",
@@ -76,6 +78,7 @@ def view_pairs(
         backbone: Images ``[N, C, S, S]`` to features ``[N, F]``; put into evaluation mode.
         source: The images.
         recipe: What is done to views.
+        seed: Of the views.
         batch_size: Images per step.
         method: Its projector gives embeddings, too.
         device: Where to compute.
@@ -85,7 +88,7 @@ def view_pairs(
         Subset(source, spread(len(source), MOST_IMAGES)),
         ComposedPolicy(recipe, views=2),
         batch_size=max(1, batch_size // 2),
-        seed=SEED,
+        seed=seed,
         shuffle=False,
         drop_last=False,
         workers=workers,

@@ -14,7 +14,7 @@ from mast_ext.augment import AugmentationRecipe
 from mast_ext.data import Source
 from mast_ext.methods import Method
 from mast_ext.train.config import EvaluationConfig
-from mast_ext.train.evaluation.augmentations import explained, view_pairs
+from mast_ext.train.evaluation.augmentations import SEEDS, explained, view_pairs
 from mast_ext.train.evaluation.features import Features, extract_features
 from mast_ext.train.evaluation.images import LabeledImages
 from mast_ext.train.evaluation.probes import (
@@ -133,12 +133,13 @@ def evaluate_augmentations(
             backbone,
             source,
             recipe,
+            seed=seed,
             batch_size=config.batch_size,
             method=method,
             device=device,
             workers=workers,
         )
-        for source in (train, test)
+        for source, seed in zip((train, test), SEEDS, strict=True)
     )
     targets = (pairs.differences, pairs_test.differences)
     found = (pairs.first, pairs.second, pairs_test.first, pairs_test.second)

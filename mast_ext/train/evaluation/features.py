@@ -82,7 +82,6 @@ def extract_features(
     return embed_all(backbone, views, method, device)
 
 
-@torch.inference_mode()
 def embed_all(
     backbone: nn.Module,
     batches: Iterable[Tensor],
@@ -94,9 +93,11 @@ def embed_all(
     if method is not None:
         method = method.to(device).eval()
     features, embeddings = [], []
-    for images in batches:
-        pooled = backbone(images)
-        features.append(pooled.float().cpu())
-        if method is not None:
-            embeddings.append(method.embed(pooled).float().cpu())
+    # Not before: weights that are moved in inference mode cannot be trained any more.
+    with torch.inference_mode():
+        for images in batches:
+            pooled = backbone(images)
+            features.append(pooled.float().cpu())
+            if method is not None:
+                embeddings.append(method.embed(pooled).float().cpu())
     return Features(torch.cat(features), torch.cat(embeddings) if embeddings else None)

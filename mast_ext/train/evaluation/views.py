@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from mast_ext.augment import AugmentationParameters, AugmentationRecipe, ViewBatch, ViewLoader
 from mast_ext.augment.parameters import COLUMN
@@ -94,9 +95,14 @@ def chosen_views(
         )
         pixels = small.unflatten(0, pixels.shape[:2])
     rows, pair = batch.parameters[:views, :IMAGES], chosen.parameters[:2, :IMAGES]
+    equal = (rows[:, None] == pair[None]).all(-1)  # [V, 2, N]: a view is where its row is
+    # Of views with equal rows, which look alike, the first one that is not taken.
+    first = equal[:, 0].int().argmax(0)
+    taken = one_hot(first, views).T.bool()
+    second = (equal[:, 1] & ~taken).int().argmax(0)
     return HardViewExamples(
         (255 * pixels).round().byte().permute(1, 0, 3, 4, 2).numpy(),
-        (rows[:, None] == pair[None]).all(-1).any(1).T.cpu().numpy(),  # a view is where its row is
+        (taken | one_hot(second, views).T.bool()).T.cpu().numpy(),
         AugmentationParameters(pair.cpu()).crop_iou(0, 1).numpy(),
     )
 

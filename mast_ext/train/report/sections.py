@@ -328,9 +328,13 @@ def _hard_views(runs: Sequence[RunRecord]) -> Section:
     for run in runs:
         if run.measured is not None and run.measured.examples is not None:
             examples = run.measured.examples
+            options = run.settings.get("hard_views", {})
+            by_chance = options.get("strategy") == "softmax" or options.get("fraction", 1) < 1
             caption = (
-                "Views of one image in each row; those that the trained networks find hardest to"
-                " match are framed. IoU: how much of the image their crops share."
+                "Views of one image in each row; framed are those that the trained networks find"
+                " hardest to match"
+                f"{', or that chance gave in place of them' if by_chance else ''}."
+                " IoU: how much of the image their crops share."
             )
             channels = len(run.settings.get("augment", {}).get("mean", ()))
             if channels > 3:
