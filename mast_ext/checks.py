@@ -18,10 +18,14 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from mast_ext.compiling import out_of_inference
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _PLAIN = frozenset((float, int))
+_INT64 = range(-(2**63), 2**63)
 
 
 class OptionError(ValueError):
@@ -36,6 +40,7 @@ def as_number(name: str, value: Any) -> float:
 
     Raises:
         TypeError: It is not a number.
+        ValueError: It is an integer, or a fraction, too large for a float.
     """
     if type(value) is float or torch.compiler.is_compiling():
         return value
@@ -43,14 +48,18 @@ def as_number(name: str, value: Any) -> float:
 
 
 def as_integer(name: str, value: Any) -> int:
-    """The value as an int; for what an operator checks the range of.
+    """The value as an int of 64 bits; for what an operator checks the range of.
 
     Raises:
         TypeError: It is not an integer (2.0 is none).
+        ValueError: It has more than 64 bits.
     """
-    if type(value) is int or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (type(value) is int and value in _INT64):
         return value
-    return _number(name, value, Integral, "an integer")
+    number = _integer(name, value)
+    if isinstance(number, int) and number not in _INT64:
+        raise OptionError(f"{name} must fit into 64 bits, got {_described(number)}")
+    return number
 
 
 def require_number(
@@ -111,7 +120,7 @@ def require_integer(name: str, value: Any, low: float = -math.inf, high: float =
     """
     if torch.compiler.is_compiling():
         return value
-    number = as_integer(name, value)
+    number = _integer(name, value)
     if not low <= number <= high:
         raise OptionError(f"{name} must be {_range(low, high)}, got {number}")
     return number
@@ -132,7 +141,11 @@ def require_numbers(name: str, values: Any, count: int | None = None) -> tuple[f
     if torch.compiler.is_compiling():
         return tuple(values)
     plain = type(values) is tuple and _PLAIN.issuperset(map(type, values))
-    if plain and math.isfinite(sum(values)):  # the usual case, in a tenth of the time
+    try:
+        usual = plain and math.isfinite(sum(values))  # the usual case, in a tenth of the time
+    except OverflowError:  # of an integer too large for a float
+        usual = False
+    if usual:
         numbers = values
     else:
         numbers = tuple(require_number(name, value) for value in _listed(name, values))
@@ -211,11 +224,16 @@ def require_one_device(**named: Any) -> None:
                 raise ValueError(f"{name} must be on {first.device}{like}, got {tensor.device}")
 
 
-def explains_types(function: Callable[P, T]) -> Callable[P, T]:
+def explains_types(function: Callable[P, T], *, repeatable: bool = False) -> Callable[P, T]:
     """Decorator: where a call fails because an argument is no tensor, its error says so.
 
     Nothing is looked at before: what PyTorch's dispatcher or an attribute's lookup says of such an
     argument is put in words afterwards, by the annotations.
+
+    Args:
+        function: What takes tensors.
+        repeatable: It changes nothing. Where autograd would have to keep a tensor that was made
+            under `torch.inference_mode`, it is called once more, with copies of such tensors.
 
     Raises:
         TypeError: An argument has another type than its annotation, and the call failed.
@@ -227,6 +245,9 @@ def explains_types(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            if repeatable and "Inference tensors" in str(error):
+                copies, options = tree_map_only(Tensor, out_of_inference, (args, kwargs))
+                return function(*copies, **options)
             if not isinstance(error, torch.OutOfMemoryError) and (
                 told := _first_misfit(function, args, kwargs)
             ):
@@ -320,7 +341,7 @@ def _as_annotated(name: str, value: Any, kind: Any) -> Any:
             raise OptionError(f"{name} must be a number, got {number}")
         return number
     if kind is int:
-        return as_integer(name, value)
+        return _integer(name, value)
     if kind is str:
         if isinstance(value, PathLike):
             value = fspath(value)
@@ -349,6 +370,10 @@ def _as_annotated(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
+def _integer(name: str, value: Any) -> int:
+    return value if type(value) is int else _number(name, value, Integral, "an integer")
+
+
 def _number(name: str, value: Any, kind: type, what: str) -> Any:
     """A Python number from one of a kind; what is made of symbols stands for one."""
     if isinstance(value, (torch.SymInt, torch.SymFloat)):
@@ -358,9 +383,15 @@ def _number(name: str, value: Any, kind: type, what: str) -> Any:
         number = value.item()
     if isinstance(number, bool) or not isinstance(number, kind):
         raise TypeError(f"{name} must be {what}, got {_described(value)}")
-    if isinstance(number, Integral):
-        return int(number)
-    return float(number)  # type: ignore[arg-type]
+    if kind is Integral:
+        return int(number)  # type: ignore[call-overload]
+    try:
+        as_float = float(number)  # type: ignore[arg-type]
+    except OverflowError:
+        raise OptionError(
+            f"{name} must fit into a float of 64 bits, got {_described(number)}"
+        ) from None
+    return int(number) if isinstance(number, Integral) else as_float
 
 
 def _described(value: Any) -> str:
@@ -376,4 +407,6 @@ def _range(low: float, high: float) -> str:
         return "from {} to {}".format(*(n if isinstance(n, int) else f"{n:g}" for n in (low, high)))
     if math.isfinite(low):
         return f"at least {low:g}"
-    return f"at most {high:g}" if math.isfinite(high) else "a finite number"
+    if math.isfinite(high):
+        return f"at most {high if isinstance(high, int) else f'{high:g}'}"
+    return "a finite number"

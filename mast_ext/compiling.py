@@ -27,6 +27,18 @@ def changes_between_calls(number: float) -> bool:
     return not has_static_value(number)
 
 
+def out_of_inference(x: Tensor) -> Tensor:
+    """``x``, or a copy of what was made under `torch.inference_mode`.
+
+    Autograd cannot keep such a tensor for a backward pass, and nothing outside of that mode can
+    change it in place. Compilers cannot ask for it.
+    """
+    if torch.compiler.is_compiling() or not x.is_inference():
+        return x
+    with torch.inference_mode(False):
+        return x.clone()
+
+
 def copy_of_state(x: Tensor) -> Tensor:
     """A copy for the backward pass of a buffer that then changes in place.
 

@@ -174,7 +174,7 @@ def require_equal_batches(x: Tensor, dim: int) -> None:
     width = x.numel() // max(batch, 1)
     dtype = _SENT_DTYPES.index(x.dtype) if x.dtype in _SENT_DTYPES else len(_SENT_DTYPES)
     needs_gradient = x.requires_grad and torch.is_grad_enabled()
-    mine = torch.tensor([[batch, width, dtype, needs_gradient]])
+    mine = torch.tensor([[batch, width, dtype, needs_gradient]], device="cpu")
     every = all_gather(mine, group=host_group()).tolist()
     names = [str(each).removeprefix("torch.") for each in _SENT_DTYPES] + ["another"]
     shown = [(b, w, names[d], "yes" if needs else "no") for b, w, d, needs in every]
@@ -360,7 +360,7 @@ def all_gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
     """Numbers of every process, as many of each, in the order of ranks."""
     if world_size() == 1:
         return [list(numbers)]
-    own = torch.tensor([list(numbers)], dtype=torch.float64)
+    own = torch.tensor([list(numbers)], dtype=torch.float64, device="cpu")
     return all_gather(own, group=host_group()).tolist()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from mast_ext.checks import (
 )
 from mast_ext.compiling import changes_between_calls
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Interval = Literal["half", "symmetric"]
 
 __all__ = [
@@ -57,8 +59,19 @@ __all__ = [
 # after the other is faster there: what is made of it stays in the cache.
 MOST_TOGETHER = 2**16
 
+# More make no sense, and overflow the size of a result, of which torch names no argument.
+MOST_KNOTS = 2**31 - 1
 
-@explains_types
+# Of the operators that take groups (csrc/host).
+MOST_GROUPS = 65535
+
+
+def _repeatable(function: Callable[P, T]) -> Callable[P, T]:
+    """`explains_types`, of the functions here: none changes anything."""
+    return explains_types(function, repeatable=True)
+
+
+@_repeatable
 def subspace_similarity(
     x: Tensor,
     y: Tensor | None = None,
@@ -100,7 +113,7 @@ def subspace_similarity(
     return ops.subspace_similarity.op(x, y, masks, metric, as_number("eps", eps))[0]
 
 
-@explains_types
+@_repeatable
 def subspace_nll(
     x: Tensor,
     log_var_x: Tensor,
@@ -148,7 +161,7 @@ def subspace_nll(
     return ops.subspace_nll.op(x, log_var_x, y, log_var_y, masks, variance)[0]
 
 
-@explains_types
+@_repeatable
 def contrastive_logsumexp(
     x: Tensor,
     y: Tensor | None = None,
@@ -248,7 +261,7 @@ def _tensor_and_number(
     return None, number
 
 
-@explains_types
+@_repeatable
 def contrastive_loss(
     views: Tensor | Sequence[Tensor],
     *,
@@ -308,7 +321,7 @@ def contrastive_loss(
     )[0]
 
 
-@explains_types
+@_repeatable
 def view_pair_cross_entropy(
     lse: Tensor,
     positive: Tensor,
@@ -350,7 +363,7 @@ def view_pair_cross_entropy(
     return ops.view_pair_cross_entropy.op(lse, positive, decoupled, reduction)
 
 
-@explains_types
+@_repeatable
 def sigmoid_contrast(
     x: Tensor,
     y: Tensor,
@@ -412,7 +425,7 @@ def _as_scalar(name: str, number: float | Tensor, like: Tensor) -> Tensor:
     return like.new_ones((), dtype=torch.promote_types(like.dtype, torch.float32)) * number
 
 
-@explains_types
+@_repeatable
 def variance_covariance(
     z: Tensor, masks: Tensor | None = None, *, eps: float = 1e-4
 ) -> tuple[Tensor, Tensor]:
@@ -448,7 +461,7 @@ def variance_covariance(
     return ops.variance_covariance.op(z, masks, as_number("eps", eps))[:2]
 
 
-@explains_types
+@_repeatable
 def cross_correlation_penalty(
     a: Tensor, b: Tensor, *, lambda_: float, variant: Literal["official", "paper"] = "official"
 ) -> Tensor:
@@ -484,7 +497,7 @@ def cross_correlation_penalty(
     return ops.cross_correlation_penalty.op(a, b, lambda_, variant)[0]
 
 
-@explains_types
+@_repeatable
 def grouped_squared_difference(
     x: Tensor, y: Tensor, group: Tensor, groups: int, *, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -520,7 +533,7 @@ def grouped_squared_difference(
     return ops.grouped_squared_difference.op(x, y, group, groups, weight, None)[:2]
 
 
-@explains_types
+@_repeatable
 def grouped_squared_difference_with_residual(
     x: Tensor,
     y: Tensor,
@@ -561,7 +574,7 @@ def grouped_squared_difference_with_residual(
     return op(x, y, group, groups, weight, dimension_weights)
 
 
-@explains_types
+@_repeatable
 def grouped_means(group_weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
     r"""Every dimension's weighted mean, of sums over groups of pairs and of their counts.
 
@@ -589,7 +602,7 @@ def grouped_means(group_weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor
     return ops.grouped_means.op(group_weights, sums, counts)[0]
 
 
-@explains_types
+@_repeatable
 def weighted_terms(
     first: Tensor,
     second: Tensor | None = None,
@@ -633,7 +646,7 @@ def weighted_terms(
     return ops.weighted_terms.op(first, second, third, scales, weights)
 
 
-@explains_types
+@_repeatable
 def vicreg_terms(
     x: Tensor,
     y: Tensor,
@@ -692,18 +705,22 @@ def vicreg_terms(
     scales, weights = require_numbers("scales", scales), require_numbers("weights", weights)
     eps = as_number("eps", eps)
     alike = x.ndim == 2 and (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
+    weighing = invariance if group_weights is None else group_weights
+    if weighing is not None:
+        alike = alike and weighing.device == x.device
+        alike = alike and weighing.dtype == torch.promote_types(x.dtype, torch.float32)
     if group is None or group_weights is None or invariance is not None:
         grouped = group is None and group_weights is None
     else:
         grouped = (
             group_weights.ndim == 2
-            and len(group_weights) > 0
+            and 0 < group_weights.shape[0] <= MOST_GROUPS
             and group_weights.shape[1:] == x.shape[1:]
-            and group_weights.dtype == torch.promote_types(x.dtype, torch.float32)
         )
     apart = x.device.type == "cpu" and x.numel() > MOST_TOGETHER
     # What does not fit is left to the operator, which says so.
-    if alike and grouped and (apart or any(map(changes_between_calls, (*scales, *weights)))):
+    fits = alike and grouped and x.shape[0] >= 2
+    if fits and (apart or any(map(changes_between_calls, (*scales, *weights)))):
         if group is not None and group_weights is not None:
             found = grouped_squared_difference(x, y, group, len(group_weights))
             invariance = grouped_means(group_weights, *found)
@@ -715,7 +732,7 @@ def vicreg_terms(
     return ops.vicreg_terms.op(x, y, invariance, group, group_weights, eps, scales, weights)[:2]
 
 
-@explains_types
+@_repeatable
 def gram_difference(
     s: Tensor, t: Tensor, *, remove_negative: Literal["teacher", "both"] | None = None
 ) -> Tensor:
@@ -752,7 +769,7 @@ def gram_difference(
     return ops.gram_difference.op(s, t, remove_negative, _keeps())[0]
 
 
-@explains_types
+@_repeatable
 def sliced_characteristic_sums(
     z: Tensor, slices: Tensor, *, knots: int = 17, t_min: float = 0.0, t_max: float = 3.0
 ) -> Tensor:
@@ -787,13 +804,13 @@ def sliced_characteristic_sums(
             ``t_max`` are not finite and in order.
         TypeError: A dtype is not supported.
     """
-    knots, t_min = as_integer("knots", knots), as_number("t_min", t_min)
+    knots, t_min = require_integer("knots", knots, high=MOST_KNOTS), as_number("t_min", t_min)
     return ops.sliced_characteristic_sums.op(
         z, slices, knots, t_min, as_number("t_max", t_max), _keeps()
     )[0]
 
 
-@explains_types
+@_repeatable
 def sliced_characteristic_distance(
     z: Tensor,
     slices: Tensor,
@@ -837,7 +854,7 @@ def sliced_characteristic_distance(
     return epps_pulley_distance(sums, z.shape[1], phi, weights)
 
 
-@explains_types
+@_repeatable
 def epps_pulley_grid(
     knots: int,
     t_max: float,
@@ -865,7 +882,8 @@ def epps_pulley_grid(
             not positive and finite, or ``interval`` is unknown.
     """
     least = 3 if interval == "symmetric" else 2
-    knots, t_max = require_integer("knots", knots, least), require_positive("t_max", t_max)
+    knots = require_integer("knots", knots, least, MOST_KNOTS)
+    t_max = require_positive("t_max", t_max)
     if interval not in ("half", "symmetric"):
         raise ValueError(f"interval must be 'half' or 'symmetric', got {interval!r}")
     if interval == "half":
@@ -882,7 +900,7 @@ def epps_pulley_grid(
     return t_min, t, phi, weights * phi
 
 
-@explains_types
+@_repeatable
 def epps_pulley_distance(
     sums: Tensor, images: float | Tensor, phi: Tensor, weights: Tensor
 ) -> Tensor:
@@ -914,7 +932,7 @@ def epps_pulley_distance(
     return ops.epps_pulley_distance.op(sums, tensor, number, phi, weights)
 
 
-@explains_types
+@_repeatable
 def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0) -> Tensor:
     r"""Masks of a given mean, and the products of every subset of them.
 
@@ -946,7 +964,7 @@ def budgeted_masks(mask_logits: Tensor, mean: Tensor, *, sharpness: float = 1.0)
     return ops.budgeted_masks.op(mask_logits, mean, sharpness)[0]
 
 
-@explains_types
+@_repeatable
 def prototype_cross_entropy(
     student: Tensor | Sequence[Tensor],
     teacher: Tensor | Sequence[Tensor],
@@ -1010,7 +1028,7 @@ def prototype_cross_entropy(
     )[0]
 
 
-@explains_types
+@_repeatable
 def prototype_cross_entropy_with_mean(
     student: Tensor | Sequence[Tensor],
     teacher: Tensor | Sequence[Tensor],
@@ -1108,7 +1126,7 @@ def _as_input(number: float) -> Tensor:
     return torch.ones((), dtype=torch.float64, device="cpu") * number
 
 
-@explains_types
+@_repeatable
 def prototype_column_logsumexp(
     logits: Tensor,
     *,
@@ -1149,7 +1167,7 @@ def prototype_column_logsumexp(
     return ops.prototype_column_logsumexp.op(logits, center, temperature, normalize_rows)
 
 
-@explains_types
+@_repeatable
 def sinkhorn_knopp(
     logits: Tensor,
     *,
@@ -1207,7 +1225,7 @@ def sinkhorn_knopp(
     return center
 
 
-@explains_types
+@_repeatable
 def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
     r"""Distance of every row to the nearest other one on the unit sphere (KoLeo).
 
@@ -1249,7 +1267,7 @@ def nearest_neighbor_distance(x: Tensor, *, eps: float = 1e-8) -> tuple[Tensor, 
     return ops.nearest_neighbor_distance.op(x, eps)
 
 
-@explains_types
+@_repeatable
 def select_hard_pairs(
     pair_losses: Tensor, *, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -1282,7 +1300,7 @@ def select_hard_pairs(
     return ops.select_hard_pairs.op(pair_losses, candidates)
 
 
-@explains_types
+@_repeatable
 def select_hard_cosine_pairs(
     x: Tensor,
     y: Tensor | None = None,
@@ -1318,7 +1336,7 @@ def select_hard_cosine_pairs(
     return ops.select_hard_cosine_pairs.op(x, y, candidates, as_number("eps", eps))
 
 
-@explains_types
+@_repeatable
 def select_hard_crops(
     ce: Tensor,
     *,
@@ -1379,7 +1397,7 @@ def select_hard_crops(
     return ops.select_hard_crops.op(ce, tuples, num_locals)
 
 
-@explains_types
+@_repeatable
 def gather_views(views: Tensor, index: Tensor) -> Tensor:
     r"""The chosen views of every image: ``out[s, b] = views[index[s, b], b]``.
 

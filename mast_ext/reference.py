@@ -248,7 +248,8 @@ def weighted_terms(
     """See :func:`mast_ext.functional.weighted_terms`."""
     given = [t for t in (first, second, third) if t is not None]
     terms = torch.stack([s * t.sum() for s, t in zip(scales, given, strict=True)])
-    return (torch.as_tensor(weights).to(terms) * terms).sum(), terms.detach()
+    factors = torch.as_tensor(weights, dtype=terms.dtype, device=terms.device)
+    return (factors * terms).sum(), terms.detach()
 
 
 def vicreg_terms(

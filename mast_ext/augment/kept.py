@@ -5,7 +5,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from torch import Tensor
 
-from mast_ext.augment.rendering import ImageSource
+from mast_ext.augment.rendering import ImageSource, image_of
 from mast_ext.checks import as_number
 
 KEPT_GB = 1.0
@@ -39,7 +39,7 @@ class KeptImages:
         kept = self._kept.get(index)
         if kept is not None:
             return kept
-        image = self.source.image(index)
+        image = image_of(self.source, index)
         of_a_pixel = image.nbytes / image[0].numel()
         if self._pixels * of_a_pixel <= self.most:
             self._kept[index] = image

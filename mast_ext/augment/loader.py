@@ -27,6 +27,7 @@ from mast_ext.augment.rendering import (
     Renderer,
     TorchvisionRenderer,
     images_of,
+    require_source,
 )
 from mast_ext.augment.transfer import CopyStream, copied_ahead
 from mast_ext.checks import OptionError, require_integer
@@ -353,10 +354,12 @@ def build_loader(
             are decoded, if all together take no more.
 
     Raises:
-        ValueError: A value is out of range or unknown, the backend cannot do what is asked for, or
-            not one batch fits.
+        TypeError: The source is not what `ImageSource` says, or an option has another type.
+        ValueError: A value is out of range or unknown, the source's shapes do not fit, the backend
+            cannot do what is asked for, or not one batch fits.
         ModuleNotFoundError: DALI is asked for and not installed.
     """
+    require_source(source)
     for name, value, low in (
         ("batch_size", batch_size, 1),
         ("world_size", world_size, 1),
@@ -399,9 +402,14 @@ def evaluation_images(
 
     Yields:
         Normalized images ``[B, C, size, size]`` float32 and their indices ``[B]`` int64.
+
+    Raises:
+        TypeError: The source is not what `ImageSource` says.
+        ValueError: Its shapes do not fit, or ``batch_size`` is below 1.
     """
     from mast_ext.augment.torchvision import render
 
+    require_source(source)
     require_integer("batch_size", batch_size, 1)
     recipe = AugmentationRecipe(size=size, mean=mean, std=std)  # whose size and norm alone count
     for start in range(0, len(source), batch_size):
@@ -424,9 +432,14 @@ def composed_views(
 
     Returns:
         Normalized, ``[views, B, C, S, S]`` float32.
+
+    Raises:
+        TypeError: The source is not what `ImageSource` says.
+        ValueError: Its shapes do not fit.
     """
     from mast_ext.augment.torchvision import render
 
+    require_source(source)
     plan = ComposedPolicy(recipe, views=views).plan(seed, 0, indices, source.sizes[indices])
     return render(images_of(source, indices), plan.rows, recipe)
 

@@ -30,9 +30,10 @@ class ImageSource(Protocol):
     """What a loader needs to know of a source of images (`mast_ext.data` has some).
 
     Attributes:
-        sizes: Height and width of every image, ``[N, 2]``.
-        labels: Class ids of every factor, each ``[N]``; empty without labels.
-        stacked: All images, ``[N, C, H, W]``, when they are in memory and of one size.
+        sizes: Height and width of every image, ``[N, 2]`` integers.
+        labels: Class ids of every factor, each ``[N]`` integers; empty without labels.
+        stacked: All images, ``[N, C, H, W]`` uint8 or uint16, when they are in memory and of one
+            size; else None.
     """
 
     sizes: np.ndarray
@@ -184,16 +185,78 @@ def image_of(source: ImageSource, index: int) -> Tensor:
     """Image ``index``, ``[C, H, W]``.
 
     Raises:
-        ValueError: It is not of the size that the source says, which its crops were drawn for.
+        TypeError: It is no tensor, or neither uint8 nor uint16.
+        ValueError: It is not in the CPU's memory, or not of the size that the source says, which
+            its crops were drawn for.
     """
     image = source.image(index)
+    _require_levels(f"image {index} of the source", image)
     size = tuple(source.sizes[index].tolist())
-    if image.shape[1:] != size:
+    if image.ndim != 3 or not len(image) or image.shape[1:] != size:
         raise ValueError(
             f"image {index} of the source must have shape [C, {size[0]}, {size[1]}], as its sizes"
             f" say, got {list(image.shape)}"
         )
     return image
+
+
+def require_source(source: ImageSource) -> None:
+    """Checks all of a source but its single images, which `image_of` checks as they are taken.
+
+    Raises:
+        TypeError: It lacks something that an `ImageSource` has, or has it of another type.
+        ValueError: Shapes do not fit each other, or images are not in the CPU's memory.
+    """
+    names = ("sizes", "labels", "stacked", "image", "__len__")
+    if missing := [name for name in names if not hasattr(source, name)]:
+        raise TypeError(
+            f"source must have {', '.join(names)} (see ImageSource), and {type(source).__name__}"
+            f" has no {', '.join(missing)}"
+        )
+    if not callable(source.image):
+        raise TypeError(f"source.image must be a method, got {type(source.image).__name__}")
+    count = len(source)
+    _require_array("source.sizes", source.sizes, (count, 2))
+    if (source.sizes < 1).any():
+        raise ValueError("source.sizes must be at least 1, height and width of every image")
+    if not isinstance(source.labels, dict):
+        raise TypeError(
+            "source.labels must be a dict of arrays, empty without labels, got"
+            f" {type(source.labels).__name__}"
+        )
+    for name, ids in source.labels.items():
+        _require_array(f"source.labels[{name!r}]", ids, (count,))
+    stacked = source.stacked
+    if stacked is None:
+        return
+    _require_levels("source.stacked", stacked, " or None")
+    if stacked.ndim != 4 or len(stacked) != count or 0 in stacked.shape[1:]:
+        raise ValueError(
+            f"source.stacked must have shape [{count}, C, H, W], got {list(stacked.shape)}"
+        )
+    if (source.sizes != stacked.shape[2:]).any():
+        raise ValueError(
+            f"source.sizes must be {list(stacked.shape[2:])} for every image, as source.stacked is"
+        )
+
+
+def _require_array(name: str, values: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+        got = f"one of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise TypeError(f"{name} must be a NumPy array of integers, got {got}")
+    if values.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {list(shape)}, of {shape[0]} images, got {list(values.shape)}"
+        )
+
+
+def _require_levels(name: str, images: Any, other: str = "") -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name} must be a torch tensor{other}, got {type(images).__name__}")
+    if images.dtype not in (torch.uint8, torch.uint16):
+        raise TypeError(f"{name} must be uint8 or uint16, got {images.dtype}")
+    if not images.is_cpu:
+        raise ValueError(f"{name} must be on the CPU, got {images.device}")
 
 
 def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:

@@ -25,6 +25,7 @@ from mast_ext.cli.parser import (
 from mast_ext.cli.pretrain import load_config
 from mast_ext.cli.unused import refuse_unused, unused_in_evaluation
 from mast_ext.models import ImageFormat
+from mast_ext.models.weights import is_torchscript
 from mast_ext.train.config import EvaluateConfig, PretrainConfig, WeightsConfig
 from mast_ext.train.errors import CheckpointError, RunError
 from mast_ext.train.evaluation.images import open_images
@@ -169,7 +170,8 @@ def _open(path: Path, weights: WeightsConfig) -> tuple[PretrainConfig | None, Re
     try:
         return load_config(path), None
     except CheckpointError as error:
-        raise CheckpointError(f"{error}{hint if path.is_file() else ''}") from error
+        may_be_weights = path.is_file() and not is_torchscript(path)
+        raise CheckpointError(f"{error}{hint if may_be_weights else ''}") from error
 
 
 def _defaults_of_run(

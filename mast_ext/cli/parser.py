@@ -16,9 +16,12 @@ from mast_ext.cli.help import HelpFormatter
 from mast_ext.train.config import DEFAULT_AUGMENTATION
 from mast_ext.train.errors import RunError
 from mast_ext.train.state.run_directory import read_settings, with_new_names
-from mast_ext.train.suggestions import did_you_mean, settings_like, similar
+from mast_ext.train.suggestions import choices_like, did_you_mean, settings_like
 
 HARD_VIEWS = "--hard_views"
+
+COUNT_EPOCHS = ("train.epochs", "optimizer.warmup")
+"""Options that other programs have in steps."""
 
 RETIRED = {
     "train.tensorboard": "train.logger with tensorboard for true, csv for false",
@@ -64,17 +67,40 @@ class Parser(ArgumentParser):
             if name in groups and isinstance(value, Mapping):
                 self.check_names(value, f"{name}.")
             elif name in groups:
-                hint = did_you_mean(settings_like(name, known, self.method))
+                hint = self._meant(name)
                 self.error(f"{name} must be a mapping of settings, got {value!r}{hint}")
             elif name not in known:
-                hint = did_you_mean(settings_like(name, known, self.method))
-                self.error(f"there is no setting {name}{hint}")
+                self.error(f"there is no setting {name}{self._meant(name)}")
 
     def _names(self) -> tuple[set[str], set[str]]:
         """Names of all settings, and of their groups."""
         names = {a.dest for a in self._actions if not a.dest.endswith(".help")}
         groups = {dest[:at] for dest in names for at, c in enumerate(dest) if c == "."}
         return names - groups, groups
+
+    def _meant(self, name: str, dashes: str = "") -> str:
+        """Asks for the settings that somebody may have meant by a name."""
+        known, _ = self._names()
+        remarks = dict.fromkeys(COUNT_EPOCHS, " (fractions allowed)") if "steps" in name else {}
+        return did_you_mean(
+            f"{dashes}{each}{remarks.get(each, '')}"
+            for each in settings_like(name, known, self.method)
+        )
+
+    def _takes(self, word: str) -> list[str]:
+        """The options that take one of a few, and this word among them."""
+        return [
+            f"{option} {word}"
+            for option, action in self._option_string_actions.items()
+            if word in (action.choices or ())
+        ]
+
+    def _as_list(self, name: str, count: str | None) -> str:
+        """What an option expects that takes a list, of so many or of any number; by its default."""
+        default = self.get_default(name)
+        example = default if isinstance(default, (list, tuple)) and default else (0.2, 1.0)
+        written = f"[{','.join(map(str, example))}]"
+        return f"expected a list{f' of {count}' if count else ''}, written as {written}."
 
     def _choices(self, option: str) -> str:
         """Of an option that takes one of a few, these."""
@@ -87,24 +113,24 @@ class Parser(ArgumentParser):
         return [key for kind in kinds if is_typeddict(kind) for key in kind.__annotations__]
 
     def _explain(self, message: str) -> str:
-        known, groups = self._names()
+        _, groups = self._names()
         unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
         if unknown:
             option = unknown[1].split("=")[0]
             if not option.startswith("-") and "=" not in unknown[1]:
-                return f"there is one argument too many, {option}"
+                return (
+                    f"there is one argument too many, {option}{did_you_mean(self._takes(option))}"
+                )
             if (name := option.removeprefix("--")) in RETIRED:
                 return f"there is no option {option} any more: write --{RETIRED[name]}"
-            close = settings_like(option, known, self.method)
-            hint = did_you_mean(f"--{name}" for name in close)
-            return f"there is no option {option}{hint}"
+            return f"there is no option {option}{self._meant(option, '--')}"
         missing = re.match(r"the following arguments are required: (\w+)$", message)
         if missing and f"--{missing[1]}" in self._option_string_actions:
             return f"--{missing[1]} is missing{self._choices(f'--{missing[1]}')}"
         message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
         group = re.match(r"--(\w+): Unable to load config '(.*?)'", message)
         if group and group[1] in groups:
-            hint = did_you_mean(f"--{name}" for name in settings_like(group[1], known))
+            hint = self._meant(group[1], "--")
             return f"--{group[1]} takes a file of settings, and {group[2]} is none{hint}"
         keys = re.match(r"--([\w.]+): Unexpected keys: \{'(\w+)'", message)
         if keys and (own := self._keys(f"--{keys[1]}")):
@@ -113,10 +139,16 @@ class Parser(ArgumentParser):
         message = message.replace(
             "expected dict.", "expected a mapping, {name: value}, with a space after the colon."
         )
+        message = re.sub(
+            r"^--([\w.]+): expected (?:a )?tuple(?: with (\d+) elements)?\.",
+            lambda found: f"--{found[1]}: {self._as_list(found[1], found[2])}",
+            message,
+            flags=re.IGNORECASE,
+        )
         message = re.sub(r"Expected a typing\.Literal\[([^]]+)\]", r"expected one of \1", message)
         choice = re.search(r"expected one of ('.+')\. Got value: (\S+)", message)
         return message + did_you_mean(
-            similar(choice[2], re.findall(r"'(.*?)'", choice[1])) if choice else ()
+            choices_like(choice[2], re.findall(r"'(.*?)'", choice[1])) if choice else ()
         )
 
 

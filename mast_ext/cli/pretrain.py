@@ -77,7 +77,10 @@ def main(arguments: Sequence[str]) -> int:
     else:
         extra = options_in(arguments, but=["--resume"])
         if extra:
-            raise UsageError(f"--resume takes the settings of the run: leave out {extra[0]}")
+            raise UsageError(
+                f"--resume takes the settings of the run: leave out {extra[0]}; a new run with"
+                f" --model.weights {resume} begins with its backbone, without heads and teacher"
+            )
         config = load_config(resume)
 
     wanted = config.train.devices

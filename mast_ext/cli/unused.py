@@ -33,6 +33,10 @@ def unused_in_training(config: PretrainConfig, methods: Sequence[str]) -> dict[s
     trained = f"{methods[0]} is trained" + "".join(
         f", and {each} beside it" for each in methods[1:]
     )
+    if config.baseline == config.method and len(methods) == 1:
+        unused["baseline"] = (
+            f"{config.method} is trained without EquiMod and hard views, as its baseline would be"
+        )
     for name in METHODS:
         if name not in methods:
             unused[name] = f"{trained} (method, baseline)"

@@ -120,6 +120,9 @@ class HuggingFaceSource(EncodedSource):
         )
 
 
+_HUB_NAME = re.compile(r"hf:/.*|[\w-][\w.-]*(/[\w.-]+)?")
+"""What may be a data set of the hub: NAME, OWNER/NAME or a URL, without a slash before it."""
+
 Table = Any  # datasets.Dataset
 Tables = dict[str, Callable[[], Table]]
 
@@ -143,7 +146,7 @@ def _failures(path: str | Path) -> Iterator[None]:
     except (SplitError, MemoryError, ModuleNotFoundError):
         raise
     except (FileNotFoundError, ValueError) as error:
-        if str(path) in str(error):
+        if str(Path(path)) in str(error):  # as it is written in ours
             raise
         raise ValueError(f"cannot read {path}: {error}") from error
     except Exception as error:  # packages raise errors of their own
@@ -175,8 +178,15 @@ def _tables(datasets: Any, path: Path) -> Tables:
     else:
         files = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path)))]
     if not files:
-        what = "has no Parquet files, nor what save_to_disk writes" if path.is_dir() else ""
-        raise FileNotFoundError(f"{path} {what or 'does not exist'}")
+        what = "does not exist"
+        if path.is_dir():
+            what = "has no Parquet files, nor what save_to_disk writes"
+        elif path.suffix != ".parquet" and _HUB_NAME.fullmatch(str(path)):
+            what += (
+                "; nothing is fetched from the hub: store what is there first, by"
+                " datasets.load_dataset(NAME).save_to_disk(DIR)"
+            )
+        raise FileNotFoundError(f"{path} {what}")
     by_split: dict[str, list[str]] = {}
     for file in files:
         by_split.setdefault(_split_in(file, path), []).append(str(file))

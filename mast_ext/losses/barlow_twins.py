@@ -72,7 +72,7 @@ class BarlowTwinsLoss(nn.Module):
         z_a, z_b = in_one_dtype(z_a, z_b)
         if self.gather_distributed:
             z_a, z_b = gather_batch(z_a, 0), gather_batch(z_b, 0)
-        require_images(len(z_a), "z_a", least=2)
+        require_images(z_a.shape[0], "z_a", least=2)
         return functional.cross_correlation_penalty(
             z_a, z_b, lambda_=self.lambda_param, variant=self.variant
         )

@@ -137,7 +137,7 @@ class DetConBLoss(nn.Module):
         same_view = (view[:, None] == view[None, :]).unsqueeze(-1)
         positives = same_mask & ~same_view
         found = positives.any(1, keepdim=True)
-        weights = found.squeeze(1) / (same_mask & same_view).sum(1)
+        weights = found.squeeze(1).to(own) / (same_mask & same_view).sum(1)
         negatives = torch.cat((others, own.masked_fill(same_mask, -torch.inf)), 1).logsumexp(1)
         positives = positives | ~found  # what has none gets weight 0, and shall be finite
         log_positives = own.masked_fill(~positives, -torch.inf).logsumexp(1)

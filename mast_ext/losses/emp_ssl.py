@@ -77,7 +77,8 @@ class EMPSSLLoss(nn.Module):
         require_images(views.shape[1], "z_views")
         _, images, dim = batch.shape
         rate = smaller_gram(batch) * (dim / (images * self.tcr_eps))
-        rate = log_determinant(rate + torch.eye(rate.shape[-1]).to(rate)).mean() / 2
+        identity = torch.eye(rate.shape[-1], dtype=rate.dtype, device=rate.device)
+        rate = log_determinant(rate + identity).mean() / 2
         cosine = F.cosine_similarity(views, views.mean(0, keepdim=True), dim=-1).mean()
         return (rate if self.variant == "lightly" else -rate) - self.inv_coef * cosine
 

@@ -108,7 +108,7 @@ class HypersphereLoss(nn.Module):
         rows = lse.flatten()
         if self.gather_distributed:
             rows = gather_batch(rows, 0)
-        images = len(rows)
+        images = rows.shape[0]
         require_images(images, "z_a", least=2)
         return rows.logsumexp(0) - math.log(images * (images - 1)) - 2 * self.t
 

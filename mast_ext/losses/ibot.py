@@ -213,7 +213,7 @@ class IBOTPatchLoss(nn.Module):
         if update and every and self.center.mode == "mean":
             self.center.update(teacher_out)
         fits = torch.where(mask.sum() == len(student_out), 1.0, torch.nan)
-        return (ce[0, 0] if weights is None else ce) * fits
+        return (ce[0, 0] if weights is None else ce) * fits.to(ce)
 
     @staticmethod
     def _masked_tokens(mask: Tensor, count: int) -> Tensor:

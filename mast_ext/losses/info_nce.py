@@ -116,7 +116,7 @@ class InfoNCELoss(nn.Module):
             require_one_device(queries=queries, negatives=negatives)
             terms = self._against(negatives, queries[None], keys[None])[0, 0]
         elif self.reduction == "mean" and not self._many() and self._in_one(queries, keys):
-            require_images(len(queries), "queries")
+            require_images(queries.shape[0], "queries")
             return functional.contrastive_loss(
                 (queries, keys),
                 temperature=self._temperature_for(queries),

@@ -87,17 +87,17 @@ class KoLeoLoss(nn.Module):
             raise ValueError(f"x must have shape [N, D], got {list(x.shape)}")
         require_tensors(x=x)
         rows = gather_batch(x, 0) if self.gather_distributed else x
-        if len(rows) and (self.topk > 1 or self.group_size is not None):
+        if rows.shape[0] and (self.topk > 1 or self.group_size is not None):
             distances = self._nearest(rows)
         else:
             distances = self._nearest_one(rows)
-        start = rank() * len(x) if self.gather_distributed else 0
-        own = distances[start : start + len(x)]
+        start = rank() * x.shape[0] if self.gather_distributed else 0
+        own = distances[start : start + x.shape[0]]
         return reduce(-(own + self.eps).log().mean(1), self.reduction, "x")
 
     def _nearest_one(self, rows: Tensor) -> Tensor:
         """Distances ``[N, 1]`` of ``rows [N, D]``."""
-        if len(rows) == 1:
+        if rows.shape[0] == 1:
             rows = rows.expand(2, -1)
         distance, neighbor = functional.nearest_neighbor_distance(rows, eps=self.eps)
         if self.p != 2:
@@ -107,8 +107,8 @@ class KoLeoLoss(nn.Module):
 
     def _nearest(self, rows: Tensor) -> Tensor:
         """Distances ``[N, topk]`` of ``rows [N, D]`` to neighbors of their groups."""
-        size = self.group_size or len(rows)
-        if len(rows) % size or size <= self.topk:
+        size = self.group_size or rows.shape[0]
+        if rows.shape[0] % size or size <= self.topk:
             raise ValueError(
                 f"x must hold whole groups of {size} rows, more than {self.topk}, got {len(rows)}"
             )
@@ -118,7 +118,7 @@ class KoLeoLoss(nn.Module):
             cosines = groups @ groups.mT
             cosines.diagonal(dim1=1, dim2=2).fill_(-2)
             index = cosines.topk(self.topk, dim=2).indices
-            index = index + torch.arange(0, len(rows), size, device=index.device)[:, None, None]
+            index = index + torch.arange(0, rows.shape[0], size, device=index.device)[:, None, None]
         distances = [
             self._norm(normal - normal[neighbor] + self.eps)
             for neighbor in index.flatten(0, 1).unbind(1)

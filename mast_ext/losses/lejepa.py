@@ -153,7 +153,7 @@ class SIGReg(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.seed is not None:
-            destination[f"{prefix}calls"] = torch.tensor(self.calls)
+            destination[f"{prefix}calls"] = torch.tensor(self.calls, device="cpu")
 
     def _load_from_state_dict(
         self,

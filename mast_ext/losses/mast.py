@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.checks import OptionError, explains_types, require_number, require_one_device
+from mast_ext.compiling import out_of_inference
 from mast_ext.distributed import (
     all_reduce,
     all_reduce_logsumexp,
@@ -233,7 +234,8 @@ class MASTLoss(nn.Module):
         if self.base == "nt_xent":
             return self.invariance * self._nt_xent_of_groups(views, group, weights)
         each = weights[group]  # [B, D]
-        distance = functional.subspace_similarity(views * masks_of(each), metric="sqeuclidean")[0]
+        masked = out_of_inference(views) * masks_of(each)
+        distance = functional.subspace_similarity(masked, metric="sqeuclidean")[0]
         return self.invariance * distance / each.sum(1).clamp_min(1e-30)
 
     def _precision(self, log_variance: Tensor, comparable: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,7 +258,7 @@ class MASTLoss(nn.Module):
             share = float(world_size())
         one = comparable.to(log_weight)
         weight = ((log_weight - log_total).exp() * count).where(comparable, 0.0)
-        return weight, one * (share / count.clamp_min(1))
+        return weight, one * share / count.clamp_min(1)
 
     @property
     def _shares(self) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mast_ext import functional
 from mast_ext.checks import explains_types, require_number, require_one_device, require_positive
-from mast_ext.compiling import Function, differentiable_once, never_compiled
+from mast_ext.compiling import Function, differentiable_once, never_compiled, out_of_inference
 from mast_ext.distributed import (
     require_distributed,
     require_equal_batches,
@@ -109,7 +109,7 @@ class SigLIPLoss(nn.Module):
         if self.reduction == "none" or self._many():
             terms = self._terms(image_features, text_features, scale, bias)
             return reduce(terms, self.reduction, "image_features")
-        images = len(image_features)
+        images = image_features.shape[0]
         if self.reduction == "mean":
             require_images(images, "image_features")
         share = 1 / images if self.reduction == "mean" else 1.0
@@ -193,7 +193,7 @@ def _contrast_in_ring(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tens
         RuntimeError: Another process died or is late.
     """
     require_equal_batches(y, 0)
-    return _RingContrast.apply(x, y, scale, bias)
+    return _RingContrast.apply(out_of_inference(x), out_of_inference(y), scale, bias)
 
 
 def _offset(step: int) -> int | None:

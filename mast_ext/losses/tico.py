@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mast_ext.checks import explains_types, require_number, require_one_device
+from mast_ext.compiling import out_of_inference
 from mast_ext.distributed import all_gather_numbers, all_reduce, require_distributed, world_size
 from mast_ext.losses.common.inputs import require_tensors
 from mast_ext.losses.common.linear_algebra import product, widen
@@ -84,7 +85,7 @@ class TiCoLoss(nn.Module):
         a, b = (F.normalize(widen(z), dim=1) for z in (z_a, z_b))
         with torch.no_grad():
             covariance, images = self._sums(a)
-            if images < 2 or not len(a):
+            if images < 2 or not a.shape[0]:
                 raise AssertionError(
                     f"z_a and z_b must have shape [B, D] with B > 1, got {tuple(z_a.shape)}"
                 )
@@ -93,15 +94,15 @@ class TiCoLoss(nn.Module):
                 new = torch.add(new, self.C.to(new), alpha=self.beta)
         loss = 1 + (a * (self.rho * product(a, new) - b)).sum(1).mean()
         if update_covariance_matrix:
-            self.C = new
+            self.C = out_of_inference(new)  # which training goes on with
         return loss
 
     def _sums(self, a: Tensor) -> tuple[Tensor, float]:
         """``Σ_b a_b a_bᵀ`` and the number of images, of all processes where they are gathered."""
         total = product(a.mT, a)
         if not self.gather_distributed or world_size() == 1:
-            return total, len(a)
-        images = sum(number for (number,) in all_gather_numbers((len(a),)))
+            return total, a.shape[0]
+        images = sum(number for (number,) in all_gather_numbers((a.shape[0],)))
         return all_reduce(total), images
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

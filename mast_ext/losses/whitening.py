@@ -106,7 +106,7 @@ class Whitening2d(nn.Module):
         return _Whiten.apply(x, mean, factor, (1 - self.eps) / (len(x) - 1))
 
     def _factor(self, covariance: Tensor) -> Tensor:
-        identity = torch.eye(self.num_features).to(covariance)
+        identity = torch.eye(self.num_features, dtype=covariance.dtype, device=covariance.device)
         return torch.linalg.cholesky((1 - self.eps) * covariance + self.eps * identity)
 
     def extra_repr(self) -> str:
@@ -234,7 +234,7 @@ class WMSELoss(nn.Module):
         samples = widen(input).unflatten(0, (self.num_samples, images))
         losses = []
         for _ in range(self.w_iter):
-            order = torch.randperm(images)
+            order = torch.randperm(images, device="cpu")
             whitened = self._whitened(samples, order.to(input.device))
             losses += [
                 self.loss_f(whitened[i], whitened[j])

@@ -128,11 +128,12 @@ def _completed(name: str, shared: SharedOptions) -> SharedOptions:
     found: SharedOptions = {**_SHARED, **shared}
     for option, value in found.items():
         require_number(f"mast.shared: {option} of {name}", value, 0, 1)
-        if option == "freed" and value != 0 and not SMALLEST <= value <= 1 - SMALLEST:
-            raise OptionError(
-                f"mast.shared: freed of {name} must be 0, or from {SMALLEST:g} to {1 - SMALLEST:g},"
-                f" got {value!r}: an augmentation that frees everything leaves nothing to compare"
-            )
+    freed = found["freed"]
+    if freed != 0 and not SMALLEST <= freed <= 1 - SMALLEST:
+        raise OptionError(
+            f"mast.shared: freed of {name} must be 0, or from {SMALLEST:g} to {1 - SMALLEST:g}, got"
+            f" {freed!r}: an augmentation that frees everything leaves nothing to compare"
+        )
     return found
 
 

@@ -266,7 +266,7 @@ class _Caller(nn.Module):
 def _interpolation(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Bicubic antialiased interpolation between grids, ``[new patches, old patches]`` float32."""
     count = old[0] * old[1]
-    images = torch.eye(count).view(count, 1, *old)
+    images = torch.eye(count, dtype=torch.float32, device="cpu").view(count, 1, *old)
     moved = nn.functional.interpolate(images, new, mode="bicubic", antialias=True)
     return moved.flatten(1).T.contiguous()
 

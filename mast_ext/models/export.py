@@ -43,7 +43,7 @@ def export_backbone(
         How it is read, as a line of Python.
 
     Raises:
-        ValueError: ``kind`` is unknown; or ``timm``, and the stem is one that timm does not have;
+        ValueError: ``kind`` is unknown; or ``timm`` or ``hf``, and timm does not have the stem;
             or what is at ``path`` was not exported.
         ModuleNotFoundError: A package that the format needs is missing; the message names it.
         RuntimeError: What was read back gives other features.
@@ -55,10 +55,16 @@ def export_backbone(
 
 
 def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Path) -> str:
+    return _timm_folder(network, spec, images, path, "timm")
+
+
+def _timm_folder(
+    network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Path, kind: str
+) -> str:
     if spec.small_images:
         raise ValueError(
-            f"the format timm cannot hold {spec.name} with small_images: timm builds no such stem;"
-            " torchscript and onnx can"
+            f"the format {kind} cannot hold {spec.name} with small_images: timm builds no such"
+            " stem; torchscript and onnx can"
         )
     preset = PRESETS.get(spec.name)
     timms: Any = network.pretrained_cfg
@@ -89,7 +95,8 @@ def _timm(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Pat
 
 
 def _hf(network: nn.Module, spec: BackboneSpec, images: ImageFormat, path: Path) -> str:
-    _timm(network, spec, images, path)  # transformers reads timm's folders, through timm
+    # transformers reads timm's folders, through timm
+    _timm_folder(network, spec, images, path, "hf")
     return f'transformers.AutoModel.from_pretrained("{path}")'
 
 

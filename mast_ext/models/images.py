@@ -28,7 +28,8 @@ class ImageFormat:
     def example(self) -> Tensor:
         """Made-up images."""
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(_IMAGES, len(self.mean), self.size, self.size, generator=generator)
+        shape = (_IMAGES, len(self.mean), self.size, self.size)
+        return torch.randn(shape, generator=generator, device="cpu")
 
     @classmethod
     def parse(cls, values: object) -> "ImageFormat":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from mast_ext.checks import OptionError
 FORMAT = "mast_ext.backbone.1"
 BACKBONE_FILE = "backbone.safetensors"
 """What every run leaves in its directory."""
+
+NO_TORCHSCRIPT = (
+    "{path} is a TorchScript file, which is not read: give the run that it was exported from, or"
+    " weights saved by safetensors or torch.save"
+)
 
 _SHOWN = 3  # names in a message
 
@@ -92,7 +98,18 @@ def put_weights(
     backbone.load_state_dict(tensors)
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a program, which weights are not read from: `torch.load` would warn."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # on foreign bytes it raises more than BadZipFile
+        return False
+
+
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    if is_torchscript(path):
+        raise OptionError(NO_TORCHSCRIPT.format(path=path))
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:

@@ -44,7 +44,7 @@ def draw_tuples(
         return None
     # Floyd's draw without replacement, from Python's generator: a tuple's number may have more than
     # 64 bits.
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
     draw = random.Random(seed)
     numbers: set[int] = set()
     for last in range(total - limit, total):
@@ -56,7 +56,7 @@ def draw_tuples(
         chosen = _combination(subset, local_crops, num_locals)
         views = [num_globals + local for local in chosen]
         tuples.append([pair // odd * 2, pair % odd * 2 + 1, *views])
-    return torch.tensor(tuples)
+    return torch.tensor(tuples, device="cpu")
 
 
 def _combination(number: int, items: int, count: int) -> list[int]:

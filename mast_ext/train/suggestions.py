@@ -23,19 +23,20 @@ OTHER_NAMES = {
     "optimizer.final_weight_decay": ("weight_decay_end",),
     "optimizer.lr": ("learning_rate",),
     "optimizer.name": ("opt", "optim", "optimizer"),
-    "optimizer.warmup": ("warmup_epochs",),
+    "optimizer.warmup": ("warmup_epochs", "warmup_steps"),
     "optimizer.weight_decay": ("wd",),
     "out": ("checkpoint_dir", "experiment", "output", "output_dir", "save_dir"),
     "resume": ("auto_resume", "resume_from_checkpoint", "resume_interrupted"),
     "train.accumulate": ("accumulate_grad_batches", "grad_accum_steps"),
     "train.batch_size": ("batch_size", "batch_size_per_gpu", "bs"),
-    "train.checkpoint_every": ("saveckp_freq",),
+    "train.checkpoint_every": ("save_steps", "saveckp_freq"),
     "train.devices": ("gpus", "nproc_per_node", "num_gpus"),
-    "train.epochs": ("epochs", "max_epochs"),
-    "train.log_every": ("log_every_n_steps", "log_interval"),
+    "train.epochs": ("epochs", "max_epochs", "max_steps", "num_steps", "steps", "total_steps"),
+    "train.log_every": ("log_every_n_steps", "log_interval", "logging_steps"),
     "train.precision": ("amp", "use_fp16"),
     "train.sync_batchnorm": ("sync_bn",),
-    # Of methods: settings without a group, which several methods have.
+    # Without a group: settings of several commands or methods, which have them in their own.
+    "accelerator": ("device",),
     "local_scale": ("local_crops_scale",),
     "local_views": ("local_crops_number",),
     "momentum": ("moco_m", "momentum_teacher"),
@@ -48,6 +49,11 @@ OTHER_NAMES = {
     "warmup_teacher_temperature": ("warmup_teacher_temp",),
 }
 """What lightly-train, solo-learn, timm, Lightning and the methods' authors call our settings."""
+
+OTHER_CHOICES = {"cuda": "gpu", "gpu": "cuda"}
+"""What others, and some settings of ours, call the same choice."""
+
+_LEAST_FUZZY = 5  # letters: most words are spelled much like a shorter one (steps, temp)
 
 _OURS = {other: ours for ours, others in OTHER_NAMES.items() for other in others}
 
@@ -65,6 +71,12 @@ def similar(word: str, known: Iterable[str]) -> list[str]:
     return [by_plain[plain] for plain in difflib.get_close_matches(_plain(word), by_plain, n=1)]
 
 
+def choices_like(word: str, choices: Collection[str]) -> list[str]:
+    """The choice that somebody may have meant by a word; none if none is like it."""
+    other = OTHER_CHOICES.get(word.lower(), "")
+    return [other] if other in choices else similar(word, choices)
+
+
 def settings_like(name: str, known: Collection[str], method: str | None = None) -> list[str]:
     """The settings that somebody may have meant by a name, at most three.
 
@@ -75,9 +87,13 @@ def settings_like(name: str, known: Collection[str], method: str | None = None) 
     """
     group, _, last = _plain(name).rpartition(".")
     members = [each.removeprefix(f"{group}.") for each in known if each.startswith(f"{group}.")]
-    found = [f"{group}.{each}" for each in similar(last, members)] or _called(last, known)
+    of, _, ours = _OURS.get(last, "").rpartition(".")
+    foreign = of in ("", group) and ours in members  # another program's name, and no misspelled one
+    close = [ours] if foreign else similar(last, members)
+    found = [f"{group}.{each}" for each in close] or _called(last, known)
     if not found:
-        names = {*_OURS, *(each.rpartition(".")[2] for each in known)}
+        others = (each for each in _OURS if len(each) >= _LEAST_FUZZY)
+        names = {*others, *(each.rpartition(".")[2] for each in known)}
         for each in similar(last, sorted(names)):
             found = _called(each, known)
     return [each for each in found if each.startswith(f"{method}.")] or found[:3]

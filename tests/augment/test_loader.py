@@ -15,6 +15,7 @@ from mast_ext.augment import (
     Sharing,
     ViewBatch,
     build_loader,
+    composed_views,
     evaluation_images,
     make_policy,
 )
@@ -377,3 +378,110 @@ def test_threads_that_do_not_start_leave_none_waiting(monkeypatch):
         thread.join(20)
     assert started and not any(thread.is_alive() for thread in started)
     assert torch.get_num_threads() == threads
+
+
+def changed(**attributes):
+    """A source of images one by one, 50 of 16 x 16, of which some attributes are others."""
+    source = Images(stacked=False)
+    for name, value in attributes.items():
+        setattr(source, name, value)
+    return source
+
+
+IMAGES = Images().stacked
+NO_SOURCES = {
+    "a list": ([IMAGES[0]], TypeError, r"source must have sizes, .* list has no sizes, labels, st"),
+    "a tensor": (IMAGES, TypeError, r"\(see ImageSource\), and Tensor has no sizes, labels, stack"),
+    "images": (changed(image=IMAGES), TypeError, "source.image must be a method, got Tensor"),
+    "list of sizes": (
+        changed(sizes=[(16, 16)] * 50),
+        TypeError,
+        "source.sizes must be a NumPy array of integers, got list",
+    ),
+    "sizes of floats": (changed(sizes=np.ones((50, 2))), TypeError, "integers, got one of float64"),
+    "one size": (
+        changed(sizes=np.full(50, 16)),
+        ValueError,
+        r"source.sizes must have shape \[50, 2\], of 50 images, got \[50\]",
+    ),
+    "empty": (changed(sizes=np.zeros((50, 2), int)), ValueError, "source.sizes must be at least 1"),
+    "array of labels": (
+        changed(labels=np.arange(50)),
+        TypeError,
+        "source.labels must be a dict of arrays, empty without labels, got ndarray",
+    ),
+    "no labels": (changed(labels=None), TypeError, "source.labels must be a dict .* got NoneType"),
+    "list of labels": (
+        changed(labels={"class": [0] * 50}),
+        TypeError,
+        r"source.labels\['class'\] must be a NumPy array of integers, got list",
+    ),
+    "tensor of labels": (
+        changed(labels={"class": torch.arange(50)}),
+        TypeError,
+        r"source.labels\['class'\] must be a NumPy array of integers, got Tensor",
+    ),
+    "names": (
+        changed(labels={"class": np.array(["cat"] * 50)}),
+        TypeError,
+        r"source.labels\['class'\] must be a NumPy array of integers, got one of <U3",
+    ),
+    "few labels": (
+        changed(labels={"class": np.arange(49)}),
+        ValueError,
+        r"source.labels\['class'\] must have shape \[50\], of 50 images, got \[49\]",
+    ),
+    "stacked array": (
+        changed(stacked=IMAGES.numpy()),
+        TypeError,
+        "source.stacked must be a torch tensor or None, got ndarray",
+    ),
+    "stacked floats": (
+        changed(stacked=IMAGES.float()),
+        TypeError,
+        "source.stacked must be uint8 or uint16, got torch.float32",
+    ),
+    "few stacked": (
+        changed(stacked=IMAGES[:9]),
+        ValueError,
+        r"source.stacked must have shape \[50, C, H, W\], got \[9, 3, 16, 16\]",
+    ),
+    "other sizes": (
+        changed(stacked=IMAGES[..., :12]),
+        ValueError,
+        r"source.sizes must be \[16, 12\] for every image, as source.stacked is",
+    ),
+    "elsewhere": (changed(stacked=IMAGES.to("meta")), ValueError, "be on the CPU, got meta"),
+}
+
+
+@pytest.mark.parametrize("fault", NO_SOURCES)
+def test_what_is_no_source_is_refused_at_once(fault):
+    source, error, message = NO_SOURCES[fault]
+    policy = make_policy("composed", RECIPE)
+    for use in (
+        lambda: build_loader(source, policy, batch_size=8),
+        lambda: next(evaluation_images(source, 16, RECIPE.mean, RECIPE.std, 8)),
+        lambda: composed_views(source, np.arange(2), RECIPE, views=2, seed=0),
+    ):
+        with pytest.raises(error, match=message):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (lambda i: IMAGES[i].numpy(), TypeError, "must be a torch tensor, got ndarray"),
+        (lambda i: [[0]], TypeError, "must be a torch tensor, got list"),
+        (lambda i: IMAGES[i] / 255, TypeError, "must be uint8 or uint16, got torch.float32"),
+        (lambda i: IMAGES[i].to("meta"), ValueError, "must be on the CPU, got meta"),
+        (lambda i: IMAGES[i, 0], ValueError, r"must have shape \[C, 16, 16\], .* got \[16, 16\]"),
+        (lambda i: IMAGES[i, :0], ValueError, r"must have shape .* got \[0, 16, 16\]"),
+        (lambda i: IMAGES[i].movedim(0, 2), ValueError, r"must have shape .* got \[16, 16, 3\]"),
+    ],
+)
+@pytest.mark.parametrize("keep_gb", [0, 1])
+def test_an_image_that_is_none_is_named(image, error, message, keep_gb):
+    loader = build(changed(image=image), shuffle=False, keep_gb=keep_gb)
+    with pytest.raises(error, match=f"image 0 of the source {message}"):
+        next(iter(loader))

@@ -39,6 +39,9 @@ class Images:
     def __len__(self):
         return len(self.sizes)
 
+    def image(self, index):
+        return self.stacked[index]
+
 
 def make(recipe=RECIPE, **options):
     options = {"local_views": 3, "local_size": 8, **options}

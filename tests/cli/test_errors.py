@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,34 @@ WRONG = [
     (["pretrain", "--method=moco", "--moco.batch_norm=none"], 2, "--moco.batch_norm: expected one"),
     (["pretrain", "--seed=one"], 2, "--seed: expected int. Got value: one"),
     (["pretrain", "--optimizer.name=adam"], 2, "--optimizer.name: expected one of 'adamw'"),
+    *(
+        (["pretrain", *options], 2, f"--{name}: expected a list{message}")
+        for options, name, message in (
+            (["--augment.crop_scale=0.2,1.0"], "augment.crop_scale", ", written as [0.5,1.0]"),
+            (["--augment.crop_scale", "0.2", "1"], "augment.crop_scale", ", written as [0.5,1.0]"),
+            (["--augment.crop_scale=[0.2]"], "augment.crop_scale", " of 2, written as [0.5,1.0]"),
+            (["--augment.mean=(0.5)"], "augment.mean", ", written as [0.485,0.456,0.406]"),
+            (["--vicreg.projector=16,16"], "vicreg.projector", ", written as ["),
+        )
+    ),
+    (["pretrain", "--train.accelerator=gpu"], 2, "Got value: gpu; did you mean cuda?"),
+    (["evaluate", "none", "--accelerator=gpu"], 2, "Got value: gpu; did you mean cuda?"),
+    (["bench", "ops", "--accelerator=GPU"], 2, "Got value: GPU; did you mean cuda?"),
+    (["pretrain", "--data.device=cuda"], 2, "Got value: cuda; did you mean gpu?"),
+    (["pretrain", "--device=cpu"], 2, "no option --device; did you mean --train.accelerator?"),
+    (["evaluate", "none", "--device=cpu"], 2, "--device; did you mean --accelerator?"),
+    *(
+        (["pretrain", name, "3"], 2, f"no option {name}; did you mean {meant} (fractions allowed)?")
+        for name, meant in (
+            ("--steps", "--train.epochs"),
+            ("--train.steps", "--train.epochs"),
+            ("--max_steps", "--train.epochs"),
+            ("--warmup_steps", "--optimizer.warmup"),
+        )
+    ),
+    (["pretrain", "--config=steps.yaml"], 2, "setting train.steps; did you mean train.epochs (fr"),
+    (["export", "none", "torchscript"], 2, "too many, torchscript; did you mean --format torchs"),
+    (["export", "none", "now"], 2, "there is one argument too many, now (options: mast-ext export"),
     (["pretrain", "--config=none.yaml"], 2, "none.yaml"),
     (["pretrain", "--config=odd.yaml"], 2, "odd.yaml: there is no setting data.nme; did you mean"),
     (["evaluate", "full", "--config=odd.yaml"], 2, "odd.yaml: there is no setting data.nme; did"),
@@ -118,6 +147,10 @@ WRONG = [
                 "--byol.momentum changes nothing: mast is trained, and vicreg beside it",
             ),
             (
+                ("--method=simclr", "--baseline=simclr"),
+                "--baseline changes nothing: simclr is trained without EquiMod and hard views, as",
+            ),
+            (
                 ("--vicreg.covariance=3", "--baseline=none"),
                 "--vicreg.covariance changes nothing: mast is trained",
             ),
@@ -153,7 +186,7 @@ WRONG = [
         2,
         "share of hue must be from 0 to 1",
     ),
-    (["pretrain", "--mast.shared={hue: {freed: 1}}"], 2, "freed of hue must be below 1, got 1"),
+    (["pretrain", "--mast.shared={hue: {freed: 1}}"], 2, "freed of hue must be 0, or from"),
     (["pretrain", "--mast.shared={hue: {fred: 1}}"], 2, "takes share, freed, start, got 'fred'"),
     (["pretrain", "--mast.shared={hue: 0.5}"], 2, "--mast.shared: expected a mapping, {name"),
     (
@@ -242,6 +275,11 @@ WRONG = [
         "augment.size: vit_tiny_patch16_224 does not take images of 32 pixels",
     ),
     (["pretrain", "--data.max_images=24"], 2, "24 training images, fewer than one batch"),
+    (
+        ["pretrain", "--data.max_images=1"],
+        2,
+        "shapes has 1 training image, and two at least are needed: set data.max_images to 2 or",
+    ),
     (["pretrain", "--data.name=folder"], 2, "folder needs data.path, the folder or file with"),
     (["pretrain", "--data.path=photos"], 2, "data.name is shapes, which are made up: say --data.n"),
     (["pretrain", "--data.name=folder", "--data.path=none"], 1, "image folder none does not exist"),
@@ -271,7 +309,11 @@ WRONG = [
     (["pretrain", "--resume=foreign.ckpt"], 1, "another program wrote it"),
     (["pretrain", "--resume=older"], 2, "config.yaml: there is no setting model.checkpoint_path"),
     (["evaluate", "older"], 2, "config.yaml: there is no setting model.checkpoint_path"),
-    (["pretrain", "--resume=full", "--seed=1"], 2, "--resume takes the settings of the run"),
+    (
+        ["pretrain", "--resume=full", "--train.epochs=9"],
+        2,
+        "leave out --train.epochs; a new run with --model.weights full begins with its backbone,",
+    ),
     (["pretrain", "--train.accelerator=cuda", *SMALL], 1, "accelerator cuda needs a GPU"),
     (["evaluate"], 2, "the following arguments are required: path"),
     (["evaluate", "none"], 1, "there is no run or checkpoint at none"),
@@ -299,6 +341,7 @@ def surroundings(tmp_path):
     (tmp_path / "older.yaml").write_text("mast: {policy: sampled}")
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old" / "config.yaml").write_text("mast: {shared: [hue], share: 0.5}")
+    (tmp_path / "steps.yaml").write_text("train: {steps: 10}")
     (tmp_path / "torn.yaml").write_text("data: [")
     (tmp_path / "twice.yaml").write_text("seed: 1\ndata:\n  size: 16\n  size: 32\n")
     (tmp_path / "latin.yaml").write_bytes(b"out: caf\xe9\n")
@@ -339,6 +382,29 @@ def test_one_sentence_and_no_traces(
     assert err.startswith("mast-ext: ") and err.count("\n") == 1 and len(err) < 300
     assert message in err
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrain", "--model.weights=net.pt", *SMALL],
+        ["pretrain", "--resume=net.pt"],
+        ["evaluate", "net.pt"],
+        ["evaluate", "net.pt", "--model.name=resnet18"],
+    ],
+    ids=" ".join,
+)
+def test_torchscript_files_are_not_read(call, tmp_path, arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would rather have torch.export
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "net.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        status, _, err = call(*arguments)
+    assert status > 0 and err == (
+        "mast-ext: net.pt is a TorchScript file, which is not read: give the run that it was"
+        " exported from, or weights saved by safetensors or torch.save\n"
+    )
 
 
 class Broken(nn.Module):

@@ -51,6 +51,7 @@ def test_nothing_of_a_run_is_replaced(trained, call):
         (["RUN"], 2, "--format is missing: one of timm, hf, torchscript, onnx"),
         (["RUN", "--format=tflite"], 2, "tflite"),
         (["RUN", "--format=timm"], 1, "timm builds no such stem; torchscript and onnx can"),
+        (["RUN", "--format=hf"], 1, "the format hf cannot hold resnet_small with small_images: "),
     ],
 )
 def test_what_cannot_be_exported(arguments, status, message, trained, call):

@@ -132,6 +132,14 @@ GUESSES = [
     ("--symetric", ["moco.symmetric"]),
     ("--momentun", ["byol.momentum", "dino.momentum", "ibot.momentum"]),
     ("--local_crops_number", ["dino.local_views", "hard_views.local_views", "ibot.local_views"]),
+    ("--steps", ["train.epochs"]),
+    ("train.num_steps", ["train.epochs"]),
+    ("--device", ["train.accelerator"]),
+    ("train.device", ["train.accelerator"]),
+    ("data.devise", ["data.device"]),
+    ("data.arch", ["model.name"]),
+    ("--stpes", ["train.epochs"]),
+    ("--wdd", []),  # two or three letters are like too much
     ("--xyzzy", []),
 ]
 

@@ -229,8 +229,14 @@ def test_what_is_not_there(datasets, table, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty has no Parquet files, nor what save_to_di"):
         HuggingFaceSource(tmp_path / "empty", "train")
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        HuggingFaceSource(tmp_path / "nowhere", "train")
+    for path in (tmp_path / "nowhere", "nowhere.parquet"):
+        with pytest.raises(FileNotFoundError, match="nowhere.* does not exist$"):
+            HuggingFaceSource(path, "train")
+    for name in ("nobody/beans", "cifar100", "hf://datasets/nobody/beans"):
+        with pytest.raises(
+            FileNotFoundError, match=r"does not exist; nothing is fetched from .*k\("
+        ):
+            HuggingFaceSource(name, "train")
     datasets.DatasetDict(train=table([pixels(0)])).save_to_disk(str(tmp_path / "train"))
     with pytest.raises(FileNotFoundError, match="has no split test or validation"):
         HuggingFaceSource(tmp_path / "train", "test")

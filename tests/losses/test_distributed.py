@@ -467,6 +467,29 @@ def second_derivatives(images):
     return found
 
 
+def tensors_of_inference_mode(images):
+    """What losses say of rows that autograd cannot keep, beside others that have a gradient."""
+    x = images[0].clone().requires_grad_()
+    with torch.inference_mode():
+        views = images.clone()
+    sig_lip = losses.SigLIPLoss(gather_distributed=True)
+    info_nce = losses.InfoNCELoss(learn_temperature=True, gather_distributed=True)
+    return {
+        "SigLIPLoss": errors_of(lambda: sig_lip(x, views[1]).backward()),
+        "InfoNCELoss": errors_of(lambda: info_nce.pair_losses(views).sum().backward()),
+    }
+
+
+def beside_a_default_device(images):
+    """What losses say of tensors elsewhere than torch makes them."""
+    nt_xent, tico = (kind(gather_distributed=True) for kind in (losses.NTXentLoss, losses.TiCoLoss))
+    with torch.device("meta"):
+        return {
+            "sizes": errors_of(lambda: nt_xent(*images[:2])),
+            "numbers": errors_of(lambda: tico(*images[:2])),
+        }
+
+
 def run_world(rank, world_size, directory):
     join(directory, f"equal{world_size}", rank, world_size)
 
@@ -498,6 +521,8 @@ def run_world(rank, world_size, directory):
         "on_gpu": sizes_of_what_lies_on_a_gpu(rank) if world_size > 1 else None,
         "traffic": traffic_of_gradients(rank) if world_size > 1 else None,
         "second": second_derivatives(images[:, mine]) if world_size > 1 else None,
+        "inference": tensors_of_inference_mode(images[:, mine]) if world_size > 1 else None,
+        "default_device": beside_a_default_device(images[:, mine]) if world_size > 1 else None,
     }
     if world_size == max(WORLD_SIZES):
         found["compiled"] = {
@@ -541,6 +566,12 @@ def test_equals_one_process(objective, world_size, processes):
         for mine, truth in zip(results, want, strict=True):
             scale = max(1.0, truth.abs().max().item())
             torch.testing.assert_close(mine, truth, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("what", ["inference", "default_device"])
+def test_takes_tensors_of_another_mode_or_device_than_torchs(what, processes):
+    for found in processes:
+        assert set(found[len(processes)][what].values()) == {None}
 
 
 @pytest.mark.parametrize("objective", LOGSUMEXPS)

@@ -191,3 +191,10 @@ def test_takes_two_views():
     loss = losses.NTXentLoss(memory_bank_size=(ROWS, WIDTH))
     with pytest.raises(ValueError, match="a memory bank takes 2 views, got 3"):
         loss(*torch.ones(3, 4, WIDTH))
+
+
+def test_a_bank_of_float64_keeps_the_digits_of_embeddings():
+    loss = losses.NTXentLoss(memory_bank_size=(ROWS, WIDTH)).double()
+    x, y = torch.randn(2, 6, WIDTH, dtype=torch.float64)
+    loss(x.requires_grad_(), y)
+    assert_close(loss.memory_bank.bank[:6], torch.nn.functional.normalize(y), rtol=0, atol=1e-15)

@@ -57,6 +57,9 @@ class Images:
     def __len__(self):
         return len(self.sizes)
 
+    def image(self, index):
+        return self.stacked[index]
+
 
 def build(name, options=None, *, equimod=False, resnet=False, recipe=RECIPE):
     """A method, its backbone, and a teacher that is not the student; None where none is wanted.

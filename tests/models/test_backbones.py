@@ -21,6 +21,7 @@ from mast_ext.models import (
     save_backbone,
     stored_image_format,
 )
+from mast_ext.models.backbones import _interpolation
 
 TINY = {"channels": (8, 8, 8, 16), "layers": (1, 1, 1, 1)}
 
@@ -409,6 +410,29 @@ def test_transformer_at_other_sizes_than_its_own(arguments, side):
     for gradient, other in zip(gradients, others, strict=True):
         torch.testing.assert_close(gradient, other, atol=1e-4, rtol=1e-3)
     assert backbone.patch_embed.grid_size == (8, 8)
+
+
+def test_other_sizes_are_taken_whatever_the_default_device_and_dtype():
+    """Of the call that first meets a size, whose interpolation is kept for all."""
+    backbone, _ = create_backbone("vit_small_images", **TRANSFORMER)
+    views = torch.randn(2, 3, 3, 24, 24)
+    want = forward_views(backbone, views)
+    _interpolation.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found = forward_views(backbone, views)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        _interpolation.cache_clear()
+    assert torch.equal(found, want)
+
+
+def test_made_up_images_are_on_the_host():
+    images = ImageFormat(8, (0.5,), (0.5,))
+    want = images.example()
+    with torch.device("meta"):
+        assert torch.equal(images.example().to("cpu"), want)
 
 
 def test_transformer_comes_back_to_its_own_size_after_an_error():

@@ -85,9 +85,11 @@ def test_torchscript_says_what_images_it_takes(tmp_path):
     assert found["backbone"]["name"] == "resnet_small"
 
 
-def test_a_stem_that_timm_lacks_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="timm builds no such stem; torchscript and onnx can"):
-        export_backbone(*trained("small stem"), tmp_path / "b", "timm")
+@pytest.mark.parametrize("kind", ["timm", "hf"])
+def test_a_stem_that_timm_lacks_is_refused(tmp_path, kind):
+    message = f"format {kind} cannot hold .* timm builds no such stem; torchscript and onnx can"
+    with pytest.raises(ValueError, match=message):
+        export_backbone(*trained("small stem"), tmp_path / "b", kind)
 
 
 def test_unknown_formats_are_refused(tmp_path):

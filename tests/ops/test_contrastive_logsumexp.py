@@ -385,7 +385,8 @@ def test_gradients_without_subspaces_are_zero(contrast, device):
     torch.manual_seed(0)
     x, y = torch.randn(2, 2, 64, 64, device=device).requires_grad_()
     masks = torch.zeros(0, 64, device=device)
-    del (old := [torch.full((2, 64, 64), 7.0, device=device) for _ in range(4)])[:]  # memory to use
+    used = [torch.full((2, 64, 64), 7.0, device=device) for _ in range(4)]
+    del used  # memory that is given to the gradients
     given = {"y": y} if contrast else {}
     lse, *_ = functional.contrastive_logsumexp(x, masks=masks, temperature=0.1, **given)
     for grad in torch.autograd.grad(lse.sum(), [x, *given.values()]):

@@ -41,6 +41,7 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             r"group must lie below 2, got 2 at \[1\]": {"group": tensor([0, 2, 1])},
             "groups must be from 1 to 65535, got 0": {"groups": 0},
             "groups must be from 1 to 65535, got 65536": {"groups": 65536},
+            "groups must fit into 64 bits, got 9223372036854775808": {"groups": 2**63},
             r"weight must have shape \[3\], got \[3, 1\]": {"weight": ones(3, 1)},
         },
         TypeError: {
@@ -137,6 +138,8 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             ): {"slices": ones(4, 5)},
             r"slices must have shape \[5, M\] with M >= 1 .* got \[5, 0\]": {"slices": ones(5, 0)},
             "knots must be at least 2, got 1": {"knots": 1},
+            "knots must be at most 2147483647, got 4611686018427387904": {"knots": 2**62},
+            "t_max must fit into a float of 64 bits, got a value of type int": {"t_max": 10**400},
             "t_min less than t_max, got 3 and 3": {"t_min": 3.0},
             "t_min and t_max must be finite, .* got 0 and inf": {"t_max": INF},
         },
@@ -153,8 +156,9 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
         ValueError: {
             r"z must have shape \[V, N, D\] with N >= 1, got \[2, 0, 5\]": {"z": ones(2, 0, 5)},
             r"z must have shape \[V, N, D\] with N >= 1, got \[3, 5\]": {"z": ones(3, 5)},
-            "knots must be at least 2, got 1": {"knots": 1},
-            "knots must be at least 3, got 2": {"knots": 2, "interval": "symmetric"},
+            "knots must be from 2 to 2147483647, got 1": {"knots": 1},
+            "knots must be from 3 to 2147483647, got 2": {"knots": 2, "interval": "symmetric"},
+            "knots must be from 2 to 2147483647, got 4611686018427387904": {"knots": 2**62},
             "t_max must be positive, got 0": {"t_max": 0.0},
             "t_max must be positive, got nan": {"t_max": NAN},
             "interval must be 'half' or 'symmetric', got 'whole'": {"interval": "whole"},
@@ -306,6 +310,9 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
                 "x": ones(2, 3, 5)
             },
             r"with N >= 2 and D >= 1, got \[1, 5\]": {"x": ones(1, 5)},
+            r"x must have shape .* N >= 2 and D >= 1, got \[1, 5\]": {
+                **{"x": ones(1, 5), "y": ones(1, 5)}
+            },
             r"y must have shape \[3, 5\], got \[3, 4\]": {"y": ones(3, 4)},
             "scales must have a number for each of the 3 terms, got 2": {"scales": (1.0, 2.0)},
             "weights must have a number for each of the 3 terms, got 4": {"weights": (1.0,) * 4},
@@ -320,9 +327,13 @@ REJECTIONS: dict[str, dict[Any, dict[str, Any]]] = {
             r"group_weights must have shape \[G, 5\] with 1 <= G <= 65535 to fit x, got \[2, 4\]": {
                 **{"invariance": None, "group": ones(3).long(), "group_weights": ones(2, 4)}
             },
+            r"group_weights must .* with 1 <= G <= 65535 to fit x, got \[65536, 5\]": {
+                **{"invariance": None, "group": ones(3).long(), "group_weights": ones(65536, 5)}
+            },
             "group must lie below 1, got 1": {
                 **{"invariance": None, "group": ones(3).long(), "group_weights": ones(1, 5)}
             },
+            "scales must fit into a float of 64 bits": {"scales": (1.0, 10**400, 1.0)},
         },
         TypeError: {
             "x must be float32, .* got Long": {"x": ones(3, 5).long()},
@@ -609,6 +620,15 @@ def test_rejects(name, error, message):
     of_function = REJECTIONS[name]
     with pytest.raises(error, match=message):
         getattr(functional, name)(**(of_function["accepts"] | of_function[error][message]))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(e, m) for e in (ValueError, TypeError) for m in REJECTIONS["vicreg_terms"][e]],
+)
+def test_rejects_large_views_alike(error, message, monkeypatch):
+    monkeypatch.setattr(functional, "MOST_TOGETHER", 0)  # one after the other, by other operators
+    test_rejects("vicreg_terms", error, message)
 
 
 @pytest.mark.parametrize("name", REJECTIONS)

@@ -253,3 +253,13 @@ def test_rejects_generators_on_the_gpu(device):
         functional.select_hard_crops(
             torch.ones(4, 8, 2, device=device), num_locals=2, limit=3, generator=generator
         )
+
+
+def test_draws_on_the_host_whatever_the_default_device():
+    ce = make_ce((4, 8, 4, 6), "cpu")
+    draw = {"num_locals": 4, "limit": 5}
+    want = functional.select_hard_crops(ce, **draw, generator=torch.Generator().manual_seed(0))
+    with torch.device("meta"):
+        generator = torch.Generator().manual_seed(0)
+        found = functional.select_hard_crops(ce, **draw, generator=generator)
+    assert_close(found, want, rtol=0, atol=0)

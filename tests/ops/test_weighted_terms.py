@@ -29,6 +29,11 @@ def with_gradients(function, terms):
     return total.detach(), parts, *torch.autograd.grad(total, leaves, torch.full_like(total, 0.3))
 
 
+def test_the_definition_keeps_the_digits_of_weights():
+    total, _ = reference.weighted_terms(torch.ones(1).double(), scales=(1.0,), weights=(0.1,))
+    assert total == 0.1
+
+
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 def test_matches_definition(shapes, device):
     terms = make_terms(shapes, device)

@@ -5,8 +5,9 @@ import os
 
 import pytest
 import torch
+from PIL import Image
 
-from mast_ext.data import open_source
+from mast_ext.data import FolderSource, open_source
 from mast_ext.train.loop.loader import rendering_threads, training_loader
 from mast_ext.train.networks import build_networks
 
@@ -44,3 +45,10 @@ def test_only_a_gpu_leaves_the_cores_to_rendering(cores, tiny, monkeypatch, gpu,
     config = dataclasses.replace(tiny, data=data, train=train)
     source = open_source("shapes", "train", size=data.size, max_images=data.max_images)
     assert training_loader(config, networks, source)._renderer.workers == threads
+
+
+def test_one_image_may_be_of_a_wrong_folder(tiny, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
+    source = FolderSource(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"has 1 training image, and two .* data.path is the righ"):
+        training_loader(tiny, build_networks(tiny), source)

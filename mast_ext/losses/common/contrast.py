@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mast_ext import functional
-from mast_ext.compiling import Function, differentiable_once, never_compiled
+from mast_ext.compiling import Function, differentiable_once, never_compiled, out_of_inference
 from mast_ext.distributed import all_gather, rank, require_equal_batches, world_size
 from mast_ext.ops import contrastive_logsumexp
 
@@ -86,7 +86,7 @@ def _contrast_gathered(
     require_equal_batches(views, 1)
     tensor = isinstance(temperature, Tensor)
     return _GatheredContrast.apply(
-        views,
+        out_of_inference(views),
         masks,
         temperature if tensor else None,
         0.0 if tensor else temperature,

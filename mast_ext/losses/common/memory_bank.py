@@ -63,7 +63,8 @@ class MemoryBank(nn.Module):
             ValueError: The processes' batches differ in size.
             RuntimeError: Another process died or is late.
         """
-        new = F.normalize(embeddings.float(), dim=1).to(self.bank.dtype)
+        wide = embeddings.to(torch.promote_types(self.bank.dtype, torch.float32))
+        new = F.normalize(wide, dim=1).to(self.bank.dtype)
         if self.gather_distributed and world_size() > 1:
             require_equal_batches(new, 0)
             new = all_gather(new)

@@ -108,8 +108,8 @@ class ViewPairLoss(nn.Module):
         require_alike(**{f"{self.view_name}{i}": view for i, view in enumerate(views)})
         mean = self.reduction == "mean"
         if mean and self._plain and self.negatives == "pairs" and not self._many():
-            require_images(len(out0), f"{self.view_name}0")
-            self._require_negatives(len(out0))
+            require_images(out0.shape[0], f"{self.view_name}0")
+            self._require_negatives(out0.shape[0])
             return functional.contrastive_loss(
                 in_one_dtype(*views), temperature=self.temperature, decoupled=self.decoupled
             )

@@ -24,6 +24,15 @@ def training_loader(config: PretrainConfig, networks: Networks, source: Source) 
         ValueError: There are fewer images than one batch needs, or the batch does not divide over
             the processes.
     """
+    if len(source) < 2:  # no batch size would help, the least is 2
+        cause = (
+            "set data.max_images to 2 or more"
+            if config.data.max_images == 1
+            else "see whether data.path is the right folder or file"
+        )
+        raise OptionError(
+            f"{source.name} has {len(source)} training image, and two at least are needed: {cause}"
+        )
     if len(source) < config.train.batch_size:
         raise OptionError(
             f"{source.name} has {len(source)} training images, fewer than one batch:"

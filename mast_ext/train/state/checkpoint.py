@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from mast_ext.models.weights import difference
+from mast_ext.models.weights import NO_TORCHSCRIPT, difference, is_torchscript
 from mast_ext.train.errors import CheckpointError
 from mast_ext.train.state.run_directory import make_folder, replacing
 
@@ -40,6 +40,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"there is no run or checkpoint at {path}")
+    if is_torchscript(path):
+        raise CheckpointError(NO_TORCHSCRIPT.format(path=path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
