@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from mast_ext.compiling import out_of_inference
-
 P = ParamSpec("P")
 T = TypeVar("T")
 _PLAIN = frozenset((float, int))
@@ -224,7 +222,9 @@ def require_one_device(**named: Any) -> None:
                 raise ValueError(f"{name} must be on {first.device}{like}, got {tensor.device}")
 
 
-def explains_types(function: Callable[P, T], *, repeatable: bool = False) -> Callable[P, T]:
+def explains_types(
+    function: Callable[P, T], *, out_of_inference: Callable[[Tensor], Tensor] | None = None
+) -> Callable[P, T]:
     """Decorator: where a call fails because an argument is no tensor, its error says so.
 
     Nothing is looked at before: what PyTorch's dispatcher or an attribute's lookup says of such an
@@ -232,8 +232,9 @@ def explains_types(function: Callable[P, T], *, repeatable: bool = False) -> Cal
 
     Args:
         function: What takes tensors.
-        repeatable: It changes nothing. Where autograd would have to keep a tensor that was made
-            under `torch.inference_mode`, it is called once more, with copies of such tensors.
+        out_of_inference: Of a function that changes nothing: where autograd would have to keep a
+            tensor that was made under `torch.inference_mode`, it is called once more, with what
+            this makes of its tensors.
 
     Raises:
         TypeError: An argument has another type than its annotation, and the call failed.
@@ -245,7 +246,7 @@ def explains_types(function: Callable[P, T], *, repeatable: bool = False) -> Cal
         try:
             return function(*args, **kwargs)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            if repeatable and "Inference tensors" in str(error):
+            if out_of_inference is not None and "Inference tensors" in str(error):
                 copies, options = tree_map_only(Tensor, out_of_inference, (args, kwargs))
                 return function(*copies, **options)
             if not isinstance(error, torch.OutOfMemoryError) and (

@@ -18,7 +18,7 @@ from mast_ext.checks import (
     require_one_device,
     require_positive,
 )
-from mast_ext.compiling import changes_between_calls
+from mast_ext.compiling import changes_between_calls, out_of_inference
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,7 +68,7 @@ MOST_GROUPS = 65535
 
 def _repeatable(function: Callable[P, T]) -> Callable[P, T]:
     """`explains_types`, of the functions here: none changes anything."""
-    return explains_types(function, repeatable=True)
+    return explains_types(function, out_of_inference=out_of_inference)
 
 
 @_repeatable

@@ -62,6 +62,7 @@ DISPATCHER_INCLUDES = {
     },
     "autograd.cpp": {
         "<ATen/TensorSubclassLikeUtils.h>",
+        "<torch/csrc/autograd/functions/utils.h>",
         "<torch/csrc/autograd/graph_task.h>",
         "<torch/library.h>",
     },
