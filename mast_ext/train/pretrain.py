@@ -266,16 +266,13 @@ def beyond_the_end(config: PretrainConfig) -> list[str]:
     happen. So one setting, or a recipe, serves short trials, too.
     """
     epochs, own = config.train.epochs, config.options(config.method)
-    told = []
-    if config.optimizer.warmup > epochs:
-        outcome = "the learning rate rises to the end"
-        told.append(("optimizer.warmup", config.optimizer.warmup, outcome))
-    for name, outcome in own.warmups.items():
-        if getattr(own, name) > epochs:
-            told.append((f"{own.group}.{name}", getattr(own, name), outcome))
-    for name, outcome in own.waits.items():
-        if getattr(own, name) >= epochs:
-            told.append((f"{own.group}.{name}", getattr(own, name), outcome))
+    warmups, waits = (
+        [(f"{own.group}.{name}", getattr(own, name), outcome) for name, outcome in each.items()]
+        for each in (own.warmups, own.waits)
+    )
+    rate = "optimizer.warmup", config.optimizer.warmup, "the learning rate rises to the end"
+    told = [each for each in (rate, *warmups) if each[1] > epochs]
+    told += [each for each in waits if each[1] >= epochs]
     return [
         f"{outcome}: {name} is {value:g} epochs, train.epochs {epochs:g}"
         for name, value, outcome in told
