@@ -1,10 +1,9 @@
 """What something around a method gains on images, against the plain method, paired by seed.
 
-Two plain runs are compared with: one of equal epochs, and one of equal image forwards, which is the
-program's ``--baseline`` and lies in the directory of the run that it is equal to. Runs of a seed
-have the same initial weights, images and order. The learning rate is that of the plain method:
-given, or see `tuned_rates`. Nothing is chosen by the test images: they are for the probes at a
-run's end, and for what features know of augmentations.
+Two plain runs are compared with: one of equal epochs, and one of equal image forwards, which has
+more epochs. Runs of a seed have the same initial weights, images and order. The learning rate is
+that of the plain method: given, or see `tuned_rates`. Nothing is chosen by the test images: they
+are for the probes at a run's end, and for what features know of augmentations.
 """
 
 import argparse
@@ -33,6 +32,12 @@ from runs import (
 from scores import AUGMENTATIONS, PROBES, Measured, ScoreFile, Scores
 
 from mast_ext.augment import AugmentationRecipe
+from mast_ext.cli.parser import build, canonical
+from mast_ext.cli.pretrain import make_parser, parse_training
+from mast_ext.data import open_source
+from mast_ext.train.config import PretrainConfig
+from mast_ext.train.loop.loader import training_loader
+from mast_ext.train.networks import build_networks
 
 PLAIN = "plain"
 EQUAL = "plain, forwards of"
@@ -47,7 +52,8 @@ class Treatment:
 
     Attributes:
         options: Of ``mast-ext pretrain``.
-        against_forwards: Whether a plain run of as many image forwards is trained beside it.
+        against_forwards: Whether a plain run of as many image forwards is trained, too; only for
+            what has as many at every step.
         unfit: Methods that do not take these options.
         length: Epochs, relative to those of the plain method.
     """
@@ -103,43 +109,32 @@ def main(
     rates = given | tuned_rates(values, to_tune, scores)
     if values.until == "tuned":
         return
-    chosen = chosen_of(treatments, values.treatments, values.equal_forwards)
+    chosen = {name: treatments[name] for name in values.treatments}
+    if not values.equal_forwards:
+        chosen = {name: replace(each, against_forwards=False) for name, each in chosen.items()}
     variants = {
-        f"{method} {name}": Variant(
-            (
-                f"--method={method}",
-                f"--optimizer.lr={rates[method]:g}",
-                *treatment.options,
-                *([f"--baseline={method}"] if treatment.against_forwards else []),
-            ),
+        (method, name): Variant(
+            (f"--method={method}", f"--optimizer.lr={rates[method]:g}", *treatment.options),
             treatment.length,
         )
         for method in values.methods
-        for name, treatment in chosen.items()
-        if method not in treatment.unfit
+        for name, treatment in treatments_of(method, chosen, [*values.option, *data])
     }
 
     def measure(planned: Planned, run: Path) -> None:
         if values.until:
             return
-        for each in (run, run / "baseline"):
-            if each.exists():
-                measure_augmentations(each, values)
+        measure_augmentations(run, values)
         scores.add(planned, run)
 
-    planned = plan(variants, values, data)
+    planned = plan({" ".join(key): each for key, each in variants.items()}, values, data)
     train_all([each for each in planned if each not in scores], values, measure)
     if values.until == "trained":
         return
     measured = {(each.variant, each.seed): scores[each] for each in planned}
-    found: dict[tuple[str, str], list[Scores]] = {}
-    for method in values.methods:
-        for name, treatment in chosen.items():
-            for seed in values.seeds if method not in treatment.unfit else ():
-                run = measured[f"{method} {name}", seed]
-                found.setdefault((method, name), []).append(run.scores)
-                if run.equal is not None:
-                    found.setdefault((method, f"{EQUAL} {name}"), []).append(run.equal)
+    found = {
+        key: [measured[" ".join(key), seed].scores for seed in values.seeds] for key in variants
+    }
     write_table(
         title,
         [
@@ -178,14 +173,34 @@ def main(
     )
 
 
-def chosen_of(
-    treatments: Mapping[str, Treatment], names: Sequence[str], equal_forwards: bool
-) -> dict[str, Treatment]:
-    """What is trained of every method, the plain one first."""
-    chosen = {PLAIN: Treatment(())} | {name: treatments[name] for name in names}
-    if equal_forwards:
-        return chosen
-    return {name: replace(each, against_forwards=False) for name, each in chosen.items()}
+def treatments_of(
+    method: str, chosen: Mapping[str, Treatment], options: Sequence[str]
+) -> Iterator[tuple[str, Treatment]]:
+    """What is trained of a method: the plain one first, after a treatment its equal in forwards."""
+    yield PLAIN, Treatment(())
+    for name, treatment in chosen.items():
+        if method in treatment.unfit:
+            continue
+        yield name, treatment
+        if treatment.against_forwards:
+            plain = [f"--method={method}", *options]
+            more = forwards_per_step([*plain, *treatment.options]) / forwards_per_step(plain)
+            yield f"{EQUAL} {name}", Treatment((), length=treatment.length * more)
+
+
+def forwards_per_step(options: Sequence[str]) -> float:
+    """Of every image of a batch, in a run of these options of ``mast-ext pretrain``."""
+    config = config_of(options)
+    networks = build_networks(config)
+    images = open_source("shapes", "train", max_images=config.train.batch_size)  # any will do
+    return networks.forwards(training_loader(config, networks, images), 1)
+
+
+def config_of(options: Sequence[str]) -> PretrainConfig:
+    """The settings that options of ``mast-ext pretrain`` are."""
+    parser = make_parser()
+    values = parse_training(parser, canonical(options))
+    return build(parser, values, PretrainConfig, "resume", "recipe")
 
 
 def named_rate(text: str) -> tuple[str, float]:

@@ -46,15 +46,13 @@ class Measured:
         run: Its name.
         options: Of ``mast-ext pretrain``.
         machine: Where it was measured.
-        scores: Of the method's training.
-        equal: Of the plain training of as many image forwards, if there is one beside it.
+        scores: What was measured.
     """
 
     run: str
     options: list[str]
     machine: str
     scores: Scores
-    equal: Scores | None
 
 
 class ScoreFile:
@@ -77,12 +75,8 @@ class ScoreFile:
                 sys.exit(
                     f"{path}: line {number} is cut off: remove it, and its run is measured again"
                 )
-            scores, equal = (
-                None if values[part] is None else Scores(**values[part])
-                for part in ("scores", "equal")
-            )
-            assert scores is not None
-            self._found[values["run"]] = Measured(**values | {"scores": scores, "equal": equal})
+            values["scores"] = Scores(**values["scores"])
+            self._found[values["run"]] = Measured(**values)
 
     def __contains__(self, planned: Planned) -> bool:
         """Whether it has a run; ends the script if it has one with this name and other options."""
@@ -96,14 +90,7 @@ class ScoreFile:
 
     def add(self, planned: Planned, run: Path) -> None:
         """Adds what was measured of a run in its directory."""
-        beside = run / "baseline"
-        measured = Measured(
-            run=planned.name,
-            options=list(planned.options),
-            machine=machine(),
-            scores=scores_of(run, run, 0),
-            equal=scores_of(run, beside, 1) if beside.exists() else None,
-        )
+        measured = Measured(planned.name, list(planned.options), machine(), scores_of(run))
         self._found[planned.name] = measured
         if self.path is None:
             return
@@ -122,8 +109,8 @@ def machine() -> str:
     return f"{name}, torch {torch.__version__}"
 
 
-def scores_of(run: Path, training: Path, position: int) -> Scores:
-    """Of the method's training in a run, or of the baseline's, the second in its report."""
+def scores_of(run: Path) -> Scores:
+    """Of a run in its directory."""
     # Here, since it registers methods, whose settings every run's file has.
     import rivals  # noqa: F401
 
@@ -131,20 +118,21 @@ def scores_of(run: Path, training: Path, position: int) -> Scores:
     from mast_ext.train.networks import build_networks
 
     rows = json.loads((run / "report" / "results.json").read_text())["rows"]
-    accuracy = [row for row in rows if row["part"] == "backbone"][position]["accuracy"]
+    # The first is of what was trained: a later one is of the untrained network.
+    accuracy = next(row["accuracy"] for row in rows if row["part"] == "backbone")
     explained: dict[str, float] = {}
-    if (training / AUGMENTATIONS).exists():
-        rows = json.loads((training / AUGMENTATIONS).read_text())["rows"]
+    if (run / AUGMENTATIONS).exists():
+        rows = json.loads((run / AUGMENTATIONS).read_text())["rows"]
         (measured,) = (row for row in rows if row["part"] == "backbone")
         explained = measured["augmentation_r2"]
     logged: dict[str, list[float]] = {}
-    with (training / "metrics.csv").open() as file:
+    with (run / "metrics.csv").open() as file:
         for line in csv.DictReader(file):
             for key, text in line.items():
                 if text and math.isfinite(value := float(text)):
                     logged.setdefault(key, []).append(value)
     means = {key: statistics.mean(column) for key, column in logged.items()}
-    config = load_config(training)
+    config = load_config(run)
     views = build_networks(config).policy(config.augment).num_views()
     means["seconds"] = (
         config.train.batch_size * views / statistics.median(logged["views_per_second"])

@@ -62,14 +62,37 @@ def test_rates_are_tried_until_the_best_lies_between_others(gains):
     assert gains.next_rates({4e-3: 0.3, 8e-3: 0.4, 1.6e-2: 0.2}) == []
 
 
-def test_the_plain_method_is_first_and_equal_forwards_can_be_left_out(gains):
-    longer, hard = gains.Treatment(("--a=1",)), gains.Treatment(("--b=1",), against_forwards=True)
-    treatments = {"longer": longer, "hard": hard}
-    chosen = gains.chosen_of(treatments, ["hard"], equal_forwards=True)
-    assert chosen == {gains.PLAIN: gains.Treatment(()), "hard": hard}
-    assert list(chosen)[0] == gains.PLAIN
-    chosen = gains.chosen_of(treatments, ["hard"], equal_forwards=False)
-    assert chosen["hard"] == gains.Treatment(("--b=1",))
+@pytest.mark.parametrize(
+    ("method", "option", "more"),
+    [
+        ("simclr", "--hard_views.views=4", (2 + 4) / 2),
+        ("simclr", "--equimod.weight=1", 3 / 2),
+        ("byol", "--equimod.weight=1", (2 * 2 + 1) / (2 * 2)),  # its teacher sees no plain image
+        ("dino", "--hard_views.views=4", None),
+    ],
+)
+def test_plain_runs_of_equal_forwards_are_as_long_as_the_programs_baseline(
+    gains, method, option, more
+):
+    from mast_ext.train.pretrain import plan
+
+    treatment = gains.Treatment((option,), against_forwards=True)
+    options = ["--train.batch_size=4", "--train.epochs=20"]
+    found = dict(gains.treatments_of(method, {"it": treatment}, options))
+    assert list(found) == ["plain", "it", "plain, forwards of it"]
+    equal = found["plain, forwards of it"]
+    assert equal == gains.Treatment((), length=equal.length)
+    if more is not None:
+        assert equal.length == more
+    source = gains.open_source("shapes", "train", max_images=8)
+    config = gains.config_of([f"--method={method}", option, f"--baseline={method}", *options])
+    trained, baseline = plan(config, source)
+    assert baseline.steps == round(equal.length * trained.steps)
+
+
+def test_what_a_method_does_not_take_is_left_out(gains):
+    treatments = {"a": gains.Treatment(("--a=1",), unfit=("dino",)), "b": gains.Treatment(())}
+    assert [name for name, _ in gains.treatments_of("dino", treatments, [])] == ["plain", "b"]
 
 
 def test_a_table_says_which_rates_were_tuned(gains):
@@ -114,7 +137,7 @@ def scores(gains, monkeypatch):
     """The module of the score file, for runs whose accuracy is their seed's tenth."""
     import scores
 
-    def scores_of(run, training, position):
+    def scores_of(run):
         linear = int(run.name.split("-")[1]) / 10
         return scores.Scores({"linear": linear}, {"hue": 0.5}, {"loss": 2.5})
 
@@ -127,8 +150,6 @@ def test_scores_outlive_their_runs(scores, tmp_path):
 
     path = tmp_path / "scores.jsonl"
     both = [scores.ScoreFile(path), scores.ScoreFile(path)]  # of two calls at the same time
-    beside = tmp_path / "simclr_plain-1-4" / "baseline"
-    beside.mkdir(parents=True)
     for seed, file in enumerate(both):
         assert planned(runs, seed) not in file
         file.add(planned(runs, seed), tmp_path / f"simclr_plain-{seed}-4")
@@ -138,7 +159,6 @@ def test_scores_outlive_their_runs(scores, tmp_path):
         assert again[planned(runs, seed)] == file[planned(runs, seed)]
     found = again[planned(runs, 1)]
     assert found.scores == scores.Scores({"linear": 0.1}, {"hue": 0.5}, {"loss": 2.5})
-    assert found.equal == found.scores and again[planned(runs, 0)].equal is None
     assert found.machine == scores.machine()
     with pytest.raises(SystemExit, match=r"simclr_plain-0-4 of .* other options \(--a=1, --a=2\)"):
         assert planned(runs, 0, ("--a=2",)) in again
@@ -157,7 +177,7 @@ def test_a_line_that_is_cut_off_is_named(scores, tmp_path):
 def test_a_table_says_where_its_runs_were_measured(gains, scores):
     def runs_on(*machines):
         none = scores.Scores({}, {}, {})
-        return [scores.Measured("run", [], machine, none, None) for machine in machines]
+        return [scores.Measured("run", [], machine, none) for machine in machines]
 
     assert list(gains.machine_notes(runs_on("one", "one"))) == ["Measured on one."]
     several = list(gains.machine_notes(runs_on("one", "two", "one")))
