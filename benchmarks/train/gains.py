@@ -32,12 +32,6 @@ from runs import (
 from scores import AUGMENTATIONS, PROBES, Measured, ScoreFile, Scores
 
 from mast_ext.augment import AugmentationRecipe
-from mast_ext.cli.parser import build, canonical
-from mast_ext.cli.pretrain import make_parser, parse_training
-from mast_ext.data import open_source
-from mast_ext.train.config import PretrainConfig
-from mast_ext.train.loop.loader import training_loader
-from mast_ext.train.networks import build_networks
 
 PLAIN = "plain"
 EQUAL = "plain, forwards of"
@@ -68,6 +62,10 @@ def main(
     title: str, treatments: Mapping[str, Treatment], methods: Sequence[str], runs: str, about: str
 ) -> None:
     """Trains what is missing, and writes the tables."""
+    # Before the program's settings are made, since every run's file has those of these methods;
+    # not above, so that tests do not have the methods.
+    import rivals  # noqa: F401
+
     parser = argparse.ArgumentParser(description=about)
     add_arguments(parser, epochs=4, runs=runs)
     parser.add_argument("--path", type=Path, required=True, help="The folder of images.")
@@ -177,6 +175,8 @@ def treatments_of(
     method: str, chosen: Mapping[str, Treatment], options: Sequence[str]
 ) -> Iterator[tuple[str, Treatment]]:
     """What is trained of a method: the plain one first, after a treatment its equal in forwards."""
+    from forwards import forwards_per_step
+
     yield PLAIN, Treatment(())
     for name, treatment in chosen.items():
         if method in treatment.unfit:
@@ -186,21 +186,6 @@ def treatments_of(
             plain = [f"--method={method}", *options]
             more = forwards_per_step([*plain, *treatment.options]) / forwards_per_step(plain)
             yield f"{EQUAL} {name}", Treatment((), length=treatment.length * more)
-
-
-def forwards_per_step(options: Sequence[str]) -> float:
-    """Of every image of a batch, in a run of these options of ``mast-ext pretrain``."""
-    config = config_of(options)
-    networks = build_networks(config)
-    images = open_source("shapes", "train", max_images=config.train.batch_size)  # any will do
-    return networks.forwards(training_loader(config, networks, images), 1)
-
-
-def config_of(options: Sequence[str]) -> PretrainConfig:
-    """The settings that options of ``mast-ext pretrain`` are."""
-    parser = make_parser()
-    values = parse_training(parser, canonical(options))
-    return build(parser, values, PretrainConfig, "resume", "recipe")
 
 
 def named_rate(text: str) -> tuple[str, float]:

@@ -111,9 +111,7 @@ def machine() -> str:
 
 def scores_of(run: Path) -> Scores:
     """Of a run in its directory."""
-    # Here, since it registers methods, whose settings every run's file has.
-    import rivals  # noqa: F401
-
+    # Here, since methods are registered before: settings of a run are those of all methods.
     from mast_ext.cli.pretrain import load_config
     from mast_ext.train.networks import build_networks
 

@@ -74,6 +74,8 @@ def test_rates_are_tried_until_the_best_lies_between_others(gains):
 def test_plain_runs_of_equal_forwards_are_as_long_as_the_programs_baseline(
     gains, method, option, more
 ):
+    import forwards
+
     from mast_ext.train.pretrain import plan
 
     treatment = gains.Treatment((option,), against_forwards=True)
@@ -84,8 +86,8 @@ def test_plain_runs_of_equal_forwards_are_as_long_as_the_programs_baseline(
     assert equal == gains.Treatment((), length=equal.length)
     if more is not None:
         assert equal.length == more
-    source = gains.open_source("shapes", "train", max_images=8)
-    config = gains.config_of([f"--method={method}", option, f"--baseline={method}", *options])
+    source = forwards.open_source("shapes", "train", max_images=8)
+    config = forwards.config_of([f"--method={method}", option, f"--baseline={method}", *options])
     trained, baseline = plan(config, source)
     assert baseline.steps == round(equal.length * trained.steps)
 
