@@ -23,7 +23,7 @@ MOST_ROUNDS = 10  # of a search, in which each constant is chosen in turn
 
 
 def mean_error(points: list[Point], constants: Constants) -> float:
-    """What is minimized."""
+    """The mean logarithm of the factor by which predictions are off; calibration minimizes it."""
     return statistics.mean(point.error(constants) for point in points)
 
 
@@ -46,7 +46,7 @@ def search(points: list[Point], start: float) -> Constants:
 
 
 def at_ends(constants: Constants) -> list[str]:
-    """Those for which there is no smaller or no larger choice."""
+    """Names of constants that are the smallest or the largest of their choices."""
     chosen = asdict(constants)
     return [name for name, values in CHOICES.items() if chosen[name] in (values[0], values[-1])]
 
@@ -61,7 +61,7 @@ def left_out(points: list[Point]) -> dict[str, list[float]]:
 
 
 def report(points: list[Point]) -> Iterable[str]:
-    """All of it in lines."""
+    """Lines that say how well times are predicted, and which constants predict them best."""
     chips = list(dict.fromkeys(point.chip for point in points))
     by_chip = {chip: [point for point in points if point.chip == chip] for chip in chips}
     errors_of = left_out(points)

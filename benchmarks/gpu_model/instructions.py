@@ -129,7 +129,7 @@ def disassembler() -> Path | None:
 
 
 def mixes_of(program: Path, architecture: str = H100.architecture) -> dict[str, Mix]:
-    """By the demangled name, of all kernels of the built libraries."""
+    """What all kernels of the built libraries are made of, by their demangled names."""
     found: dict[str, Mix] = {}
     environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
     for library in sorted(ROOT.glob(LIBRARIES)):
@@ -161,7 +161,7 @@ and moves. Kernels and types are those of the launches of [the model](gpu-model.
 
 
 def instructions_table(steps: list[dict[str, Any]], mixes: dict[str, Mix]) -> str:
-    """As Markdown, of the kernels that steps of record_launches.py launch."""
+    """The page as Markdown, with the kernels launched in steps of record_launches.py."""
     rows: dict[tuple[str, str], str] = {}
     kinds = [*KINDS, REST]
     for step in steps:

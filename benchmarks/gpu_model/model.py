@@ -21,17 +21,17 @@ LATENCY = 0.8e-6  # s, of global memory
 
 @dataclass(frozen=True)
 class Constants:
-    """The same for all kernels and chips, chosen by measured times (calibrate.py).
+    """What the model assumes of all kernels and chips, chosen by measured times (calibrate.py).
 
     Attributes:
-        launch: Seconds from its start to its end, of a kernel with nearly nothing to do.
-        memory: Of the maker's figure; a copy by PyTorch reaches 0.9.
-        tensor: Of the maker's figure, for each warp that an SM holds: by mma.sync, which on Hopper
-            cannot reach the figure, with what feeds it.
-        simple: The same of multiply-adds: loads, conversions and addresses take the other
+        launch: Seconds from start to end of a kernel with nearly nothing to do.
+        memory: Share of the maker's bandwidth that kernels reach; a copy by PyTorch reaches 0.9.
+        tensor: Share of the maker's figure that each warp of an SM adds: by mma.sync, which on
+            Hopper cannot reach the figure, with what feeds it.
+        simple: The same for multiply-adds: loads, conversions and addresses take the other
             instructions.
-        special: The same of SPECIAL_PER_CLOCK.
-        full_warps: More of an SM are no faster.
+        special: The same for SPECIAL_PER_CLOCK.
+        full_warps: Warps of an SM beyond which more are no faster.
         in_flight: Bytes that a thread waits for at a time: with LATENCY, by Little's law, the rate
             of a chip that is not full.
     """
@@ -50,7 +50,7 @@ CONSTANTS = Constants()
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one launch: blocks that an SM holds, waves, microseconds, and by what."""
+    """Of one launch: blocks that an SM holds, waves, microseconds, and what limits it."""
 
     blocks_per_sm: int
     waves: float
@@ -87,7 +87,7 @@ def predict(
     chip: Chip,
     constants: Constants = CONSTANTS,
 ) -> Prediction:
-    """Of a launch, as record_launches.py has them.
+    """Predicts a launch of record_launches.py.
 
     Raises:
         ValueError: No SM of the chip holds a block.

@@ -50,7 +50,7 @@ def points_of(
     resources: AllResources,
     times: dict[Chip, Times],
 ) -> list[Point]:
-    """Those of steps of record_launches.py."""
+    """The launches in steps of record_launches.py that were measured and have a prediction."""
     found = []
     for step in steps:
         operator, size, dtype = step["operator"], text_of(step["case"]), step["dtype"]

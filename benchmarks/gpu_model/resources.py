@@ -27,7 +27,7 @@ AllResources = dict[tuple[str, str], Resources]
 
 
 def resources_of(reports: list[str]) -> AllResources:
-    """Those of ptxas's reports.
+    """The resources of all kernels in ptxas's reports.
 
     Kernels of one name in several files, for which the name does not tell, have the most of each.
     """
@@ -47,12 +47,12 @@ def resources_of(reports: list[str]) -> AllResources:
 
 
 def built() -> AllResources:
-    """Those of the last CUDA build in build/; none where CUDA was not compiled."""
+    """The resources of the last CUDA build in build/; none where CUDA was not compiled."""
     return resources_of([path.read_text() for path in sorted(ROOT.glob(REPORTS))])
 
 
 def find(resources: AllResources, kernel: str, architecture: str) -> Resources:
-    """Those of one kernel.
+    """The resources of one kernel.
 
     Raises:
         LookupError: The emulator has a kernel that the CUDA build has not.

@@ -94,7 +94,7 @@ def _number(microseconds: float | None) -> str:
 
 
 def table(steps: list[dict[str, Any]], resources: AllResources) -> str:
-    """All of it as Markdown."""
+    """The page as Markdown."""
     times = measured()
     columns = list(COLUMNS)
     for chip in CHIPS:

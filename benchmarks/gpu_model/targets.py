@@ -79,7 +79,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Of one step.
+    """What was measured of one step.
 
     Attributes:
         rates: Bytes per second of a copy, operations per second of products, by name.
@@ -92,7 +92,7 @@ class Measurements:
     milliseconds: Mapping[str, float]
 
     def microseconds(self, only: re.Pattern[str] = re.compile("")) -> float | None:
-        """Of all kernels with such a name."""
+        """Microseconds of all kernels whose name matches."""
         if self.kernels is None:
             return None
         return sum(count * us for name, count, us in self.kernels["kernels"] if only.search(name))
@@ -250,7 +250,7 @@ def predicted(step: Step, launches: list[dict[str, Any]], resources: AllResource
 
 
 def measurements(step: Step, results: Path = RESULTS) -> Measurements:
-    """What the committed files have of a step."""
+    """What the files in benchmarks/results say of a step."""
     times = json.loads((results / "gpu-h200-kernels.json").read_text())
     races = json.loads((results / "gpu-h200.json").read_text())["races"]
     mode = "forward + backward" if step.backward else "forward"
@@ -266,7 +266,7 @@ def measurements(step: Step, results: Path = RESULTS) -> Measurements:
 
 
 def rows(launches: list[dict[str, Any]], resources: AllResources) -> Iterator[str]:
-    """Of the table."""
+    """The rows of the table."""
     for target in TARGETS:
         known = measurements(target.of)
         by_model = None
@@ -280,5 +280,5 @@ def rows(launches: list[dict[str, Any]], resources: AllResources) -> Iterator[st
 
 
 def targets_table(launches: list[dict[str, Any]], resources: AllResources) -> str:
-    """All of it as Markdown."""
+    """The page as Markdown."""
     return HEAD + "\n".join(rows(launches, resources)) + "\n"

@@ -13,7 +13,7 @@ Case = dict[str, int]
 
 @dataclass(frozen=True)
 class Work:
-    """Of all launches of a kernel in a step.
+    """What all launches of a kernel in a step have to do.
 
     Attributes:
         moved: Bytes that global memory must give or take, each once.
@@ -29,7 +29,7 @@ class Work:
 
 
 def _rows(case: Case) -> int:
-    """Of a contrastive loss, of all views."""
+    """Rows of all views that a contrastive loss compares."""
     return case.get("views", 2) * case["batch"]
 
 
@@ -81,13 +81,13 @@ def _search(case: Case, size: int) -> Work:
 
 
 def _pairs(case: Case) -> int:
-    """Of views, one with itself included."""
+    """Pairs of views, that of a view with itself included."""
     views = case.get("views", 2)
     return views * (views + 1) // 2
 
 
 def _elements(case: Case) -> int:
-    """Of all views."""
+    """Elements of all views."""
     return case.get("views", 2) * case["batch"] * case["dim"]
 
 

@@ -1,4 +1,4 @@
-"""The losses that are looked at, as a process calls them."""
+"""The losses that are measured, with the inputs that each process has."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

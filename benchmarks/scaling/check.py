@@ -39,7 +39,7 @@ class Recorded:
 
     @staticmethod
     def kinds() -> dict[str, tuple[str, int]]:
-        """Of every function the collective, and which argument is what a process brings."""
+        """By function: its collective, and the position of the argument that a process sends."""
         return {
             "all_gather_into_tensor": ("all-gather", 1),
             "reduce_scatter_tensor": ("reduce-scatter", 0),

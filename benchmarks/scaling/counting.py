@@ -23,9 +23,9 @@ class Count:
 
     Attributes:
         collectives: What it took part in: the kind, and the bytes that each process brings.
-        operations: Of every operation arithmetic operations in products of 16 bit, and of 32 bit,
-            and bytes of its operands and results.
-        peak: The most bytes at a time beyond the inputs, but for what an operator needs meanwhile.
+        operations: For every operation its arithmetic operations in 16-bit and in 32-bit matrix
+            products, and the bytes of its operands and results.
+        peak: The most bytes at a time beyond the inputs, without an operator's workspace.
     """
 
     collectives: list[tuple[str, int]] = field(default_factory=list)

@@ -91,7 +91,7 @@ class Machine:
 
 
 def predictions(machine: Machine, dtype: torch.dtype) -> list[str]:
-    """Of every loss a row per quantity, a column per number of processes."""
+    """The table: for every loss a row per quantity, a column per number of processes."""
     lines = table_head(["loss", "on every process", "", *(f"{world:,}" for world in WORLDS)])
     for name, case in CASES.items():
         counts = {world: counted(case, world, dtype) for world in WORLDS}

@@ -1,4 +1,4 @@
-"""How numbers are written in Markdown."""
+"""Numbers and tables in Markdown."""
 
 import os
 import platform

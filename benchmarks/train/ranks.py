@@ -8,14 +8,13 @@ counts little.
 """
 
 import argparse
-import platform
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from runs import write_table
 from torch.optim import AdamW
 
 from mast_ext.data import open_source
@@ -75,28 +74,24 @@ def costs(method: str) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--report", type=Path)
-    report = parser.parse_args().report
+    parser.add_argument("--report", type=Path, help="Write the table to this file, too.")
+    values = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [
-        "# The cost of RankMe and LiDAR",
-        "",
-        "CPU time of one thread, medians of ten. The share is that of",
-        "all measurements of a run of default length in the time of its steps.",
-        "",
-        f"* torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}",
-        f"* command: `python {' '.join(sys.argv)}`",
-        "",
-        "| method | step | measurement | share of the training time |",
-        "| --- | --- | --- | --- |",
-    ]
+    rows = []
     for method in sorted(METHODS):
         step, measurement, share = costs(method)
-        times = f"{1e3 * step:.0f} ms | {1e3 * measurement:.0f} ms"
-        lines.append(f"| `{method}` | {times} | {100 * share:.2f} % |")
-        print(lines[-1], flush=True)
-    if report:
-        report.write_text("\n".join(lines) + "\n")
+        times = (f"{1e3 * step:.0f} ms", f"{1e3 * measurement:.0f} ms")
+        rows.append([f"`{method}`", *times, f"{100 * share:.2f} %"])
+    write_table(
+        "The cost of RankMe and LiDAR",
+        [
+            f"CPU time of one thread, medians of {STEPS}. The share is that of all measurements of"
+            " a run of default length in the time of its steps."
+        ],
+        ["method", "step", "measurement", "share of the training time"],
+        rows,
+        values,
+    )
 
 
 if __name__ == "__main__":

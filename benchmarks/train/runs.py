@@ -1,4 +1,7 @@
-"""Runs of the program, of several variants with several seeds each; what is there stays."""
+"""Trains variants of a run through the program, with several seeds each.
+
+Runs that are finished are not repeated, and an interrupted one goes on where it stopped.
+"""
 
 import argparse
 import json
@@ -19,12 +22,12 @@ import torch
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained, of several that are compared.
+    """One of the trainings that are compared.
 
     Attributes:
         options: Of ``mast-ext pretrain``.
-        length: Epochs of a run, relative to those that were asked for: below 1 where more views of
-            an image go through the network, so that all have as many image forwards.
+        length: Epochs of a run as a multiple of ``--epochs``: below 1 where more views of an image
+            go through the network, so that all variants have as many image forwards.
     """
 
     options: tuple[str, ...]

@@ -26,12 +26,13 @@ _STREAM = 1 << 21  # streams of masks lie above those of views
 class HiddenPlaces:
     """Where a batch's masks hide patches.
 
-    Looking for them in masks on a GPU would be waited for by the host, which needs their number.
+    Found while the masks are on the host: to find them in masks on a GPU, the host would have to
+    wait for their number.
 
     Attributes:
-        flat: Places in ``masks.flatten()``, ``[P]`` int64, ascending.
-        counts: How many there are of every view of every image, ``[V, B]`` int64, on the host.
-        patches: Patches of a view.
+        flat: Indices of the hidden patches in ``masks.flatten()``, ``[P]`` int64, ascending.
+        counts: Hidden patches of every view of every image, ``[V, B]`` int64, on the host.
+        patches: Patches of a view, hidden or not.
     """
 
     flat: Tensor
@@ -40,17 +41,17 @@ class HiddenPlaces:
 
     @classmethod
     def of(cls, masks: NDArray[np.bool_]) -> "HiddenPlaces":
-        """Those of masks ``[V, B, H, W]``."""
+        """The places that masks ``[V, B, H, W]`` hide."""
         flat = torch.from_numpy(np.flatnonzero(masks))
         return cls(flat, masks.sum((2, 3)), masks.shape[2] * masks.shape[3])
 
     def of_first_views(self, views: int) -> "HiddenPlaces":
-        """Those of ``masks[:views]``."""
+        """The places that ``masks[:views]`` hide."""
         counts = self.counts[:views]
         return replace(self, flat=self.flat[: counts.sum()], counts=counts)
 
     def split(self, parts: int) -> "list[HiddenPlaces]":
-        """Those of ``masks.chunk(parts, 1)``, whose sizes must be equal."""
+        """The places that each of ``masks.chunk(parts, 1)`` hides, whose sizes must be equal."""
         views, images = self.counts.shape
         size = images // parts
         ends = np.append(0, self.counts.cumsum())  # of every view of every image, in this order
@@ -59,7 +60,8 @@ class HiddenPlaces:
             pieces = []
             for view in range(views):
                 first = view * images + part * size
-                # Images between this part's of one view and of the next one fall away.
+                # Indices move down by the images that the part does not have: those before it of
+                # this view, and all others of the views before.
                 moved = (first - view * size) * self.patches
                 pieces.append(self.flat[ends[first] : ends[first + size]] - moved)
             counts = self.counts[:, part * size : (part + 1) * size]
@@ -67,7 +69,7 @@ class HiddenPlaces:
         return found
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "HiddenPlaces":
-        """With what a function makes of the tensor, such as a copy."""
+        """The same with a function applied to ``flat``, such as a copy to a GPU."""
         return replace(self, flat=function(self.flat))
 
 

@@ -15,8 +15,8 @@ strength.
 Files are decoded by DALI where it makes of them what Pillow does and nothing about them is odd
 (see `containers`), since an odd one can end the process; others go in as pixels. DALI's messages do
 not say which file is at fault, so a batch that fails, or has images of other sizes than the source
-says, is looked at image by image: what Pillow can decode goes in as pixels, too, and anything else
-is an error that names the file.
+says, is checked image by image: what Pillow can decode goes in as pixels, too, and anything else is
+an error that names the file.
 """
 
 import contextlib

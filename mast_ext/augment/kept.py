@@ -15,8 +15,8 @@ KEPT_GB = 1.0
 class KeptImages:
     """A source whose images are decoded once, if all together take at most so many bytes.
 
-    Of a source that takes more none is kept: the memory would be full of images that have just
-    been used, and that come again last. Threads may share it.
+    Of a larger source none is kept: memory would fill with the images used last, which come up
+    again last in the next epoch. Threads may share it.
 
     Args:
         source: Where the images come from.
@@ -46,8 +46,8 @@ class KeptImages:
         return image
 
 
-# By the source's id and the budget. An entry goes when nobody uses it; as long as it is there it
-# refers to its source, so that no other one can have the id.
+# By the source's id and the budget. An entry goes when nobody uses it. Until then it refers to its
+# source, so that no other object can get that id.
 _SHARED: WeakValueDictionary[tuple[int, int], KeptImages] = WeakValueDictionary()
 
 

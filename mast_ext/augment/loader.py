@@ -86,10 +86,10 @@ class ViewBatch:
         self._map(record)
 
     def normalized(self, mean: Tensor, std: Tensor) -> "ViewBatch":
-        """The batch with images of levels normalized, those that are so already as they are.
+        """The batch with uint8 levels normalized; float32 images are left as they are.
 
-        In the operations of the CPU's renderer, each rounded by itself as there: the pixels are
-        the same.
+        By the operations of the CPU's renderer, each rounded by itself as there, so that the pixels
+        are the same.
 
         Args:
             mean: Mean of each channel, of pixels in ``[0, 1]``, ``[C, 1, 1]``.
@@ -107,10 +107,10 @@ class ViewBatch:
         return replace(self, images=images, local_images=pixels(self.local_images))
 
     def split(self, parts: int) -> "list[ViewBatch]":
-        """As many batches of equal size, one after the other; their number must divide the images'.
+        """Splits the images into batches of equal size, in order.
 
         Raises:
-            ValueError: It does not.
+            ValueError: The number of images does not divide into so many.
         """
         if parts < 1 or len(self.index) % parts:
             raise OptionError(
@@ -214,7 +214,7 @@ class ViewLoader:
         mean = torch.tensor(recipe.mean, device=device).view(-1, 1, 1)
         std = torch.tensor(recipe.std, device=device).view(-1, 1, 1)
         if self._stream is None or self._stream.device != device:
-            self._stream = CopyStream(device)  # one for all epochs, whose memory it so uses again
+            self._stream = CopyStream(device)  # one for all epochs, so that memory is reused
         views = _each_in(self._batches(for_gpu=True), profile, "wait_for_views")
         copies = (batch.normalized(mean, std) for batch in copied_ahead(views, self._stream))
         yield from _each_in(copies, profile, "transfer_views")
@@ -304,7 +304,7 @@ class ViewLoader:
 def _each_in(
     batches: Iterator[ViewBatch], profile: Callable[[str], AbstractContextManager[Any]], part: str
 ) -> Iterator[ViewBatch]:
-    """The same batches, each of which comes about in a context of its own."""
+    """The same batches; each is waited for inside of a context ``profile(part)``."""
     while True:
         with profile(part):
             batch = next(batches, None)

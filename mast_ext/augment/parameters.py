@@ -54,6 +54,9 @@ hue shifts are no common hue where one of the views is gray."""
 NEUTRAL = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """The row of an image that nothing was done to."""
 
+ATTEMPTS = 10
+"""Boxes tried before the central one is taken, as in torchvision's ``RandomResizedCrop``."""
+
 
 class AugmentationParameters:
     """Parameter rows of a batch of views, with access by name.
@@ -207,7 +210,7 @@ def _crop_moments(recipe: AugmentationRecipe, nodes: int = 1000) -> dict[str, tu
     ratio = np.exp(np.interp(middles, (0, 1), np.log(recipe.crop_ratio)))[None, :]
     h, w = np.sqrt(area / ratio), np.sqrt(area * ratio)
     fits = (h <= 1) & (w <= 1)
-    missed = float((1 - fits.mean()) ** 10)  # ten attempts, then the central box
+    missed = float((1 - fits.mean()) ** ATTEMPTS)  # then the central box is taken
     low, high = recipe.crop_ratio
     central_w, central_h = min(1.0, high), min(1.0, 1 / low)
 

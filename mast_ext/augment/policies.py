@@ -22,8 +22,10 @@ from mast_ext.augment.parameters import APPEARANCE, COLUMN, SHAREABLE
 from mast_ext.augment.recipe import COLOR_CHANGES, AugmentationRecipe
 from mast_ext.checks import OptionError, require_integer, require_number, require_range
 
-_LOCAL = 1 << 20  # streams of local views, whose numbers so depend on no other view's
-_CHOICE = 1 << 33  # streams of what is shared lie above those of all views
+# Where streams of random numbers begin (see `sampler`): full-size views at 0, local ones at _LOCAL,
+# what is shared at _CHOICE. So none depends on how many views there are of another kind.
+_LOCAL = 1 << 20
+_CHOICE = 1 << 33
 
 _Policy = TypeVar("_Policy", bound="ViewPolicy")
 
@@ -191,7 +193,7 @@ class SharedPolicy(ViewPolicy):
 
     Color entries have columns in common: whether there is jitter at all, grayscale and
     solarization. Where one of them is shared, these are equal in all views, but brightness,
-    contrast, saturation and hue of an entry that is not shared are drawn for each view, as ever.
+    contrast, saturation and hue of an entry that is not shared are drawn for each view.
 
     Args:
         recipe: What may be done to a view.
@@ -238,7 +240,7 @@ class SharedPolicy(ViewPolicy):
 
     def _views(self, draw: "_Draw") -> tuple[list[NDArray[np.float32]], NDArray[np.bool_]]:
         chosen = {name: self._shares(name, sharing, draw) for name, sharing in self.sharing.items()}
-        taken = np.zeros((len(draw.indices), len(COLUMN)), bool)  # from the first view
+        taken = np.zeros((len(draw.indices), len(COLUMN)), bool)  # [B, P], from the first view
         for name, members in chosen.items():
             taken[:, [COLUMN[column] for column in SHAREABLE[name]]] |= members[:, None]
         first = draw.composed(0)
@@ -247,7 +249,7 @@ class SharedPolicy(ViewPolicy):
         for view in range(1, self.views):
             rows = draw.composed(view)
             if taken[:, jitter].any():
-                # A view whose gate is another's has factors of its own behind that gate.
+                # With the first view's decision on jitter, but brightness and so on of its own.
                 gates = np.where(taken[:, jitter], first[:, jitter], rows[:, jitter])
                 rows = draw.composed(view, jittered=gates > 0)
             views.append(np.where(taken, first, rows))

@@ -81,7 +81,7 @@ class Renderer(Protocol):
 
 
 def by_size(policy: ViewPolicy, views: Sequence[T]) -> tuple[list[T], list[T]]:
-    """Of what there is for every view: that of full-size ones and the center, and of local ones."""
+    """Splits what there is for each view: full-size views with the center view, and local ones."""
     first = policy.num_views() - policy.local_views - policy.with_center
     last = first + policy.local_views
     return [*views[:first], *views[last:]], list(views[first:last])
@@ -167,7 +167,7 @@ def within(
 def empty(shape: Sequence[int], dtype: torch.dtype, *, for_gpu: bool) -> Tensor:
     """Memory on the host, page-locked where a GPU is to copy from it while the host goes on.
 
-    Either way that of batches before is used again: new pages take longer to get than to fill.
+    Both kinds reuse the memory of earlier batches: new pages take longer to get than to fill.
     """
     if for_gpu or not dtype.is_floating_point:
         return torch.empty(tuple(shape), dtype=dtype, device="cpu", pin_memory=for_gpu)

@@ -11,11 +11,8 @@ Source of the hash: Steele, Lea, Flood, "Fast splittable pseudorandom number gen
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mast_ext.augment.parameters import COLUMN, GROUPS, NEUTRAL
+from mast_ext.augment.parameters import ATTEMPTS, COLUMN, GROUPS, NEUTRAL
 from mast_ext.augment.recipe import AugmentationRecipe
-
-ATTEMPTS = 10
-"""Boxes tried before the central one is taken, as in torchvision's ``RandomResizedCrop``."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -156,7 +153,7 @@ def _blur(
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Finaliser of splitmix64: a bijection of 64 bits in which every bit depends on every bit."""
+    """Finalizer of splitmix64: a bijection of 64 bits in which every bit depends on every bit."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -107,7 +107,7 @@ def _check(
 def _parts(
     images: Tensor | Sequence[Tensor], views: int
 ) -> Iterator[tuple[tuple[int | slice, int | slice], Tensor]]:
-    """What is rendered at a time: places in ``[V, B]``, and their images ``[n, C, H, W]``."""
+    """What is rendered at a time: indices into ``[V, B]``, and their images ``[n, C, H, W]``."""
     if isinstance(images, Tensor):
         for view in range(views if len(images) else 0):
             yield (view, slice(None)), images

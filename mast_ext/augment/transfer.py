@@ -1,7 +1,7 @@
 """Batches on their way to a GPU: each is copied while the step before it runs.
 
 Copies run on a stream of their own, from page-locked memory; from other memory the host would have
-to wait for them. Who trains waits for nothing: its stream does, for the copy of its own batch.
+to wait for them. The host waits for no copy: the stream that trains waits for that of its batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ class CopyStream:
         self._stream = torch.cuda.Stream(device)
 
     def start(self, batch: AnyBatch) -> Callable[[], AnyBatch]:
-        """Starts a copy; what is returned makes the current stream wait for it and gives it."""
+        """Starts a copy, and returns a function that has the current stream wait and gives it."""
         pinned = batch.pin_memory()
         with torch.cuda.stream(self._stream):
             copy = pinned.to(self.device, non_blocking=True)
@@ -52,9 +52,9 @@ class CopyStream:
 
 
 def copied_ahead(batches: Iterator[AnyBatch], stream: CopyStream) -> Iterator[AnyBatch]:
-    """Batches on the stream's GPU, in order; each is copied before the one before it is asked for.
+    """Batches on the stream's GPU, in order; before one is handed out the next one's copy starts.
 
-    An error of ``batches`` is raised when the batches before it are through.
+    An error of ``batches`` is raised after the batches before it have been handed out.
     """
     under_way: Callable[[], AnyBatch] | None = None
     failure: Exception | None = None

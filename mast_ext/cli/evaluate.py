@@ -89,13 +89,7 @@ def main(arguments: Sequence[str]) -> int:
         checkpoint = RunDirectory.open(path).last if path.is_dir() else path
         restored = restore_checkpoint(checkpoint, run_config)
     assert restored is not None
-    channels = config.augment.channels
-    if restored.spec.channels != channels:
-        raise RunError(
-            f"{path} takes images of {counted(restored.spec.channels, 'channel')}, and"
-            f" augment.mean and augment.std have {counted(channels, 'number')}: they need one for"
-            " each channel"
-        )
+    _require_channels(path, restored.spec.channels, config.augment.channels)
     images = open_images(
         as_trained(config.data, config.augment),
         Console(stderr=True),
@@ -147,7 +141,7 @@ def make_parser() -> Parser:
 
 
 def _open(path: Path, weights: WeightsConfig) -> tuple[PretrainConfig | None, Restored | None]:
-    """The settings of a run, or the networks of what is none."""
+    """The settings of a run, or the networks in anything else that a path may name."""
     if weights.name is not None:
         if path.is_dir():
             raise UsageError(
@@ -174,13 +168,22 @@ def _open(path: Path, weights: WeightsConfig) -> tuple[PretrainConfig | None, Re
         raise CheckpointError(f"{error}{hint if may_be_weights else ''}") from error
 
 
+def _require_channels(path: Path, wanted: int, given: int) -> None:
+    """Raises a RunError unless augment.mean and augment.std fit the channels of a network."""
+    if wanted != given:
+        raise RunError(
+            f"{path} takes images of {counted(wanted, 'channel')}, and augment.mean and augment.std"
+            f" have {counted(given, 'number')}: they need one for each channel"
+        )
+
+
 def _defaults_of_run(
     parser: Parser, arguments: Sequence[str], config: PretrainConfig
 ) -> dict[str, object]:
     """The sections that an evaluation shares with the run, as dotted names.
 
-    Where the images are others, the run says neither where and how they are stored nor how many
-    are used.
+    If the images are not the run's, the options that say where they are, how they are stored and
+    how many are used keep the program's defaults.
     """
     values = config.to_dict()
     sections = {name: values[name] for name in ("data", "augment", "evaluation")}

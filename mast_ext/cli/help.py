@@ -79,7 +79,7 @@ def asked_help(arguments: Sequence[str]) -> str | None:
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """What a command line gives an option last, without parsing the rest, which may be wrong."""
+    """The last value that a command line gives an option. The rest, maybe wrong, is not parsed."""
     value = None
     for at, word in enumerate(arguments):
         name, equals, given = word.partition("=")

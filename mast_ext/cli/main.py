@@ -93,6 +93,7 @@ def _is_for_users(error: Exception) -> bool:
 
 
 def _told(error: Exception, arguments: Sequence[str]) -> str:
+    """The message of an error, with a hint where a file cannot be decoded."""
     told = str(error) or type(error).__name__
     data = sys.modules.get("mast_ext.data")
     bad = data is not None and isinstance(error, data.BadImageError)

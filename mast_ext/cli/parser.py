@@ -21,12 +21,12 @@ from mast_ext.train.suggestions import choices_like, did_you_mean, settings_like
 HARD_VIEWS = "--hard_views"
 
 COUNT_EPOCHS = ("train.epochs", "optimizer.warmup")
-"""Options that other programs have in steps."""
+"""Options in epochs, which other programs count in steps."""
 
 RETIRED = {
     "train.tensorboard": "train.logger with tensorboard for true, csv for false",
 }
-"""What to write for options that there were once. Files may still have these settings."""
+"""What to write instead of options that were removed. Files may still have these settings."""
 
 
 class Parser(ArgumentParser):
@@ -57,9 +57,9 @@ class Parser(ArgumentParser):
             raise UsageError(f"{path}: {error}") from error
 
     def check_names(self, values: Mapping[str, Any], group: str = "") -> None:
-        """Reports the first name in a file of settings that is none of a setting.
+        """Raises a UsageError for the first name in a file of settings that is no setting.
 
-        jsonargparse would do so when it no longer knows which file it was in.
+        jsonargparse would do so later, when it no longer knows which file the name was in.
         """
         known, groups = self._names()
         for key, value in values.items():
@@ -88,7 +88,7 @@ class Parser(ArgumentParser):
         )
 
     def _takes(self, word: str) -> list[str]:
-        """The options that take one of a few, and this word among them."""
+        """The options that have this word among their choices, written with it."""
         return [
             f"{option} {word}"
             for option, action in self._option_string_actions.items()
@@ -96,19 +96,19 @@ class Parser(ArgumentParser):
         ]
 
     def _as_list(self, name: str, count: str | None) -> str:
-        """What an option expects that takes a list, of so many or of any number; by its default."""
+        """What an option expects that takes a list of ``count`` items, shown by its default."""
         default = self.get_default(name)
         example = default if isinstance(default, (list, tuple)) and default else (0.2, 1.0)
         written = f"[{','.join(map(str, example))}]"
         return f"expected a list{f' of {count}' if count else ''}, written as {written}."
 
     def _choices(self, option: str) -> str:
-        """Of an option that takes one of a few, these."""
+        """The choices of an option, to append to an error; empty if it has none."""
         choices = self._option_string_actions[option].choices
         return f": one of {', '.join(map(str, choices))}" if choices else ""
 
     def _keys(self, option: str) -> list[str]:
-        """Of an option that takes mappings of certain keys, these."""
+        """The keys of an option that takes mappings with certain keys; none of other options."""
         kinds = get_args(getattr(self._option_string_actions[option], "_typehint", None))
         return [key for kind in kinds if is_typeddict(kind) for key in kind.__annotations__]
 

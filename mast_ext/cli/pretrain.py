@@ -22,7 +22,7 @@ from mast_ext.cli.parser import (
 )
 from mast_ext.cli.unused import refuse_unused, unused_in_training
 from mast_ext.methods import METHODS
-from mast_ext.train.config import PretrainConfig
+from mast_ext.train.config import PretrainConfig, TrainConfig
 from mast_ext.train.evaluation.evaluate import LINEAR
 from mast_ext.train.launch import launch, launched_rank, require_devices
 from mast_ext.train.pretrain import baseline_of, pretrain, run_of_checkpoint
@@ -91,10 +91,9 @@ def main(arguments: Sequence[str]) -> int:
             f" train.devices {wanted}",
             file=sys.stderr,
         )
-    if wanted > 1 and launched is None:
-        if remark := require_devices(config.train):
-            print(remark, file=sys.stderr)
-        return launch("mast_ext.cli.main", ["pretrain", *arguments], wanted)
+    status = run_on_devices(["pretrain", *arguments], config.train)
+    if status is not None:
+        return status
     outcome = pretrain(config, resume=resume)
     if outcome is None:  # the first process speaks
         return 0
@@ -149,6 +148,19 @@ def parse_training(parser: Parser, arguments: Sequence[str]) -> Namespace:
         values = parse_for_defaults(parser, arguments)
     set_defaults_of_data(parser, values.data.name)
     return parse(parser, arguments)
+
+
+def run_on_devices(command: Sequence[str], train: TrainConfig) -> int | None:
+    """Runs a command in as many processes as ``train.devices`` says, which train together.
+
+    Returns:
+        Their exit status; None where this process is to train: alone, or as one of those.
+    """
+    if train.devices == 1 or launched_rank() is not None:
+        return None
+    if remark := require_devices(train):
+        print(remark, file=sys.stderr)
+    return launch("mast_ext.cli.main", list(command), train.devices)
 
 
 def found_recipe(name: str, method: str) -> Path:

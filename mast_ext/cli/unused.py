@@ -70,7 +70,7 @@ def unused_in_evaluation(config: EvaluateConfig) -> dict[str, str]:
 
 
 def _unused(config: PretrainConfig | EvaluateConfig) -> dict[str, str]:
-    """Those that are for other images."""
+    """Settings of the procedural images, where other images are used."""
     if config.data.name == "shapes":
         return {}
     why = f"data.name is {config.data.name}, and it is for shapes"

@@ -35,7 +35,7 @@ class BarlowTwinsOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0, "redundancy", "chunks")
+        self._require_at_least(0, "redundancy", "chunks")
 
 
 @register

@@ -43,7 +43,7 @@ class BYOLOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(1, "predictor")
+        self._require_at_least(1, "predictor")
 
 
 @register

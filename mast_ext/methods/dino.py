@@ -1,7 +1,7 @@
 """DINO: a student learns an EMA teacher's assignment of images to prototypes.
 
-The teacher sees two large views of an image; the student is to give every view, small ones too, the
-same assignment.
+The teacher sees two full-size views of an image; the student is to give every view, local ones
+too, the same assignment.
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers" (ICCV 2021).
 """
 
@@ -108,11 +108,11 @@ class DINOOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0, "gram_weight", "gram_start")
-        self._require(1, "gram_every", "prototypes", "bottleneck")
+        self._require_at_least(0, "gram_weight", "gram_start")
+        self._require_at_least(1, "gram_every", "prototypes", "bottleneck")
         if self.gram_weight > 0 and self.gram_start is None:
             raise OptionError(f"{self.group}.gram_start must be given with gram_weight")
-        self._require(0, "freeze_last_layer", "temperature_warmup", "local_views")
+        self._require_at_least(0, "freeze_last_layer", "temperature_warmup", "local_views")
         for name in ("teacher_temperature", "warmup_teacher_temperature", "student_temperature"):
             require_positive(f"{self.group}.{name}", getattr(self, name))
 
@@ -209,7 +209,7 @@ class DINO(TeacherMethod):
                     parameter.grad = None  # then the optimizer does not decay it either
 
     def _warm(self, start: float, end: float) -> float:
-        """A temperature at the current step."""
+        """A temperature at the current step, which the warm-up changes linearly."""
         warmup = min(self.options.temperature_warmup, self._epochs)
         return end if self._epoch >= warmup else start + (end - start) * self._epoch / warmup
 
@@ -230,7 +230,7 @@ class DINO(TeacherMethod):
         return self._gram_spec
 
     def _with_anchors(self, terms: dict[str, Tensor], encoded: Encoded) -> dict[str, Tensor]:
-        """The terms of a loss, and with Gram anchoring its own."""
+        """The terms of a loss, to which Gram anchoring adds its own if it is on."""
         if self._gram_spec is None:
             return terms
         if encoded.anchored is None:  # not yet; a log has the same columns from the first step on
@@ -259,7 +259,7 @@ class DINO(TeacherMethod):
 
 
 def require_patches(layout: PatchLayout) -> None:
-    """Raises a ValueError if there are no two patches of a view for Gram anchoring to compare."""
+    """Raises a ValueError unless a view has two patches, which Gram anchoring compares."""
     height, width = layout.grid
     if height * width < 2:
         raise OptionError(

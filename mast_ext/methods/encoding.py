@@ -42,24 +42,19 @@ def encode(
         taught = slice(None) if spec is None else spec.views
     if with_center is None:
         with_center = method.with_center
-    images, masks = batch.images[method.student_views], batch.masks
+    images, shown = batch.images[method.student_views], batch.images[taught]
+    masks = None if token is None else batch.masks
 
-    student = places = anchored = hidden = None
-    if token is not None and masks is not None:
-        seen = masks.new_zeros((len(images) - len(masks), *masks.shape[1:]))
-        hidden = torch.cat((masks, seen)).flatten(0, 1)
-    if hidden is None and gram_teacher is None:
+    patches = anchored = None
+    if masks is None and gram_teacher is None:
         features = forward_views(backbone, images)
     else:
-        features, found = forward_patches(backbone, images.flatten(0, 1), hidden, token)
+        hidden = None if masks is None else _of_all_views(masks, len(images))
+        features, patches = forward_patches(backbone, images.flatten(0, 1), hidden, token)
         features = features.unflatten(0, images.shape[:2])
-        if hidden is not None and masks is not None:
-            places = _hidden_places(batch.hidden, masks)
-            student = _patches_at(found, places)
-        if gram_teacher is not None:
-            own = found.flatten(1, 2).unflatten(0, images.shape[:2])[taught]
-            earlier = _patches_of(gram_teacher, batch.images[taught])
-            anchored = AnchoredPatches(own.flatten(0, 1), earlier)
+    if gram_teacher is not None and patches is not None:
+        own = patches.flatten(1, 2).unflatten(0, images.shape[:2])[taught]
+        anchored = AnchoredPatches(own.flatten(0, 1), _patches_of(gram_teacher, shown))
     if batch.local_images is not None:
         full = len(features) - with_center
         local = forward_views(backbone, batch.local_images)
@@ -67,11 +62,22 @@ def encode(
 
     if teacher is None:
         return Encoded(features, anchored=anchored)
-    shown = batch.images[taught]
-    if student is None or masks is None or places is None:
+    if masks is None or patches is None:
         return Encoded(features, forward_views(teacher, shown), anchored=anchored)
-    targets, patches = _teach(teacher, shown, places)
-    return Encoded(features, targets, HiddenPatches(student, patches, masks), anchored)
+    places = _hidden_places(batch.hidden, masks)
+    targets, taught_patches = _teach(teacher, shown, places)
+    hidden_patches = HiddenPatches(_patches_at(patches, places), taught_patches, masks)
+    return Encoded(features, targets, hidden_patches, anchored)
+
+
+def _of_all_views(masks: Tensor, views: int) -> Tensor:
+    """Masks ``[F, B, H, W]`` of the first views, and of the others, which hide nothing.
+
+    Returns:
+        ``[views · B, H, W]``.
+    """
+    nothing = masks.new_zeros((views - len(masks), *masks.shape[1:]))
+    return torch.cat((masks, nothing)).flatten(0, 1)
 
 
 @torch.no_grad()
@@ -92,12 +98,12 @@ def _teach(teacher: nn.Module, images: Tensor, places: Tensor) -> tuple[Tensor, 
 
 
 def _hidden_places(hidden: HiddenPlaces | None, masks: Tensor) -> Tensor:
-    """Places ``[P]`` of the hidden patches in ``masks.flatten()``."""
+    """Flat indices ``[P]`` of the hidden patches in ``masks``."""
     return masks.flatten().nonzero()[:, 0] if hidden is None else hidden.flat
 
 
 def _patches_at(found: Tensor, places: Tensor) -> Tensor:
-    """Of patches ``[N, H, W, F]`` of images those at places in ``[N, H, W]``, ``[P, F]``."""
-    patches = found.flatten(1, 2)  # no copy, as flattening the images, too, would be
+    """The patches ``[P, F]`` at flat indices ``[P]`` into ``[N, H, W]``, of ``[N, H, W, F]``."""
+    patches = found.flatten(1, 2)  # a view; flattening the images, too, would copy
     count = patches.shape[1]
     return patches[places // count, places % count]

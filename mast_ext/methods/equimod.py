@@ -48,8 +48,8 @@ class EquiModOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0, "weight")
-        self._require(1, "parameters")
+        self._require_at_least(0, "weight")
+        self._require_at_least(1, "parameters")
 
 
 # EquiMod is used as a method, but does not inherit from `Method`: its defaults would hide what the
@@ -153,7 +153,7 @@ class EquiMod(_Base):
     forwards = Method.forwards  # by this class's views and teacher
 
     def no_weight_decay(self) -> set[str]:
-        """Those of the method inside."""
+        """Those of the wrapped method."""
         return {f"base.{name}" for name in self.base.no_weight_decay()}
 
     def __getattr__(self, name: str) -> Any:

@@ -16,7 +16,6 @@ from mast_ext.augment import AugmentationRecipe, MultiCropPolicy, ViewBatch
 from mast_ext.checks import OptionError
 from mast_ext.methods.encoding import encode
 from mast_ext.methods.hard_views import (
-    LOGS,
     HardSelection,
     HardViewOptions,
     HardViews,
@@ -65,11 +64,7 @@ class HardCrops(HardSelection):
                 f"hard_views.size: {method.name} hides patches of views of full size, which"
                 " smaller views do not have"
             )
-        if options.size is not None and options.size > recipe.size:
-            raise OptionError(
-                f"hard_views.size must be at most the views' {recipe.size} pixels,"
-                f" got {options.size}"
-            )
+        options.require_size(recipe)
         self.locals = plain.local_views
         candidates = options.local_views or self.locals
         if candidates < self.locals:
@@ -90,8 +85,8 @@ class HardCrops(HardSelection):
         selecting = self.options.selections(steps, steps_per_epoch)
         trained = self.method.forwards(2 + self.locals + self.policy.with_center)
         networks = 1 if self.method.teacher() is None else 2
-        looked_at = networks * self.policy.views + self.policy.local_views * self.method.local_share
-        return steps * trained + selecting * looked_at
+        scored = networks * self.policy.views + self.policy.local_views * self.method.local_share
+        return steps * trained + selecting * scored
 
     @torch.no_grad()
     def __call__(
@@ -105,7 +100,11 @@ class HardCrops(HardSelection):
         index, score = functional.select_hard_crops(
             losses, num_locals=self.locals, limit=self.options.limit
         )
-        return self._chosen(batch, index), self._logs(batch, index, losses, score)
+        full_size = self._full_size_pairs(losses.device)
+        margin = (score - self._mean_score(losses, full_size)) / (2 + 2 * self.locals)
+        chosen = functional.gather_views(batch.parameters, index[:2])
+        choices = batch.parameters[full_size].flatten(1, 2)
+        return self._chosen(batch, index), self._logs(margin, chosen, choices)
 
     def _first_views(self, device: torch.device) -> Tensor:
         """The views of plain training, ``[2 + L]``; made on a GPU, not copied to it."""
@@ -146,27 +145,20 @@ class HardCrops(HardSelection):
             hidden=hidden,
         )
 
-    def _logs(
-        self, batch: ViewBatch, index: Tensor, losses: Tensor, score: Tensor
-    ) -> dict[str, Tensor]:
-        full = self.policy.views
-        even = torch.arange(0, full, 2, device=losses.device)
-        odd = torch.arange(1, full, 2, device=losses.device)
-        pairs = torch.cartesian_prod(even, odd).T  # [2, N]
-        a, b = pairs
+    def _full_size_pairs(self, device: torch.device) -> Tensor:
+        """Every even full-size view with every odd one, ``[2, N]``."""
+        even = torch.arange(0, self.policy.views, 2, device=device)
+        odd = torch.arange(1, self.policy.views, 2, device=device)
+        return torch.cartesian_prod(even, odd).T
+
+    def _mean_score(self, losses: Tensor, full_size: Tensor) -> Tensor:
+        """Mean over all tuples of what `functional.select_hard_crops` maximizes, ``[B]``."""
+        a, b = full_size
         mean = (losses[a, b] + losses[b, a]).mean(0)
         if self.locals:
-            local = losses[:, full:].mean(1)
+            local = losses[:, self.policy.views :].mean(1)
             mean += self.locals * (local[a] + local[b]).mean(0)
-        margin = (score - mean) / (2 + 2 * self.locals)
-
-        rows = functional.gather_views(batch.parameters, index[:2])
-        random = self._differences(batch.parameters[pairs].flatten(1, 2))
-        iou, color = self._differences(rows)
-        values = (margin, iou, random[0], color, random[1])
-        return {
-            f"hard_views/{name}": value.mean() for name, value in zip(LOGS, values, strict=True)
-        }
+        return mean
 
 
 def hard_selection(

@@ -40,14 +40,14 @@ class HardViewOptions(MethodOptions):
     """Settings of hard view selection.
 
     Attributes:
-        views: Full-size views of an image to choose two from; 0 trains on two views as ever. The
+        views: Full-size views of an image to choose two from; 0 switches selection off. The
             paper's is 4. Each goes through the network once more, without gradient, and counts as
             a forward wherever budgets are compared.
-        local_views: Local views to choose the method's number of them from (``dino``, ``ibot``,
-            ``lejepa``); 0 is that number itself, among which there is no choice. The paper's is 16.
+        local_views: Local views to choose from (``dino``, ``ibot``, ``lejepa``); 0 makes as many as
+            the method trains on, so that there is no choice among them. The paper's is 16.
         limit: Choose among this many random tuples of views only (of these methods), as the
-            published code does; by default all are looked at, which takes less time here.
-        every: Select at every k-th step only; at others the first two views are trained on.
+            published code does; by default among all, which takes less time here.
+        every: Select at every k-th step only; the others train on the first two views.
         warmup: Epochs (fractions allowed) before the first selection.
         size: Side in pixels to which views are scaled down for selection; by default they are
             not.
@@ -56,16 +56,16 @@ class HardViewOptions(MethodOptions):
             training, so that selection moves the running statistics (the published code).
             ``frozen``: what they do in evaluation, so that it leaves no trace and the choice for
             an image depends neither on its batch nor on chance.
-        scorer: Who judges: the ``student``, or for methods that have one the EMA ``teacher``
-            alone.
+        scorer: Network that scores the pairs: the ``student``, or for methods that have one the
+            EMA ``teacher`` alone.
         candidates: Pairs to choose from: ``all``, those with the first view (``anchor``), or
             those of an even with an odd view (``even_odd``; always so with these methods).
         differ: What the pairs to choose from differ by: ``all`` augmentations (the published code),
             or ``geometry`` alone. There every even view has the colors, blur and solarization of
-            the first, every odd one those of the second, and a pair is one of both: what is trained
-            on then differs in color as without selection, and is hard for its crops and flips.
-            (Local views keep colors of their own.) By default ``geometry`` where views have
-            augmentations in common (MAST), whose features otherwise keep neither hue nor gray.
+            the first, every odd one those of the second, and a pair is an even and an odd view: it
+            differs in color as without selection, and is hard for its crops and flips. (Local views
+            keep colors of their own.) By default ``geometry`` where views have augmentations in
+            common (MAST), whose features otherwise keep neither hue nor gray.
         strategy: ``argmax`` takes the hardest pair, ``softmax`` a random one by
             ``exp(loss / temperature)``.
         temperature: Of the ``softmax``, in the loss's unit.
@@ -94,12 +94,19 @@ class HardViewOptions(MethodOptions):
         super().__post_init__()
         if self.views < 0 or self.views == 1:
             raise OptionError(f"hard_views.views must be 0 (off) or at least 2, got {self.views}")
-        self._require(0, "local_views", "warmup")
-        self._require(1, "limit", "every", "size")
+        self._require_at_least(0, "local_views", "warmup")
+        self._require_at_least(1, "limit", "every", "size")
         if self.differ == "geometry" and self.candidates == "anchor":
             raise OptionError(
                 "hard_views.candidates must be all or even_odd where hard_views.differ is geometry,"
                 " whose pairs are of an even and an odd view, got anchor"
+            )
+
+    def require_size(self, recipe: AugmentationRecipe) -> None:
+        """Raises a ValueError if selection is to see views larger than those of the recipe."""
+        if self.size is not None and self.size > recipe.size:
+            raise OptionError(
+                f"hard_views.size must be at most the views' {recipe.size} pixels, got {self.size}"
             )
 
     def by_geometry(self, policy: ViewPolicy) -> bool:
@@ -171,9 +178,24 @@ class HardSelection(ABC):
         with autocast, evaluating(*present if frozen else ()):
             yield
 
-    def _differences(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _logs(self, margin: Tensor, chosen: Tensor, choices: Tensor) -> dict[str, Tensor]:
+        """The logs of a step that selected, see `__call__`.
+
+        Args:
+            margin: Loss of what was chosen over the mean of all choices, ``[B]``.
+            chosen: Augmentation parameters of the chosen full-size pairs, ``[2, B, P]``.
+            choices: Of all full-size pairs that there were to choose from, ``[2, N, P]``.
+        """
+        iou, color = self._differences(chosen)
+        iou_random, color_random = self._differences(choices)
+        values = (margin, iou, iou_random, color, color_random)
+        return {
+            f"hard_views/{name}": value.mean() for name, value in zip(LOGS, values, strict=True)
+        }
+
+    def _differences(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Overlap of crops and distance of colors of pairs ``[2, N, P]``, each ``[N]``."""
-        parameters = AugmentationParameters(rows)
+        parameters = AugmentationParameters(pairs)
         first, second = parameters.standardized(*self.policy.recipes)[..., COLOR]
         return parameters.crop_iou(0, 1), torch.linalg.vector_norm(first - second, dim=-1)
 
@@ -218,11 +240,7 @@ class HardViews(HardSelection):
                 )
         if options.scorer == "teacher" and method.teacher() is None:
             raise OptionError(f"hard_views.scorer teacher: {method.name} has no teacher")
-        if options.size is not None and options.size > recipe.size:
-            raise OptionError(
-                f"hard_views.size must be at most the views' {recipe.size} pixels,"
-                f" got {options.size}"
-            )
+        options.require_size(recipe)
         plain = method.policy(recipe)
         found = plain.views + plain.local_views
         if found != 2:
@@ -244,7 +262,8 @@ class HardViews(HardSelection):
         views = options.views
         self.choices = torch.triu_indices(views, views, 1)
         if (marks := self.selector.marks(torch.empty(views, views, 0))) is not None:
-            self.choices = self.choices[:, marks[self.choices[0], self.choices[1]]]
+            i, j = self.choices
+            self.choices = self.choices[:, marks[i, j]]
 
     def forwards(self, steps: int, steps_per_epoch: int) -> float:
         networks = 1
@@ -265,7 +284,12 @@ class HardViews(HardSelection):
         losses = self._pair_losses(batch, backbone, teacher)
         index, score = self.selector(losses)
         chosen = self._pair(batch, index)
-        return chosen, self._logs(batch, chosen, losses, score)
+        if self.choices.device != losses.device:  # once: a copy at every step would wait for a GPU
+            self.choices = self.choices.to(losses.device)
+        i, j = self.choices
+        margin = score - (losses[i, j] + losses[j, i]).mean(0) / 2
+        choices = batch.parameters[self.choices].flatten(1, 2)
+        return chosen, self._logs(margin, chosen.parameters[:2], choices)
 
     def _pair_losses(
         self, batch: ViewBatch, backbone: nn.Module, teacher: nn.Module | None
@@ -290,17 +314,3 @@ class HardViews(HardSelection):
             images=functional.gather_views(batch.images, index),
             parameters=functional.gather_views(batch.parameters, index),
         )
-
-    def _logs(
-        self, batch: ViewBatch, chosen: ViewBatch, losses: Tensor, score: Tensor
-    ) -> dict[str, Tensor]:
-        if self.choices.device != losses.device:  # once: a GPU would be waited for
-            self.choices = self.choices.to(losses.device)
-        pairs = self.choices
-        mean = (losses[pairs[0], pairs[1]] + losses[pairs[1], pairs[0]]).mean(0) / 2
-        random = self._differences(batch.parameters[pairs].flatten(1, 2))
-        iou, color = self._differences(chosen.parameters[:2])
-        values = (score - mean, iou, random[0], color, random[1])
-        return {
-            f"hard_views/{name}": value.mean() for name, value in zip(LOGS, values, strict=True)
-        }

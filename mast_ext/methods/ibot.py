@@ -47,7 +47,7 @@ class IBOTOptions(DINOOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0, "view_weight", "patch_weight")
+        self._require_at_least(0, "view_weight", "patch_weight")
         require_number(f"{self.group}.mask_probability", self.mask_probability, 0, 1)
         require_range(f"{self.group}.mask_ratio", self.mask_ratio, 1, from_zero=True)
         for name in ("patch_temperature", "warmup_patch_temperature"):
@@ -149,44 +149,45 @@ class IBOT(DINO):
         return self._warm(self.options.warmup_patch_temperature, self.options.patch_temperature)
 
     def forward(self, encoded: Encoded, batch: ViewBatch) -> dict[str, Tensor]:
-        hidden = self._patches_of(encoded)
+        hidden = self._hidden_patches(encoded)
         scores, patch_scores = self.head.both(encoded.features, hidden.student)
         views = self._view_loss(scores, encoded)
-        loss = self.patch_loss(
+        patches = self.patch_loss(
             hidden.teacher,
             patch_scores,
             hidden.masks.flatten(0, 1),
             teacher_temp=self.patch_temperature,
             update_center=self.training,
         )
-        weights = self.options
+        options = self.options
         terms = {
-            "loss": weights.view_weight * views + weights.patch_weight * loss,
+            "loss": options.view_weight * views + options.patch_weight * patches,
             "views": views.detach(),
-            "patches": loss.detach(),
+            "patches": patches.detach(),
         }
         return self._with_anchors(terms, encoded)
 
     def crop_losses(self, encoded: Encoded) -> Tensor:
-        """See `Method.crop_losses`. A tuple's sum is what its loss is, but for a factor.
+        """See `Method.crop_losses`. The sum over a tuple is proportional to its training loss.
 
-        The loss of a tuple is the mean of ``2 + 2 L`` terms of views plus the mean of two terms of
-        patches; so a full-size view's patches stand with ``1 + L`` in its column.
+        That is the mean of ``2 + 2 L`` terms of views plus the mean of two terms of patches: beside
+        the sum of the former, the patches of a full-size view have weight ``1 + L``. They are added
+        to its whole column, of which a tuple has one entry for another full-size view.
         """
-        hidden = self._patches_of(encoded)
+        hidden = self._hidden_patches(encoded)
         scores, patch_scores = self.head.both(encoded.features, hidden.student)
         losses = self.options.view_weight * self._crop_losses(scores, encoded)
-        own = self.patch_loss.patch_losses(
+        patch_losses = self.patch_loss.patch_losses(
             hidden.teacher,
             patch_scores,
             hidden.masks,
             teacher_temp=self.patch_temperature,
         )
         weight = self.options.patch_weight * (1 + self.options.local_views)
-        losses[:, : len(own)] += weight * own
+        losses[:, : len(patch_losses)] += weight * patch_losses
         return losses
 
-    def _patches_of(self, encoded: Encoded) -> HiddenPatches:
+    def _hidden_patches(self, encoded: Encoded) -> HiddenPatches:
         if encoded.patches is None:
             raise ValueError("ibot needs patches, what both networks say of hidden ones")
         return encoded.patches

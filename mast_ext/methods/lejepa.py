@@ -49,7 +49,7 @@ class LeJEPAOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(1, "local_views", "slices")
+        self._require_at_least(1, "local_views", "slices")
         require_number(f"{self.group}.regularization", self.regularization, 0, 1)
 
 
@@ -100,10 +100,10 @@ class LeJEPA(Method):
         return {"loss": self.loss(global_proj=views[:full], local_proj=views[full:])}
 
     def crop_losses(self, encoded: Encoded) -> Tensor:
-        """See `Method.crop_losses`: how far views are from each other.
+        """See `Method.crop_losses`: mean squared distances of views.
 
-        The loss of a tuple is not their sum: it counts the distance of the full-size views from
-        each other otherwise.
+        Their sum over a tuple is not quite its training loss, in which the distance between the
+        two full-size views has another weight.
         """
         views = self.embed(encoded.features)
         return functional.subspace_similarity(views, metric="sqeuclidean")[0] / views.shape[2]

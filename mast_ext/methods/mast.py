@@ -24,7 +24,15 @@ from mast_ext.augment import (
 from mast_ext.checks import OptionError, require_number, require_positive
 from mast_ext.losses import AugmentationMasks, MASTLoss
 from mast_ext.losses.masks import SMALLEST
-from mast_ext.methods.method import GATHER, Encoded, Method, MethodOptions, Subspaces, register
+from mast_ext.methods.method import (
+    GATHER,
+    Encoded,
+    Method,
+    MethodOptions,
+    Subspaces,
+    register,
+    require_two_views,
+)
 from mast_ext.methods.vicreg import VICRegOptions
 from mast_ext.models import PairUncertainty, Projector
 
@@ -33,13 +41,14 @@ class SharedOptions(TypedDict, total=False):
     """Settings of one augmentation that the views of an image may have in common.
 
     Attributes:
-        share: Probability that the views of an image have it in common, drawn apart from the other
-            augmentations (0.5).
-        freed: Share of the embedding's dimensions that are compared only where they have. With 0,
-            the default, sharing makes pairs easier, and the whole embedding is invariant to it.
-        start: Fraction of the run's epochs, rounded to whole ones, after which any views share it
-            (0): what the dimensions of another augmentation are to keep has to be learned before
-            geometry is shared.
+        share: Probability that the views of an image have it in common, drawn independently of the
+            other augmentations (0.5).
+        freed: Fraction of the embedding's dimensions that are compared only in pairs which share
+            it. With 0, the default, sharing makes pairs easier, and the whole embedding is
+            invariant to it.
+        start: Fraction of the run's epochs, rounded to whole ones, from which on views share it
+            (0). Geometry is best shared late, when the freed dimensions of other augmentations
+            have learned what they are to keep.
     """
 
     share: float
@@ -62,15 +71,16 @@ class MASTOptions(MethodOptions):
             that keep what it changes (0), and ``start`` the fraction of the epochs (rounded to
             whole ones) after which it is shared (0). Example:
             ``{hue: {freed: 0.125}, geometry: {start: 0.33}}``.
-        masks: Which dimensions are freed is ``learned``, or ``blocks`` of them are.
+        masks: Which dimensions are freed: ``learned``, or fixed ``blocks`` of them.
         price: With a price, how many are freed is learned, too, starting with ``freed``: those
             where it lowers the views' mean squared difference by more than the price, in units of
             a dimension's variance (``vicreg`` and learned masks). By default exactly ``freed`` are.
         base: What keeps the embedding from collapsing: variance and covariance (``vicreg``), or
             the other images of the batch (``nt_xent``).
-        uncertainty: Whether pairs are weighted by a learned uncertainty: that of two views of
-            which so much was changed that they are hardly alike.
-        softness: How much it counts: pairs have weights ``exp(-softness * log_variance)``.
+        uncertainty: Whether pairs are weighted by a learned uncertainty, which is large where two
+            views were changed so much that they are hardly alike.
+        softness: How strongly uncertainty counts: pairs have weights
+            ``exp(-softness * log_variance)``.
         invariance: Weight of the pairs' distance; by default 5 on ``vicreg`` (see `VICRegOptions`)
             and 1 on ``nt_xent``.
         variance: Weight of the hinge on every dimension's standard deviation (``vicreg``).
@@ -101,7 +111,7 @@ class MASTOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0, "invariance", "variance", "covariance")
+        self._require_at_least(0, "invariance", "variance", "covariance")
         if self.epochs is not None:
             require_positive("mast.epochs", self.epochs)
         if self.price is not None and (self.base != "vicreg" or self.masks != "learned"):
@@ -157,10 +167,7 @@ class MAST(Method):
 
     def __init__(self, num_features: int, recipe: AugmentationRecipe, options: MASTOptions) -> None:
         super().__init__()
-        if recipe.views != 2:
-            raise OptionError(
-                f"mast compares two views: augment.views must be 2, got {recipe.views}"
-            )
+        require_two_views(self.name, recipe)
         self.options = options
         self.recipe = recipe
         self.shared = self.policy(recipe).shared

@@ -65,11 +65,12 @@ class MethodOptions:
     """Base of methods' options, which checks them against their annotations.
 
     Attributes:
-        group: Their name among the settings of a run, with which errors begin.
-        warmups: Options in epochs that may be more than a training has: what is so of one that
-            ends before them.
-        waits: Options in epochs before which something does not happen: what is so of a training
-            that has no more.
+        group: Their group in the settings of a run, ``simclr`` in ``simclr.temperature``; errors
+            begin with it.
+        warmups: Names of options that give the length of a warm-up in epochs. The value is what the
+            program says of a training that ends during the warm-up.
+        waits: Names of options that give the epoch from which something happens. The value is what
+            the program says of a training that ends before it.
 
     Raises:
         TypeError: An option has another type than its annotation.
@@ -83,8 +84,8 @@ class MethodOptions:
     def __post_init__(self) -> None:
         require_field_types(self, f"{self.group}.")
 
-    def _require(self, low: float, *names: str) -> None:
-        """Checks options that are not None against the least that they take."""
+    def _require_at_least(self, low: float, *names: str) -> None:
+        """Raises a ValueError if one of these options lies below ``low``; None is skipped."""
         for name in names:
             if getattr(self, name) is not None:
                 require_number(f"{self.group}.{name}", getattr(self, name), low)
@@ -141,8 +142,8 @@ class AnchoredPatches:
     """Features of all patches of the full-size views that the teacher sees, ``[V · B, N, F]``.
 
     Attributes:
-        student: Of the student, from which some of the patches may have been hidden.
-        teacher: Of the Gram teacher, without gradient.
+        student: By the student, from which some of the patches may have been hidden.
+        teacher: By the Gram teacher, without gradient.
     """
 
     student: Tensor
@@ -196,11 +197,11 @@ class Method(nn.Module, ABC):
         student_views: Which of the batch's full-size views `forward` wants features of.
         local_views: How many local views it wants; their features follow those of the full-size
             views.
-        local_share: Pixels of a local view by those of a full-size one.
+        local_share: Pixels of a local view as a fraction of those of a full-size one.
         multi_crop: Whether hard views are chosen by `crop_losses` rather than `pair_losses`.
         with_center: Whether the last full-size view is the plain center view.
-        learns_uncertainty: Whether `pair_uncertainty` gives something.
-        baseline: The method that the program by default trains beside it, to be compared with on
+        learns_uncertainty: Whether `pair_uncertainty` returns log-variances rather than None.
+        baseline: The method that the program trains beside it by default, for comparison on
             `shapes`; ``"none"`` for none.
     """
 
@@ -350,7 +351,7 @@ class TeacherMethod(Method):
         return self.teacher_spec
 
     def teacher_pair_losses(self, targets: Tensor) -> Tensor:
-        """Refused: a method that can tell views apart by its teacher alone says how."""
+        """An error, unless a subclass can score pairs of views by its teacher alone."""
         raise OptionError(f"{self.name} cannot choose views by its teacher alone")
 
     def targets_of(self, encoded: Encoded) -> Tensor:
@@ -385,3 +386,11 @@ def require_views(method: str, recipe: AugmentationRecipe) -> None:
     """Raises a ValueError unless the recipe gives the pairs of views that the method compares."""
     if recipe.views < 2:
         raise OptionError(f"{method} needs augment.views of at least 2, got {recipe.views}")
+
+
+def require_two_views(method: str, recipe: AugmentationRecipe) -> None:
+    """Raises a ValueError unless the recipe gives the two views that the method compares."""
+    if recipe.views != 2:
+        raise OptionError(
+            f"{method} compares two views: augment.views must be 2, got {recipe.views}"
+        )

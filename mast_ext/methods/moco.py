@@ -24,6 +24,7 @@ from mast_ext.methods.method import (
     TeacherMethod,
     TeacherSpec,
     register,
+    require_two_views,
 )
 from mast_ext.models import BatchNormMode, Projector
 
@@ -74,10 +75,7 @@ class MoCo(TeacherMethod):
 
     def __init__(self, num_features: int, recipe: AugmentationRecipe, options: MoCoOptions) -> None:
         super().__init__()
-        if recipe.views != 2:
-            raise OptionError(
-                f"moco compares two views: augment.views must be 2, got {recipe.views}"
-            )
+        require_two_views(self.name, recipe)
         self.student_views = slice(0, 2 if options.symmetric else 1)
         self.projector = Projector(num_features, options.projector)
         if options.queue < 1:

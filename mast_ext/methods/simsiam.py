@@ -31,7 +31,7 @@ class SimSiamOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(1, "predictor")
+        self._require_at_least(1, "predictor")
 
 
 @register

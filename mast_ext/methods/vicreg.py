@@ -35,7 +35,7 @@ class VICRegOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0, "invariance", "variance", "covariance")
+        self._require_at_least(0, "invariance", "variance", "covariance")
 
 
 @register

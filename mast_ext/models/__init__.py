@@ -7,10 +7,6 @@ from mast_ext.models.backbones import (
     feature_width,
     forward_views,
     is_resnet,
-    load_backbone,
-    load_timm_folder,
-    save_backbone,
-    stored_image_format,
     to_channels_last,
 )
 from mast_ext.models.ema import BatchNormMode, EMATeacher, cosine_momentum
@@ -18,6 +14,12 @@ from mast_ext.models.heads import PairUncertainty, Projector
 from mast_ext.models.images import ImageFormat
 from mast_ext.models.patches import PatchLayout, forward_patches, patch_layout
 from mast_ext.models.prototypes import DINOHead, NormalizedLinear
+from mast_ext.models.storage import (
+    load_backbone,
+    load_timm_folder,
+    save_backbone,
+    stored_image_format,
+)
 from mast_ext.models.sync_batch_norm import sync_batch_norm
 from mast_ext.models.weights import load_weights
 

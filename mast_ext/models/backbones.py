@@ -1,15 +1,11 @@
 """Backbones: timm models without a classifier, with a stem for small images.
 
 A backbone maps images ``[B, C, S, S]`` to pooled features ``[B, F]``. What it is stands in a
-`BackboneSpec`, which travels in the weights file, so that a file alone is enough to rebuild it.
+`BackboneSpec`; how both are stored in a file, in `mast_ext.models.storage`.
 """
 
-import contextlib
-import dataclasses
 import difflib
 import functools
-import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,23 +14,15 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save
 from timm.layers import SelectAdaptivePool2d
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mast_ext.checks import OptionError
-from mast_ext.models.images import ImageFormat
-from mast_ext.models.weights import (
-    FORMAT,
-    backbone_file,
-    load_weights,
-    put_weights,
-    read_safetensors,
-)
+from mast_ext.models.weights import load_weights
 
-_FILE = "checkpoint_path"  # timm's argument for weights to start from
+_TIMM_WEIGHTS = "checkpoint_path"  # timm's argument for a file of weights to start from
 
 
 @dataclass(frozen=True)
@@ -81,8 +69,8 @@ class BackboneSpec:
         name: A timm model's name, or a preset of ours (``resnet_small``, ``vit_small_images``).
         small_images: For ResNets: a 3x3 stem without max-pool, of stride 1 (stride 2 in
             ``resnet_small``), instead of the 7x7 stride-2 stem with max-pool.
-        timm_args: Further arguments of ``timm.create_model`` (``img_size``, ``patch_size``, …). A
-            file of weights (``checkpoint_path``) is none of them: what it held is stored itself.
+        timm_args: Further arguments of ``timm.create_model`` (``img_size``, ``patch_size``, …).
+            A file of weights (``checkpoint_path``) is left out: the weights themselves are stored.
 
     Raises:
         TypeError: An attribute has another type.
@@ -97,8 +85,8 @@ class BackboneSpec:
         for name, kind in kinds.items():  # a file may hold anything
             if not isinstance(value := getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
-        # As files of older runs have it.
-        own = {name: value for name, value in self.timm_args.items() if name != _FILE}
+        # Files of older runs still name the file that they started from.
+        own = {name: value for name, value in self.timm_args.items() if name != _TIMM_WEIGHTS}
         object.__setattr__(self, "timm_args", own)
 
     @property
@@ -136,7 +124,7 @@ def create_backbone(
             not those of this model (with ``small_images``: of its stem, too).
         FileNotFoundError: There is no file of weights.
     """
-    weights = timm_args.pop(_FILE, "") or weights
+    weights = timm_args.pop(_TIMM_WEIGHTS, "") or weights
     preset = PRESETS.get(name, _Preset(name, {}))
     if preset.timm_name not in timm.list_models():
         close = difflib.get_close_matches(name, [*PRESETS, *timm.list_models()], n=3)
@@ -157,7 +145,7 @@ def create_backbone(
             raise
         reason = f"{type(error).__name__}: {error}"
         raise OptionError(f"timm cannot build {name!r} with {timm_args}: {reason}") from error
-    # Without them: features_only, and a pooling that is none.
+    # Neither features_only nor a global_pool of "" leaves one vector per image.
     if not hasattr(backbone, "num_features") or timm_args.get("global_pool", "avg") == "":
         raise OptionError(f"{name!r} with {timm_args} gives no pooled features")
     if small_images:
@@ -170,8 +158,8 @@ def create_backbone(
 def feature_width(backbone: nn.Module) -> int:
     """The number of features that a timm model gives without its classifier.
 
-    It is not its ``num_features`` where a layer stands between pooling and classifier, or where
-    pooling gives two numbers of each.
+    It differs from ``num_features`` where a layer stands between pooling and classifier, or where
+    pooling gives two numbers per channel (average and maximum).
     """
     network: Any = backbone
     hidden = getattr(network, "head_hidden_size", None)
@@ -214,16 +202,16 @@ def forward_views(network: nn.Module, views: Tensor) -> Tensor:
 def at_any_size(
     network: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """A network's outputs; a transformer's at other sizes than its own are made deterministic.
+    """Calls a network on images of any size that it takes, deterministically.
 
-    timm interpolates the positions of a transformer with ``dynamic_img_size`` by an operator whose
-    gradient torch refuses to compute deterministically on a GPU. Here the same interpolation is a
-    matrix product, and timm is told that the positions fit.
+    timm interpolates the position embeddings of a transformer with ``dynamic_img_size`` by an
+    operator whose gradient torch refuses to compute deterministically on a GPU. Here the same
+    interpolation is a matrix product, and timm gets position embeddings that fit.
 
     Args:
-        network: Any; only timm's transformers are treated so.
+        network: Any network; only timm's transformers need this.
         images: ``[N, C, S, S]``.
-        function: What is called in its place: a method of it, such as ``forward_features``.
+        function: A method of the network to call instead, such as ``forward_features``.
     """
     transformer: Any = network
     function = network if function is None else function
@@ -248,7 +236,7 @@ def at_any_size(
 
 
 class _Caller(nn.Module):
-    """Calls a function of a network, as a module: only what modules do can have other weights."""
+    """Calls a function of a network as a module, since `functional_call` takes modules only."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -269,126 +257,6 @@ def _interpolation(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     images = torch.eye(count, dtype=torch.float32, device="cpu").view(count, 1, *old)
     moved = nn.functional.interpolate(images, new, mode="bicubic", antialias=True)
     return moved.flatten(1).T.contiguous()
-
-
-def save_backbone(
-    backbone: nn.Module,
-    spec: BackboneSpec,
-    path: str | os.PathLike[str],
-    images: ImageFormat | None = None,
-) -> None:
-    """Writes the weights and the spec to a safetensors file, in one step (never half a file).
-
-    Args:
-        backbone: What the spec describes.
-        spec: See `BackboneSpec`.
-        path: The file.
-        images: What it was trained on, to be stored, too.
-    """
-    tensors = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
-    metadata = {"format": FORMAT, "backbone": json.dumps(dataclasses.asdict(spec))}
-    if images is not None:
-        metadata["images"] = json.dumps(dataclasses.asdict(images))
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(_in_order(save(tensors, metadata=metadata)))
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):  # of a file system that has become read-only
-            partial.unlink(missing_ok=True)
-        raise
-
-
-def _in_order(data: bytes) -> bytes:
-    """A safetensors file with its metadata sorted, which safetensors writes in random order."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[end:]))
-
-
-def load_backbone(path: str | os.PathLike[str]) -> tuple[nn.Module, BackboneSpec]:
-    """A backbone with the weights of a file that `save_backbone` wrote.
-
-    Args:
-        path: The file, or the directory of a run that has left it.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not one of `save_backbone`'s, or does not fit its own spec.
-    """
-    path = backbone_file(path)
-    tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a backbone of mast_ext (its metadata names none)")
-    try:
-        spec = BackboneSpec(**json.loads(metadata["backbone"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} does not say which backbone it holds: {error}") from error
-    backbone = spec.create()
-    put_weights(backbone, tensors, path)
-    return backbone, spec
-
-
-def stored_image_format(path: str | os.PathLike[str]) -> ImageFormat | None:
-    """The images that a file of `save_backbone` is for; None if it does not say.
-
-    Args:
-        path: The file, or the directory of a run that has left it.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no safetensors file, or what it says is damaged.
-    """
-    path = backbone_file(path)
-    _, metadata = read_safetensors(path)
-    if "images" not in metadata:
-        return None
-    try:
-        return ImageFormat.parse(json.loads(metadata["images"]))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} does not say which images it takes: {error}") from error
-
-
-def load_timm_folder(
-    path: str | os.PathLike[str],
-) -> tuple[nn.Module, BackboneSpec, ImageFormat]:
-    """A backbone from a folder as timm writes them for its hub, and as `export_backbone` does.
-
-    Args:
-        path: A folder with ``config.json`` (timm's: ``architecture``, ``pretrained_cfg`` and
-            perhaps ``model_args``) and weights, ``model.safetensors`` or ``pytorch_model.bin``.
-
-    Returns:
-        The backbone without its classifier, what it is, and which images it takes.
-
-    Raises:
-        FileNotFoundError: One of the files is missing.
-        ValueError: They are not timm's, or do not fit each other.
-    """
-    path = Path(path)
-    file = path / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} holds no backbone of timm: it has no config.json")
-    try:
-        config = json.loads(file.read_bytes())
-        spec = BackboneSpec(config["architecture"], False, config.get("model_args", {}))
-        images = config["pretrained_cfg"]
-        images = {"size": images["input_size"][-1], "mean": images["mean"], "std": images["std"]}
-        found = ImageFormat.parse(images)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{file} does not describe a backbone of timm ({type(error).__name__}: {error})"
-        ) from error
-    weights = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
-    if not (present := [each for each in weights if each.is_file()]):
-        raise FileNotFoundError(f"{path} has no weights: model.safetensors or pytorch_model.bin")
-    backbone = spec.create()
-    load_weights(backbone, present[0])
-    return backbone, spec, found
 
 
 def _use_small_stem(backbone: nn.Module, name: str, stride: int) -> None:

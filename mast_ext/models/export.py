@@ -19,8 +19,8 @@ from mast_ext.models.backbones import PRESETS, BackboneSpec
 from mast_ext.models.images import ImageFormat
 
 _OPSET = 18
-_MARK = "mast_ext"  # the key in config.json under which stands what was exported
-_FILE = f"{_MARK}.json"  # and in files of other formats
+_MARK = "mast_ext"  # the key in timm's config.json under which stands what was exported
+_FILE = f"{_MARK}.json"  # the same as an entry of TorchScript and ONNX files
 
 
 def export_backbone(
@@ -188,12 +188,13 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _is_exported(path: Path) -> bool:
-    """Whether we wrote what is there, which may be replaced; an empty folder is as good."""
+    """Whether a path holds an earlier export (or an empty folder), which may be replaced."""
     if path.is_dir():
         names = {each.name for each in path.iterdir()}
         return not names or (names == {"config.json", "model.safetensors"} and _is_our_config(path))
-    # TorchScript is an archive, ONNX begins with the tag of its first field. Both have the name at
-    # their end; a run's checkpoint, an archive too, has it nowhere.
+    # A TorchScript file is a zip archive, and an ONNX file begins with the tag of its first field.
+    # Both have the name of our entry near their end; a run's checkpoint, a zip archive, too, has it
+    # nowhere.
     with path.open("rb") as file:
         kind = file.read(4)
         file.seek(max(0, path.stat().st_size - (1 << 20)))

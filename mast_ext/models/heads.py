@@ -44,9 +44,9 @@ class Projector(nn.Sequential):
 class PairUncertainty(nn.Sequential):
     """How uncertain it is that two views belong together: ``[B, inputs] -> [B]`` log-variances.
 
-    A perceptron of one hidden layer on what tells a pair's views apart. It starts at log-variance 0
-    everywhere, so that training begins with every pair trusted alike, and stays within ±8: equal
-    views, whose likeliest variance is 0, have a finite one.
+    A perceptron of one hidden layer on numbers that tell how differently two views were made. It
+    starts at log-variance 0 everywhere, so that training begins with equal trust in every pair, and
+    stays within ±8, so that equal views, whose likeliest variance is 0, have a finite one.
 
     Args:
         inputs: Numbers that describe a pair.

@@ -25,7 +25,8 @@ class PatchLayout:
 
     Attributes:
         grid: Height and width of an image in patches.
-        token_dim: Width of what stands for a hidden patch: the embedding's, or 3 colors.
+        token_dim: Width of what stands for a hidden patch: a patch embedding's in a transformer, a
+            color's (as many numbers as the images have channels) in a convolutional network.
     """
 
     grid: tuple[int, int]

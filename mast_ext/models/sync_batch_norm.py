@@ -33,7 +33,7 @@ def sync_batch_norm(network: nn.Module, device: torch.device | str) -> nn.Module
 
 
 class _SyncBatchNormOnCPU(_BatchNorm):
-    """What any batch norm is made into: no state of its own."""
+    """The class that `sync_batch_norm` gives to a batch norm; it adds no state."""
 
     def forward(self, input: Tensor) -> Tensor:
         together = self.training and is_initialized()
@@ -43,7 +43,7 @@ class _SyncBatchNormOnCPU(_BatchNorm):
         return out
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any: its place in the network says which."""
+        """Takes any number of dimensions, as the batch norms that it stands for do together."""
 
     def _over_processes(self, input: Tensor) -> Tensor:
         axes = [0, *range(2, input.ndim)]

@@ -74,8 +74,8 @@ def load_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
     classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
     outer = tuple(f"{name}." for name in classifiers)
     tensors = {name: value for name, value in found.items() if not name.startswith(outer)}
-    # Files of before PyTorch 0.4.1 (of torchvision, too) lack how many batches a batch norm has
-    # seen, which only one without momentum uses.
+    # Files from before PyTorch 0.4.1, torchvision's among them, lack the number of batches that a
+    # batch norm has seen, which only one without momentum uses.
     for name, value in backbone.state_dict().items():
         if name.endswith(".num_batches_tracked"):
             tensors.setdefault(name, value)
@@ -124,7 +124,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             content = content[name]
     if not isinstance(content, dict) or not content:
         raise OptionError(f"{path} holds no weights by name, but a {type(content).__name__}")
-    prefix = "backbone." if ours else "module."  # a checkpoint's; of DistributedDataParallel
+    prefix = "backbone." if ours else "module."  # that of DistributedDataParallel
     if ours:
         content = {name: value for name, value in content.items() if name.startswith(prefix)}
     tensors = {str(name).removeprefix(prefix): value for name, value in content.items()}
@@ -135,16 +135,17 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """Why tensors are not those that are expected; empty if they are."""
-    shapes = [
-        f"{name} must have shape {list(value.shape)}, got {list(found[name].shape)}"
+    shapes = {
+        name: (value.shape, found[name].shape)
         for name, value in expected.items()
         if name in found and found[name].shape != value.shape
-    ]
+    }
     if shapes:
-        stem = any(shape.startswith("conv1.") for shape in shapes)
-        hint = " (small_images changes the stem: set it to what the weights have)" if stem else ""
-        hint = _other_channels(expected, found) or hint
-        return _some(shapes) + hint
+        told = [
+            f"{name} must have shape {list(ours)}, got {list(theirs)}"
+            for name, (ours, theirs) in shapes.items()
+        ]
+        return _some(told) + _hint(shapes)
     if missing := [name for name in expected if name not in found]:
         return f"it has no {_some(missing)}"
     if unknown := [name for name in found if name not in expected]:
@@ -152,18 +153,15 @@ def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     return ""
 
 
-def _other_channels(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """A hint, if all that differs is the number of channels of the images."""
-    differing = [
-        (value.shape, found[name].shape)
-        for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    (ours, theirs), *others = differing
+def _hint(shapes: dict[str, tuple[torch.Size, torch.Size]]) -> str:
+    """What may be the reason for shapes that differ, the backbone's and the file's by name."""
+    (ours, theirs), *others = shapes.values()
     alike = len(ours) == len(theirs) == 4 and (ours[0], *ours[2:]) == (theirs[0], *theirs[2:])
-    if others or not alike:
-        return ""
-    return f" (the weights take images of {theirs[1]} channels, the backbone of {ours[1]})"
+    if alike and not others:
+        return f" (the weights take images of {theirs[1]} channels, the backbone of {ours[1]})"
+    if any(name.startswith("conv1.") for name in shapes):
+        return " (small_images changes the stem: set it to what the weights have)"
+    return ""
 
 
 def _some(items: list[str]) -> str:

@@ -23,7 +23,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from mast_ext.augment import AugmentationRecipe, build_loader, make_policy
+from mast_ext.augment import AugmentationRecipe, ComposedPolicy, build_loader
 from mast_ext.augment.dali import EncodedImages, is_installed
 from mast_ext.cli.bench.tables import print_notes, print_table, write_markdown
 from mast_ext.cli.errors import UsageError
@@ -191,14 +191,12 @@ def _ours(source: Source, config: BenchConfig) -> list[_Contestant]:
 
 
 def _our(source: Source, config: BenchConfig, option: dict[str, Any]) -> _Contestant:
-    policy = make_policy("composed", config.augment, views=config.views)
-    workers = config.workers
     loader = build_loader(
         source,
-        policy,
+        ComposedPolicy(config.augment, views=config.views),
         batch_size=config.batch_size,
         drop_last=False,
-        workers=workers,
+        workers=config.workers,
         **option,
     )
 
@@ -215,7 +213,7 @@ def _our(source: Source, config: BenchConfig, option: dict[str, Any]) -> _Contes
 
 
 def _peers(source: Source, config: BenchConfig) -> list[_Contestant]:
-    """Their processes are forked in the first round, before DALI starts threads."""
+    """The rivals, whose worker processes are forked in the first round, before DALI has threads."""
     transforms: dict[str, Callable[[Image.Image], Any]] = {
         RIVAL: _Repeated(_torchvision(config.augment), config.views)
     }

@@ -4,7 +4,6 @@ The same workloads and rules as of the project's own benchmarks (`mast_ext.bench
 """
 
 import importlib.util
-import json
 import os
 import platform
 from collections.abc import Collection, Sequence
@@ -20,18 +19,12 @@ from mast_ext.benchmarks.harness import MODES, Case, Result, Workload, race
 from mast_ext.benchmarks.ops import workloads
 from mast_ext.benchmarks.rates import Rates, measure_rates
 from mast_ext.benchmarks.roofline import KINDS, Point, draw
-from mast_ext.cli.bench.tables import (
-    add_outputs,
-    print_notes,
-    print_table,
-    require_report,
-    write_markdown,
-)
+from mast_ext.cli.bench.tables import add_outputs, put_out, require_report
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help
-from mast_ext.cli.parser import Parser, build, canonical, output_console, parse, settings_parser
+from mast_ext.cli.parser import Parser, build, canonical, parse, settings_parser
 from mast_ext.train.launch import resolve_device
-from mast_ext.train.state.run_directory import replacing, require_writable, write_text
+from mast_ext.train.state.run_directory import replacing, require_writable
 from mast_ext.train.suggestions import did_you_mean, similar
 
 HEADS = ("contestant", "ms, memory held", "times ours", "GB/s", "GFLOP/s", "of the machine")
@@ -43,11 +36,11 @@ class OpsConfig:
 
     Attributes:
         cases: Of every operator its ``first`` sizes, or ``all`` that the project measures.
-        mode: The loss alone (``forward``), with gradients (``step``; of what has none the
-            forward pass), or ``both``.
+        mode: The loss alone (``forward``), with gradients (``step``; the forward pass of operators
+            that have none), or ``both``.
         rounds: Calls of each contestant that are timed.
         seconds: For all calls of a contestant; of slow ones fewer are timed, three at least.
-        compile: Whether rivals take part that torch.compile has compiled, which takes a while.
+        compile: Whether rivals compiled by torch.compile take part, which takes a while.
         memory: Whether memory is measured, too, which on the CPU takes a process each time.
         accelerator: Where; ``auto`` takes a GPU when there is one.
     """
@@ -116,20 +109,10 @@ def main(arguments: Sequence[str]) -> int:
     rates = measure_rates(device, [dtype])
     races = measure(chosen, sizes, config, device, console)
     command = " ".join(["mast-ext", "bench", "ops", *arguments])
-    notes = [*_notes(config, rates, device, dtype), f"command: `{command}`"]
+    notes = _notes(config, rates, device, dtype)
     tables = {each.title: _rows(each, rates, dtype) for each in races}
-    document = json.dumps(_document(config, races, rates, device, dtype, command), indent=1) + "\n"
-    if values.json:
-        print(document, end="")
-    else:
-        out = output_console()
-        for title, rows in tables.items():
-            print_table(out, HEADS, rows, title)
-        print_notes(out, notes[:-1])
-    if values.report is not None:
-        path = Path(values.report)
-        write_markdown(path, "Operators beside their rivals", notes, HEADS, tables)
-        write_text(path.with_suffix(".json"), document)
+    document = _document(config, races, rates, device, dtype, command)
+    put_out(values, "Operators beside their rivals", notes, command, HEADS, tables, document)
     if values.plot is not None:
         points = [point for each in races for point in _points(each, dtype)]
         with replacing(Path(values.plot)) as partial:
@@ -179,7 +162,7 @@ def _size_names() -> list[str]:
 
 
 def choose(names: Sequence[str], sizes: Collection[str]) -> list[Workload]:
-    """The workloads of these names that have these sizes; of no names all that have.
+    """The workloads of these names, or of all if there are none, that have these sizes.
 
     Raises:
         UsageError: There is none of a name, or one that was asked for has no such size.
@@ -200,7 +183,7 @@ def choose(names: Sequence[str], sizes: Collection[str]) -> list[Workload]:
 
 
 def _is_drawn(workload: Workload, mode: str) -> bool:
-    """Whether what it must do at least is known in one of the modes."""
+    """Whether the least work of one of the modes is known, beside which it can be drawn."""
     return workload.least is not None and not (workload.backward and mode == "forward")
 
 

@@ -4,10 +4,8 @@ It trains for some steps with the settings of ``mast-ext pretrain``, by the same
 directory that is removed afterwards.
 """
 
-import json
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,42 +16,24 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from mast_ext.benchmarks.environment import environment
-from mast_ext.cli.bench.tables import (
-    add_outputs,
-    print_notes,
-    print_table,
-    require_report,
-    write_markdown,
-)
+from mast_ext.cli.bench.tables import add_outputs, put_out, require_report
 from mast_ext.cli.errors import UsageError
 from mast_ext.cli.help import Overview, shows_help, value_of
-from mast_ext.cli.parser import (
-    Parser,
-    build,
-    canonical,
-    output_console,
-    set_defaults_of_data,
-)
+from mast_ext.cli.parser import Parser, build, canonical, set_defaults_of_data
 from mast_ext.cli.pretrain import OVERVIEW as PRETRAIN
-from mast_ext.cli.pretrain import parse_training, training_parser
+from mast_ext.cli.pretrain import parse_training, run_on_devices, training_parser
 from mast_ext.cli.unused import refuse_unused, unused_in_training
 from mast_ext.distributed import rank, world_size
 from mast_ext.train.config import PretrainConfig
 from mast_ext.train.evaluation.images import open_images
 from mast_ext.train.inputs import fitted
-from mast_ext.train.launch import (
-    launch,
-    launched_rank,
-    process_group,
-    require_devices,
-    resolve_device,
-)
+from mast_ext.train.launch import process_group, resolve_device
 from mast_ext.train.loop.fit import Training, fit
 from mast_ext.train.loop.loader import training_loader
 from mast_ext.train.loop.loggers import require_loggers
 from mast_ext.train.loop.step_times import NETWORKS, PartTime, Step, StepTimes, summary
 from mast_ext.train.networks import build_networks
-from mast_ext.train.state.run_directory import RunDirectory, write_text
+from mast_ext.train.state.run_directory import RunDirectory
 
 OVERVIEW = Overview(
     examples="""\
@@ -96,10 +76,9 @@ def main(arguments: Sequence[str]) -> int:
     if cpu_time and resolve_device(config.train.accelerator).type != "cpu":
         raise UsageError("--clock cpu is for training on the CPU: see --train.accelerator")
     require_report(values.report)
-    if config.train.devices > 1 and launched_rank() is None:
-        if remark := require_devices(config.train):
-            print(remark, file=sys.stderr)
-        return launch("mast_ext.cli.main", ["bench", "step", *arguments], config.train.devices)
+    status = run_on_devices(["bench", "step", *arguments], config.train)
+    if status is not None:
+        return status
     # Of the other loggers each would begin a run of its own, on a server even.
     loggers = tuple(name for name in config.train.loggers if name in ("csv", "tensorboard"))
     train = replace(config.train, progress="off", logger=loggers or "csv")
@@ -126,7 +105,7 @@ def make_parser() -> Parser:
         "--clock",
         type=Literal["wall", "cpu"],
         default="wall",
-        help="What is counted: time on the wall (of a GPU its own), or of the CPU in all threads"
+        help="What is counted: wall-clock time (on a GPU the GPU's), or CPU time of all threads"
         " of the process, for a machine that does other work, too.",
     )
     add_outputs(parser)
@@ -142,7 +121,7 @@ def measure(
         config: Settings.
         steps: How many.
         cpu_time: See `StepTimes`.
-        console: Where it is said what goes on while images are opened, and what is not applied.
+        console: Where progress of opening the images is shown, and which settings do not apply.
 
     Returns:
         The settings that fit the images, the times of the steps, and how many an epoch has.
@@ -182,18 +161,9 @@ def report(
     title = f"A training step of {name}: {config.model.name}, {config.augment.size} px"
     rows = [_row(part, whole) for part in parts]
     rows.append(("sum", f"{1e3 * whole:.4g}", "100 %", ""))
-    notes = [*_notes(config, steps, parts, processes, values), f"command: `{command}`"]
-    document = json.dumps(_document(config, steps, parts, processes, command), indent=1)
-    if values.json:
-        print(document)
-    else:
-        console = output_console()
-        print_table(console, HEADS, rows, title)
-        print_notes(console, notes[:-1])
-    if values.report is not None:
-        path = Path(values.report)
-        write_markdown(path, title, notes, HEADS, {"": rows})
-        write_text(path.with_suffix(".json"), document + "\n")
+    notes = _notes(config, steps, parts, processes, values)
+    document = _document(config, steps, parts, processes, command)
+    put_out(values, title, notes, command, HEADS, {"": rows}, document)
 
 
 def _row(part: PartTime, whole: float) -> tuple[str, ...]:

@@ -1,13 +1,16 @@
 """What was measured as a table, on the terminal and in a Markdown file."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
 from mast_ext.cli.errors import UsageError
-from mast_ext.cli.parser import Parser
+from mast_ext.cli.parser import Parser, output_console
 from mast_ext.train.state.run_directory import require_writable, write_text
 
 Rows = Sequence[Sequence[str]]
@@ -28,7 +31,7 @@ def add_outputs(parser: Parser) -> None:
 
 
 def require_report(path: str | None) -> None:
-    """Tells before the work what would keep ``--report``, if given, from being written.
+    """Checks before the work whether the files of ``--report``, if given, can be written.
 
     Raises:
         UsageError: It has the name of the file that is written beside it.
@@ -37,6 +40,43 @@ def require_report(path: str | None) -> None:
     if path is not None and Path(path).suffix == ".json":
         raise UsageError(f"--report must not end in .json, which is written beside it, got {path}")
     require_writable(path)
+
+
+def put_out(
+    values: Namespace,
+    title: str,
+    notes: Sequence[str],
+    command: str,
+    heads: Sequence[str],
+    tables: Mapping[str, Rows],
+    document: Mapping[str, Any],
+) -> None:
+    """Prints and writes what the options of `add_outputs` ask for.
+
+    Args:
+        values: The command line.
+        title: Of the page, and of a table without a heading.
+        notes: One sentence each.
+        command: The command line as text, which is written to the file alone.
+        heads: Of the columns.
+        tables: Rows by the heading above them; "" for none.
+        document: The same as JSON, with all numbers.
+
+    Raises:
+        RunError: A file cannot be written.
+    """
+    text = json.dumps(document, indent=1) + "\n"
+    if values.json:
+        print(text, end="")
+    else:
+        console = output_console()
+        for heading, rows in tables.items():
+            print_table(console, heads, rows, heading or title)
+        print_notes(console, notes)
+    if values.report is not None:
+        path = Path(values.report)
+        write_markdown(path, title, [*notes, f"command: `{command}`"], heads, tables)
+        write_text(path.with_suffix(".json"), text)
 
 
 def print_table(console: Console, heads: Sequence[str], rows: Rows, title: str = "") -> None:
