@@ -92,7 +92,7 @@ def require_number(
 
 
 def require_positive(name: str, value: Any, *, finite: bool = True) -> float:
-    """As `require_number`, of what has to be above 0; ``finite=False`` takes infinity, too."""
+    """Like `require_number`, for numbers above 0; ``finite=False`` allows infinity."""
     if torch.compiler.is_compiling():
         return value
     number = as_number(name, value)
@@ -174,7 +174,7 @@ def require_range(
 def require_integers(
     name: str, values: Any, count: int | None = None, *, low: float = -math.inf
 ) -> tuple[int, ...]:
-    """As `require_numbers`, of integers from ``low``."""
+    """Like `require_numbers`, for integers of at least ``low``."""
     if torch.compiler.is_compiling():
         return tuple(values)
     integers = tuple(require_integer(name, value, low) for value in _listed(name, values))

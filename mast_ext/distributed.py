@@ -66,7 +66,7 @@ def host_group() -> Any:
 
 
 def _timeout_of(group: Any) -> timedelta | None:
-    """What its processes wait for each other at most; None if it does not say so."""
+    """How long the group's processes wait for each other; None if the group does not say."""
     for device in ("cuda", "cpu"):
         with suppress(RuntimeError, AttributeError):  # no backend for it, or one without options
             return group._get_backend(torch.device(device)).options._timeout
@@ -119,7 +119,8 @@ FEW_PROCESSES = 8  # GPUs of a machine, for which one exchange is faster than tw
 def all_reduce_logsumexp(x: Tensor) -> Tensor:
     """Log of the sum of ``exp(x)`` over processes, without gradient; cannot overflow.
 
-    Few processes gather ``x``. What more of them receive does not grow with their number.
+    Up to `FEW_PROCESSES` processes gather ``x``. More exchange a maximum and a sum, so that what
+    each receives does not grow with their number.
 
     Raises:
         RuntimeError: Another process died or is late.

@@ -62,7 +62,7 @@ MOST_TOGETHER = 2**16
 # More make no sense, and overflow the size of a result, of which torch names no argument.
 MOST_KNOTS = 2**31 - 1
 
-# Of the operators that take groups (csrc/host).
+# Most groups that the operators take (csrc/host).
 MOST_GROUPS = 65535
 
 
@@ -718,7 +718,7 @@ def vicreg_terms(
             and group_weights.shape[1:] == x.shape[1:]
         )
     apart = x.device.type == "cpu" and x.numel() > MOST_TOGETHER
-    # What does not fit is left to the operator, which says so.
+    # Arguments that do not fit go to the operator, whose error names them.
     fits = alike and grouped and x.shape[0] >= 2
     if fits and (apart or any(map(changes_between_calls, (*scales, *weights)))):
         if group is not None and group_weights is not None:
@@ -1090,7 +1090,7 @@ def _prototype_cross_entropy(
         return ops.prototype_cross_entropy.weighted_op(
             student, teacher, center, weights, *temperatures, with_mean
         )
-    # What gets no gradient stays out of the graph: it would be kept, and gone through in vain.
+    # Detached, as they get no gradient: the graph would keep and traverse them in vain.
     teacher = [logits.detach() for logits in teacher]
     center = None if center is None else center.detach()
     if not scheduled:
@@ -1106,7 +1106,7 @@ def _prototype_cross_entropy(
 
 
 def _as_views(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
-    """What the operators take: a tensor ``[V, B, C]`` alone, or several ``[B, C]``."""
+    """Views as the operators take them: one ``[V, B, C]`` in a list, or several ``[B, C]``."""
     if isinstance(logits, Tensor):
         return [logits]
     views = list(logits) if isinstance(logits, Sequence) else [logits]
@@ -1122,7 +1122,7 @@ def _as_views(logits: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
 
 
 def _as_input(number: float) -> Tensor:
-    """What `mast_ext.ops.scheduled` takes; made by a product, which compilers keep variable."""
+    """A number as `mast_ext.ops.scheduled` takes it: a product, which compilers keep symbolic."""
     return torch.ones((), dtype=torch.float64, device="cpu") * number
 
 

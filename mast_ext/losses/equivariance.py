@@ -124,7 +124,7 @@ class EquivarianceLoss(nn.Module):
 
 
 def _partners(positive: Tensor) -> Tensor:
-    """Of ``[2V, 2V, B]`` the similarities of actual view ``i`` and its prediction, ``[V, B]``."""
+    """Similarities of each actual view and its prediction, ``[V, B]``, of ``[2V, 2V, B]``."""
     return positive.diagonal(len(positive) // 2).movedim(-1, 0)
 
 

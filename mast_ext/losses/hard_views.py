@@ -146,7 +146,7 @@ def _highest(score: Tensor, fraction: float) -> Tensor:
     """Marks ``[B]`` of the images with the highest scores; NaN is the lowest."""
     ranked = score.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     order = ranked.argsort(descending=True, stable=True)
-    # By a tensor, which compilers keep variable where a slice would be of one length.
+    # As a tensor, which compilers keep symbolic; a slice's length would become a constant.
     one = torch.ones((), dtype=torch.float64, device=score.device)
     count = (one * fraction * len(score)).round()
     place = torch.arange(len(score), device=score.device)

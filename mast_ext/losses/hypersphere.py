@@ -98,7 +98,7 @@ class HypersphereLoss(nn.Module):
         unit = F.normalize(widen(x), dim=2)
         other = None if y is None else F.normalize(widen(y), dim=2)
         square = functional.subspace_similarity(unit, other, metric="sqeuclidean")[0]
-        # Of equal embeddings a root has no gradient that is finite; 0 is one of the right ones.
+        # At distance 0 a root has an infinite gradient; the clamp makes it 0, a subgradient.
         return square.clamp_min(torch.finfo(square.dtype).tiny).pow(self.alpha / 2)
 
     def _uniformity(self, x: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class IBOTPatchLoss(nn.Module):
         return sums / mask.sum((-2, -1)).clamp_min(1)
 
     def _shares(self, counts: Tensor) -> Tensor:
-        """What the sum over an image's ``counts [B]`` tokens is multiplied by."""
+        """Factors ``[B]`` of the sums over each image's ``counts [B]`` masked tokens."""
         if self.weighting == "image":
             return counts.clamp_min(1).double().reciprocal()
         # The processes' mean number of tokens, so that averaging their gradients weighs each alike.
@@ -181,7 +181,7 @@ class IBOTPatchLoss(nn.Module):
         *,
         update: bool,
     ) -> Tensor:
-        """Of every image the sum of its tokens' cross entropies."""
+        """Per image, the sum of its masked tokens' cross entropies."""
         ce = self._cross_entropy(teacher_out, student_out, mask, teacher_temp, update=update)
         tokens = ce.new_zeros(mask.numel())
         tokens = tokens.index_copy(0, self._masked_tokens(mask, len(ce)), ce)

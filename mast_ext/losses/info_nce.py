@@ -124,7 +124,7 @@ class InfoNCELoss(nn.Module):
                 one_sided=not self.two_sided,
             )
         elif self.two_sided or (self._many() and keys.requires_grad and torch.is_grad_enabled()):
-            # Of many processes one-sided, too: only so is the keys' gradient not to be sent.
+            # Over many processes the one-sided loss, too: this way no gradient of the keys is sent.
             lse, positive = contrast_views(
                 torch.stack((queries, keys)),
                 temperature=self._temperature_for(queries),
@@ -220,7 +220,7 @@ class InfoNCELoss(nn.Module):
         if self.log_temperature is None:
             return self._temperature
         with torch.no_grad():
-            # By its data, whose change is none to what else a graph has made of the parameter.
+            # Through .data: autograd must not see a change, since a graph may have saved it.
             self.log_temperature.data.clamp_(min=math.log(LOWEST_LEARNED))
         return self.log_temperature.to(torch.promote_types(embeddings.dtype, torch.float32)).exp()
 

@@ -119,7 +119,7 @@ class MASTLoss(nn.Module):
         if not hasattr(masks, "group_weights"):  # compiled, they are of another class
             raise TypeError(f"masks must be AugmentationMasks, got {type(masks).__name__}")
         if masks.price is not None and base == "nt_xent":
-            # It would be compared with a contrast that is no mean over dimensions.
+            # A price is compared with a mean over dimensions, which a contrast is not.
             raise OptionError(f"masks must have no price on the nt_xent base, got {masks.price}")
         self.masks = masks
         if invariance is None:
@@ -317,7 +317,7 @@ class MASTLoss(nn.Module):
         kept = weights[groups & ~bits]  # [F, G, D], as if the mask were 1
         freed = kept * ((groups & bits) == 0)[:, :, None]  # as if it were 0
         savings = _means(kept, sums, counts) - _means(freed, sums, counts)
-        # Where less than a pair would compare it, nothing is known.
+        # Unknown, so 0, where freeing would leave less than one pair to compare the dimension.
         return savings.where((freed * counts[:, None]).sum(1) >= 1, 0.0)
 
     def _nt_xent(

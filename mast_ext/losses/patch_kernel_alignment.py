@@ -88,7 +88,7 @@ class PatchKernelAlignmentLoss(nn.Module):
         count = (tokens >= 2).sum().to(per_image.dtype)
         if self.gather_distributed:
             count = all_reduce(count) / world_size()
-        # Where the processes together have an image, their mean number may still be below 1.
+        # Per process the mean count may be below 1 although some process has an image.
         return per_image.sum() / count.clamp_min(1 / world_size())
 
     def _sample(
@@ -141,6 +141,6 @@ def _misalignment(s: Tensor, t: Tensor) -> Tensor:
         return 1 - both / (square_s.sqrt() * square_t.sqrt())
     ratio = (square_s / square_t).sqrt()[:, None, None]
     difference = torch.addcmul(kernel_s, kernel_t, ratio, value=-1).square().sum((1, 2))
-    # Of kernels whose norms count as more, which else is exactly 0.
+    # What clamping the norms has added; exactly 0 where none was clamped.
     missing = 2 - squares[0] / square_s - squares[1] / square_t
     return (difference / square_s + missing) / 2

@@ -150,7 +150,7 @@ class SwaVLoss(nn.Module):
         )
 
     def _center(self, crop: Tensor, queue: Tensor | None) -> Tensor:
-        """What centering turns a softmax over ``crop [B, C]`` into its codes."""
+        """The center with which a softmax over ``crop [B, C]`` gives its codes."""
         merges = self.sinkhorn_gather_distributed and world_size() > 1
         return functional.sinkhorn_knopp(
             crop if queue is None else torch.cat((crop, queue.detach())),

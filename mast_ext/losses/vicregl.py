@@ -138,7 +138,7 @@ class VICRegLLoss(nn.Module):
         return self.alpha * self._global_loss(embeddings, count) + (1 - self.alpha) * local
 
     def _global_loss(self, embeddings: Tensor, count: int) -> Tensor:
-        """Of ``[V, B, D]``, the first ``count`` of them global."""
+        """VICReg's loss of embeddings ``[V, B, D]``, the first ``count`` of global crops."""
         distances = functional.subspace_similarity(
             embeddings[:count], embeddings, metric="sqeuclidean"
         )  # of a crop with itself 0
@@ -165,7 +165,7 @@ class VICRegLLoss(nn.Module):
         return torch.stack(terms).sum() / (len(terms) / 2)
 
     def _matched_loss(self, a: Tensor, b: Tensor, place_a: Tensor, place_b: Tensor) -> Tensor:
-        """Of features ``[B, N, E]`` and ``[B, M, E]``, matched by what lies near in ``place``."""
+        """The loss of features ``[B, N, E]`` and ``[B, M, E]``, paired by nearest ``place``."""
         with torch.no_grad(), without_autocast(a):
             distances = torch.cdist(widen(place_a), widen(place_b))
         there, back = self.num_matches
@@ -203,5 +203,5 @@ def _matches(x: Tensor, y: Tensor, distances: Tensor, number: int) -> tuple[Tens
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Of ``x [B, N, E]`` those at ``index [B, n]``."""
+    """Rows ``[B, n, E]`` of ``x [B, N, E]`` at ``index [B, n]``."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))

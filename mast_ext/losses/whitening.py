@@ -244,7 +244,7 @@ class WMSELoss(nn.Module):
         return torch.stack(losses).sum() / (self.w_iter * self.num_pairs)
 
     def _whitened(self, samples: Tensor, order: Tensor) -> list[Tensor]:
-        """Of ``[num_samples, B, D]`` every sample ``[B, D]``, in parts of the given order."""
+        """Whitens every sample of ``[num_samples, B, D]``, part by part in the given order."""
         parts: list[list[Tensor]] = [[] for _ in samples]
         for part in order.split(self.w_size):
             for sample, found in zip(samples, parts, strict=True):

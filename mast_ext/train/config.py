@@ -393,8 +393,9 @@ class EvaluateConfig:
     Attributes:
         augment: What is done to a view; the defaults depend on the kind of data.
         measure: What is measured, one or more of ``probes``, ``finetune``, ``augmentations``, as
-            ``probes,finetune``. Probes are k-NN and a linear classifier on frozen features; of
-            ``augmentations``, which need no labels, is measured what features know.
+            ``probes,finetune``. Probes are k-NN and a linear classifier on frozen features;
+            ``augmentations``, which needs no labels, measures what features know of how views were
+            made.
         reference: Whether the network before training is measured, too.
         accelerator: Where to compute.
     """
@@ -504,7 +505,7 @@ class PretrainConfig:
         return getattr(self, method)
 
     def lasting(self, epochs: float) -> "PretrainConfig":
-        """The same settings for so many epochs, with all that by default follows from these."""
+        """The same settings for other epochs, with the defaults that follow from their number."""
         following = {
             name: dataclasses.replace(self.options(name), epochs=None)
             for name in _METHODS
@@ -553,7 +554,7 @@ def _plain(value: Any) -> Any:
 
 
 def _each_once(given: Any, kind: Callable[[Any], Item]) -> tuple[Item, ...]:
-    """One or several of a kind, each once, of which a string has them separated by commas."""
+    """One item or several, without repetitions; a string holds several, separated by commas."""
     if isinstance(given, str):
         given = [part.strip() for part in given.split(",")]
     listed = given if isinstance(given, (list, tuple)) else [given]

@@ -127,7 +127,9 @@ def test_finds_what_does_not_fit(change, problem):
 
 def test_every_kernel_says_how_many_threads_it_has():
     """With launch bounds the compiler uses no more registers than a block's threads have."""
-    for path in sorted(KERNELS.rglob("*.cu*")):
+    paths = sorted(KERNELS.rglob("*.cu*"))
+    assert paths
+    for path in paths:
         text = path.read_text()
         bounded = re.findall(r"__global__\s+void\s+__launch_bounds__\(", text)
         assert len(bounded) == text.count("__global__"), path.relative_to(ROOT)

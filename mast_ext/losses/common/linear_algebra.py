@@ -118,7 +118,7 @@ class _SingularValues(Function):
 
 
 def log_determinant(x: Tensor) -> Tensor:
-    """Of every symmetric positive definite matrix.
+    """Log-determinants ``[...]`` of symmetric positive definite matrices ``[..., N, N]``.
 
     Raises:
         torch.linalg.LinAlgError: One is not positive definite.
@@ -158,7 +158,7 @@ class _LogDeterminant(Function):
 
 
 class _Inverse(Function):
-    """Of symmetric positive definite matrices, whose Cholesky factors are known."""
+    """Inverses of symmetric positive definite matrices with known Cholesky factors."""
 
     generate_vmap_rule = True
 

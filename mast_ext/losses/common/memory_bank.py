@@ -68,7 +68,7 @@ class MemoryBank(nn.Module):
         if self.gather_distributed and world_size() > 1:
             require_equal_batches(new, 0)
             new = all_gather(new)
-        # Without a look at the pointer: a GPU is not waited for.
+        # The pointer stays a tensor: to read it, the host would have to wait for a GPU.
         target = self.bank_ptr + torch.arange(min(len(new), self.rows), device=self.bank.device)
         fits = (target < self.rows).unsqueeze(1)
         target = target % self.rows

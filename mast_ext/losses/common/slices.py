@@ -21,7 +21,7 @@ def random_slices(dim: int, count: int, like: Tensor) -> Tensor:
 
 
 def common_slices(dim: int, count: int, like: Tensor) -> Tensor:
-    """Those of the first process, on every process.
+    """Random directions drawn by the first process, on every process.
 
     Raises:
         RuntimeError: Another process died or is late.
@@ -31,7 +31,7 @@ def common_slices(dim: int, count: int, like: Tensor) -> Tensor:
 
 
 def seeded_slices(dim: int, count: int, like: Tensor, seed: int) -> Tensor:
-    """Those that a seed gives, the same on every process with the same kind of device."""
+    """Random directions by a seed: the same on every process with the same kind of device."""
     generator = torch.Generator(like.device).manual_seed(seed)
     drawn = torch.randn(dim, count, dtype=like.dtype, device=like.device, generator=generator)
     return _normalize(drawn)

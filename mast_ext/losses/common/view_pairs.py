@@ -63,7 +63,7 @@ def mean_over_pairs(terms: Tensor) -> Tensor:
 
 
 def reduce_pairs(terms: Tensor, reduction: Literal["none", "mean"]) -> Tensor:
-    """What `functional.view_pair_cross_entropy` makes of its terms, of other ones ``[V, V, N]``."""
+    """Reduces terms ``[V, V, N]`` as `functional.view_pair_cross_entropy` reduces its own."""
     return mean_over_pairs(terms).mean() if reduction == "mean" else both_ways(terms)
 
 

@@ -96,7 +96,7 @@ def chosen_views(
         pixels = small.unflatten(0, pixels.shape[:2])
     rows, pair = batch.parameters[:views, :IMAGES], chosen.parameters[:2, :IMAGES]
     equal = (rows[:, None] == pair[None]).all(-1)  # [V, 2, N]: a view is where its row is
-    # Of views with equal rows, which look alike, the first one that is not taken.
+    # Views with equal rows look alike: take the first that is not taken yet.
     first = equal[:, 0].int().argmax(0)
     taken = one_hot(first, views).T.bool()
     second = (equal[:, 1] & ~taken).int().argmax(0)

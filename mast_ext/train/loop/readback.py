@@ -61,7 +61,7 @@ class Readback:
         self._under_way.append(read)
 
     def take(self, *, wait: bool = False) -> list[StepNumbers]:
-        """What has not been taken yet; where it comes late, of the last step only to ``wait``."""
+        """Steps not taken yet. Where they come late, the last is held back unless ``wait``."""
         left = 1 if self.late and not wait else 0
         return [self._under_way.popleft()() for _ in range(len(self._under_way) - left)]
 

@@ -2,8 +2,8 @@
 
 `StepTimes` looks at a training by the names that the loop and Lightning give to its parts
 (`lightning.pytorch.profilers`), and by hooks on the networks; it changes nothing, and makes a GPU
-wait for nothing. At any time one part has the clock: the innermost that has begun. So the times of
-a step's parts add up to the step; what has no name of its own is "other".
+wait for nothing. Time counts for the innermost part that has begun, so the parts of a step add up
+to it; what has no name of its own is "other".
 """
 
 import math
