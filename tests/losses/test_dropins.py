@@ -160,6 +160,51 @@ def test_losses_of_16_bit_inputs_are_float32(name, dtype, device):
         assert (mine.cpu().double() - truth).norm() <= 2 * rounding * truth.norm()
 
 
+def infonce_by_rows(a, b, t):
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / t
+    return F.cross_entropy(logits, torch.arange(len(a)))
+
+
+def dino_by_pairs(student, teacher, center, student_temp, teacher_temp):
+    """Of the rows of both views, one view after the other."""
+    targets = ((teacher - center) / teacher_temp).softmax(1).chunk(2)
+    logs = (student / student_temp).log_softmax(1).chunk(2)
+    return sum(-(targets[i] * logs[1 - i]).sum(1).mean() for i in (0, 1)) / 2
+
+
+def swav_by_codes(logits, t):
+    total = 0.0
+    for i, other in ((0, 1), (1, 0)):
+        codes = (logits[i] / 0.05).softmax(0)
+        for _ in range(3):
+            codes = codes / codes.sum(0) / codes.shape[1]
+            codes = codes / codes.sum(1, keepdim=True) / len(codes)
+        total -= (codes * len(codes) * (logits[other] / t).log_softmax(1)).sum(1).mean()
+    return total / 2
+
+
+def test_rows_of_the_table_of_solo_learn():
+    """As docs/drop-in.md has them, against the formulas."""
+    a, b = torch.randn(2, 16, 8, dtype=torch.float64)
+    info_nce = losses.InfoNCELoss(0.2)
+    assert_close(info_nce(a, b), infonce_by_rows(a, b, 0.2))
+    assert_close(losses.InfoNCELoss(0.2, gather_distributed=True)(a, b), info_nce(a, b))
+    cosine = losses.NegativeCosineSimilarity()
+    assert_close(2 + 2 * cosine(a, b), (F.normalize(a) - F.normalize(b)).square().sum(1).mean())
+
+    ours = losses.DINOLoss(8, teacher_temp=0.07, student_temp=0.1)
+    for _ in range(2):  # the second time with a center
+        student, teacher = torch.randn(2, 32, 8)
+        want = dino_by_pairs(student, teacher, ours.center[0], 0.1, 0.07)
+        assert_close(ours(teacher.view(2, 16, 8), student.view(2, 16, 8)), want)
+
+    scores = [
+        F.normalize(x, dim=1) @ F.normalize(torch.randn(8, 5), dim=0)
+        for x in (a.float(), b.float())
+    ]
+    assert_close(losses.SwaVLoss(0.1)(scores, []), swav_by_codes(scores, 0.1))
+
+
 def test_vicreg_solo_does_not_halve_the_variance(device):
     a, b = two_views((16, 8), device)
     a, b = 0.1 * a, 0.1 * b  # below the hinge
