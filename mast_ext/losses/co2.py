@@ -14,6 +14,7 @@ from mast_ext.losses.common.inputs import (
     in_one_dtype,
     reduce,
     require_alike,
+    require_first_call,
     require_option,
 )
 from mast_ext.losses.common.linear_algebra import product, widen
@@ -85,7 +86,8 @@ class CO2Regularizer(nn.Module):
             ValueError: The shapes or devices differ, there is no image to take the mean over, the
                 memory bank has another width, or the processes' batches differ in size.
             TypeError: The inputs are not of floating point.
-            RuntimeError: Another process died or is late.
+            RuntimeError: Another process died or is late, or an activation checkpoint computes
+                again a loss that has moved its memory bank.
         """
         require_alike(out0=out0, out1=out1)
         both = in_one_dtype(out0, out1)
@@ -109,6 +111,7 @@ class CO2Regularizer(nn.Module):
 
     def _with_bank(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines of both views with each other and with the bank's rows, ``[B, 1 + rows]``."""
+        require_first_call("the memory bank")
         bank = self.memory_bank.bank
         require_one_device(embeddings=first, memory_bank=bank)
         if first.shape[1] != bank.shape[1]:

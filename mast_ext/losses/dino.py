@@ -114,7 +114,8 @@ class DINOLoss(Center):
                 teacher, there is no image to take the mean over, a temperature is not positive, or
                 the epoch is negative.
             TypeError: A dtype is not supported.
-            RuntimeError: Another process died or is late.
+            RuntimeError: Another process died or is late, or an activation checkpoint computes
+                again a loss that has moved its center.
         """
         *views, images = self._require_views(teacher_out, student_out)
         terms = views[0] * views[1] - min(views)

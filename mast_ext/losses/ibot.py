@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from mast_ext.checks import explains_types, require_integer, require_one_device, require_positive
 from mast_ext.distributed import all_reduce, world_size
 from mast_ext.losses.common.center import Center, CenterMode, CenterUpdate
-from mast_ext.losses.common.inputs import Reduction, require_images, require_option, require_tensors
+from mast_ext.losses.common.inputs import (
+    Reduction,
+    require_first_call,
+    require_images,
+    require_option,
+    require_tensors,
+)
 
 Weighting = Literal["image", "token"]
 CenterTokens = Literal["masked", "all"]
@@ -107,7 +113,8 @@ class IBOTPatchLoss(nn.Module):
                 at on the CPU only: a GPU is not waited for, and returns NaN), there is no image to
                 take the mean over, or a temperature is not positive.
             TypeError: A dtype is not supported or the mask not bool.
-            RuntimeError: Another process died or is late.
+            RuntimeError: Another process died or is late, or an activation checkpoint computes
+                again a loss that has moved its center.
         """
         if mask.ndim != 3:
             raise ValueError(f"mask must have shape [B, H, W], got {list(mask.shape)}")
@@ -201,6 +208,8 @@ class IBOTPatchLoss(nn.Module):
         temperature = self.teacher_temp if teacher_temp is None else teacher_temp
         require_positive("teacher_temp", temperature)
         every = self.center_tokens == "all"
+        if update and every and self.center.mode == "mean":
+            require_first_call("the center")
         masked = self._masked_tokens(mask, len(student_out))
         ce = self.center.cross_entropy(
             student_out[None],

@@ -88,7 +88,8 @@ class IBOTPlusPlusPatchLoss(nn.Module):
             ValueError: A shape does not fit, there is no image or (without a mask) no token to take
                 the mean over, or a temperature is not positive.
             TypeError: A dtype is not supported or the mask not bool.
-            RuntimeError: Another process died or is late.
+            RuntimeError: Another process died or is late, or an activation checkpoint computes
+                again a loss that has moved its center.
         """
         center = self.center.center
         require_tensors(teacher_out=teacher_out, student_out=student_out, center=center)

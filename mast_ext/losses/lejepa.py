@@ -11,7 +11,7 @@ from mast_ext.checks import explains_types, require_integer, require_number, req
 from mast_ext.compiling import never_compiled
 from mast_ext.distributed import require_distributed, sum_for_common_loss, world_size
 from mast_ext.functional import Interval
-from mast_ext.losses.common.inputs import require_images, require_tensors
+from mast_ext.losses.common.inputs import require_first_call, require_images, require_tensors
 from mast_ext.losses.common.linear_algebra import widen
 from mast_ext.losses.common.slices import common_slices, random_slices, seeded_slices
 
@@ -47,8 +47,8 @@ class SIGReg(nn.Module):
         seed: None draws directions from torch's generator, and with ``gather_distributed`` the
             first process sends its own to all. A number seeds them together with the number of the
             call: they are the same on every process without being sent, and that number, which
-            calls in training mode raise, is in ``state_dict``. Activation checkpointing calls a
-            loss twice: a seed does not go with it.
+            calls in training mode raise, is in ``state_dict``. With activation checkpoints, which
+            call a loss twice, a seed is an error.
 
     Attributes:
         t: The knots that are not negative.
@@ -101,7 +101,8 @@ class SIGReg(nn.Module):
         Raises:
             ValueError: ``proj`` has fewer than two dimensions, there is no view or no image.
             TypeError: The dtype is not supported.
-            RuntimeError: Another process died or is late.
+            RuntimeError: Another process died or is late, or an activation checkpoint computes
+                again a loss with a seed.
         """
         require_tensors(proj=proj)
         if proj.ndim < 2:
@@ -146,6 +147,8 @@ class SIGReg(nn.Module):
 
     @never_compiled
     def _seeded_slices(self, dim: int, like: Tensor, seed: int) -> Tensor:
+        if self.training:
+            require_first_call("the number of the call")
         slices = seeded_slices(dim, self.num_vectors, like, seed + self.calls)
         self.calls += self.training
         return slices

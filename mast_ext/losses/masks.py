@@ -6,6 +6,7 @@ How the masks are made here is ours.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,35 +115,58 @@ class AugmentationMasks(nn.Module):
                 f"freed must be above 0 for at most {MOST_MASKS} augmentations, got {freed}"
             )
         self.groups = 2 ** len(self.freeing)
-        # Bit f of a group says whether its pairs differ by the f-th augmentation that frees.
-        bits = torch.tensor([2**f for f in range(len(self.freeing))], dtype=torch.int64)
-        kept = [1 - self.freed[k] for k in self.freeing]
-        for name, buffer in (
-            ("bits", bits),
-            ("freeing_index", torch.tensor(self.freeing, dtype=torch.int64)),
-            # Their bits as integers, which `module.half()` leaves alone.
-            ("kept", torch.tensor(kept, dtype=torch.float32).view(torch.int32)),
-            ("blocks", torch.ones(len(self.freeing), dim)),
-        ):
+        for name, buffer in self._constants().items():
             self.register_buffer(name, buffer, persistent=False)
+        self.register_parameter("logits", None)
         if learned and self.freeing:
             self.logits = nn.Parameter(torch.empty(len(self.freeing), dim))
             self.reset_parameters(generator)
-            return
-        self.register_parameter("logits", None)
-        end = dim
-        for mask, k in zip(self.blocks, self.freeing, strict=True):
-            begin = end - max(1, round(self.freed[k] * dim))
+
+    def _constants(self, device: torch.device | None = None) -> dict[str, Tensor]:
+        """The buffers: they follow from the options, and are in no state."""
+        bits = [2**f for f in range(len(self.freeing))]
+        kept = [1 - self.freed[k] for k in self.freeing]
+        blocks, end = torch.ones(len(self.freeing), self.dim, device=device), self.dim
+        for mask, k in zip(() if self.learned else blocks, self.freeing, strict=False):
+            begin = end - max(1, round(self.freed[k] * self.dim))
             if begin < 0:
                 raise OptionError(
-                    f"freed must leave room for blocks of {dim} dimensions, apart for every "
+                    f"freed must leave room for blocks of {self.dim} dimensions, apart for every "
                     f"augmentation, got {self.freed}"
                 )
             mask[begin:end] = 0
             end = begin
+        return {
+            # Bit f of a group says whether its pairs differ by the f-th augmentation that frees.
+            "bits": torch.tensor(bits, dtype=torch.int64, device=device),
+            "freeing_index": torch.tensor(self.freeing, dtype=torch.int64, device=device),
+            # Their bits as integers, which `module.half()` leaves alone.
+            "kept": torch.tensor(kept, dtype=torch.float32, device=device).view(torch.int32),
+            "blocks": blocks,
+        }
+
+    @torch.no_grad()
+    def _set_constants(self) -> None:
+        """Anew: of masks made on the meta device they have no values, or any."""
+        like = self.blocks if self.logits is None else self.logits
+        for name, constant in self._constants(None if like.is_meta else like.device).items():
+            buffer = getattr(self, name)
+            if buffer.device == constant.device:
+                buffer.copy_(constant)
+            else:
+                setattr(self, name, constant.to(buffer.dtype))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._set_constants()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the logits anew, where there are any."""
+        """Draws the logits anew, where there are any, and sets what follows from the options.
+
+        So masks that were made on the meta device begin after ``to_empty``. (Loading a state sets
+        the latter, too.)
+        """
+        self._set_constants()
         if self.logits is not None:
             with torch.no_grad():
                 self.logits.normal_(generator=generator)

@@ -15,6 +15,7 @@ from mast_ext.losses.common.inputs import (
     in_one_dtype,
     reduce,
     require_alike,
+    require_first_call,
     require_views,
 )
 from mast_ext.losses.common.memory_bank import MemoryBank
@@ -81,7 +82,8 @@ class NTXentLoss(ViewPairLoss):
                 memory bank has another width or is given more than two views, or the processes'
                 batches differ in size.
             TypeError: A dtype is not supported.
-            RuntimeError: Another process died or is late.
+            RuntimeError: Another process died or is late, or an activation checkpoint computes
+                again a loss that has moved its memory bank.
         """
         if not self.memory_bank.rows:
             return super().forward(out0, out1, *views)
@@ -118,6 +120,8 @@ class NTXentLoss(ViewPairLoss):
 
     def _bank_losses(self, queries: Tensor, keys: Tensor, update: bool) -> Tensor:
         """Of ``queries [V, B, D]`` and ``keys [W, B, D]``, ``[V, W, B]``; one view to update."""
+        if update:
+            require_first_call("the memory bank")
         bank = self.memory_bank.bank
         require_one_device(embeddings=queries, memory_bank=bank)
         if queries.shape[-1] != bank.shape[1]:

@@ -229,7 +229,7 @@ class _RingContrast(Function):
     @staticmethod
     @differentiable_once("sigmoid_contrast")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale, bias = ctx.saved_tensors
+        saved = x, y, scale, bias = ctx.saved_tensors  # once: checkpoints allow no more
         of_x, of_y, *_ = wanted = ctx.needs_input_grad
         sums: list[Tensor | None] = [None] * 4
         for step in range(world_size()):
@@ -247,5 +247,5 @@ class _RingContrast(Function):
             sums[1] = start_ring_shift(sums[1])()  # home
         return tuple(
             found.to(t.dtype) if of_it and found is not None else None
-            for t, found, of_it in zip(ctx.saved_tensors, sums, wanted, strict=True)
+            for t, found, of_it in zip(saved, sums, wanted, strict=True)
         )

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mast_ext.checks import explains_types, require_number, require_one_device
 from mast_ext.compiling import out_of_inference
 from mast_ext.distributed import all_gather_numbers, all_reduce, require_distributed, world_size
-from mast_ext.losses.common.inputs import require_tensors
+from mast_ext.losses.common.inputs import require_first_call, require_tensors
 from mast_ext.losses.common.linear_algebra import product, widen
 
 
@@ -68,7 +68,8 @@ class TiCoLoss(nn.Module):
                 one.
             ValueError: ``C`` is of embeddings of another width.
             TypeError: The inputs are not of floating point.
-            RuntimeError: Another process died or is late.
+            RuntimeError: Another process died or is late, or an activation checkpoint computes
+                again a loss that has moved its ``C``.
         """
         if z_a.shape != z_b.shape or z_a.ndim != 2 or not z_a.shape[1]:
             raise AssertionError(
@@ -76,6 +77,8 @@ class TiCoLoss(nn.Module):
                 f"{tuple(z_a.shape)} and {tuple(z_b.shape)}"
             )
         require_tensors(z_a=z_a, z_b=z_b)
+        if update_covariance_matrix:
+            require_first_call("C")
         require_one_device(z_a=z_a, z_b=z_b, C=self.C)
         if self.C is not None and len(self.C) != z_a.shape[1]:
             raise ValueError(

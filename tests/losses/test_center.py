@@ -50,6 +50,16 @@ def test_is_copied_and_pickled():
         assert not torch.equal(other.value, center.value)
 
 
+def test_update_compiles_with_sizes_that_may_change():
+    compiled, plain = Center((1, 1, 3)), Center((1, 1, 3))
+    update = torch.compile(compiled.update, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rows in (4, 5):
+        x = torch.randn(2, rows, 3)
+        update(x)
+        plain.update(x)
+        assert_close(compiled.center, plain.center)
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 2, 3)], ids=str)
 def test_rejects_shapes(shape):
     message = r"x must have the shape of the center, \[1, 3\], .* got \["

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mast_ext import distributed, losses
 from mast_ext.distributed import gather_batch, require_equal_batches, start_ring_shift
@@ -25,6 +26,7 @@ BANK = 25  # rows; wraps around in the second of two steps
 WORLD_SIZES = [1, 2, 3]
 LOGSUMEXPS = ["swav", "dino_sinkhorn", "ibot_sinkhorn", "mast_uncertain"]
 COMPILED = ["dclw", "dino_deferred", "sigreg", "sig_lip"]
+CHECKPOINTED = ["nt_xent", "clip", "mast_nt_xent", "sig_lip", "koleo", "vicreg", "msn", "sigreg"]
 TRANSFORMED = ["vicreg", "barlow", "nt_xent", "clip", "sig_lip"]
 PATIENCE = timedelta(seconds=2)
 
@@ -262,10 +264,18 @@ def global_batch(world_size):
     return images, torch.stack((image // BATCH % 2 == 1, image % 2 == 0, image % 3 == 0), 1)
 
 
-def train(objective, images, changed, average, compiled=False):
+def compiled(model):
+    return torch.compile(model, backend="aot_eager")
+
+
+def checkpointed(model):
+    return partial(checkpoint, model, use_reentrant=False)
+
+
+def train(objective, images, changed, average, around=lambda model: model):
     """The loss, the gradients as DistributedDataParallel averages them, and buffers."""
     model = Model(objective)
-    loss = (torch.compile(model, backend="aot_eager") if compiled else model)(images, changed)
+    loss = around(model)(images, changed)
     loss.backward()
     results = [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
     state = model.loss.state_dict()  # with pending updates
@@ -526,7 +536,12 @@ def run_world(rank, world_size, directory):
     }
     if world_size == max(WORLD_SIZES):
         found["compiled"] = {
-            name: train(name, images[:, mine], changed[mine], average, True) for name in COMPILED
+            name: train(name, images[:, mine], changed[mine], average, compiled)
+            for name in COMPILED
+        }
+        found["checkpointed"] = {
+            name: train(name, images[:, mine], changed[mine], average, checkpointed)
+            for name in CHECKPOINTED
         }
         found["transformed"] = {
             name: in_transform(name, images[:, mine], changed[mine]) for name in TRANSFORMED
@@ -608,6 +623,15 @@ def test_compiles_around_the_gathers(objective, processes):
         found = found[len(processes)]
         compiled, eager = found["compiled"][objective], found["results"][objective]
         for mine, truth in zip(compiled, eager, strict=True):
+            torch.testing.assert_close(mine, truth)
+
+
+@pytest.mark.parametrize("objective", CHECKPOINTED)
+def test_checkpoints_around_the_gathers(objective, processes):
+    for found in processes:
+        found = found[len(processes)]
+        again, eager = found["checkpointed"][objective], found["results"][objective]
+        for mine, truth in zip(again, eager, strict=True):
             torch.testing.assert_close(mine, truth)
 
 

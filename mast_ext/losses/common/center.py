@@ -15,6 +15,7 @@ from mast_ext.checks import require_number
 from mast_ext.compiling import copy_of_state, never_compiled
 from mast_ext.distributed import all_reduce_logsumexp, start_all_reduce, world_size
 from mast_ext.losses.common.inputs import (
+    require_first_call,
     require_option,
     shape_of_views,
     stack_views,
@@ -90,7 +91,8 @@ class Center(nn.Module):
             ValueError: ``x`` has another shape.
             RuntimeError: Another process died or is late.
         """
-        fits = [n in (1, length) for n, length in zip(self.size, x.shape, strict=False)]
+        # Not by `in`: to a compiler no number is among symbolic ones.
+        fits = [n == 1 or n == length for n, length in zip(self.size, x.shape, strict=False)]
         if x.ndim != len(self.size) or not all(fits):
             raise ValueError(
                 f"x must have the shape of the center, {list(self.size)}, with any length where "
@@ -126,8 +128,11 @@ class Center(nn.Module):
 
         Raises:
             ValueError: A shape does not fit, or the logits have another width than the center.
-            RuntimeError: Another process died or is late.
+            RuntimeError: Another process died or is late, or an activation checkpoint computes
+                again a loss that has moved its center.
         """
+        if update and self.mode == "mean":
+            require_first_call("the center")
         teachers, batch, width = shape_of_views(teacher, "teacher")
         if width != self.size[-1]:
             raise ValueError(

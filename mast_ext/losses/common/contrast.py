@@ -131,7 +131,8 @@ class _GatheredContrast(Function):
     def backward(
         ctx: Any, grad_lse: Tensor | None, grad_positive: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        lse = ctx.saved_tensors[4]
+        saved = ctx.saved_tensors  # once: checkpoints do not let it be done again
+        lse = saved[4]
         grad_lse, grad_positive = (
             torch.zeros_like(lse) if grad is None else grad for grad in (grad_lse, grad_positive)
         )
@@ -140,7 +141,7 @@ class _GatheredContrast(Function):
         grad_x, _, grad_masks, grad_temperature = contrastive_logsumexp.backward_op(
             grad_lse,
             grad_positive,
-            *ctx.saved_tensors,
+            *saved,
             *of_columns,
             *ctx.options,
             (of_x, False, of_masks, of_temperature),

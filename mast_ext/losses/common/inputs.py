@@ -116,6 +116,25 @@ def require_alike(**named: Tensor) -> None:
             )
 
 
+def require_first_call(state: str) -> None:
+    """Refuses to compute a loss again in a backward pass, as activation checkpoints do.
+
+    For losses that move a state: the first call has moved it, so that the gradient would be that of
+    another loss, and it would move once more.
+
+    Args:
+        state: What the loss moves, for the error.
+
+    Raises:
+        RuntimeError: A backward pass is under way.
+    """
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{state} has moved since the loss was computed, which is computed again in the "
+            "backward pass: leave the loss out of activation checkpoints"
+        )
+
+
 def require_views(views: Tensor, name: str = "views") -> Tensor:
     """Returns ``views``.
 

@@ -28,8 +28,8 @@ class MemoryBank(nn.Module):
 
     Attributes:
         rows: ``M``, 0 for no bank.
-        bank: ``[M, D]`` float32.
-        bank_ptr: ``[1]`` int64, the row that the next batch starts at.
+        bank: ``[M, D]`` float32; None for no bank.
+        bank_ptr: ``[1]`` int64, the row that the next batch starts at; None for no bank.
 
     Raises:
         ValueError: ``size`` has a negative entry or is not ``(M, D)``.
@@ -46,11 +46,10 @@ class MemoryBank(nn.Module):
         if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
             raise ValueError(f"memory_bank_size must be (rows, width) or 0 for none, got {size!r}")
         self.rows = self.size[0]
-        pointer = torch.zeros(1, dtype=torch.long)
-        self.register_buffer(
-            "bank", F.normalize(torch.randn(self.size), dim=-1), persistent=self.rows > 0
-        )
-        self.register_buffer("bank_ptr", pointer, persistent=self.rows > 0)
+        # Of no bank none: made on the meta device, it would stay there when a state is loaded.
+        bank = F.normalize(torch.randn(self.size), dim=-1) if self.rows else None
+        self.register_buffer("bank", bank)
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long) if self.rows else None)
 
     @torch.no_grad()
     def update(self, embeddings: Tensor) -> None:
