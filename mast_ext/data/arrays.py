@@ -90,6 +90,7 @@ class NumpySource:
         self.stacked: torch.Tensor | None = None
         if max(height, width) <= STACKED_LIMIT:
             self.stacked = to_tensor(self._levels(self._rows))
+            del self._images  # which would be in memory twice
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -175,6 +175,8 @@ def _picture(stream: BinaryIO, stack: contextlib.ExitStack) -> "_Picture | _Tiff
             raise
         except Exception:
             raise error from None
+    if image.format == "EPS":
+        raise ValueError("it is PostScript, a program, which is not run")
     return _Tiff(stream) if _only_tifffile_keeps(image) else _Picture(image, stream)
 
 

@@ -19,7 +19,8 @@ class FolderSource(EncodedSource):
 
     ``DIR/train`` beside ``DIR/test`` or ``DIR/val``, each with one folder per class or with files
     only; ``DIR/<class>/``; or files directly under ``DIR``. In the last two a tenth of each class
-    (chosen by a hash of the names) is the test split. Names that start with a dot are ignored.
+    (chosen by a hash of the names) is the test split. Names that start with a dot are ignored, and
+    links are followed.
     ``training``, ``testing``, ``valid`` and ``validation`` are names of splits, too, in any case of
     letters. Of several test folders the first counts that has images; one without a class of the
     training split (files without labels, say) is passed over.
@@ -49,6 +50,7 @@ class FolderSource(EncodedSource):
         SplitError: The split has no images, or classes that the training split has not.
         ValueError: The layout is ambiguous, or images have different numbers of channels.
         BadImageError: A file cannot be decoded and ``on_bad_image`` is ``"error"``.
+        OSError: A folder cannot be read.
     """
 
     name = "folder"
@@ -195,12 +197,25 @@ def _split(files: dict[str, list[Path]], root: Path, split: str) -> dict[str, li
     return chosen
 
 
-def _walk(folder: Path, suffixes: Sequence[str], unread: Counter[str]) -> Iterator[str]:
-    """Image files at any depth under a folder. Counts pictures of other kinds."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # not to be entered
-        start = os.path.join(parent, "")
-        yield from (start + name for name in names if _counts(name, suffixes, unread))
+def _walk(
+    folder: str | Path, suffixes: Sequence[str], unread: Counter[str], above: Sequence[str] = ()
+) -> Iterator[str]:
+    """Image files at any depth under a folder. Counts pictures of other kinds.
+
+    Links are followed, but not back to a folder that the walk is in: it would not end. A folder
+    that cannot be read is an OSError, which `os.walk` would pass over.
+    """
+    real = os.path.join(os.path.realpath(folder), "")
+    if any(each.startswith(real) for each in above):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, suffixes, unread, (*above, real))
+            elif _counts(entry.name, suffixes, unread):
+                yield entry.path
 
 
 def _counts(name: str, suffixes: Sequence[str], unread: Counter[str]) -> bool:

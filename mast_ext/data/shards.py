@@ -7,10 +7,12 @@ Nothing is cached in files.
 
 import glob
 import json
+import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -270,6 +272,8 @@ def _scan(archive: Path) -> tuple[list["_Sample"], str]:
         with tarfile.open(archive, "r:") as tar:
             for key, extension, member in _members(tar):
                 sample = samples.setdefault(key, _Sample(archive, key))
+                if not member.isreg():  # a link to what the archive has not
+                    continue
                 place = Member(archive, member.name, member.offset_data, member.size)
                 if extension in ("cls", "json"):
                     _read_label(sample, tar, member, extension)
@@ -289,11 +293,28 @@ def _scan(archive: Path) -> tuple[list["_Sample"], str]:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Key, extension in lower case and header of every file."""
+    """Key, extension in lower case and header of every file and link.
+
+    A link to a file before it has that file's header, under its own name: tar stores a link where
+    one file has two names.
+    """
+    files: dict[str, tarfile.TarInfo] = {}
     for member in tar:
         folder, _, base = member.name.rpartition("/")
         stem, _, extension = base.partition(".")
-        if member.isreg() and stem and extension:
+        if member.issym() or member.islnk():
+            start = folder if member.issym() else ""
+            target = files.get(posixpath.normpath(posixpath.join(start, member.linkname)))
+            if target is not None:
+                name, member = member.name, copy(target)
+                member.name = name
+            elif not base.lower().endswith(SUFFIXES):  # to a folder, say
+                continue
+        elif not member.isreg():
+            continue
+        if member.isreg():
+            files[posixpath.normpath(member.name)] = member
+        if stem and extension:
             yield f"{folder}/{stem}" if folder else stem, extension.lower(), member
 
 

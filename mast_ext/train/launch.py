@@ -174,7 +174,9 @@ def _is_of_connection(error: BaseException | None) -> bool:
 class ExternalLaunch(ClusterEnvironment):
     """Tells Lightning that processes were started from outside, each on a node of its own.
 
-    Then it does not need to know which of them share a machine, and uses the existing group.
+    Then it does not need to know which of them share a machine, and uses the existing group. A
+    process by itself tells so, too: in a batch job Lightning would want one for every task, and
+    answer the scheduler's signals with checkpoints of its own and a new start of the job.
     """
 
     @property

@@ -3,6 +3,7 @@
 Everything that can be wrong with settings and data is found before the run directory is made.
 """
 
+import os
 import time
 from bisect import bisect_left
 from contextlib import ExitStack
@@ -111,7 +112,11 @@ def pretrain(
         if not first:
             return None
         # By itself: the others have gone, and losses would wait for them.
-        return _report(config, images, run, trainings, modules, device, console)
+        try:
+            return _report(config, images, run, trainings, modules, device, console)
+        except KeyboardInterrupt as error:
+            _say_how_to_go_on(error, run)
+            raise
 
 
 def plan(config: PretrainConfig, source: Source) -> list[Training]:
@@ -178,19 +183,26 @@ def _train_all(
     try:
         if resume is None and rank() == 0:
             _save_settings(run, config, trainings[0].networks)
-        modules = [
-            _train(*each, console) for each in zip(trainings, runs, checkpoints, strict=False)
-        ]
+        modules = []
+        for training, own, checkpoint in zip(trainings, runs, checkpoints, strict=False):
+            if own is not run and rank() == 0:  # a baseline can be resumed as a run of its own
+                own.make_missing()
+                locks.enter_context(own.locked())
+            modules.append(_train(training, own, checkpoint, console))
     except BaseException as error:
         if resume is not None or run.last.exists():
             if isinstance(error, Interrupted):
                 error.run = run.path
             elif isinstance(error, KeyboardInterrupt):
-                error.args = (f"go on with mast-ext pretrain --resume {run.path}",)
+                _say_how_to_go_on(error, run)
         elif rank() == 0:
             run.remove()
         raise
     return run, modules
+
+
+def _say_how_to_go_on(error: KeyboardInterrupt, run: RunDirectory) -> None:
+    error.args = (f"go on with mast-ext pretrain --resume {run.path}",)
 
 
 def _report(
@@ -227,7 +239,7 @@ def _report(
         rows.append(chance(images.labeled, protocols(rows)))
     # Training left all of it on the CPU; probing moved the backbone and the method, not the rest.
     module, loader = modules[0].to(device), trainings[0].loader
-    # Of a run that was resumed when all was done, no step has told the method where it is.
+    # A run resumed after its last step has not told the method which step it is at.
     steps = trainings[0].steps
     module.method.at_step(steps - 1, len(loader), steps)
     measured = Measurements(
@@ -327,12 +339,14 @@ def run_of_checkpoint(path: Path) -> Path:
         CheckpointError: There is no such checkpoint, it is not ours, or lies outside of a run.
     """
     read_checkpoint(path)
-    folder = path.resolve().parent.parent
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{path} does not lie in a run directory (DIR/checkpoints/ beside DIR/config.yaml)"
-        )
-    return folder
+    # A checkpoint may be named by a link to it, and a run's folder of checkpoints may be a link.
+    for place in (Path(os.path.abspath(path)), path.resolve()):
+        folder = place.parent.parent
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise CheckpointError(
+        f"{path} does not lie in a run directory (DIR/checkpoints/ beside DIR/config.yaml)"
+    )
 
 
 def _train(

@@ -609,6 +609,17 @@ def test_a_second_ctrl_c_says_how_to_go_on(call, tiny, shapes, monkeypatch, tmp_
     assert call("pretrain", f"--resume={run}")[0] == 0
 
 
+def test_ctrl_c_while_probing_says_how_to_go_on(call, tiny, shapes, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mast_ext.train.pretrain.evaluate", interrupted)
+    status, _, err = call("pretrain", *tiny, *shapes, "--method=simclr", "--out=run")
+    assert status == 130
+    assert err.endswith("mast-ext: interrupted: go on with mast-ext pretrain --resume run\n")
+    monkeypatch.undo()
+
+
 def test_version(call):
     assert call("--version") == (0, f"mast-ext {mast_ext.__version__}\n", "")
 

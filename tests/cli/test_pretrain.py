@@ -1,7 +1,10 @@
 import csv
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,9 @@ from mast_ext.cli.parser import build
 from mast_ext.cli.pretrain import load_config, make_parser, parse_settings
 from mast_ext.models import load_backbone
 from mast_ext.train.config import PretrainConfig
+from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.networks import build_networks
-from mast_ext.train.pretrain import baseline_of
+from mast_ext.train.pretrain import baseline_of, run_of_checkpoint
 from mast_ext.train.state.checkpoint import read_checkpoint
 
 FACTORS = ["shape", "hue", "size", "position", "rotation", "texture"]
@@ -450,6 +454,36 @@ def test_resume_from_a_checkpoint_file_and_of_a_baseline(call, tiny, shapes, tmp
         assert call("pretrain", f"--resume={path}")[0] == 0
     assert_same_bits(before[0], weights(tmp_path / "run"))
     assert_same_bits(before[1], weights(tmp_path / "run" / "baseline"))
+
+
+@pytest.mark.parametrize("link", ["run/checkpoints", "run/checkpoints/last.ckpt", "mine.ckpt"])
+def test_checkpoints_may_be_links(trained, tmp_path, link):
+    """A folder of them on another disk, and a checkpoint by another name."""
+    shutil.copytree(trained, tmp_path / "run")
+    place = tmp_path / link
+    if place.exists():
+        place.rename(tmp_path / "elsewhere")
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.symlink_to(tmp_path / "run/checkpoints/last.ckpt")
+    path = place / "last.ckpt" if place.is_dir() else place
+    assert run_of_checkpoint(path).resolve() == tmp_path / "run"
+
+
+def test_a_baseline_is_not_trained_by_two(call, tiny, shapes, tmp_path, monkeypatch):
+    """One goes on with the run, the other with its baseline, as with a run of its own."""
+    told = []
+
+    def another(module, batch, batch_idx):
+        if module.method.name == "vicreg" and not told:
+            command = [sys.executable, "-m", "mast_ext", "pretrain", "--resume=run/baseline"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            told.append(done.stderr.splitlines()[-1])
+
+    monkeypatch.setattr(PretrainModule, "on_train_batch_start", another)
+    options = [*tiny, *shapes, "--method=simclr", "--baseline=vicreg", "--out=run"]
+    assert call("pretrain", *options)[0] == 0
+    assert told == ["mast-ext: another process trains in run/baseline"]
 
 
 @pytest.mark.parametrize("what", [".", "checkpoints/last.ckpt", "backbone.safetensors"])

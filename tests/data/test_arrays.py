@@ -1,6 +1,7 @@
 """Images in arrays of NumPy's."""
 
 import io
+import weakref
 import zipfile
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from mast_ext.data import NumpySource, SplitError, open_source
+from mast_ext.data.arrays import _Arrays
 
 
 def levels(*shape, dtype=np.uint8, seed=0):
@@ -153,6 +155,16 @@ def test_conversions_and_fewer_images(write, side):
     array = levels(10, side, side, dtype=np.uint16)
     source = NumpySource(write(train_images=array), "train", max_images=5, channels=3, bits=8)
     check(source, np.repeat((array[::2] >> 8).astype(np.uint8)[..., None], 3, axis=-1))
+
+
+def test_small_images_are_in_memory_once(write, monkeypatch):
+    arrays = []
+    load = _Arrays.read
+    monkeypatch.setattr(_Arrays, "read", lambda *args: arrays.append(load(*args)) or arrays[-1])
+    source = NumpySource(write(images=levels(6, 8, 8, 3)), "train")
+    assert len(source.stacked) == 5
+    held = weakref.ref(arrays.pop())
+    assert not arrays and held() is None
 
 
 def test_npy_is_not_read_before_it_is_used(tmp_path):

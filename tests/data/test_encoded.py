@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.EpsImagePlugin import EpsImageFile
 
 from mast_ext.data import BadImageError, FolderSource, ShardsSource, open_source
 
@@ -303,6 +304,16 @@ def test_bad_file_is_named_or_skipped(write, opened, jpegs, reason):
     ]
     assert len(source) == len(source.sizes) == len(source.labels["class"]) == 4
     assert all(source.image(i).shape[0] == 3 for i in range(4))
+
+
+def test_postscript_is_not_run(write, opened, jpegs, monkeypatch):
+    """Pillow would call Ghostscript to draw it."""
+    script = encode(pixels(), "eps")
+    monkeypatch.setattr(EpsImageFile, "load", lambda *args, **kwargs: pytest.fail("it is run"))
+    write(jpegs | {"cat/3.jpg": script})
+    with pytest.raises(BadImageError, match=r"cat/3\.jpg.*: it is PostScript"):
+        opened()
+    assert len(opened(on_bad_image="skip")) == 4
 
 
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])

@@ -1,5 +1,6 @@
 """Folders of images: layouts, splits, classes. What their files hold: test_encoded.py."""
 
+import errno
 import os
 import zlib
 
@@ -142,6 +143,38 @@ def test_what_is_no_file_is_named_or_skipped(split_folder, make):
             FolderSource(split_folder, "train")
     source = FolderSource(split_folder, "train", on_bad_image="skip")
     assert source.skipped == ([str(path)] if make is os.mkfifo else [])
+
+
+def test_links_to_folders_are_followed(split_folder):
+    elsewhere = save(split_folder / "elsewhere/7.png").parent
+    (split_folder / "train/cat/more").symlink_to(elsewhere)
+    (split_folder / "train/emu").symlink_to(elsewhere)
+    source = FolderSource(split_folder, "train")
+    assert source.classes == {"class": ["cat", "dog", "emu"]}
+    assert source.labels["class"].tolist() == [0, 0, 0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../dog/deeper"])
+def test_links_in_a_circle_are_not_followed(split_folder, target):
+    """Of two folders with links to each other each has the other's images once."""
+    (split_folder / "train/cat/circle").symlink_to(target)
+    (split_folder / "train/dog/deeper/back").symlink_to("../../cat")
+    cats, dogs = np.bincount(FolderSource(split_folder, "train").labels["class"])
+    assert (cats, dogs) == (4 if "deeper" in target else 3, 5)
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(split_folder, monkeypatch):
+    """Its images would be missing without a word."""
+    scandir = os.scandir
+
+    def denied(path="."):
+        if os.path.basename(path) == "deeper":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError, match="Permission denied: .*dog/deeper"):
+        FolderSource(split_folder, "train")
 
 
 def test_missing_folder(tmp_path):

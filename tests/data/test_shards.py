@@ -257,6 +257,39 @@ def test_bad_archive_is_named_or_skipped(shards, kind):
     assert all(str(path) in skipped for skipped in source.skipped)
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE], ids=["hard", "symbolic"])
+@pytest.mark.parametrize("start", ["", "./"])
+def test_a_link_is_the_file_that_it_is_to(tmp_path, kind, start):
+    """As tar stores a file with two names, whose second image would be missing without a word."""
+    path = write(tmp_path / "a.tar", samples(0, 2))
+    with tarfile.open(path, "a") as tar:
+        for extension in ("png", "cls"):
+            link = tarfile.TarInfo(f"{start}more/7.{extension}")
+            link.type, link.linkname = kind, f"0001.{extension}"
+            if kind == tarfile.SYMTYPE:
+                link.linkname = f"../{link.linkname}"
+            tar.addfile(link)
+    sources = [ShardsSource(path, split) for split in ("train", "test")]
+    found = {
+        file.name: (source.image(i), int(source.labels["class"][i]))
+        for source in sources
+        for i, file in enumerate(source.files)
+    }
+    assert len(found) == 3
+    (image, label), (original, its_label) = found[f"{start}more/7.png"], found["0001.png"]
+    assert image.equal(original) and label == its_label == 1
+
+
+def test_a_link_out_of_the_archive_is_no_image(tmp_path):
+    path = write(tmp_path / "a.tar", samples(0, 4, label=None))
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("7.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(BadImageError, match=f"sample 7 in {path}: it has no image"):
+        ShardsSource(path, "train")
+
+
 def test_archive_cut_short_keeps_what_is_whole(shards):
     path = shards / "train/001.tar"
     path.write_bytes(path.read_bytes()[:100_000])

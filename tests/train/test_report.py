@@ -451,6 +451,27 @@ def test_a_row_without_an_end_is_not_read(tmp_path, torn):
     assert path.read_text() == "step,epoch,loss\n10,1,0.5\n"
 
 
+def test_rows_of_other_columns_keep_those_before(tmp_path):
+    """As after a resume with other settings: with `train.rank_every` 0 there are no ranks."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,epoch,loss,rank\n10,1,0.5,3\n30,3,9,9\n")
+    file = MetricsFile(path, resume_at=20)
+    file.append({"step": 20, "epoch": 2, "loss": 0.25})
+    file.append({"step": 30, "epoch": 3, "new": 1, "loss": 0.125})
+    columns = read_metrics(path)
+    assert list(columns) == ["step", "epoch", "loss", "rank", "new"]
+    assert columns["loss"].tolist() == [0.5, 0.25, 0.125]
+    np.testing.assert_equal(columns["rank"], [3, np.nan, np.nan])
+    np.testing.assert_equal(columns["new"], [np.nan, np.nan, 1])
+
+
+def test_a_resumed_run_names_metrics_that_are_none(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step;epoch;loss\n10;1;0.5\n")
+    with pytest.raises(RunError, match=f"{path} is damaged: .*10;1;0.5"):
+        MetricsFile(path, resume_at=20)
+
+
 def test_masks_are_drawn_by_who_frees_a_dimension():
     """First the dimensions that are invariant to all, then those of each augmentation."""
     axes = draw_masks(SUBSPACES).axes[0]

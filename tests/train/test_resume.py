@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from lightning.pytorch import Trainer
 
 from mast_ext.methods import HardViewOptions
 from mast_ext.train.errors import CheckpointError, Interrupted
+from mast_ext.train.loop import fit as fitting
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.state.checkpoint import read_checkpoint
 
@@ -153,6 +155,42 @@ def test_sigterm_between_steps(train_tiny, stop_at, uninterrupted, tmp_path, mon
     resumed = train_tiny(resume=tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert_same_bits(resumed.state_dict(), weights)
     assert rows(tmp_path / "run" / "metrics.csv") == metrics
+
+
+def test_sigterm_while_the_last_checkpoint_is_written(
+    train_tiny, uninterrupted, tmp_path, monkeypatch
+):
+    """After which there is no step that could look for it."""
+    weights, *_ = whole_run(train_tiny, uninterrupted, tmp_path, "mast")
+    original = Trainer.save_checkpoint
+
+    def signal_then_save(trainer, *args, **kwargs):
+        if trainer.global_step == STEPS:
+            sigterm()
+        original(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", signal_then_save)
+    with pytest.raises(Interrupted, match=f"signal {int(signal.SIGTERM)} after step {STEPS}"):
+        train_tiny()
+    resumed = train_tiny(resume=tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert_same_bits(resumed.state_dict(), weights)
+
+
+def test_the_checkpoint_does_not_stay_in_memory(train_tiny, stop_at, tmp_path, monkeypatch):
+    stop_at(3, sigterm)
+    with pytest.raises(Interrupted):
+        train_tiny()
+    read, held = [], []
+
+    def remembered(path):
+        checkpoint = read_checkpoint(path)
+        read.extend(weakref.ref(value) for value in checkpoint["state_dict"].values())
+        return checkpoint
+
+    stop_at(5, lambda: held.extend(each for each in read if each() is not None))
+    monkeypatch.setattr(fitting, "read_checkpoint", remembered)
+    train_tiny(resume=tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert read and not held
 
 
 def test_interruption_names_signal_and_step(train_tiny, stop_at, tmp_path):

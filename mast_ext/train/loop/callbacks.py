@@ -27,28 +27,37 @@ from rich.progress import (
 from rich.text import Text
 
 from mast_ext.distributed import all_gather_numbers, world_size
+from mast_ext.train.errors import RunError
 from mast_ext.train.loop.module import PretrainModule
 from mast_ext.train.loop.ranks import EmbeddingRanks
 from mast_ext.train.state.run_directory import named_failure, read_rows, write_text
 
 
 class MetricsFile:
-    """A CSV file that grows by rows, whose columns are fixed by the first row.
+    """A CSV file that grows by rows.
 
-    A run that resumes at a step drops the rows which it is going to write again.
+    A run that resumes at a step drops the rows which it is going to write again. If it has other
+    columns than before, as with other settings, rows have NaN in those that they lack.
 
     Args:
         path: The file.
         resume_at: Steps done so far; rows after it are dropped. 0 starts a new file.
+
+    Raises:
+        RunError: The file has something else than rows of numbers, or cannot be written.
     """
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self.path = path
+        self._heads: list[str] = []
         if path.exists():
-            heads, rows = read_rows(path)
-            kept = [row for row in rows if int(row[0]) <= resume_at]
-            text = "".join(",".join(row) + "\n" for row in [heads, *kept] if kept)
-            write_text(path, text)
+            try:
+                heads, rows = read_rows(path)
+                kept = [row for row in rows if int(row[0]) <= resume_at]
+            except ValueError as error:
+                raise RunError(f"{path} is damaged: {error}") from error
+            self._heads = heads if kept else []
+            self._write(kept)
 
     def append(self, row: dict[str, float]) -> None:
         """Adds a row; its first column is ``step``.
@@ -56,12 +65,17 @@ class MetricsFile:
         Raises:
             RunError: The file cannot be written, as on a full disk.
         """
-        new = not self.path.exists() or self.path.stat().st_size == 0
+        if new := [name for name in row if name not in self._heads]:
+            rows = read_rows(self.path)[1] if self._heads else []
+            self._heads += new
+            self._write([each + ["nan"] * len(new) for each in rows])
         with named_failure(self.path), self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row, lineterminator="\n")
-            if new:
-                writer.writeheader()
+            writer = csv.DictWriter(file, self._heads, restval="nan", lineterminator="\n")
             writer.writerow(row)
+
+    def _write(self, rows: list[list[str]]) -> None:
+        lines = [self._heads, *rows] if self._heads else []
+        write_text(self.path, "".join(",".join(line) + "\n" for line in lines))
 
 
 class Metrics(Callback):

@@ -29,8 +29,8 @@ them.)"""
 AGREE_SECONDS = 1.0
 """About how often several processes ask each other whether one has got a signal."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that end training early, with a checkpoint."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that end training early, with a checkpoint. Clusters warn of a job's end by the last."""
 
 
 class Checkpoints(Callback):
@@ -134,6 +134,12 @@ class Checkpoints(Callback):
             trainer.save_checkpoint(self.run.last)
         if stop:
             raise Interrupted(stop, step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A signal may have come while the last checkpoint was written: no step looks for it.
+        (received,) = max(all_gather_numbers([float(self.received)]))
+        if received:
+            raise Interrupted(int(received), trainer.global_step)
 
     def _agreed_stop(self, step: int, due: bool) -> int:
         """The signal to stop after this step by, in all processes alike; 0 for none.

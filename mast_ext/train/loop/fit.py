@@ -108,11 +108,6 @@ def fit(
         RunError: The loss or gradient became NaN or infinite, or a file cannot be written.
     """
     config, networks = training.config, training.networks
-    checkpoint, steps = None, 0
-    if resume is not None:
-        checkpoint = read_checkpoint(resume)
-        check_belongs(checkpoint, training.identity, resume)
-        steps = checkpoint["global_step"]
     if world_size() > 1 and config.train.sync_batchnorm:
         for network in (networks.backbone, networks.method):
             sync_batch_norm(network, resolve_device(config.train.accelerator))
@@ -123,8 +118,7 @@ def fit(
         steps_per_epoch=len(training.loader),
         total_steps=training.steps,
     )
-    if resume is not None and checkpoint is not None:
-        check_weights(checkpoint["state_dict"], module.state_dict(), resume)
+    steps = 0 if resume is None else _steps_done(resume, training, module)
     with _quiet_lightning(), open_loggers(config, run, steps) as loggers:
         callbacks = [*_callbacks(training, run, console), *watching]
         trainer = _trainer(config.train, run, callbacks, loggers, training.steps, profiler)
@@ -145,6 +139,18 @@ def fit(
         with named_failure(run.nonfinite_batch):  # of a step that was finite when it was repeated
             run.nonfinite_batch.unlink(missing_ok=True)
     return module
+
+
+def _steps_done(path: Path, training: Training, module: PretrainModule) -> int:
+    """The steps that a checkpoint has, which goes out of memory again: Lightning reads its own.
+
+    Raises:
+        CheckpointError: It is damaged, not ours, or of another run.
+    """
+    checkpoint = read_checkpoint(path)
+    check_belongs(checkpoint, training.identity, path)
+    check_weights(checkpoint["state_dict"], module.state_dict(), path)
+    return checkpoint["global_step"]
 
 
 def _callbacks(training: Training, run: RunDirectory, console: Console) -> list[Callback]:
@@ -208,8 +214,9 @@ def _trainer(
 
 def _strategy(train: TrainConfig) -> dict[str, Any]:
     """On which device, and with whom."""
+    plugins = [AtomicCheckpointIO(), ExternalLaunch()]
     if world_size() == 1:
-        return {"devices": 1, "plugins": [AtomicCheckpointIO()]}
+        return {"devices": 1, "plugins": plugins}
     on_gpu = resolve_device(train.accelerator).type == "cuda"
     # Synchronized batch norm and the methods' queues are the same everywhere by themselves.
     strategy = DDPStrategy(broadcast_buffers=not train.sync_batchnorm)
@@ -217,7 +224,7 @@ def _strategy(train: TrainConfig) -> dict[str, Any]:
         "devices": [torch.cuda.current_device()] if on_gpu else 1,
         "num_nodes": world_size(),
         "strategy": strategy,
-        "plugins": [AtomicCheckpointIO(), ExternalLaunch()],
+        "plugins": plugins,
     }
 
 
