@@ -56,6 +56,20 @@ def test_saturated_masks_have_the_right_gradient(size, device):
     assert_close(found.cpu().double(), want, rtol=1e-4, atol=1e-5 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("at", [0, 3, 40])
+def test_a_nan_logit_makes_all_of_its_mask_nan(at, device):
+    """No shift gives it the mean."""
+    logits = torch.randn(2, 50, device=device)
+    logits[1, at] = torch.nan
+    mean = torch.tensor([0.3, 0.6], device=device)
+    weights, grad = with_gradient(
+        functional.budgeted_masks, logits, mean, torch.ones(4, 50, device=device)
+    )
+    assert weights.isnan().all(1).tolist() == [False, False, True, True]
+    assert not weights[:2].isnan().any()
+    assert grad[1].isnan().all()
+
+
 def test_no_masks(device):
     none = torch.zeros(0, 5, device=device)
     assert (functional.budgeted_masks(none, none[:, 0]) == torch.ones(1, 5, device=device)).all()

@@ -388,8 +388,20 @@ def test_gradients_without_subspaces_are_zero(contrast, device):
     used = [torch.full((2, 64, 64), 7.0, device=device) for _ in range(4)]
     del used  # memory that is given to the gradients
     given = {"y": y} if contrast else {}
-    lse, *_ = functional.contrastive_logsumexp(x, masks=masks, temperature=0.1, **given)
-    for grad in torch.autograd.grad(lse.sum(), [x, *given.values()]):
+    temperature = torch.tensor(0.1, requires_grad=True)
+    lse, *_ = functional.contrastive_logsumexp(x, masks=masks, temperature=temperature, **given)
+    for grad in torch.autograd.grad(lse.sum(), [x, temperature, *given.values()]):
+        assert not grad.any()
+
+
+@pytest.mark.parametrize("dim", [16, 300])  # one that tiles take, and a wider one
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5)], ids=str)
+def test_gradients_without_columns_are_zero(shape, dim, device):
+    x = torch.randn(2, 5, dim, device=device, requires_grad=True)
+    y = torch.randn(*shape, dim, device=device, requires_grad=True)
+    lse, *_ = functional.contrastive_logsumexp(x, y, temperature=0.1, offset=None)
+    assert (lse == -torch.inf).all()
+    for grad in torch.autograd.grad(lse.sum(), [x, y]):
         assert not grad.any()
 
 
@@ -441,6 +453,6 @@ def test_rejects_more_than_a_kernel_counts(which, shape, device, request):
         pytest.skip("a limit of the CUDA kernels")
     inputs = {name: torch.ones(1, 1, 1, device=device).expand(1, 1, shape[2]) for name in "xy"}
     inputs[which] = inputs[which][:, :, :1].expand(shape)
-    message = f"{which} must have at most 2147483392 rows .* on a GPU, got shape .*2147483648"
+    message = f"{which} must have at most 2147482624 rows .* on a GPU, got shape .*2147483648"
     with pytest.raises(ValueError, match=message):
         functional.contrastive_logsumexp(**inputs, temperature=0.1, offset=None)

@@ -154,6 +154,26 @@ def test_no_negatives(device):
     assert loss == -torch.inf and all(grad.isfinite().all() for grad in grads)
 
 
+def test_nan_of_a_query_does_not_reach_other_queries(device):
+    """Where the keys are no anchors and queries are not compared with each other."""
+    views = make_views((2, 6, 7), "list", device)
+    views[0][2] = torch.nan
+    options = {"temperature": 0.5, "within_views": False, "one_sided": True}
+    _, queries, keys = evaluate(functional.contrastive_loss, views, options)
+    assert queries.isnan().any(1).nonzero().flatten().tolist() == [2]
+    assert keys.isnan().all()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_row_whose_norm_overflows_has_no_gradient(options):
+    """On the CPU; CUDA's tiles make it NaN."""
+    views = make_views((2, 6, 7), "list", "cpu")
+    views[0][2] *= 1e20
+    _, *grads = evaluate(functional.contrastive_loss, views, options)
+    assert all(grad.isfinite().all() for grad in grads)
+    assert not grads[0][2].any()
+
+
 def test_scaled_gradients_of_float16(device):
     """A loss scaler's factor multiplies the gradients before they are rounded."""
     views = make_views((2, 90, 32), "list", device, torch.float16)

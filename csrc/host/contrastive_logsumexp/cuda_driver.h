@@ -225,6 +225,7 @@ class ContrastiveCudaDriver {
         b.p, chunk_limit(kernels::kManyRows), chunk_limit(kernels::kFusedBlocks));
     const MaskedCopies copies(in, b.p, plan.subspaces);
     sums.dots = in.new_empty({plan.slices});
+    if (in.subspaces() == 0) sums.dots.zero_();  // no kernel writes them
     if (grads.wants_masks) sums.masks = in.new_empty({plan.slices, in.subspaces(), in.dim()});
     const Tensor partial = in.new_empty({plan.partial});
     Tensor sum;
@@ -262,18 +263,16 @@ class ContrastiveCudaDriver {
     WideChunk(std::int64_t all_rows, std::int64_t all_views, std::int64_t all_subspaces,
               std::int64_t columns) {
       constexpr std::int64_t kMostElements = 1 << 24, kWantedElements = 1 << 22;
-      columns = std::max<std::int64_t>(columns, 1);
-      all_rows = std::max<std::int64_t>(all_rows, 1);
+      for (std::int64_t* count : {&all_rows, &all_views, &all_subspaces, &columns}) {
+        *count = std::max<std::int64_t>(*count, 1);
+      }
       rows = std::clamp<std::int64_t>(kMostElements / columns,
                                       std::min<std::int64_t>(128, all_rows), all_rows);
-      const std::int64_t view = std::max<std::int64_t>(all_rows * columns, 1);
-      views = rows < all_rows ? 1
-                              : std::clamp<std::int64_t>(kWantedElements / view, 1,
-                                                         std::max<std::int64_t>(all_views, 1));
-      subspaces = views < all_views
-                      ? 1
-                      : std::clamp<std::int64_t>(kWantedElements / (view * all_views), 1,
-                                                 std::max<std::int64_t>(all_subspaces, 1));
+      const std::int64_t view = all_rows * columns;
+      views = rows < all_rows ? 1 : std::clamp<std::int64_t>(kWantedElements / view, 1, all_views);
+      subspaces = views < all_views ? 1
+                                    : std::clamp<std::int64_t>(kWantedElements / (view * all_views),
+                                                               1, all_subspaces);
     }
   };
 
@@ -290,7 +289,7 @@ class ContrastiveCudaDriver {
     const MaskedCopies copies(in, b.p, chunk.subspaces);
     chunk.subspaces = copies.group;
     const Tensor buffer =
-        z.new_empty({chunk.subspaces, chunk.views, chunk.rows, columns}, z.options().dtype(type));
+        z.new_empty({chunk.subspaces * chunk.views * chunk.rows, columns}, z.options().dtype(type));
     Tensor total = grad != nullptr ? *grad : Tensor();
     if (grad != nullptr && in.subspaces() > 1 && z.scalar_type() != accumulation_type(z)) {
       total = in.new_empty(z.sizes());
@@ -307,7 +306,7 @@ class ContrastiveCudaDriver {
         const std::int64_t count = std::min(chunk.rows, rows - row);
         const std::int64_t some_views = std::min(chunk.views, views - view);
         const std::int64_t in_subspace = some_views * count;
-        const Tensor weights = buffer.view({-1, columns}).narrow(0, 0, subspaces * in_subspace);
+        const Tensor weights = buffer.narrow(0, 0, subspaces * in_subspace);
         error = kernels::contrastive_weights_cuda({.b = part,
                                                    .view = view,
                                                    .views = some_views,

@@ -30,8 +30,8 @@ struct ContrastiveInputs {
   bool self;
   kernels::ContrastiveOptions options;
   std::int64_t offset;
-  // Of views that are tensors of their own, how far apart in memory they are, in elements; x then
-  // has the shape of all and the data of the first one.
+  // If the views are separate tensors: their distance in memory, in elements. x then has the shape
+  // of all views and the data of the first.
   std::optional<std::int64_t> apart;
 
   ContrastiveInputs(const Tensor& x_, const OptionalTensor& y_, const OptionalTensor& masks_,

@@ -1,5 +1,6 @@
 #include "kernels/contrastive_loss/contrastive_loss.h"
 
+#include <limits>
 #include <string>
 
 #include "host/common/checks.h"
@@ -70,6 +71,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
         parallel_rows(blocks, 32 * V * V * kernels::kPairBlock,
                       [&](auto begin, auto end) { kernels::contrastive_loss_cpu(p, begin, end); });
         kernels::contrastive_loss_mean_cpu(p);
+        // Rows of the other views are no anchors: infinite sums keep what is NaN in them out of
+        // the gradient, where their terms are 0.
+        if (one_sided) {
+          lse.narrow(0, 1, V - 1).fill_(std::numeric_limits<double>::infinity());
+        }
       },
       [&](auto stream) {
         const std::int64_t blocks = kernels::loss_blocks(V * N);

@@ -68,6 +68,10 @@ struct ShiftSearch {
 
   MAST_EXT_HD void step(A found, A slope) {
     const A excess = found - mean;
+    if (excess != excess) {  // a logit is NaN, and so is the shift
+      shift = excess;
+      return;
+    }
     (excess > 0 ? low : high) = shift;
     const A next = shift + excess / slope;
     shift = next >= low && next <= high ? next : low + (high - low) / 2;

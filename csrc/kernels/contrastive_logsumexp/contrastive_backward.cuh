@@ -29,7 +29,7 @@ struct FusedTile {
   static constexpr bool kOwnRows = kOwnRows_;  // of each warp
   static constexpr int kRows = kOwnRows ? 128 : kParts > 1 && kDim > 128 ? 32 : 64;
   static constexpr int kColumns = kDim > 64 && (kParts > 1 || kOwnRows) ? 32 : 64;
-  // Four by one warps, or two by two.
+  // Warps of a block: four by one, or two by two.
   static constexpr int kWarpColumns = kOwnRows ? 1 : 2, kWarpRows = kFusedWarps / kWarpColumns;
   // Blocks per warp: of 16 rows, 16 columns, 16 elements.
   static constexpr int kRowBlocks = kRows / 16 / kWarpRows;
@@ -145,7 +145,7 @@ struct PartialSums {
         rows(part.rows),
         splits(static_cast<int>(f.plan.splits)),
         dim(dim_) {}
-  // Of row `row` of the part.
+  // Where the sums of row `row` of this part lie.
   __device__ __forceinline__ float* sums_of(int k, int split, std::int64_t row) const {
     return sums + ((k * splits + split) * rows + row) * dim;
   }

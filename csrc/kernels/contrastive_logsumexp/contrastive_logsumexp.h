@@ -249,8 +249,9 @@ struct ContrastiveWeights {
   void* weights;  // [K, views, count, Vy * M]
 };
 
-// CUDA kernels index the rows of a view and the elements of a row in 32 bits.
-inline constexpr std::int64_t kMostCounted = (std::int64_t{1} << 31) - 256;
+// CUDA kernels index the rows of a view and the elements of a row in 32 bits, by steps of at most
+// 1024, which must not leave them after the last element.
+inline constexpr std::int64_t kMostCounted = (std::int64_t{1} << 31) - 1024;
 
 // The widest rows whose tiles fit into a GPU's shared memory. float32 takes more of it: three parts
 // of 16 bits for each element (mma.cuh).
@@ -260,7 +261,7 @@ inline std::int64_t most_fused_dims(DType dtype) {
 }
 
 // Queue on `stream`; the result is a cudaError_t, cudaSuccess when every launch was accepted. lse
-// is there after contrastive_merge_cuda().
+// is complete only after contrastive_merge_cuda().
 [[gnu::weak]] int contrastive_forward_cuda(const ContrastiveForward& p, CUstream_st* stream);
 [[gnu::weak]] int contrastive_merge_cuda(const ContrastiveForward& p, CUstream_st* stream);
 [[gnu::weak]] int contrastive_fused_backward_cuda(const ContrastiveFusedBackward& p,

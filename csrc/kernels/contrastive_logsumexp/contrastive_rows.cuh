@@ -8,8 +8,8 @@ namespace mast_ext::kernels::contrastive {
 
 inline constexpr int kRowThreads = 256, kRowWarps = kRowThreads / kWarpSize;
 
-// Where row `at` of V * N begins, in elements. A division of 64 bits takes a hundred instructions:
-// it is for once a row, not for once a packet.
+// Where row `at` of V * N begins, in elements. A 64-bit division takes a hundred instructions:
+// call this once a row, not once a packet.
 __device__ __forceinline__ std::int64_t start_of(const EmbeddingRows& z, std::int64_t at) {
   const std::int64_t view = at / z.rows;
   return view * z.view_stride + (at - view * z.rows) * z.row_stride;

@@ -17,13 +17,13 @@ struct Planes {
   L* channel(std::int64_t c) const { return data + c * pixels(); }
 };
 
-// Cuts off what is behind the point; not of negative numbers.
+// Truncates toward zero; the value must not be negative.
 template <typename T>
 T truncated(T value) {
   return static_cast<T>(static_cast<std::int32_t>(value));
 }
 
-// Of what is no number, 0.
+// Clamps to [0, kTop]; NaN becomes 0.
 template <typename L>
 number_t<L> clamped(number_t<L> value) {
   return std::min(std::max(number_t<L>{0}, value), Levels<L>::kTop);
@@ -193,7 +193,7 @@ void blur(const Planes<L>& planes, float sigma) {
     return std::min(at, period - at) % size;
   };
   const std::int64_t height = planes.height, width = planes.width, stride = whole_lines(width);
-  // A row, and all rows, between what is reflected on both sides.
+  // One row, then all rows, each with a reflected margin on both sides.
   T* const row = scratch<T, struct Row>(stride + 2 * radius);
   T* const rows = scratch<T, struct Rows>((height + 2 * radius) * stride);
   std::fill_n(row, stride + 2 * radius, T{0});
