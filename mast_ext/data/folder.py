@@ -1,5 +1,6 @@
 """Image files under a folder, with their classes when sub-folders name them."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -212,10 +213,20 @@ def _walk(
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from _walk(entry.path, suffixes, unread, (*above, real))
             elif _counts(entry.name, suffixes, unread):
                 yield entry.path
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is one, or a link to one. A link that leads back to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def _counts(name: str, suffixes: Sequence[str], unread: Counter[str]) -> bool:

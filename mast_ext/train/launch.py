@@ -22,8 +22,11 @@ from mast_ext.train.config import TrainConfig
 from mast_ext.train.errors import EndedByAnother, ProcessKilled, RunError, SettingsError
 from mast_ext.train.signals import handlers_restored
 
-LAUNCHER_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""For which torch's launcher sets handlers, and leaves them set."""
+LAUNCHER_SIGNALS = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
+    signal.SIGUSR1,  # which clusters announce a job's end by
+)
+"""Torch's launcher passes these on to the processes. It leaves its handlers set."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +292,7 @@ def launch(module: str, arguments: Sequence[str], count: int) -> int:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        signals_to_handle=",".join(each.name for each in LAUNCHER_SIGNALS),
     )
     logging.disable()  # the launcher's account of the failure; ours has been given
     try:

@@ -59,6 +59,17 @@ def test_stops_and_goes_on_as_one_process_would(call, start, stop_at, tiny, shap
     assert load_config(run).train.devices == 2
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_clusters_signal_stops_all_processes(stop_at, tiny, shapes, tmp_path):
+    """It goes to the launcher, too, which must not end before the others."""
+    options = ["pretrain", *tiny, *shapes, *OPTIONS, "--train.devices=2"]
+    status, _, err = stop_at(3, signal.SIGUSR1, *options, processes=2)
+    assert status == 128 + signal.SIGUSR1, err
+    assert f"mast-ext: stopped by signal {int(signal.SIGUSR1)} after step 4" in err
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 4
+
+
 TORCHRUN_SAYS = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 SLURM_SAYS = {
     "SLURM_STEP_ID": "0",

@@ -163,6 +163,15 @@ def test_links_in_a_circle_are_not_followed(split_folder, target):
     assert (cats, dogs) == (4 if "deeper" in target else 3, 5)
 
 
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(split_folder):
+    for name in ("loop", "loop.png"):
+        (split_folder / "train/cat" / name).symlink_to(name)
+    with pytest.raises(BadImageError, match=r"loop\.png"):
+        FolderSource(split_folder, "train")
+    source = FolderSource(split_folder, "train", on_bad_image="skip")
+    assert source.skipped == [str(split_folder / "train/cat/loop.png")]
+
+
 def test_a_folder_that_cannot_be_read_is_no_empty_one(split_folder, monkeypatch):
     """Its images would be missing without a word."""
     scandir = os.scandir
