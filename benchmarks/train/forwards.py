@@ -1,6 +1,7 @@
 """How many image forwards a step of the program has.
 
-Imported where it is called: after this, no method can be registered any more.
+Import it after all methods are registered: the program's settings, which it imports, have a group
+for each method that there is by then.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,11 @@ from mast_ext.train.networks import build_networks
 
 
 def forwards_per_step(options: Sequence[str]) -> float:
-    """Of every image of a batch, in a run of these options of ``mast-ext pretrain``."""
+    """How often each image of a batch goes through a network in the first step of a run.
+
+    Args:
+        options: Of ``mast-ext pretrain``.
+    """
     config = config_of(options)
     networks = build_networks(config)
     images = open_source("shapes", "train", max_images=config.train.batch_size)  # any will do

@@ -46,8 +46,8 @@ class Treatment:
 
     Attributes:
         options: Of ``mast-ext pretrain``.
-        against_forwards: Whether a plain run of as many image forwards is trained, too; only for
-            what has as many at every step.
+        against_forwards: Whether a plain run of as many image forwards is trained, too. Only for
+            options by which all steps have equally many.
         unfit: Methods that do not take these options.
         length: Epochs, relative to those of the plain method.
     """
@@ -62,8 +62,8 @@ def main(
     title: str, treatments: Mapping[str, Treatment], methods: Sequence[str], runs: str, about: str
 ) -> None:
     """Trains what is missing, and writes the tables."""
-    # Before the program's settings are made, since every run's file has those of these methods;
-    # not above, so that tests do not have the methods.
+    # Registers methods, whose settings stand in every run's config.yaml, before anything imports
+    # the program's settings. Not at the top: tests that import this file would have them, too.
     import rivals  # noqa: F401
 
     parser = argparse.ArgumentParser(description=about)
@@ -174,7 +174,7 @@ def main(
 def treatments_of(
     method: str, chosen: Mapping[str, Treatment], options: Sequence[str]
 ) -> Iterator[tuple[str, Treatment]]:
-    """What is trained of a method: the plain one first, after a treatment its equal in forwards."""
+    """What is trained of a method: plain first; a treatment, then plain with as many forwards."""
     from forwards import forwards_per_step
 
     yield PLAIN, Treatment(())

@@ -26,8 +26,8 @@ class Variant:
 
     Attributes:
         options: Of ``mast-ext pretrain``.
-        length: Epochs of a run as a multiple of ``--epochs``: below 1 where more views of an image
-            go through the network, so that all variants have as many image forwards.
+        length: Epochs of a run as a multiple of ``--epochs``. Variants whose steps differ in image
+            forwards can so have equally many.
     """
 
     options: tuple[str, ...]

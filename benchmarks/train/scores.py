@@ -110,8 +110,8 @@ def machine() -> str:
 
 
 def scores_of(run: Path) -> Scores:
-    """Of a run in its directory."""
-    # Here, since methods are registered before: settings of a run are those of all methods.
+    """What was measured of a run, from the files in its directory."""
+    # Not at the top: methods must be registered before the program's settings are imported.
     from mast_ext.cli.pretrain import load_config
     from mast_ext.train.networks import build_networks
 

@@ -62,20 +62,12 @@ def test_rates_are_tried_until_the_best_lies_between_others(gains):
     assert gains.next_rates({4e-3: 0.3, 8e-3: 0.4, 1.6e-2: 0.2}) == []
 
 
-@pytest.mark.parametrize(
-    ("method", "option", "more"),
-    [
-        ("simclr", "--hard_views.views=4", (2 + 4) / 2),
-        ("simclr", "--equimod.weight=1", 3 / 2),
-        ("byol", "--equimod.weight=1", (2 * 2 + 1) / (2 * 2)),  # its teacher sees no plain image
-        ("dino", "--hard_views.views=4", None),
-    ],
-)
-def test_plain_runs_of_equal_forwards_are_as_long_as_the_programs_baseline(
-    gains, method, option, more
-):
-    import forwards
+@pytest.mark.parametrize("option", ["--hard_views.views=4", "--equimod.weight=1"])
+@pytest.mark.parametrize("method", ["simclr", "byol", "dino"])
+def test_plain_runs_of_equal_forwards_are_as_long_as_the_programs_baseline(gains, method, option):
+    from forwards import config_of
 
+    from mast_ext.data import open_source
     from mast_ext.train.pretrain import plan
 
     treatment = gains.Treatment((option,), against_forwards=True)
@@ -84,12 +76,9 @@ def test_plain_runs_of_equal_forwards_are_as_long_as_the_programs_baseline(
     assert list(found) == ["plain", "it", "plain, forwards of it"]
     equal = found["plain, forwards of it"]
     assert equal == gains.Treatment((), length=equal.length)
-    if more is not None:
-        assert equal.length == more
-    source = forwards.open_source("shapes", "train", max_images=8)
-    config = forwards.config_of([f"--method={method}", option, f"--baseline={method}", *options])
-    trained, baseline = plan(config, source)
-    assert baseline.steps == round(equal.length * trained.steps)
+    config = config_of([f"--method={method}", option, f"--baseline={method}", *options])
+    trained, baseline = plan(config, open_source("shapes", "train", max_images=8))
+    assert trained.steps < baseline.steps == round(equal.length * trained.steps)
 
 
 def test_what_a_method_does_not_take_is_left_out(gains):

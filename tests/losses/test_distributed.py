@@ -535,14 +535,10 @@ def run_world(rank, world_size, directory):
         "default_device": beside_a_default_device(images[:, mine]) if world_size > 1 else None,
     }
     if world_size == max(WORLD_SIZES):
-        found["compiled"] = {
-            name: train(name, images[:, mine], changed[mine], average, compiled)
-            for name in COMPILED
-        }
-        found["checkpointed"] = {
-            name: train(name, images[:, mine], changed[mine], average, checkpointed)
-            for name in CHECKPOINTED
-        }
+        for around, names in ((compiled, COMPILED), (checkpointed, CHECKPOINTED)):
+            found[around.__name__] = {
+                name: train(name, images[:, mine], changed[mine], average, around) for name in names
+            }
         found["transformed"] = {
             name: in_transform(name, images[:, mine], changed[mine]) for name in TRANSFORMED
         }
@@ -617,22 +613,16 @@ def test_an_image_on_each_process_equals_one_process(objective, world_size, proc
             torch.testing.assert_close(mine, truth, rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("objective", COMPILED)
-def test_compiles_around_the_gathers(objective, processes):
+@pytest.mark.parametrize(
+    ("around", "objective"),
+    [("compiled", name) for name in COMPILED] + [("checkpointed", name) for name in CHECKPOINTED],
+)
+def test_equals_itself_compiled_and_in_a_checkpoint(around, objective, processes):
     for found in processes:
         found = found[len(processes)]
-        compiled, eager = found["compiled"][objective], found["results"][objective]
-        for mine, truth in zip(compiled, eager, strict=True):
-            torch.testing.assert_close(mine, truth)
-
-
-@pytest.mark.parametrize("objective", CHECKPOINTED)
-def test_checkpoints_around_the_gathers(objective, processes):
-    for found in processes:
-        found = found[len(processes)]
-        again, eager = found["checkpointed"][objective], found["results"][objective]
-        for mine, truth in zip(again, eager, strict=True):
-            torch.testing.assert_close(mine, truth)
+        pairs = zip(found[around][objective], found["results"][objective], strict=True)
+        for mine, plain in pairs:
+            torch.testing.assert_close(mine, plain)
 
 
 @pytest.mark.parametrize("objective", TRANSFORMED)
